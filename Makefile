@@ -1,0 +1,43 @@
+# make demo | make test | make lint. Everything is installed into .venv from pyproject.toml.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= outputs/demo
+
+.PHONY: demo test lint format clean help
+
+help:
+	@sed -n '1p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fedhubert needs Python 3.11 or newer; name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/fedhubert prepare sample
+	$(BIN)/fedhubert train experiment=demo out=$(OUT) resume=auto
+	@test -f $(OUT)/huggingface/config.json || $(BIN)/fedhubert export --checkpoint $(OUT) --format huggingface --out $(OUT)/huggingface
+	@echo "HuggingFace export: $(OUT)/huggingface"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check fedhubert server_app client_app tests
+	$(BIN)/ruff format --check fedhubert server_app client_app tests
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix fedhubert server_app client_app tests
+	$(BIN)/ruff format fedhubert server_app client_app tests
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

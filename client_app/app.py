@@ -1,0 +1,8 @@
+"""The Flower ClientApp: what every node (a site, or a simulated one) runs."""
+
+from flwr.clientapp import ClientApp
+
+from fedhubert.federation.client import register
+
+app = ClientApp()
+register(app)

@@ -1,0 +1,134 @@
+"""Files and folders that appear whole or not at all, also when the process is killed or the disk is full. Needs no torch."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fedhubert.errors import CheckpointError
+
+TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".writing-", ".tmp"
+
+
+class HashingFile:
+    """A file to write to, front to back, that takes the SHA-256 of what passes.
+
+    ``error`` keeps the operating system's own error, which a writer in C++ turns into one without a reason.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._hash = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            self._raw.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._hash.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name under which ``path`` is written before it is renamed: in the same folder, so that the rename is atomic."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}{TEMPORARY_SUFFIX}")
+
+
+def write_temporary(path: Path, write: Callable[[HashingFile], None]) -> str:
+    """Write :func:`temporary_path` of ``path`` down to the disk and return its SHA-256; rename it to make it count.
+
+    Raises:
+        OSError: the disk is full or not writable; the temporary file is gone.
+    """
+    temporary = temporary_path(path)
+    file: HashingFile | None = None
+    try:
+        with open(temporary, "wb") as raw:
+            file = HashingFile(raw)
+            write(file)
+            raw.flush()
+            os.fsync(raw.fileno())
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if file is not None and file.error is not None and file.error is not error:
+            raise file.error from None
+        raise
+    return file.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def explaining_write_errors(folder: Path) -> Iterator[None]:
+    """Turn an :class:`OSError` of the block into a :class:`CheckpointError` that names ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"cannot write to {folder}: {reason}; free some space there or choose another folder") from error
+
+
+def publish_folder(out: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Let ``fill`` write files into a temporary folder, then make them appear at ``out``: all at once if ``out`` is new or empty.
+
+    With ``overwrite``, files of the same names in ``out`` are replaced one by one, each atomically; others stay as they are.
+
+    Raises:
+        CheckpointError: ``out`` is a file, or not empty without ``overwrite``, or cannot be written.
+    """
+    with explaining_write_errors(out):
+        if out.exists() and not out.is_dir():
+            raise CheckpointError(f"{out} is a file; name a folder to write to", setting="--out")
+        in_use = out.is_dir() and any(out.iterdir())
+        if in_use and not overwrite:
+            raise CheckpointError(
+                f"{out} is not empty: choose another folder, or replace its files with --force", setting="--out"
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX, dir=out if in_use else out.parent))
+        try:
+            fill(temporary)
+            written = sorted(temporary.iterdir())
+            for file in written:
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+            if in_use:
+                for file in written:
+                    os.replace(file, out / file.name)
+            else:
+                temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+                os.replace(temporary, out)
+            sync_folder(out if in_use else out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

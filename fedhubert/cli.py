@@ -1,0 +1,145 @@
+"""The command ``fedhubert``. Verbs that train take Hydra overrides (``federated.num_rounds=20``), verbs on files take ``--flags``.
+
+Every failure exits non-zero and its last line says why: 1 for an error, 2 for a wrong call, 75 for a run that was asked to stop and can be resumed.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from fedhubert import __version__
+from fedhubert.errors import FedhubertError
+
+EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
+
+VERBS = {
+    "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
+    "train": "federated training, simulated on this host (takes Hydra overrides)",
+    "export": "turn a round checkpoint into a HuggingFace directory",
+}
+
+TRAIN_HELP = """\
+usage: fedhubert train [KEY=VALUE ...] [--cfg job] [-m]
+
+Train federated on this host: Flower's simulation engine plays every client. KEY=VALUE are Hydra overrides.
+
+  fedhubert train                                            the demo: five languages, five clients
+  fedhubert train experiment=E out=DIR resume=auto           go on where DIR was left
+  fedhubert train data.manifest=PATH federated.num_rounds=20 your own audio (see `fedhubert prepare folder`)
+  fedhubert train -m seed=1,2,3                              a sweep: one folder per job
+
+options:
+  --cfg job          print the resolved configuration and exit
+  -m, --multirun     run every combination of comma-separated values
+  -h, --help         this text
+
+stopping: Ctrl-C (or SIGTERM, or SIGUSR1) ends the run after the round in flight is dropped, with its last finished round
+saved, and exit code 75; the same command with resume=auto goes on.
+
+choices:
+{choices}
+All keys with their values: fedhubert train --cfg job
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["train"]:
+            return train(arguments[1:])
+        parser = _parser()
+        parsed = parser.parse_args(arguments)
+        if not hasattr(parsed, "run"):
+            parser.print_help()
+            return EXIT_USAGE
+        run: Callable[[argparse.Namespace], int] = parsed.run
+        return run(parsed)
+    except FedhubertError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        print("fedhubert: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # for example `fedhubert train --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
+
+
+def _fail(error: FedhubertError) -> int:
+    print(f"fedhubert: {error}", file=sys.stderr)
+    return EXIT_RESUMABLE if error.code == "interrupted" else EXIT_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    from fedhubert.checkpoints import export
+    from fedhubert.data import prepare
+
+    parser = argparse.ArgumentParser(
+        prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
+    )
+    parser.add_argument("--version", action="version", version=f"fedhubert {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    for name, module in (("prepare", prepare), ("export", export)):
+        verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)
+    verbs.add_parser("train", help=VERBS["train"], add_help=False)
+    return parser
+
+
+def train(arguments: Sequence[str]) -> int:
+    """``fedhubert train``: see :data:`TRAIN_HELP`."""
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if "--cfg" in flags:
+        overrides = [argument for argument in overrides if argument != "job"]
+    unknown = [flag for flag in flags if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job")]
+    if unknown:
+        print(f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, see --help", file=sys.stderr)
+        return EXIT_USAGE
+    if {"-h", "--help"} & set(flags):
+        from fedhubert.compose import group_choices
+
+        choices = "".join(f"  {group + '=':13s}{', '.join(names)}\n" for group, names in group_choices().items())
+        print(TRAIN_HELP.format(choices=choices))
+        return 0
+    if {"-m", "--multirun"} & set(flags):
+        return _multirun(overrides)
+    from fedhubert import compose
+
+    config = compose.compose(overrides)
+    if flags:
+        print(compose.to_yaml(config), end="")
+        return 0
+    from fedhubert.federation.run import train_here
+
+    train_here(config)
+    return 0
+
+
+def _multirun(overrides: Sequence[str]) -> int:
+    """Run a sweep; a job that fails is reported and does not stop the others."""
+    from fedhubert.compose import multirun
+    from fedhubert.config import Config
+    from fedhubert.federation.run import train_here
+
+    failures: list[str] = []
+
+    def job(config: Config) -> float:
+        try:
+            return train_here(config)
+        except FedhubertError as error:
+            if error.code == "interrupted":
+                raise
+            failures.append(f"{config.out}: {error}")
+            return float("nan")
+
+    multirun(overrides, job)
+    if failures:
+        raise FedhubertError(f"{len(failures)} jobs of the sweep failed; {'; '.join(failures)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

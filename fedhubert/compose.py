@@ -1,0 +1,115 @@
+"""From ``conf/`` and overrides to a validated :class:`~fedhubert.config.Config`. The only module that imports Hydra."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedhubert.config import Config, validate
+from fedhubert.errors import ConfigError
+
+OmegaConf.register_new_resolver("add", lambda left, right: int(left) + int(right), replace=True)
+
+
+def config_folder() -> Path:
+    """Return the folder of the YAML files: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"no conf/config.yaml in {package} or beside it: the installation is incomplete")
+
+
+def group_choices() -> dict[str, list[str]]:
+    """Return the names of each config group's files, for help texts."""
+    folders = sorted(path for path in config_folder().iterdir() if path.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """Compose ``conf/config.yaml`` with Hydra ``overrides`` (``federated.num_rounds=20``, ``experiment=demo``) and validate the result.
+
+    Raises:
+        ConfigError: an override that Hydra cannot parse, an unknown key or group, a value out of range; named by its dotted key.
+    """
+    try:
+        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = hydra.compose("config", list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from None
+    return to_config(composed)
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Resolve interpolations and validate; raises :class:`ConfigError`."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(
+            f"no value for {', '.join(missing)}: give it on the command line, for example `{missing[0]}=...`", setting=missing[0]
+        )
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from None
+    assert isinstance(values, dict)
+    return validate(Config, {str(key): value for key, value in values.items()})
+
+
+def to_yaml(config: Config) -> str:
+    """Return the resolved configuration as YAML, in the order of the config classes."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def multirun(overrides: Sequence[str], job: Callable[[Config], Any]) -> None:
+    """Run Hydra's multirun: ``job`` once per combination, each with its ``out`` below the sweep's folder."""
+
+    def one(composed: DictConfig) -> Any:
+        config = to_config(composed)
+        if config.out is None:
+            sweep = HydraConfig.get().sweep
+            config = config.model_copy(update={"out": str(Path(sweep.dir, sweep.subdir).absolute())})
+        return job(config)
+
+    program, arguments = sys.argv[0], sys.argv
+    sys.argv = [program, "--multirun", *overrides]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(one)()
+    finally:
+        sys.argv = arguments
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's messages span lines and end in advice for developers; keep what names the key, and offer near misses."""
+    unknown = re.match(r"Could not override '(.+?)'", str(error))
+    if unknown:
+        key = unknown.group(1)
+        return f"unknown key `{key}`{_near_miss(key, _all_keys())}"
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    return " ".join(line for line in lines if "provider=" not in line and line != "Config search path:").removeprefix(
+        "In 'config': "
+    )
+
+
+def _near_miss(key: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(key, known, n=3)
+    return f"; did you mean {' or '.join(matches)}?" if matches else "; `fedhubert train --cfg job` prints all keys"
+
+
+def _all_keys() -> list[str]:
+    return list(_flatten(compose([]).model_dump()))
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")

@@ -1,0 +1,309 @@
+"""The whole configuration of a run as typed, frozen models.
+
+``conf/`` holds the values, :mod:`fedhubert.compose` turns them into a :class:`Config`, and everything else takes the part that it
+needs. An unknown key, a wrong type or a value out of range is refused by its dotted name. Units are in the names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedhubert.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+ConvLayer = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+NUM_SPECIAL_ROWS = 4
+"""Rows that fairseq's Dictionary puts before the clusters (``<s> <pad> </s> <unk>``): cluster i is row i + 4 of the label embeddings."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PartitionConfig(_Model):
+    """How one manifest becomes the clients' data (simulation; a real site's manifest is its own partition)."""
+
+    kind: Literal["random", "speaker", "column", "dirichlet"] = "random"
+    column: str | None = None
+    alpha: Positive = 0.5
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+
+    @model_validator(mode="after")
+    def _column_given(self) -> Self:
+        if self.kind in ("column", "dirichlet") and not self.column:
+            raise ValueError(f"kind={self.kind} needs `column`, the manifest column to split by")
+        return self
+
+
+class DataConfig(_Model):
+    """Where the audio is and how batches are cut from it."""
+
+    manifest: str | None = None
+    root: str | None = None
+    sample_rate_hz: Literal[16000] = 16000
+    min_seconds: Annotated[float, Field(ge=0.25)] = 2.0
+    max_seconds: Positive = 15.625
+    batch_seconds: Positive = 87.5
+    num_workers: Count = 1
+    prefetch_batches: PositiveInt = 4
+    partition: PartitionConfig = PartitionConfig()
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> Self:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError("min_seconds is larger than max_seconds")
+        if self.batch_seconds < self.max_seconds:
+            raise ValueError("batch_seconds is smaller than max_seconds, so the longest crop fits no batch")
+        return self
+
+
+class ModelConfig(_Model):
+    """A HuBERT encoder with its masked-prediction head (names as in the HuBERT recipe)."""
+
+    name: str
+    conv_layers: tuple[ConvLayer, ...]
+    conv_norm: Literal["group_norm", "layer_norm"] = "group_norm"
+    conv_bias: bool = False
+    embed_dim: PositiveInt
+    num_layers: PositiveInt
+    num_heads: PositiveInt
+    ffn_dim: PositiveInt
+    pos_conv_kernel: PositiveInt = 128
+    pos_conv_groups: PositiveInt = 16
+    layer_norm_first: bool = False
+    dropout: Probability = 0.1
+    attention_dropout: Probability = 0.1
+    activation_dropout: Probability = 0.0
+    feature_dropout: Probability = 0.1
+    layer_drop: Probability = 0.05
+    final_dim: PositiveInt = 256
+    num_classes: Annotated[int, Field(gt=NUM_SPECIAL_ROWS + 1)] = 504
+    logit_temperature: Positive = 0.1
+    label_init: Literal["uniform", "normal"] = "uniform"
+    feature_grad_mult: PositiveFraction = 0.1
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.embed_dim % self.pos_conv_groups:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of pos_conv_groups {self.pos_conv_groups}")
+        stride = 1
+        for _, _, layer_stride in self.conv_layers:
+            stride *= layer_stride
+        if stride != 320:
+            raise ValueError(f"conv_layers have a total stride of {stride} samples; HuBERT's frames are 320 samples (50 Hz)")
+        return self
+
+
+class TaskConfig(_Model):
+    """What is learned: masked prediction of pseudo-labels."""
+
+    name: Literal["pretrain"] = "pretrain"
+    mask_probability: PositiveFraction = 0.8
+    mask_length_frames: PositiveInt = 10
+    min_masks: PositiveInt = 2
+    feature_penalty: NonNegative = 10.0
+
+
+class TargetsConfig(_Model):
+    """Where the pseudo-labels come from."""
+
+    kind: Literal["kmeans", "precomputed"] = "kmeans"
+    source: Literal["mfcc"] = "mfcc"
+    num_clusters: Annotated[int, Field(ge=2)] = 500
+    label_rate_hz: Literal[50, 100] = 100
+    labels: str | None = None
+    max_iterations: PositiveInt = 30
+    tolerance: NonNegative = 1e-4
+    max_frames_per_client: PositiveInt = 200_000
+    seed_frames_per_client: PositiveInt = 20_000
+
+    @model_validator(mode="after")
+    def _labels_given(self) -> Self:
+        if self.kind == "precomputed" and not self.labels:
+            raise ValueError("kind=precomputed needs `labels`: a .km file, or column:NAME for a manifest column")
+        return self
+
+
+class FederatedConfig(_Model):
+    """Who takes part in a round and what the server does with the updates."""
+
+    num_clients: PositiveInt = 10
+    num_rounds: PositiveInt = 100
+    client_fraction: PositiveFraction = 0.5
+    min_clients: PositiveInt = 1
+    strategy: Literal["FedAvg", "FedAdam"] = "FedAdam"
+    server_learning_rate: Positive = 1.0
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+    eta: Positive = 0.01
+    tau: Positive = 0.001
+    weight_by: Literal["frames", "utterances", "uniform"] = "frames"
+    round_timeout_s: Positive = 3600.0
+    connect_timeout_s: Positive = 300.0
+
+    @property
+    def clients_per_round(self) -> int:
+        """Clients asked each round: the fraction of all of them, rounded, at least ``min_clients``."""
+        return min(self.num_clients, max(self.min_clients, round(self.client_fraction * self.num_clients), 1))
+
+    @model_validator(mode="after")
+    def _enough_clients(self) -> Self:
+        if self.min_clients > self.num_clients:
+            raise ValueError(f"min_clients {self.min_clients} is larger than num_clients {self.num_clients}")
+        return self
+
+
+class ClientConfig(_Model):
+    """Local training on one client."""
+
+    local_steps: Annotated[int, Field(ge=1)] | None = None
+    local_epochs: PositiveInt = 1
+    accumulate: PositiveInt = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer_policy: Literal["reset", "keep"] = "reset"
+    lr: Positive = 5e-4
+    betas: tuple[Probability, Probability] = (0.9, 0.98)
+    eps: Positive = 1e-6
+    weight_decay: NonNegative = 0.01
+    warmup_fraction: Fraction = 0.08
+    schedule: Literal["linear", "constant"] = "linear"
+    grad_clip_norm: NonNegative = 10.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool = False
+    device: str = "auto"
+    threads: PositiveInt = 1
+    validation_batches: Count = 0
+    state_dir: str | None = None
+
+
+class SimulationConfig(_Model):
+    """Size of the single host that plays all clients (``fedhubert train``; ``flwr run`` takes Flower's own options)."""
+
+    num_workers: PositiveInt = 2
+    gpus_per_client: NonNegative = 0.0
+    num_supernodes: PositiveInt | None = None
+
+
+class CheckpointConfig(_Model):
+    """Which round checkpoints are written and kept; the last round's always is."""
+
+    every: PositiveInt = 10
+    keep_last: PositiveInt = 5
+
+
+class EvaluationConfig(_Model):
+    """Optional evaluation on the server, on a manifest that the server can read."""
+
+    manifest: str | None = None
+    root: str | None = None
+
+
+class Config(_Model):
+    """Everything that defines a run."""
+
+    experiment: str
+    seed: Count = 0
+    out: str | None = None
+    resume: Literal["auto", "never"] = "never"
+    checkpoint_dir: str | None = None
+    data: DataConfig = DataConfig()
+    model: ModelConfig
+    task: TaskConfig = TaskConfig()
+    targets: TargetsConfig = TargetsConfig()
+    federated: FederatedConfig = FederatedConfig()
+    client: ClientConfig = ClientConfig()
+    simulation: SimulationConfig = SimulationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _classes_match_clusters(self) -> Self:
+        wanted = self.targets.num_clusters + NUM_SPECIAL_ROWS
+        if self.model.num_classes != wanted:
+            raise ValueError(
+                f"model.num_classes is {self.model.num_classes}, but targets.num_clusters {self.targets.num_clusters} and "
+                f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to have it derived"
+            )
+        return self
+
+
+class ClientJob(_Model):
+    """The part of a run's configuration that clients receive: no server path is in it."""
+
+    seed: Count
+    num_clients: PositiveInt
+    num_rounds: PositiveInt
+    weight_by: Literal["frames", "utterances", "uniform"]
+    data: DataConfig
+    model: ModelConfig
+    task: TaskConfig
+    targets: TargetsConfig
+    client: ClientConfig
+
+
+def client_job(config: Config) -> ClientJob:
+    """Return what clients need to know of ``config``."""
+    return ClientJob(
+        seed=config.seed,
+        num_clients=config.federated.num_clients,
+        num_rounds=config.federated.num_rounds,
+        weight_by=config.federated.weight_by,
+        data=config.data,
+        model=config.model,
+        task=config.task,
+        targets=config.targets,
+        client=config.client,
+    )
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def validate(cls: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+    """Build ``cls`` from plain values.
+
+    Raises:
+        ConfigError: with one line per offending key: its dotted name, what is wrong and the value found.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        first = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ConfigError("; ".join(lines), setting=first) from None
+
+
+def from_json(cls: type[ModelT], text: str) -> ModelT:
+    """Inverse of ``model_dump_json``; raises :class:`ConfigError` like :func:`validate`."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError("not a JSON object")
+    return validate(cls, values)
+
+
+def _explain(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown key `{name}`"
+    if item["type"] == "missing":
+        return f"`{name}` is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    return f"{name}={item['input']!r}: {message[0].lower()}{message[1:]}"

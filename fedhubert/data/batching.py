@@ -1,0 +1,149 @@
+"""Which utterances make a batch: length buckets, equal-length crops, and an order that a single number can find again.
+
+``position`` counts the batches that a client has consumed since the start of the run. Every epoch has the same number of batches, so
+``divmod(position, num_batches)`` gives the epoch and the batch in it, and a run goes on at any position without replaying what came before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedhubert.config import DataConfig
+from fedhubert.errors import DataError
+from fedhubert.seeding import generator
+
+FRAME_SAMPLES, RECEPTIVE_SAMPLES = 320, 400
+
+_BUCKET_RATIO = 1.15
+"""Longest over shortest utterance of a bucket: at most this much of an uncropped utterance is cut off to match its batch."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch: float32 waveforms [B, N], cluster ids [B, T] (or None) and masks [B, T]."""
+
+    waveforms_BN: torch.Tensor
+    labels_BT: torch.Tensor | None
+    mask_BT: torch.Tensor
+    position: int
+
+    @property
+    def audio_samples(self) -> int:
+        return self.waveforms_BN.numel()
+
+    def to(self, device: torch.device) -> "Batch":
+        labels = None if self.labels_BT is None else self.labels_BT.to(device, non_blocking=True)
+        return Batch(
+            self.waveforms_BN.to(device, non_blocking=True), labels, self.mask_BT.to(device, non_blocking=True), self.position
+        )
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Return the batch cut along utterances into at most ``parts`` pieces of (nearly) equal size."""
+        pieces = range(len(self.waveforms_BN.chunk(parts)))
+        labels = [None] * len(pieces) if self.labels_BT is None else self.labels_BT.chunk(parts)
+        waveforms, masks = self.waveforms_BN.chunk(parts), self.mask_BT.chunk(parts)
+        return [Batch(waveforms[i], labels[i], masks[i], self.position) for i in pieces]
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Manifest rows of a batch, first sample of each crop (multiples of 320) and the crops' common length, in samples at 16 kHz."""
+
+    rows: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+    num_samples: int
+
+
+class BatchPlan:
+    """The batches of one client's split.
+
+    Args:
+        lengths: Samples at 16 kHz of every manifest row [n].
+        rows: The split's rows; those under ``data.min_seconds`` are left out (:attr:`num_too_short` counts them).
+        data: Crop and batch sizes.
+        seed, partition, purpose: Where the order comes from; plans of other purposes have other orders.
+
+    Utterances are sorted by length, cut into buckets of similar length, and buckets into batches of at most ``data.batch_seconds``; these cuts
+    never move. Each epoch shuffles utterances inside their bucket, the crops' starts, and the order of batches.
+
+    Raises:
+        DataError: no utterance is long enough.
+    """
+
+    def __init__(
+        self,
+        lengths: npt.NDArray[np.int64],
+        rows: Sequence[int] | npt.NDArray[np.int64],
+        data: DataConfig,
+        seed: int,
+        partition: int,
+        purpose: str = "train",
+    ) -> None:
+        self.seed, self.partition, self.purpose = seed, partition, purpose
+        rate = data.sample_rate_hz
+        shortest = max(round(data.min_seconds * rate), RECEPTIVE_SAMPLES)
+        candidates = np.asarray(rows, dtype=np.int64)
+        kept = candidates[lengths[candidates] >= shortest]
+        self.num_too_short = len(candidates) - len(kept)
+        if not len(kept):
+            raise DataError(
+                f"client {partition}: none of {len(candidates)} utterances for {purpose} is {data.min_seconds} s or longer",
+                setting="data.min_seconds",
+            )
+        self._longest = round(data.max_seconds * rate)
+        order = np.argsort(lengths[kept], kind="stable")
+        self.rows = kept[order]
+        """Rows in use, by length."""
+        self._lengths = lengths[self.rows]
+        clipped = np.minimum(self._lengths, self._longest)
+        self._buckets = _bucket_edges(clipped)
+        self._batches = _batch_edges(clipped, self._buckets, round(data.batch_seconds * rate))
+        self._cached: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+
+    @property
+    def num_batches(self) -> int:
+        """Batches per epoch."""
+        return len(self._batches) - 1
+
+    def batch(self, position: int) -> BatchSpec:
+        """Return the batch at ``position``."""
+        epoch, index = divmod(position, self.num_batches)
+        places, batch_order = self._epoch(epoch)
+        number = int(batch_order[index])
+        members = places[self._batches[number] : self._batches[number + 1]]
+        lengths = self._lengths[members]
+        num_samples = min(int(lengths.min()), self._longest)
+        room_frames = (lengths - num_samples) // FRAME_SAMPLES
+        rng = generator(self.seed, f"{self.purpose}/crop", self.partition, position)
+        starts = rng.integers(0, room_frames + 1) * FRAME_SAMPLES
+        return BatchSpec(self.rows[members], starts, num_samples)
+
+    def _epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the epoch's arrangement of utterances and its order of batches."""
+        if self._cached is None or self._cached[0] != epoch:
+            rng = generator(self.seed, f"{self.purpose}/order", self.partition, epoch)
+            bucket = np.searchsorted(self._buckets, np.arange(len(self.rows)), side="right")
+            places = np.lexsort((rng.random(len(self.rows)), bucket))
+            self._cached = (epoch, places, rng.permutation(self.num_batches))
+        return self._cached[1], self._cached[2]
+
+
+def _bucket_edges(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return where in the sorted ``lengths`` each bucket after the first begins."""
+    bucket = np.floor(np.log(lengths / lengths[0]) / np.log(_BUCKET_RATIO) + 1e-9).astype(np.int64)
+    return np.flatnonzero(np.diff(bucket)) + 1
+
+
+def _batch_edges(lengths: npt.NDArray[np.int64], buckets: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.int64]:
+    """Return the places where batches begin, and the end: every batch lies in one bucket and fits the budget at its longest crop."""
+    edges = [0]
+    bounds = [0, *buckets.tolist(), len(lengths)]
+    for begin, end in pairwise(bounds):
+        per_batch = max(1, int(budget // lengths[end - 1]))
+        count = -(-(end - begin) // per_batch)
+        edges += [begin + (end - begin) * (number + 1) // count for number in range(count)]  # even sizes: no tiny last batch
+    return np.array(edges, dtype=np.int64)

@@ -1,0 +1,42 @@
+"""fairseq's label files: ``.km`` (a line of space-separated cluster ids per utterance) and ``dict.km.txt``."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.errors import DataError
+
+
+def read_km(path: Path) -> list[npt.NDArray[np.int64]]:
+    """Return each line's ids; raises :class:`DataError` naming file and line of what is not a whole number of at least 0."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read labels {path}: {error.strerror}", setting="targets.labels") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text", setting="targets.labels") from None
+    return [parse_ids(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def parse_ids(text: str, where: str) -> npt.NDArray[np.int64]:
+    """Parse space-separated cluster ids; raises :class:`DataError` saying ``where``."""
+    try:
+        ids = np.array(text.split(), dtype=np.int64)
+    except (ValueError, OverflowError):
+        raise DataError(f"{where}: labels must be whole numbers separated by spaces", setting="targets.labels") from None
+    if len(ids) and int(ids.min()) < 0:
+        raise DataError(f"{where}: a label is negative", setting="targets.labels")
+    return ids
+
+
+def write_km(path: Path, labels: Iterable[npt.NDArray[np.integer]]) -> None:
+    """Write one line of ids per utterance."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(" ".join(map(str, ids.tolist())) + "\n" for ids in labels)
+
+
+def write_dict(path: Path, num_clusters: int) -> None:
+    """Write ``dict.km.txt``: every cluster id once (fairseq puts its four special entries before them)."""
+    path.write_text("".join(f"{cluster} 1\n" for cluster in range(num_clusters)))

@@ -1,0 +1,112 @@
+"""How one manifest becomes many clients' data, from the seed alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.config import PartitionConfig
+from fedhubert.data.manifest import Manifest
+from fedhubert.errors import DataError
+from fedhubert.seeding import generator
+
+Rows = npt.NDArray[np.int64]
+
+_MIN_UTTERANCES = 2  # one to train on, one to hold out
+_MAX_DRAWS = 1000
+
+
+def partition_rows(
+    manifest: Manifest, config: PartitionConfig, num_clients: int, seed: int, rows: Rows | None = None
+) -> list[Rows]:
+    """Return each client's rows (sorted).
+
+    ``random`` deals utterances evenly (IID); ``speaker`` gives each speaker to one client, balancing audio; ``column`` gives each client
+    one value of ``config.column``; ``dirichlet`` spreads each value's utterances over clients by Dirichlet(alpha) (Hsu, Qi and Brown 2019).
+
+    Raises:
+        DataError: more clients than speakers, values that do not number the clients, or a client left with fewer than two utterances.
+    """
+    rows = np.arange(len(manifest), dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
+    if config.kind == "random":
+        parts = [np.sort(part) for part in np.array_split(generator(seed, "partition").permutation(rows), num_clients)]
+    elif config.kind == "speaker":
+        parts = _by_speaker(manifest, rows, num_clients, seed)
+    elif config.kind == "column":
+        parts = _by_column(manifest, str(config.column), rows, num_clients)
+    else:
+        parts = _dirichlet(manifest, config, rows, num_clients, seed)
+    for client, part in enumerate(parts):
+        if len(part) < _MIN_UTTERANCES:
+            raise DataError(
+                f"client {client} would get {len(part)} of {len(rows)} utterances (partition {config.kind}); it needs {_MIN_UTTERANCES}: "
+                "use fewer clients or another partition",
+                setting="federated.num_clients",
+            )
+    return parts
+
+
+def split_rows(rows: Rows, validation_fraction: float, seed: int, partition: int) -> tuple[Rows, Rows]:
+    """Return (train, validation) of one client's rows, at least one utterance each; raises :class:`DataError` for fewer than two."""
+    if len(rows) < _MIN_UTTERANCES:
+        raise DataError(
+            f"client {partition} has {len(rows)} utterances; it needs one to train on and one to hold out",
+            setting="data.manifest",
+        )
+    held_out = min(max(1, round(validation_fraction * len(rows))), len(rows) - 1)
+    shuffled = generator(seed, "split", partition).permutation(rows)
+    return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+
+
+def _group(values: Sequence[str], rows: Rows) -> dict[str, Rows]:
+    names, inverse = np.unique(np.array([values[row] for row in rows], dtype=object).astype(str), return_inverse=True)
+    return {str(name): rows[inverse == index] for index, name in enumerate(names)}
+
+
+def _by_speaker(manifest: Manifest, rows: Rows, num_clients: int, seed: int) -> list[Rows]:
+    speakers = _group(manifest.speakers, rows)
+    if num_clients > len(speakers):
+        raise DataError(
+            f"{num_clients} clients but {len(speakers)} speakers, and a speaker belongs to one client: set federated.num_clients={len(speakers)} or fewer",
+            setting="federated.num_clients",
+        )
+    lengths = manifest.lengths()
+    order = generator(seed, "partition").permutation(np.array(sorted(speakers), dtype=object))
+    by_length = sorted(order, key=lambda name: -int(lengths[speakers[name]].sum()))  # stable: equal lengths keep the seed's order
+    parts: list[list[Rows]] = [[] for _ in range(num_clients)]
+    totals = [0] * num_clients
+    for name in by_length:
+        client = totals.index(min(totals))
+        parts[client].append(speakers[name])
+        totals[client] += int(lengths[speakers[name]].sum())
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def _by_column(manifest: Manifest, column: str, rows: Rows, num_clients: int) -> list[Rows]:
+    groups = _group(manifest.column(column), rows)
+    if len(groups) != num_clients:
+        raise DataError(
+            f"column `{column}` has {len(groups)} values ({', '.join(list(groups)[:20])}), one per client, but federated.num_clients is {num_clients}",
+            setting="federated.num_clients",
+        )
+    return list(groups.values())
+
+
+def _dirichlet(manifest: Manifest, config: PartitionConfig, rows: Rows, num_clients: int, seed: int) -> list[Rows]:
+    groups = _group(manifest.column(str(config.column)), rows)
+    rng = generator(seed, "partition")
+    for _ in range(_MAX_DRAWS):
+        parts: list[list[Rows]] = [[] for _ in range(num_clients)]
+        for group in groups.values():
+            shares = rng.dirichlet(np.full(num_clients, config.alpha))
+            cuts = np.round(np.cumsum(shares)[:-1] * len(group)).astype(np.int64)
+            for part, piece in zip(parts, np.split(rng.permutation(group), cuts), strict=True):
+                part.append(piece)
+        joined = [np.sort(np.concatenate(part)) for part in parts]
+        if min(map(len, joined)) >= _MIN_UTTERANCES:
+            return joined
+    raise DataError(
+        f"no Dirichlet({config.alpha}) draw of {_MAX_DRAWS} gives each of {num_clients} clients {_MIN_UTTERANCES} of the {len(rows)} utterances: "
+        "raise data.partition.alpha or use fewer clients",
+        setting="data.partition.alpha",
+    )

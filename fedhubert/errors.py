@@ -1,0 +1,56 @@
+"""Errors a user can act on.
+
+Every one carries a short ``code`` and the name of the ``setting`` to look at. Those two, and nothing else, may leave a site in an
+error reply: messages can hold paths, so they go to the site's own log only.
+"""
+
+
+class FedhubertError(Exception):
+    """A failure whose message tells the user what to change.
+
+    Args:
+        message: What went wrong and how to mend it; may name files and keys.
+        setting: The config key (or command flag) to look at, if there is one.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+class ConfigError(FedhubertError):
+    """A config key that is unknown, missing, out of range or at odds with another."""
+
+    code = "config"
+
+
+class DataError(FedhubertError):
+    """Audio, a manifest or a partition that cannot be used."""
+
+    code = "data"
+
+
+class TargetsError(FedhubertError):
+    """Pseudo-labels that are missing or do not fit the audio."""
+
+    code = "targets"
+
+
+class CheckpointError(FedhubertError):
+    """A checkpoint that is missing, cut short, or of another model."""
+
+    code = "checkpoint"
+
+
+class TrainingError(FedhubertError):
+    """Local training that cannot go on (for example a loss that is not finite)."""
+
+    code = "training"
+
+
+class FederationError(FedhubertError):
+    """A federation that cannot run or finish a round."""
+
+    code = "federation"

@@ -1,0 +1,290 @@
+"""What a node does with each message: the handlers behind ``client_app``.
+
+Nothing raised here leaves the site: a failure becomes a code and a setting's name in the reply, and the full story goes to the site's log.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedhubert.config import ClientJob
+from fedhubert.data.batching import Batch, BatchPlan
+from fedhubert.data.loading import LabelSource, load_batches, mask_spec
+from fedhubert.errors import FederationError, FedhubertError
+from fedhubert.federation import protocol
+from fedhubert.federation.exact_sum import ExactSum, UpdateRejected
+from fedhubert.federation.protocol import Failure, Metrics, Request
+from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site
+from fedhubert.federation.site_state import keep, load_kept
+from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.targets import kmeans
+from fedhubert.training.device import resolve_device
+from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
+from fedhubert.training.parameters import ParameterLayout
+
+log = logging.getLogger("fedhubert.site")
+
+Handled = dict[str, Any]  # keyword arguments of protocol.reply
+
+
+@dataclass
+class _Resident:
+    """The one model that a process keeps between messages."""
+
+    key: str
+    model: HubertModel
+    layout: ParameterLayout
+
+
+_resident: _Resident | None = None
+
+
+def register(app: ClientApp) -> None:
+    """Register every action of this module on a Flower ``ClientApp``."""
+    app.query("describe")(_answer(describe))
+    app.train("kmeans_seed")(_answer(kmeans_seed))
+    app.train("kmeans_step")(_answer(kmeans_step))
+    app.train("label")(_answer(label))
+    app.train("round")(_answer(train_round))
+    app.evaluate("model")(_answer(evaluate_model))
+
+
+def _answer(handler: Callable[[Request, NodeConfig], Handled]) -> Callable[[Message, Context], Message]:
+    """Wrap a handler so that it always replies."""
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            request = protocol.read_request(message)
+            torch.set_num_threads(request.job.client.threads)
+            log_on_site(SiteSettings.read(context.node_config, request.job).state_dir)
+            return protocol.reply(message, **handler(request, context.node_config))
+        except Exception as error:
+            return protocol.reply(message, failures=[_failure(-1, error)])
+
+    return answer
+
+
+def _failure(partition: int, error: Exception) -> Failure:
+    if isinstance(error, FedhubertError):
+        log.error("partition %d: %s", partition, error)
+        return Failure(partition, error.code, error.setting)
+    if isinstance(error, UpdateRejected):
+        log.error("partition %d: update rejected: %s", partition, error.reason)
+        return Failure(partition, f"update_{error.reason}")
+    log.exception("partition %d: %s", partition, type(error).__name__)
+    return Failure(partition, "internal")
+
+
+def _each_partition(request: Request, node_config: NodeConfig, work: Callable[[Site, Partition], Metrics]) -> Handled:
+    """Run ``work`` for each partition of the request; one that fails is reported beside the others."""
+    site = open_site(request.job, node_config)
+    metrics: dict[int, Metrics] = {}
+    failures: list[Failure] = []
+    for number in request.task["partitions"]:
+        try:
+            metrics[number] = work(site, site.partition(number))
+        except Exception as error:
+            failures.append(_failure(number, error))
+    return {"metrics": metrics, "failures": failures}
+
+
+def describe(request: Request, node_config: NodeConfig) -> Handled:
+    """Say which partitions this node can train and how much audio each has."""
+
+    def count(site: Site, partition: Partition) -> Metrics:
+        lengths = site.manifest.lengths(request.job.data.sample_rate_hz)
+        rate = request.job.data.sample_rate_hz
+        return {
+            "train_utterances": len(partition.train_rows),
+            "validation_utterances": len(partition.validation_rows),
+            "train_audio_s": float(lengths[partition.train_rows].sum() / rate),
+            "validation_audio_s": float(lengths[partition.validation_rows].sum() / rate),
+            "batches_per_epoch": partition.train_plan.num_batches,
+        }
+
+    site = open_site(request.job, node_config)
+    settings = site.settings
+    handled = _each_partition(request, node_config, count)
+    info: dict[str, str | int] = {"node": settings.node, "num_nodes": settings.num_nodes, "hosts_all": int(site.hosts_all)}
+    info["layout"] = _resident_model(request.job).layout.fingerprint
+    return {**handled, "info": info}
+
+
+def kmeans_seed(request: Request, node_config: NodeConfig) -> Handled:
+    """Send weighted local centroids of each partition's features, to seed the federation's."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    def seeds(site: Site, partition: Partition) -> Metrics:
+        features = site.fitting_features(partition)
+        centroids, weights = kmeans.local_seeds(
+            features[: request.job.targets.seed_frames_per_client],
+            request.job.targets.num_clusters,
+            request.job.seed,
+            partition.number,
+        )
+        arrays[f"centroids_{partition.number}"], arrays[f"weights_{partition.number}"] = centroids, weights
+        return {"frames": len(features)}
+
+    return {**_each_partition(request, node_config, seeds), "arrays": arrays}
+
+
+def kmeans_step(request: Request, node_config: NodeConfig) -> Handled:
+    """Send sums, counts and inertia of the partitions' features under the given centroids, added up over this node's partitions."""
+    centroids = request.arrays["centroids"]
+    total: list[kmeans.KMeansStatistics] = []
+
+    def accumulate(site: Site, partition: Partition) -> Metrics:
+        statistics = kmeans.accumulate(site.fitting_features(partition), centroids)
+        total[:] = [total[0] + statistics if total else statistics]
+        return {"frames": statistics.num_frames}
+
+    handled = _each_partition(request, node_config, accumulate)
+    return {**handled, "arrays": total[0].to_arrays() if total else {}}
+
+
+def label(request: Request, node_config: NodeConfig) -> Handled:
+    """Label each partition (k-means: with the given centroids; precomputed: check them); send cluster counts of its two splits."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    def count(site: Site, partition: Partition) -> Metrics:
+        store = site.labels(partition, request.task["targets"], request.arrays.get("centroids"))
+        for split, rows in (("train", partition.train_rows), ("validation", partition.validation_rows)):
+            counts = store.counts(rows)
+            arrays[split] = arrays[split] + counts if split in arrays else counts
+        return {"frames": store.num_frames}
+
+    return {**_each_partition(request, node_config, count), "arrays": arrays}
+
+
+def train_round(request: Request, node_config: NodeConfig) -> Handled:
+    """Score the incoming model on each partition's validation split, train it on the training split, and send the update.
+
+    One partition: its update in float32. Several: their exact partial sum (see :mod:`fedhubert.federation.exact_sum`).
+    """
+    incoming = torch.from_numpy(np.array(request.arrays["model"]))
+    resident = _checked_resident(request, incoming)
+    device = resolve_device(open_site(request.job, node_config).settings.device)
+    numbers = request.task["partitions"]
+    fold = ExactSum(incoming.numel()) if len(numbers) > 1 else None
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    def train(site: Site, partition: Partition) -> Metrics:
+        metrics = _evaluate(request, site, partition, resident, incoming, device)
+        position = int(request.task["positions"][str(partition.number)])
+        result = _train(request, site, partition, resident, incoming, position, device)
+        update = resident.layout.to_vector(resident.model) - incoming
+        weight = {"frames": result.masked_frames, "utterances": len(partition.train_rows), "uniform": 1}[request.job.weight_by]
+        if fold is None:
+            arrays["update"] = update.numpy()
+        else:
+            fold.add(update, weight)
+        return {**metrics, **_training_metrics(result), "weight": weight, "update_norm": float(update.norm())}
+
+    handled = _each_partition(request, node_config, train)
+    if fold is not None and fold.weight:
+        arrays["sum"] = fold.partial().total.numpy()
+    info: dict[str, Any] = {"round": request.task["round"], "layout": resident.layout.fingerprint}
+    if fold is not None:
+        info["bound"] = fold.partial().bound
+    return {**handled, "arrays": arrays, "info": info}
+
+
+def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:
+    """Score the incoming model on each partition's validation split."""
+    incoming = torch.from_numpy(np.array(request.arrays["model"]))
+    resident = _checked_resident(request, incoming)
+    device = resolve_device(open_site(request.job, node_config).settings.device)
+    return _each_partition(
+        request, node_config, lambda site, partition: _evaluate(request, site, partition, resident, incoming, device)
+    )
+
+
+def _train(
+    request: Request,
+    site: Site,
+    partition: Partition,
+    resident: _Resident,
+    incoming: torch.Tensor,
+    position: int,
+    device: torch.device,
+) -> LocalResult:
+    job = request.job
+    num_steps = (
+        job.client.local_steps or max(1, partition.train_plan.num_batches // job.client.accumulate) * job.client.local_epochs
+    )
+    positions = range(position, position + num_steps * job.client.accumulate)
+    resident.layout.load_vector(resident.model, incoming)
+    kept = site.optimizer_file(request.run_key, partition.number) if job.client.optimizer_policy == "keep" else None
+    result = train_locally(
+        resident.model,
+        _batches(request, site, partition, partition.train_plan, positions),
+        client=job.client,
+        task=job.task,
+        progress=Progress(request.task["round"], job.num_rounds, num_steps),
+        seed=job.seed,
+        partition=partition.number,
+        device=device,
+        optimizer_state=load_kept(kept, request.task["round"]) if kept else None,
+    )
+    if kept and result.optimizer_state is not None:
+        keep(kept, request.task["round"], result.optimizer_state)
+    return result
+
+
+def _evaluate(
+    request: Request, site: Site, partition: Partition, resident: _Resident, incoming: torch.Tensor, device: torch.device
+) -> Metrics:
+    client, plan = request.job.client, partition.validation_plan
+    resident.layout.load_vector(resident.model, incoming)
+    positions = range(min(plan.num_batches, client.validation_batches or plan.num_batches))
+    batches = _batches(request, site, partition, plan, positions)
+    result = evaluate(resident.model, batches, task=request.job.task, device=device, precision=client.precision)
+    return {
+        "validation_cross_entropy_sum": result.cross_entropy_sum,
+        "validation_masked_frames": result.masked_frames,
+        "validation_correct": result.correct,
+    }
+
+
+def _batches(request: Request, site: Site, partition: Partition, plan: BatchPlan, positions: range) -> Iterator[Batch]:
+    labels = site.labels(partition, request.task["targets"])
+    source = LabelSource(labels.labels, labels.rate_hz)
+    return load_batches(site.manifest, plan, positions, source, mask_spec(request.job.task), request.job.data)
+
+
+def _training_metrics(result: LocalResult) -> Metrics:
+    return {
+        "train_cross_entropy_sum": result.cross_entropy_sum,
+        "train_masked_frames": result.masked_frames,
+        "train_correct": result.correct,
+        "train_steps": result.steps,
+        "train_micro_batches": result.micro_batches,
+        "train_audio_s": result.audio_s,
+        "train_grad_norm": result.grad_norm,
+        "train_seconds": result.seconds,
+    }
+
+
+def _resident_model(job: ClientJob) -> _Resident:
+    global _resident
+    key = job.model.model_dump_json() + str(job.client.activation_checkpointing)
+    if _resident is None or _resident.key != key:
+        model = build_hubert(job.model, job.seed)
+        model.set_activation_checkpointing(job.client.activation_checkpointing)
+        _resident = _Resident(key, model, ParameterLayout.of(model))
+    return _resident
+
+
+def _checked_resident(request: Request, incoming: torch.Tensor) -> _Resident:
+    resident = _resident_model(request.job)
+    if resident.layout.fingerprint != request.task["layout"] or incoming.numel() != resident.layout.numel:
+        raise FederationError(
+            "the server's model has other parameters than this site builds from its configuration", setting="model"
+        )
+    return resident

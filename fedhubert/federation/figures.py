@@ -1,0 +1,73 @@
+"""From a round's outcome to the figures that ``metrics.jsonl`` and checkpoints carry."""
+
+from typing import Any
+
+from fedhubert.federation.strategy import RoundOutcome
+from fedhubert.reporting.metrics import Event
+
+
+def round_event(outcome: RoundOutcome) -> Event:
+    """Return the round's line of ``metrics.jsonl``."""
+    totals = {
+        name: sum(client[name] for client in outcome.clients.values())
+        for name in ("train_masked_frames", "train_audio_s", "train_steps")
+    }
+    return {
+        "event": "round",
+        "round": outcome.number,
+        "train": {
+            "model_round": outcome.number - 1,
+            "loss": _ratio(outcome, "train_cross_entropy_sum", "train_masked_frames"),
+            "masked_accuracy": _ratio(outcome, "train_correct", "train_masked_frames"),
+            "masked_frames": int(totals["train_masked_frames"]),
+            "audio_s": float(totals["train_audio_s"]),
+            "steps": int(totals["train_steps"]),
+        },
+        "validation": validation_figures(outcome, model_round=outcome.number - 1),
+        "asked": outcome.asked,
+        "clients": per_client(outcome),
+        "failed": failed(outcome),
+        "bytes_down": outcome.bytes_down,
+        "bytes_up": outcome.bytes_up,
+        "seconds": dict(outcome.seconds),
+    }
+
+
+def validation_figures(outcome: RoundOutcome, *, model_round: int) -> dict[str, Any]:
+    """Return loss and masked accuracy over the validation splits of the clients heard, weighted by masked frames; empty without any."""
+    frames = sum(int(client.get("validation_masked_frames", 0)) for client in outcome.clients.values())
+    if not frames:
+        return {}
+    return {
+        "model_round": model_round,
+        "loss": _ratio(outcome, "validation_cross_entropy_sum", "validation_masked_frames"),
+        "masked_accuracy": _ratio(outcome, "validation_correct", "validation_masked_frames"),
+        "masked_frames": frames,
+        "clients": len(outcome.clients),
+    }
+
+
+def per_client(outcome: RoundOutcome) -> list[dict[str, Any]]:
+    return [{"partition": partition, **outcome.clients[partition]} for partition in sorted(outcome.clients)]
+
+
+def failed(outcome: RoundOutcome) -> list[dict[str, Any]]:
+    ordered = sorted(outcome.failures, key=lambda failure: (failure.partition, failure.code))
+    return [{"partition": item.partition, "code": item.code, "setting": item.setting} for item in ordered]
+
+
+def _ratio(outcome: RoundOutcome, numerator: str, denominator: str) -> float:
+    """Sum in partition order, so that the figure does not depend on who answered first."""
+    ordered = [outcome.clients[partition] for partition in sorted(outcome.clients)]
+    return float(sum(client[numerator] for client in ordered)) / max(1.0, float(sum(client[denominator] for client in ordered)))
+
+
+def brief(event: Event) -> Event:
+    """The part of a round's event that checkpoints carry: no timings, so that equal runs have equal checkpoints."""
+    kept = {key: event[key] for key in ("round", "train", "validation", "bytes_down", "bytes_up")}
+    return {
+        **kept,
+        "server_validation": event.get("server_validation"),
+        "clients": len(event["clients"]),
+        "failed": len(event["failed"]),
+    }

@@ -1,0 +1,172 @@
+"""The messages between server and sites, as Flower records.
+
+A request carries the clients' part of the configuration, what to do with which partitions, and arrays. A reply carries, per
+partition, numbers (``metrics``) or a failure (a code and the name of a setting), and arrays. Nothing else is ever sent: no audio, path, text,
+speaker or per-utterance value.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedhubert import __version__
+from fedhubert.config import ClientJob, from_json
+from fedhubert.errors import FederationError
+
+PROTOCOL_VERSION = 1
+
+DESCRIBE = "query.describe"
+KMEANS_SEED = "train.kmeans_seed"
+KMEANS_STEP = "train.kmeans_step"
+LABEL = "train.label"
+TRAIN = "train.round"
+EVALUATE = "evaluate.model"
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Metrics = dict[str, int | float]
+_SAFE_WORD = re.compile(r"[^A-Za-z0-9_.\-]")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a partition, or a whole node (partition -1), did not answer: a code and a setting's name, both single words."""
+
+    partition: int
+    code: str
+    setting: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.code} (see {self.setting})" if self.setting else self.code
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as the site reads it."""
+
+    job: ClientJob
+    run_key: str
+    task: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply as the server reads it; ``num_bytes`` counts its arrays."""
+
+    node_id: int
+    metrics: dict[int, Metrics] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+def request(
+    node_id: int,
+    kind: str,
+    *,
+    job_json: str,
+    run_key: str,
+    task: Mapping[str, Any],
+    group: str,
+    ttl_s: float,
+    arrays: Mapping[str, Array] | None = None,
+) -> Message:
+    """Build the request ``kind`` for ``node_id``; ``task`` must be JSON."""
+    job: dict[str, Any] = {
+        "protocol": PROTOCOL_VERSION,
+        "version": __version__,
+        "run": run_key,
+        "job": job_json,
+        "task": json.dumps(task),
+    }
+    content = RecordDict({"request": ConfigRecord(job)})
+    if arrays:
+        record = ArrayRecord()
+        for name, array in arrays.items():
+            record[name] = array
+        content["arrays"] = record
+    return Message(content, node_id, kind, group_id=group, ttl=ttl_s)
+
+
+def read_request(message: Message) -> Request:
+    """Parse a request; raises :class:`FederationError` when it speaks another protocol."""
+    record = message.content.config_records["request"]
+    if record["protocol"] != PROTOCOL_VERSION:
+        version = str(record["version"])
+        raise FederationError(
+            f"the server speaks protocol {record['protocol']} (fedhubert {version}), this site {PROTOCOL_VERSION} "
+            f"(fedhubert {__version__}): install the same version on both",
+            setting="version",
+        )
+    job = from_json(ClientJob, str(record["job"]))
+    return Request(job, str(record["run"]), json.loads(str(record["task"])), _arrays(message.content))
+
+
+def reply(
+    message: Message,
+    *,
+    metrics: Mapping[int, Metrics] | None = None,
+    failures: Sequence[Failure] = (),
+    arrays: Arrays | None = None,
+    info: Mapping[str, str | int] | None = None,
+) -> Message:
+    """Build the reply to ``message``: per-partition metrics (the same names for every partition), failures and arrays."""
+    content = RecordDict()
+    if metrics:
+        names = list(next(iter(metrics.values())))
+        columns: dict[str, Any] = {"partition": [int(partition) for partition in metrics]}
+        columns.update({name: [row[name] for row in metrics.values()] for name in names})
+        content["metrics"] = MetricRecord(columns)
+    if failures:
+        content["failures"] = ConfigRecord(
+            {
+                "partition": [failure.partition for failure in failures],
+                "code": [_SAFE_WORD.sub("_", failure.code)[:64] for failure in failures],
+                "setting": [_SAFE_WORD.sub("_", failure.setting)[:64] for failure in failures],
+            }
+        )
+    if arrays:
+        content["arrays"] = ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    content["info"] = ConfigRecord({"protocol": PROTOCOL_VERSION, "version": __version__, **(info or {})})
+    return Message(content, reply_to=message)
+
+
+def read_reply(message: Message) -> Reply:
+    """Parse a reply. Whatever a site may have sent, the result is a :class:`Reply`; what cannot be read is a failure ``malformed``."""
+    node_id = message.metadata.src_node_id
+    if message.has_error():
+        return Reply(node_id, failures=[Failure(-1, "node_error")])
+    try:
+        return _parse_reply(node_id, message.content)
+    except Exception:  # bytes from outside: anything can be wrong with them, and none of it may stop the server
+        return Reply(node_id, failures=[Failure(-1, "malformed")])
+
+
+def _parse_reply(node_id: int, content: RecordDict) -> Reply:
+    metrics: dict[int, Metrics] = {}
+    if "metrics" in content:
+        columns: dict[str, Any] = dict(content.metric_records["metrics"])
+        partitions = columns.pop("partition")
+        for index, partition in enumerate(partitions):
+            metrics[int(partition)] = {name: values[index] for name, values in columns.items()}
+    failures = []
+    if "failures" in content:
+        record: dict[str, Any] = dict(content.config_records["failures"])
+        failures = [
+            Failure(int(partition), _SAFE_WORD.sub("_", str(code))[:64], _SAFE_WORD.sub("_", str(setting))[:64])
+            for partition, code, setting in zip(record["partition"], record["code"], record["setting"], strict=True)
+        ]
+    arrays = _arrays(content)
+    info = dict(content.config_records["info"]) if "info" in content else {}
+    return Reply(node_id, metrics, failures, arrays, info, sum(array.nbytes for array in arrays.values()))
+
+
+def _arrays(content: RecordDict) -> dict[str, npt.NDArray[Any]]:
+    return {name: array.numpy() for name, array in content.array_records["arrays"].items()} if "arrays" in content else {}

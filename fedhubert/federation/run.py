@@ -1,0 +1,82 @@
+"""``fedhubert train``: one run in this process, from its configuration to a table, a plot and a checkpoint."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from flwr.serverapp import Grid
+from rich.console import Console
+
+from fedhubert.config import Config
+from fedhubert.data.corpora import resolve_manifest
+from fedhubert.errors import ConfigError
+from fedhubert.federation.server import RunResult, run_federation
+from fedhubert.federation.simulation import federation_config, simulate
+from fedhubert.reporting.console import RoundProgress, log_to_terminal
+from fedhubert.reporting.summary import plot_curves, rounds_table
+
+
+def train_here(config: Config) -> float:
+    """Train on this host and return the final validation loss (for sweeps); raises what :func:`run_federation` raises."""
+    console = log_to_terminal()
+    config = _with_absolute_data(config)
+    results: list[RunResult] = []
+    with _stop_on_signals(console) as stop, RoundProgress(console) as progress:
+
+        def serve(grid: Grid) -> None:
+            results.append(run_federation(grid, config, stop=stop, on_client=progress))
+
+        console.print(
+            f"same federation with Flower's CLI: flwr run . --federation-config '{federation_config(config)}'",
+            style="dim",
+            highlight=False,
+        )
+        simulate(config, serve)
+    result = results[0]
+    plot_curves(result.folder.metrics_file, result.folder.plot_file)
+    output = Console()
+    output.print(rounds_table(result.folder.metrics_file))
+    for name, path in (
+        ("curves", result.folder.plot_file),
+        ("metrics", result.folder.metrics_file),
+        ("last checkpoint", result.checkpoint),
+    ):
+        output.print(f"{name}: {path}", soft_wrap=True, highlight=False)
+    return float(result.validation.get("loss", float("nan")))
+
+
+def _with_absolute_data(config: Config) -> Config:
+    """Find the manifest before anything starts, and name it so that it means the same in every worker."""
+    if config.data.manifest is None:
+        raise ConfigError("no audio: give data.manifest=PATH (`fedhubert prepare` writes one)", setting="data.manifest")
+    manifest = resolve_manifest(config.data.manifest)
+    root = str(Path(config.data.root).expanduser().absolute()) if config.data.root else None
+    data = config.data.model_copy(update={"manifest": str(manifest), "root": root})
+    return config.model_copy(update={"data": data})
+
+
+@contextmanager
+def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
+    """Turn Ctrl-C, SIGTERM and a scheduler's warning (SIGUSR1) into an event; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        console.print(f"{signal.Signals(number).name}: stopping; the last finished round is kept", style="bold")
+        stop.set()
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = (
+        {number: signal.signal(number, ask) for number in signals}
+        if threading.current_thread() is threading.main_thread()
+        else {}
+    )
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

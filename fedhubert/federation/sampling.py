@@ -1,0 +1,41 @@
+"""Who trains in a round, and on which node: functions of the run's seed and of partition ids, never of Flower's random node ids."""
+
+from collections.abc import Mapping, Sequence
+
+from fedhubert.seeding import generator
+
+
+def cohort(seed: int, round_number: int, num_clients: int, size: int) -> list[int]:
+    """Return the sorted partition ids of a round: ``size`` of ``num_clients`` drawn without replacement, from the seed and round alone."""
+    chosen = generator(seed, "cohort", round_number).choice(num_clients, size=size, replace=False)
+    return sorted(int(partition) for partition in chosen)
+
+
+def assign_to_nodes(
+    partitions: Sequence[int], hosts: Mapping[int, Sequence[int]], load: Mapping[int, float]
+) -> dict[int, list[int]]:
+    """Deal partitions to the nodes that can host them, longest first to the least busy node.
+
+    Args:
+        partitions: Partition ids to place.
+        hosts: Node id -> partition ids that it can host, in a fixed order of nodes.
+        load: Expected cost of each partition (frames, or seconds of an earlier round).
+
+    Returns:
+        Node id -> its partitions, sorted; nodes with none are left out, and so are partitions that no node hosts.
+    """
+    able: dict[int, list[int]] = {partition: [] for partition in partitions}
+    for rank, hosted in enumerate(hosts.values()):
+        for partition in set(hosted) & able.keys():
+            able[partition].append(rank)
+    nodes = list(hosts)
+    busy = [0.0] * len(nodes)
+    shares: dict[int, list[int]] = {}
+    for partition in sorted(partitions, key=lambda p: (-load.get(p, 0.0), p)):
+        ranks = able[partition]
+        if not ranks:
+            continue
+        rank = min(ranks, key=lambda r: (busy[r], r))
+        busy[rank] += load.get(partition, 0.0) or 1.0
+        shares.setdefault(nodes[rank], []).append(partition)
+    return {node: sorted(shared) for node, shared in shares.items()}

@@ -1,0 +1,66 @@
+"""Server optimisers: one step on the mean update, in float32 tensors of the flattened model.
+
+FedAvg is McMahan et al. 2017 (a plain step of ``server_learning_rate``). FedAdam follows Reddi et al. 2021, Algorithm 2: no bias
+correction, and ``v`` starts at ``tau ** 2``.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from fedhubert.config import FederatedConfig
+from fedhubert.errors import CheckpointError
+
+
+class ServerOptimizer(ABC):
+    """Turns the mean client update [P] into the next global model [P]; its state is a dict of float32 tensors [P]."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, torch.Tensor] = {}
+
+    @abstractmethod
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
+        """Return the new model; ``model`` and ``mean_update`` are left as they are."""
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take the state of a checkpoint; raises :class:`CheckpointError` when it is another optimiser's."""
+        if set(state) != set(self.state) or any(state[key].shape != self.state[key].shape for key in state):
+            raise CheckpointError(
+                f"the checkpoint's server optimiser state {sorted(state)} does not fit the strategy's {sorted(self.state)}; "
+                "resume with the strategy and model that the run began with",
+                setting="federated.strategy",
+            )
+        self.state = {key: value.to(torch.float32).clone() for key, value in state.items()}
+
+
+class FedAvg(ServerOptimizer):
+    """model + learning_rate * mean update."""
+
+    def __init__(self, learning_rate: float) -> None:
+        super().__init__()
+        self.learning_rate = learning_rate
+
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
+        return torch.add(model, mean_update, alpha=self.learning_rate)
+
+
+class FedAdam(ServerOptimizer):
+    """Adam on the mean update: m = beta1 m + (1 - beta1) d; v = beta2 v + (1 - beta2) d^2; model + eta m / (sqrt(v) + tau)."""
+
+    def __init__(self, numel: int, *, eta: float, beta1: float, beta2: float, tau: float) -> None:
+        super().__init__()
+        self.eta, self.beta1, self.beta2, self.tau = eta, beta1, beta2, tau
+        self.state = {"m": torch.zeros(numel), "v": torch.full((numel,), tau**2)}
+
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
+        m, v = self.state["m"], self.state["v"]
+        m.mul_(self.beta1).add_(mean_update, alpha=1.0 - self.beta1)
+        v.mul_(self.beta2).addcmul_(mean_update, mean_update, value=1.0 - self.beta2)
+        return torch.addcdiv(model, m, v.sqrt().add_(self.tau), value=self.eta)
+
+
+def build_server_optimizer(config: FederatedConfig, numel: int) -> ServerOptimizer:
+    """Return the optimiser that ``config.strategy`` names, for a model of ``numel`` parameters."""
+    if config.strategy == "FedAvg":
+        return FedAvg(config.server_learning_rate)
+    return FedAdam(numel, eta=config.eta, beta1=config.beta1, beta2=config.beta2, tau=config.tau)

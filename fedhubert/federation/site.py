@@ -1,0 +1,234 @@
+"""What a site knows that the server does not: where its audio is, which partitions it can train, its labels and its state folder.
+
+Values of the node's own configuration (``--node-config "manifest=... state-dir=..."``) win over what the server sends.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.config import ClientJob
+from fedhubert.data.batching import BatchPlan
+from fedhubert.data.corpora import cache_folder, resolve_manifest
+from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import partition_rows, split_rows
+from fedhubert.errors import ConfigError, DataError, TargetsError
+from fedhubert.targets.labels import LabelStore, assigned_labels, cached_labels, precomputed_labels
+from fedhubert.targets.mfcc import fitting_features
+
+Rows = npt.NDArray[np.int64]
+Features = npt.NDArray[np.float32]
+NodeConfig = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """Site-local settings: the node's configuration first, the server's values where it is silent.
+
+    Attributes:
+        node: This node's number among ``num_nodes``.
+        own_data: The node names its own manifest, which then is one client's data (no partitioning).
+    """
+
+    node: int
+    num_nodes: int
+    own_data: bool
+    manifest: str
+    root: str | None
+    state_dir: Path
+    device: str
+
+    @classmethod
+    def read(cls, node_config: NodeConfig, job: ClientJob) -> "SiteSettings":
+        """Raises :class:`ConfigError` naming the setting that is missing."""
+        if "partition-id" not in node_config or "num-partitions" not in node_config:
+            raise ConfigError(
+                'start the SuperNode with --node-config "partition-id=... num-partitions=..."', setting="partition-id"
+            )
+        own = node_config.get("manifest")
+        manifest = str(own) if own else job.data.manifest
+        if not manifest:
+            raise ConfigError(
+                "no manifest: set data.manifest, or manifest=... in the node's configuration", setting="data.manifest"
+            )
+        state_dir = node_config.get("state-dir") or job.client.state_dir or cache_folder() / "state"
+        root = node_config.get("audio-root")
+        return cls(
+            node=int(node_config["partition-id"]),
+            num_nodes=int(node_config["num-partitions"]),
+            own_data=bool(own),
+            manifest=manifest,
+            root=str(root) if root else (None if own else job.data.root),
+            state_dir=Path(str(state_dir)).expanduser().absolute(),
+            device=str(node_config.get("device") or job.client.device),
+        )
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One client's data: manifest rows and batch plans of its training and validation split."""
+
+    number: int
+    train_rows: Rows
+    validation_rows: Rows
+    train_plan: BatchPlan
+    validation_plan: BatchPlan
+
+    @property
+    def rows(self) -> Rows:
+        return np.concatenate([self.train_rows, self.validation_rows])
+
+
+class Site:
+    """The data of a node: its manifest, cut into the partitions that it can train."""
+
+    def __init__(self, job: ClientJob, settings: SiteSettings) -> None:
+        self.job = job
+        self.settings = settings
+        self.manifest = Manifest.read(resolve_manifest(settings.manifest), settings.root)
+        self._partitions: dict[int, Partition] = {}
+        self._rows: Sequence[Rows] | None = None
+        self._labels: dict[tuple[int, str], LabelStore] = {}
+
+    @property
+    def hosts_all(self) -> bool:
+        """Whether any partition can be trained here (the manifest is everyone's), or only this site's own."""
+        return not self.settings.own_data
+
+    def partition(self, number: int) -> Partition:
+        """Return the data of client ``number``; raises :class:`DataError` when it is not here or has nothing to train on."""
+        if number not in self._partitions:
+            self._partitions[number] = self._build(number)
+        return self._partitions[number]
+
+    def _build(self, number: int) -> Partition:
+        job, data = self.job, self.job.data
+        if not 0 <= number < job.num_clients or not (self.hosts_all or number == self.settings.node):
+            raise DataError(f"partition {number} is not on this site (node {self.settings.node})", setting="partition-id")
+        lengths = self.manifest.lengths(data.sample_rate_hz)
+        train, validation = split_rows(self._rows_of(number), data.partition.validation_fraction, job.seed, number)
+        train_plan = BatchPlan(lengths, train, data, job.seed, number)
+        validation_plan = BatchPlan(lengths, validation, data, job.seed, number, purpose="validation")
+        return Partition(number, train, validation, train_plan, validation_plan)
+
+    def _rows_of(self, number: int) -> Rows:
+        if self.settings.own_data:
+            return self._usable_rows()
+        if self._rows is None:
+            self._rows = partition_rows(
+                self.manifest, self.job.data.partition, self.job.num_clients, self.job.seed, rows=self._usable_rows()
+            )
+        return self._rows[number]
+
+    def _usable_rows(self) -> Rows:
+        """Rows long enough to train on: left out before splitting, so that no split consists of them alone."""
+        shortest = self.job.data.min_seconds * self.job.data.sample_rate_hz
+        rows = np.flatnonzero(self.manifest.lengths(self.job.data.sample_rate_hz) >= shortest).astype(np.int64)
+        if not len(rows):
+            raise DataError(
+                f"{self.settings.manifest}: none of {len(self.manifest)} utterances is at least {self.job.data.min_seconds} s long",
+                setting="data.min_seconds",
+            )
+        return rows
+
+    def fitting_features(self, partition: Partition) -> Features:
+        """Return the features [F, 39] that k-means sees of a partition: a bounded sample of its training split, kept in the state folder."""
+        targets = self.job.targets
+        name = f"features-{self.manifest.fingerprint(partition.train_rows)}-{targets.max_frames_per_client}-{self.job.seed}.npy"
+        path = self.settings.state_dir / "features" / name
+        try:
+            cached: Features = np.load(path, mmap_mode="r", allow_pickle=False)
+            return cached
+        except (OSError, ValueError, EOFError):
+            pass
+        features = fitting_features(
+            self.manifest,
+            partition.train_rows,
+            targets.max_frames_per_client,
+            self.job.seed,
+            partition.number,
+            self.job.data.num_workers,
+        )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_name(f".{path.name}.{os.getpid()}.npy")
+            np.save(scratch, features)
+            os.replace(scratch, path)
+        except OSError as error:
+            raise TargetsError(f"cannot keep features in {path.parent}: {error.strerror}", setting="client.state_dir") from None
+        return features
+
+    def labels(self, partition: Partition, key: str, centroids: Features | None = None) -> LabelStore:
+        """Return the pseudo-labels of a partition: precomputed, or those of the centroids whose hash is ``key``.
+
+        With ``centroids`` they are made (and kept in the state folder) if they are not there yet; without, they must be.
+        """
+        if (partition.number, key) not in self._labels:
+            self._labels[partition.number, key] = self._find_labels(partition, key, centroids)
+        return self._labels[partition.number, key]
+
+    def _find_labels(self, partition: Partition, key: str, centroids: Features | None) -> LabelStore:
+        targets, rows = self.job.targets, partition.rows
+        if targets.kind == "precomputed":
+            return precomputed_labels(self.manifest, rows, str(targets.labels), targets.label_rate_hz, targets.num_clusters)
+        build = (
+            None
+            if centroids is None
+            else functools.partial(assigned_labels, self.manifest, rows, centroids, self.job.data.num_workers)
+        )
+        return cached_labels(self.settings.state_dir / "labels", self.manifest, rows, key, build)
+
+    def optimizer_file(self, run_key: str, number: int) -> Path:
+        """Return where the local optimiser of a partition is kept between rounds (``client.optimizer_policy=keep``)."""
+        return self.settings.state_dir / "runs" / run_key / f"partition_{number:05d}_optimizer.pt"
+
+
+def log_on_site(state_dir: Path) -> None:
+    """Append this process's failures to ``site.log`` in the state folder (once per folder); what is in it never leaves the site."""
+    logger, path = logging.getLogger("fedhubert.site"), state_dir / "site.log"
+    if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
+        return
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, delay=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to the state folder {state_dir}: {error.strerror}", setting="client.state_dir") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers = [handler]
+
+
+def open_site(job: ClientJob, node_config: NodeConfig) -> Site:
+    """Return the (cached) site of this process for ``job``; raises :class:`ConfigError` or :class:`DataError`."""
+    settings = SiteSettings.read(node_config, job)
+    manifest = resolve_manifest(settings.manifest)
+    stamp = os.stat(manifest).st_mtime_ns if manifest.is_file() else 0
+    return _cached_site(_DataJob(job), settings, stamp)
+
+
+@dataclass(frozen=True)
+class _DataJob:
+    """A job that compares by what a site's data depends on."""
+
+    job: ClientJob
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return (self.job.seed, self.job.num_clients, self.job.data, self.job.targets)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _DataJob) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_site(job: _DataJob, settings: SiteSettings, stamp: int) -> Site:
+    return Site(job.job, settings)

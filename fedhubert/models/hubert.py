@@ -1,0 +1,216 @@
+"""HuBERT for pretraining: torchaudio's encoder, a mask embedding and a masked-prediction head.
+
+Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, D encoder width, M masked frames, C classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchaudio.models import hubert_pretrain_model
+
+from fedhubert.config import ModelConfig
+
+HUBERT_CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
+"""Channels, kernel and stride of the convolutions that turn 16 kHz audio into 50-Hz frames."""
+
+
+class HubertOutput(NamedTuple):
+    """Result of :meth:`HubertModel.forward`.
+
+    Attributes:
+        logits_MC: Scores of the masked frames, in the mask's order; float32 also under autocast (a float64 model's: float64).
+        conv_power: Mean square of the convolutional features, a scalar in the same precision (the feature penalty).
+        frames: T.
+    """
+
+    logits_MC: Tensor
+    conv_power: Tensor
+    frames: int
+
+
+class MaskGenerator(nn.Module):
+    """Holds the vector that stands in for every masked frame."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.mask_embedding = nn.Parameter(torch.empty(embed_dim))
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return ``x_BTD`` with its masked frames replaced."""
+        return torch.where(mask_BT.unsqueeze(-1), self.mask_embedding.to(x_BTD.dtype), x_BTD)
+
+
+class LogitGenerator(nn.Module):
+    """Cosine similarity of projected frames to one embedding per class, over a temperature.
+
+    fairseq and torchaudio expand each frame against each class to [C + 1, M, final_dim] before taking the similarity. Of unit
+    vectors it is one matrix product, with the same loss and gradients.
+    """
+
+    def __init__(self, embed_dim: int, num_classes: int, final_dim: int, temperature: float) -> None:
+        super().__init__()
+        self.label_embeddings = nn.Parameter(torch.empty(num_classes, final_dim))
+        self.final_proj = nn.Linear(embed_dim, final_dim)
+        self.temperature = temperature
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        """Return logits [M, C], in float32 at least."""
+        projected = at_least_float32(self.final_proj(x_MD))
+        with torch.autocast(projected.device.type, enabled=False):
+            frames = F.normalize(projected, dim=-1, eps=1e-8)
+            classes = F.normalize(at_least_float32(self.label_embeddings), dim=-1, eps=1e-8)
+            return frames @ classes.T / self.temperature
+
+
+class HubertModel(nn.Module):
+    """A HuBERT encoder with its head. ``state_dict`` keys are those of ``torchaudio.models.hubert_pretrain_model``.
+
+    Build it with :func:`build_hubert`. A batch holds crops of equal length, so there is never an attention mask (with one, torch
+    cannot use flash attention). Dropout and layer drop draw from torch's global generator: seed it around a training step.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        reference = _torchaudio_model(config)
+        self.config = config
+        self.wav2vec2: Any = reference.wav2vec2
+        self.mask_generator = MaskGenerator(config.embed_dim)
+        self.logit_generator = LogitGenerator(config.embed_dim, config.num_classes, config.final_dim, config.logit_temperature)
+        self.mask_generator.load_state_dict(reference.mask_generator.state_dict())
+        self.logit_generator.load_state_dict(reference.logit_generator.state_dict())
+        self.activation_checkpointing = False
+
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Keep only the transformer layers' inputs for the backward pass and recompute the rest: less memory, same gradients."""
+        self.activation_checkpointing = enabled
+
+    def forward(self, waveforms_BN: Tensor, mask_BT: Tensor | None = None) -> HubertOutput:
+        """Score the masked frames of equally long waveforms.
+
+        Args:
+            waveforms_BN: Audio at 16 kHz.
+            mask_BT: Frames to hide and predict, T = :func:`num_frames` (N). None hides nothing and scores all B * T frames.
+
+        Raises:
+            ValueError: the mask's shape is not [B, T].
+        """
+        conv_BTD = self.wav2vec2.feature_extractor(waveforms_BN, None)[0]
+        if self.config.feature_grad_mult < 1.0 and conv_BTD.requires_grad:
+            conv_BTD.register_hook(lambda gradient: gradient * self.config.feature_grad_mult)
+        conv_power = at_least_float32(conv_BTD).pow(2).mean()
+        x_BTD = self.wav2vec2.encoder.feature_projection(conv_BTD)
+        if mask_BT is None:
+            mask_BT = torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)
+        elif mask_BT.shape != x_BTD.shape[:2]:
+            raise ValueError(f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames")
+        else:
+            x_BTD = self.mask_generator(x_BTD, mask_BT)
+        x_BTD = self._transform(x_BTD)
+        return HubertOutput(self.logit_generator(x_BTD[mask_BT]), conv_power, x_BTD.shape[1])
+
+    def extract_features(self, waveforms_BN: Tensor, num_layers: int | None = None) -> list[Tensor]:
+        """Return the output [B, T, D] of each transformer layer, or of the first ``num_layers``; nothing is masked.
+
+        As in torchaudio, the layer norm that ends a ``layer_norm_first`` encoder is not applied to the last one.
+        """
+        return cast(list[Tensor], self.wav2vec2.extract_features(waveforms_BN, None, num_layers)[0])
+
+    def _transform(self, x_BTD: Tensor) -> Tensor:
+        transformer = self.wav2vec2.encoder.transformer
+        x_BTD = x_BTD + transformer.pos_conv_embed(x_BTD)
+        if not self.config.layer_norm_first:
+            x_BTD = transformer.layer_norm(x_BTD)
+        x_BTD = transformer.dropout(x_BTD)
+        for layer in transformer.layers:
+            if self.training and self.config.layer_drop > 0.0 and torch.rand(()).item() < self.config.layer_drop:
+                continue
+            x_BTD = self._apply_layer(layer, x_BTD)
+        return cast(Tensor, transformer.layer_norm(x_BTD)) if self.config.layer_norm_first else x_BTD
+
+    def _apply_layer(self, layer: nn.Module, x_BTD: Tensor) -> Tensor:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(layer, x_BTD, use_reentrant=False)[0])
+        return cast(Tensor, layer(x_BTD)[0])
+
+
+def build_hubert(config: ModelConfig, seed: int) -> HubertModel:
+    """Build a model whose weights depend on ``config`` and ``seed`` alone; the global random generators are left as they were.
+
+    The weights are those that ``torchaudio.models.hubert_pretrain_model`` draws under that seed; with ``label_init: normal`` the label embeddings
+    are drawn from a normal distribution instead. (The recipe's uniform [0, 1) draw puts them all into one orthant, where their cosines start near
+    0.75: a long plateau at the unigram entropy, which small runs never leave.)
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs, which are not forked here
+        model = HubertModel(config)
+        if config.label_init == "normal":
+            nn.init.normal_(model.logit_generator.label_embeddings)
+        return model
+
+
+def num_frames(num_samples: int, conv_layers: Sequence[tuple[int, int, int]] = HUBERT_CONV_LAYERS) -> int:
+    """Return T for N samples at 16 kHz: (N - 400) // 320 + 1 with HuBERT's convolutions, 0 if N is too short for a frame."""
+    frames = num_samples
+    for _, kernel, stride in conv_layers:
+        frames = (frames - kernel) // stride + 1 if frames >= kernel else 0
+    return frames
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def encoder_parameters(model: HubertModel) -> int:
+    """Return the number of parameters of the encoder alone, without the mask embedding and the head."""
+    return num_parameters(model.wav2vec2)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 if it is of a narrower type."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def _torchaudio_model(config: ModelConfig) -> Any:
+    """torchaudio's pretraining model: for its encoder and its initial weights. Its masking and its head stay unused."""
+    unused = {
+        "mask_prob": 0.8,
+        "mask_selection": "static",
+        "mask_other": 0.0,
+        "mask_length": 10,
+        "no_mask_overlap": False,
+        "mask_min_space": 1,
+        "mask_channel_prob": 0.0,
+        "mask_channel_selection": "static",
+        "mask_channel_other": 0.0,
+        "mask_channel_length": 10,
+        "no_mask_channel_overlap": False,
+        "mask_channel_min_space": 1,
+        "skip_masked": False,
+        "skip_nomask": True,
+        "feature_grad_mult": None,
+    }
+    return hubert_pretrain_model(
+        extractor_mode=config.conv_norm,
+        extractor_conv_layer_config=list(config.conv_layers),
+        extractor_conv_bias=config.conv_bias,
+        encoder_embed_dim=config.embed_dim,
+        encoder_projection_dropout=config.feature_dropout,
+        encoder_pos_conv_kernel=config.pos_conv_kernel,
+        encoder_pos_conv_groups=config.pos_conv_groups,
+        encoder_num_layers=config.num_layers,
+        encoder_num_heads=config.num_heads,
+        encoder_attention_dropout=config.attention_dropout,
+        encoder_ff_interm_features=config.ffn_dim,
+        encoder_ff_interm_dropout=config.activation_dropout,
+        encoder_dropout=config.dropout,
+        encoder_layer_norm_first=config.layer_norm_first,
+        encoder_layer_drop=config.layer_drop,
+        num_classes=config.num_classes,
+        final_dim=config.final_dim,
+        **unused,
+    )

@@ -1,0 +1,90 @@
+"""The end of a run: a table of its rounds and a plot of its curves, both made from ``metrics.jsonl`` alone."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fedhubert.reporting.metrics import Event, read_events
+
+
+def validation_by_round(events: list[Event]) -> dict[int, dict[str, Any]]:
+    """Return model round -> federated validation figures (round r's arrive with round r + 1, the last with the final evaluation)."""
+    return {event["validation"]["model_round"]: event["validation"] for event in events if event.get("validation")}
+
+
+def rounds_table(metrics_file: Path) -> Table:
+    """Return one row per round: training and validation loss and masked accuracy of the round's model, clients, seconds."""
+    events = list(read_events(metrics_file))
+    validation = validation_by_round(events)
+    table = Table(title="Rounds")
+    for name in ("round", "train loss", "train acc", "valid loss", "valid acc", "clients", "failed", "audio s", "seconds"):
+        table.add_column(name, justify="right")
+    for event in events:
+        if event.get("event") != "round":
+            continue
+        scored = validation.get(event["round"], {})
+        train = event["train"]
+        table.add_row(
+            str(event["round"]),
+            _figure(train["loss"]),
+            _figure(train["masked_accuracy"]),
+            _figure(scored.get("loss")),
+            _figure(scored.get("masked_accuracy")),
+            f"{len(event['clients'])}/{len(event['asked'])}",
+            str(len(event["failed"])),
+            f"{train['audio_s']:.0f}",
+            f"{event['seconds']['round']:.1f}",
+        )
+    return table
+
+
+def targets_of(events: list[Event]) -> Event:
+    """Return the event that describes the pseudo-labels, or an empty one."""
+    return next((event for event in reversed(events) if event.get("event") == "targets"), {})
+
+
+def plot_curves(metrics_file: Path, out: Path) -> None:
+    """Draw loss and masked accuracy per round, with the two levels that a model must pass to have learned anything: the entropy of the
+    labels' unigram distribution and the share of the most frequent label."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    events = list(read_events(metrics_file))
+    rounds = [event for event in events if event.get("event") == "round"]
+    validation = sorted(validation_by_round(events).items())
+    levels = targets_of(events).get("validation_labels", {})
+    figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
+    for axis, key, level, name, line in (
+        (loss, "loss", "entropy_nats", "masked loss (nats)", "unigram entropy"),
+        (accuracy, "masked_accuracy", "most_frequent_share", "masked accuracy", "most frequent label"),
+    ):
+        axis.plot(
+            [event["round"] for event in rounds],
+            [event["train"][key] for event in rounds],
+            "o-",
+            ms=3,
+            label="train (during the round)",
+        )
+        axis.plot(
+            [number for number, _ in validation],
+            [scored[key] for _, scored in validation],
+            "s-",
+            ms=3,
+            label="validation (round's model)",
+        )
+        if level in levels:
+            axis.axhline(levels[level], color="grey", linestyle=":", label=line)
+        axis.set_xlabel("round")
+        axis.set_title(name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(out, dpi=120)
+    pyplot.close(figure)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,239 @@
+"""Federated k-means: Lloyd's algorithm where the frames stay with the clients.
+
+A client sends weighted local centroids once (:func:`local_seeds`), then per iteration the sums, counts and inertia of its frames under
+the server's centroids (:func:`accumulate`). The server (:class:`FederatedKMeans`) seeds, adds the statistics up and moves the
+centroids. With all clients this is Lloyd's algorithm on the pooled frames, to the bit: the statistics are integers.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedhubert.errors import TargetsError
+from fedhubert.seeding import generator
+from fedhubert.targets.assignment import Features, assign
+from fedhubert.targets.statistics import Integers, KMeansStatistics, accumulate
+
+__all__ = [
+    "FederatedKMeans",
+    "KMeansStatistics",
+    "accumulate",
+    "assign",
+    "centroids_hash",
+    "local_seeds",
+    "pooled_lloyd",
+    "seed_centroids",
+    "update_centroids",
+]
+
+MIN_SEED_FRAMES = 4
+"""A local centroid of fewer frames is not sent: it would be little else than one of the client's frames."""
+
+_LOCAL_ITERATIONS = 5
+_SEED_ITERATIONS = 10
+_SEED_RESTARTS = 4
+
+
+class FederatedKMeans:
+    """The server's side: seed once, then step until done.
+
+    Args:
+        num_clusters: K.
+        seed: The run's seed.
+        max_iterations: Most steps taken.
+        tolerance: Stop when the inertia per frame falls by less than this fraction between two steps over equally many frames.
+
+    Attributes:
+        centroids: float32[K, D]; None until seeded.
+        history: Inertia per frame under the centroids that each step began with.
+        done: No further step is wanted.
+    """
+
+    def __init__(self, num_clusters: int, seed: int, max_iterations: int = 30, tolerance: float = 1e-4) -> None:
+        self.num_clusters = num_clusters
+        self.seed_value = seed
+        self.max_iterations = max_iterations
+        self.tolerance = tolerance
+        self.centroids: Features | None = None
+        self.history: list[float] = []
+        self.done = False
+        self._last_frames = 0
+
+    def seed(self, candidates: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> None:
+        """Choose the first centroids among the clients' (centroids [k, D], frame counts [k]), in whatever order they came.
+
+        Raises:
+            TargetsError: there are none, or some that no client of this run would send.
+        """
+        if not candidates:
+            raise TargetsError("no client sent seeds for k-means", setting="targets.kind")
+        dimension = candidates[0][0].shape[-1]
+        for points, weights in candidates:
+            if points.dtype != np.float32 or points.shape != (len(weights), dimension) or weights.dtype != np.int64:
+                raise TargetsError(
+                    f"k-means seeds of {points.dtype}{list(points.shape)} with weights {weights.dtype}{list(weights.shape)}",
+                    setting="targets.source",
+                )
+            if not np.isfinite(points).all() or (weights < 1).any():
+                raise TargetsError("k-means seeds that are not finite, or with weights below 1", setting="targets.source")
+        points = np.concatenate([item[0] for item in candidates])
+        weights = np.concatenate([item[1] for item in candidates])
+        self.start(seed_centroids(points, weights, self.num_clusters, generator(self.seed_value, "kmeans/seed")))
+
+    def start(self, centroids: Features) -> None:
+        """Begin from given centroids [K, D]."""
+        if centroids.ndim != 2 or len(centroids) != self.num_clusters:
+            raise TargetsError(f"{len(centroids)} centroids where {self.num_clusters} are wanted", setting="targets.num_clusters")
+        self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
+        self.history, self.done, self._last_frames = [], False, 0
+
+    def step(self, statistics: KMeansStatistics) -> bool:
+        """Take the clients' added statistics under :attr:`centroids`, move the centroids, and return whether that was the last step.
+
+        Raises:
+            TargetsError: not seeded yet, or statistics of no frames.
+        """
+        if self.centroids is None:
+            raise TargetsError("k-means has no centroids yet", setting="targets.kind")
+        if statistics.num_frames == 0:
+            raise TargetsError("k-means statistics of no frames", setting="targets.max_frames_per_client")
+        rng = generator(self.seed_value, "kmeans/reseed", len(self.history))
+        self.centroids, _ = update_centroids(statistics, self.centroids, rng)
+        inertia = statistics.inertia / statistics.num_frames
+        settled = bool((statistics.counts_K > 0).all()) and statistics.num_frames == self._last_frames
+        converged = settled and self.history[-1] - inertia <= self.tolerance * self.history[-1]
+        self.history.append(inertia)
+        self._last_frames = statistics.num_frames
+        self.done = converged or len(self.history) >= self.max_iterations
+        return self.done
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """All that :meth:`load_state_dict` needs to go on from here, as plain arrays."""
+        centroids = np.zeros((0, 0), np.float32) if self.centroids is None else self.centroids.copy()
+        progress = np.array([self._last_frames, self.done], dtype=np.int64)
+        return {"centroids": centroids, "history": np.array(self.history, dtype=np.float64), "progress": progress}
+
+    def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Inverse of :meth:`state_dict`; raises :class:`TargetsError` when the state is of another number of clusters."""
+        if len(state["centroids"]):
+            self.start(state["centroids"])
+        else:
+            self.centroids = None
+        self.history = state["history"].tolist()
+        self._last_frames, self.done = int(state["progress"][0]), bool(state["progress"][1])
+
+
+def local_seeds(features_FD: Features, num_clusters: int, seed: int, partition: int) -> tuple[Features, Integers]:
+    """Return a client's own centroids float32[k, D] and how many of its frames each stands for, int64[k].
+
+    k is at most ``num_clusters`` and the number of distinct frames; centroids of fewer than ``MIN_SEED_FRAMES`` frames are left out
+    (when that would be all, the mean of all frames is sent).
+    """
+    points, weights = _distinct(features_FD, np.ones(len(features_FD), np.int64))
+    centroids = _spread(points, weights, min(num_clusters, len(points)), generator(seed, "kmeans/local", partition))
+    centroids, _ = pooled_lloyd(points, centroids, _LOCAL_ITERATIONS, 0.0, weights=weights)
+    counts = accumulate(points, centroids, weights).counts_K
+    kept = counts >= MIN_SEED_FRAMES
+    if not kept.any():
+        return features_FD.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32), np.array([len(features_FD)])
+    return centroids[kept], counts[kept]
+
+
+def seed_centroids(candidates_ND: Features, weights_N: Integers, num_clusters: int, rng: np.random.Generator) -> Features:
+    """Return [num_clusters, D]: the best of a few runs of weighted k-means over the candidates, in whatever order they are given.
+
+    Where there are fewer distinct candidates than clusters, the first centroid is repeated: the copies stay empty in the first step of
+    Lloyd's algorithm, which then puts them where the inertia is largest (:func:`update_centroids`).
+    """
+    points, weights = _distinct(candidates_ND, weights_N)
+    best, lowest = points[:1], np.inf
+    for _ in range(_SEED_RESTARTS):
+        centroids = _spread(points, weights, min(num_clusters, len(points)), rng)
+        centroids, history = pooled_lloyd(points, centroids, _SEED_ITERATIONS, 0.0, weights=weights)
+        if history[-1] < lowest:
+            best, lowest = centroids, history[-1]
+    return np.concatenate([best, np.repeat(best[:1], num_clusters - len(best), axis=0)])
+
+
+def update_centroids(statistics: KMeansStatistics, centroids_KD: Features, rng: np.random.Generator) -> tuple[Features, float]:
+    """Return the means of the clusters [K, D] and how far they moved, relative to the norm of the old centroids.
+
+    An empty cluster is put beside the mean of the cluster with the largest inertia (the next empty one beside the next, and so on), one
+    standard deviation away in a random direction. No other centroid moves for that, so the inertia cannot rise.
+    """
+    moved = np.where(statistics.counts_K[:, None] > 0, statistics.means_KD, centroids_KD.astype(np.float64))
+    widest = np.argsort(-statistics.inertia_K, kind="stable")
+    widest = widest[statistics.inertia_K[widest] > 0]
+    for number, empty in enumerate(np.flatnonzero(statistics.counts_K == 0)):
+        if not len(widest):
+            break  # every frame lies on a centroid: nothing to split
+        source = widest[number % len(widest)]
+        variance = statistics.inertia_K[source] / (2.0**20 * statistics.counts_K[source] * moved.shape[1])
+        direction = rng.standard_normal(moved.shape[1])
+        moved[empty] = moved[source] + direction * np.sqrt(variance / np.square(direction).sum())
+    new_KD = moved.astype(np.float32)
+    shift = np.linalg.norm(new_KD.astype(np.float64) - centroids_KD) / max(float(np.linalg.norm(centroids_KD)), 1e-30)
+    return new_KD, float(shift)
+
+
+def pooled_lloyd(
+    features_FD: Features,
+    centroids_KD: Features,
+    max_iterations: int,
+    tolerance: float,
+    seed: int = 0,
+    weights: Integers | None = None,
+) -> tuple[Features, list[float]]:
+    """Run Lloyd's algorithm on frames held in one place; return the centroids [K, D] and the inertia per frame before each step."""
+    kmeans = FederatedKMeans(len(centroids_KD), seed, max_iterations, tolerance)
+    kmeans.start(centroids_KD)
+    assert kmeans.centroids is not None
+    while not kmeans.step(accumulate(features_FD, kmeans.centroids, weights)):
+        pass
+    return kmeans.centroids, kmeans.history
+
+
+def centroids_hash(centroids_KD: Features) -> str:
+    """Return 32 hex digits that stand for these centroids (shape and float32 values)."""
+    values = np.ascontiguousarray(centroids_KD, dtype="<f4")
+    return hashlib.blake2b(str(values.shape).encode() + values.tobytes(), digest_size=16).hexdigest()
+
+
+def _distinct(points: Features, weights: Integers) -> tuple[Features, Integers]:
+    """Merge equal points; the result is sorted, so it does not depend on the order given."""
+    unique, inverse = np.unique(points + np.float32(0.0), axis=0, return_inverse=True)  # adding 0 turns -0 into 0
+    merged = np.zeros(len(unique), dtype=np.int64)
+    np.add.at(merged, inverse.reshape(-1), weights)
+    return unique, merged
+
+
+def _spread(points_ND: Features, weights_N: Integers, count: int, rng: np.random.Generator) -> Features:
+    """Choose ``count`` distinct points far from each other: greedy k-means++ (Arthur and Vassilvitskii 2007) with weights.
+
+    Of 2 + ln(count) points drawn with probability proportional to weight and squared distance, the one that leaves the least inertia
+    is kept, as scikit-learn does.
+    """
+    points = torch.from_numpy(points_ND.astype(np.float64))
+    weights = torch.from_numpy(weights_N.astype(np.float64))
+    norms = points.square().sum(dim=1)
+    trials = 2 + int(np.log(count))
+    chosen = [int(np.searchsorted(np.cumsum(weights_N), rng.random() * weights_N.sum(), side="right"))]
+    distances = torch.full_like(weights, torch.inf)
+    taken = torch.zeros(len(points), dtype=torch.bool)
+    while True:
+        taken[chosen[-1]] = True
+        distances = torch.minimum(distances, norms + norms[chosen[-1]] - 2.0 * (points @ points[chosen[-1]])).clamp_(min=0.0)
+        distances[taken] = 0.0
+        if len(chosen) == count:
+            return points_ND[chosen]
+        cumulated = torch.cumsum(distances * weights, dim=0).numpy()
+        if cumulated[-1] == 0.0:  # what is left lies within rounding of what is chosen
+            cumulated = torch.cumsum(~taken, dim=0).double().numpy()
+        drawn = np.minimum(np.searchsorted(cumulated, rng.random(trials) * cumulated[-1], side="right"), len(points) - 1)
+        reach = norms + norms[drawn][:, None] - 2.0 * (points[drawn] @ points.T)
+        left = (torch.minimum(reach.clamp_(min=0.0), distances) * weights).sum(dim=1)
+        chosen.append(int(drawn[int(left.argmin())]))

@@ -1,0 +1,184 @@
+"""The pseudo-labels of one client's utterances: assigned to centroids and cached on the site, or precomputed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.data.fairseq_files import parse_ids, read_km
+from fedhubert.data.manifest import Manifest
+from fedhubert.errors import TargetsError
+from fedhubert.targets.kmeans import assign
+from fedhubert.targets.mfcc import FEATURE_RATE_HZ, num_feature_frames, stream_features
+
+Rows = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int16]
+
+TOLERANCE_FRAMES = 2
+"""How far a label count may be from the audio's frame count: tools disagree on the last window."""
+
+
+@dataclass(frozen=True)
+class LabelStore:
+    """Cluster ids of many utterances, one after the other.
+
+    Attributes:
+        ids: All ids [F]; memory-mapped when they come from a cache.
+        offsets: Manifest row -> (begin, end) in ``ids``.
+        rate_hz: Labels per second: 100 (MFCC) or 50.
+        num_clusters: K; every id is below it.
+    """
+
+    ids: Ids
+    offsets: Mapping[int, tuple[int, int]]
+    rate_hz: int
+    num_clusters: int
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.ids)
+
+    def labels(self, row: int) -> Ids:
+        """Return the ids of manifest row ``row`` [frames at ``rate_hz``]."""
+        begin, end = self.offsets[row]
+        return self.ids[begin:end]
+
+    def counts(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """Return how often each cluster occurs in ``rows`` [K]."""
+        counts = np.zeros(self.num_clusters, np.int64)
+        for row in rows.tolist():
+            counts += np.bincount(self.labels(row), minlength=self.num_clusters)
+        return counts
+
+
+def assigned_labels(
+    manifest: Manifest,
+    rows: Rows,
+    centroids_KD: npt.NDArray[np.float32],
+    num_workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LabelStore:
+    """Label ``rows`` with the nearest centroid of each MFCC frame; audio is streamed, only ids are kept."""
+    pieces = []
+    for done, (_, features) in enumerate(stream_features(manifest, rows.tolist(), num_workers), start=1):
+        pieces.append(assign(features, centroids_KD)[0].astype(np.int16))
+        progress(done, len(rows))
+    return _store(rows, pieces, FEATURE_RATE_HZ, len(centroids_KD))
+
+
+def cached_labels(folder: Path, manifest: Manifest, rows: Rows, key: str, build: Callable[[], LabelStore] | None) -> LabelStore:
+    """Return labels from the cache ``folder``, or build and keep them there.
+
+    The cache is keyed by ``key`` (the centroids' hash) and the utterances' fingerprint; a file whose checksum differs is built again.
+
+    Raises:
+        TargetsError: not in the cache and ``build`` is None, or the cache cannot be written.
+    """
+    path = folder / f"labels-{key}-{manifest.fingerprint(rows)}.npy"
+    found = _read_cache(path, rows)
+    if found is not None:
+        return found
+    if build is None:
+        raise TargetsError(
+            f"no labels for this run in {folder}: its files were removed, or the state folder is another",
+            setting="client.state_dir",
+        )
+    store = build()
+    header = {
+        "rate_hz": store.rate_hz,
+        "num_clusters": store.num_clusters,
+        "ends": [store.offsets[row][1] for row in rows.tolist()],
+    }
+    header["sha256"] = _sha256(store.ids)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f".{path.name}.{os.getpid()}.tmp.npy"
+        np.save(scratch, store.ids)
+        os.replace(scratch, path)
+        scratch.write_text(json.dumps(header))
+        os.replace(scratch, path.with_suffix(".json"))
+    except OSError as error:
+        raise TargetsError(f"cannot keep labels in {folder}: {error.strerror}", setting="client.state_dir") from None
+    return store
+
+
+def precomputed_labels(manifest: Manifest, rows: Rows, labels: str, rate_hz: int, num_clusters: int) -> LabelStore:
+    """Read labels from a ``.km`` file (one line per manifest row), or from a manifest column (``column:NAME``), and check them.
+
+    Raises:
+        TargetsError: another number of lines than utterances, or a row whose ids do not fit its audio; names the utterance.
+    """
+    if labels.startswith("column:"):
+        texts = manifest.column(labels.removeprefix("column:"))
+        ids = [parse_ids(texts[row], manifest.paths[row]) for row in rows.tolist()]
+    else:
+        lines = read_km(Path(labels).expanduser())
+        if len(lines) != len(manifest):
+            raise TargetsError(
+                f"{labels} has {len(lines)} lines, the manifest {len(manifest)} utterances; line i labels row i",
+                setting="targets.labels",
+            )
+        ids = [lines[row] for row in rows.tolist()]
+    lengths = manifest.lengths()[rows]
+    for row, length, line in zip(rows.tolist(), lengths.tolist(), ids, strict=True):
+        _check(manifest.paths[row], line, int(length), rate_hz, num_clusters)
+    return _store(rows, [line.astype(np.int16) for line in ids], rate_hz, num_clusters)
+
+
+def unigram_entropy_nats(counts_K: npt.NDArray[np.int64]) -> float:
+    """Return the entropy of the labels' frequencies: the masked loss of a model that ignores its input."""
+    shares = counts_K[counts_K > 0] / max(1, counts_K.sum())
+    return float(-(shares * np.log(shares)).sum())
+
+
+def most_frequent_share(counts_K: npt.NDArray[np.int64]) -> float:
+    """Return the share of the most frequent label: the masked accuracy of a model that ignores its input."""
+    return float(counts_K.max() / max(1, counts_K.sum()))
+
+
+def _check(name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: int, num_clusters: int) -> None:
+    mfcc_frames = int(num_feature_frames(np.array([num_samples]))[0])
+    frames = {100: mfcc_frames, 50: (num_samples - 400) // 320 + 1}
+    if abs(len(ids) - frames[rate_hz]) > TOLERANCE_FRAMES:
+        other = 150 - rate_hz
+        hint = (
+            f"; they look like {other} Hz: set targets.label_rate_hz={other}"
+            if abs(len(ids) - frames[other]) <= TOLERANCE_FRAMES
+            else ""
+        )
+        raise TargetsError(
+            f"{name}: {len(ids)} labels for {frames[rate_hz]} frames at {rate_hz} Hz{hint}", setting="targets.label_rate_hz"
+        )
+    if len(ids) and int(ids.max()) >= num_clusters:
+        raise TargetsError(
+            f"{name}: label {int(ids.max())}, but targets.num_clusters is {num_clusters}", setting="targets.num_clusters"
+        )
+
+
+def _store(rows: Rows, pieces: list[Ids], rate_hz: int, num_clusters: int) -> LabelStore:
+    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
+    return LabelStore(np.concatenate(pieces), _offsets(rows, ends), rate_hz, num_clusters)
+
+
+def _offsets(rows: Rows, ends: list[int]) -> dict[int, tuple[int, int]]:
+    return {row: (begin, end) for row, begin, end in zip(rows.tolist(), [0, *ends], ends, strict=False)}
+
+
+def _read_cache(path: Path, rows: Rows) -> LabelStore | None:
+    try:
+        header: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        whole = _sha256(ids) == header["sha256"] and len(header["ends"]) == len(rows)
+        return LabelStore(ids, _offsets(rows, header["ends"]), header["rate_hz"], header["num_clusters"]) if whole else None
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _sha256(ids: Ids) -> str:
+    return hashlib.sha256(ids.tobytes()).hexdigest()

@@ -1,0 +1,92 @@
+"""The weighted sum: exact, whatever the order or grouping, and closed to what must not enter."""
+
+import pytest
+import torch
+
+from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
+
+
+def updates(count: int, numel: int = 300_000, scale: float = 1e-2) -> list[tuple[torch.Tensor, int]]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        (torch.randn(numel, generator=generator) * scale, int(torch.randint(1, 50_000, (1,), generator=generator)))
+        for _ in range(count)
+    ]
+
+
+def total_of(parts: list[tuple[torch.Tensor, int]]) -> ExactSum:
+    fold = ExactSum(parts[0][0].numel())
+    for update, weight in parts:
+        fold.add(update, weight)
+    return fold
+
+
+def test_any_order_and_any_shards_give_the_same_bits() -> None:
+    parts = updates(12)
+    expected = total_of(parts).mean()
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        shuffled = [parts[i] for i in torch.randperm(len(parts), generator=generator)]
+        assert torch.equal(total_of(shuffled).mean(), expected)
+        cut = int(torch.randint(1, len(parts), (1,), generator=generator))
+        merged = ExactSum(expected.numel())
+        for shard in (shuffled[:cut], shuffled[cut:]):
+            merged.merge(total_of(shard).partial())
+        assert torch.equal(merged.mean(), expected)
+
+
+def test_mean_agrees_with_float64() -> None:
+    parts = updates(20)
+    reference = sum(update.double() * weight for update, weight in parts) / sum(weight for _, weight in parts)
+    error = (total_of(parts).mean().double() - reference).abs().max() / reference.abs().max()
+    assert float(error) < 1e-6
+
+
+def test_both_rounding_paths_give_the_same_integers() -> None:
+    """Magnitudes above 2**18 leave the fast path; a vector that mixes both sizes must round its small entries alike."""
+    small = torch.randn(1000) * 1e-3
+    large = torch.cat([small, torch.tensor([3.0e5])])
+    fast, slow = total_of([(torch.cat([small, torch.zeros(1)]), 3)]), total_of([(large, 3)])
+    assert torch.equal(fast.partial().total[:-1], slow.partial().total[:-1])
+    assert slow.partial().total[-1] == 3 * 300_000 * 2**GRID_BITS
+
+
+@pytest.mark.parametrize(
+    ("update", "weight", "reason"),
+    [
+        (torch.tensor([float("nan"), 0.0]), 1, "not_finite"),
+        (torch.tensor([float("inf"), 0.0]), 1, "not_finite"),
+        (torch.zeros(3), 1, "shape"),
+        (torch.zeros(2, dtype=torch.float64), 1, "shape"),
+        (torch.zeros(2), 0, "weight"),
+        (torch.zeros(2), -5, "weight"),
+        (torch.zeros(2), MAX_WEIGHT + 1, "weight"),
+        (torch.full((2,), 1e30), 1, "range"),
+    ],
+)
+def test_a_rejected_update_leaves_the_sum_as_it_was(update: torch.Tensor, weight: int, reason: str) -> None:
+    fold = total_of([(torch.tensor([1.0, 2.0]), 4)])
+    before = fold.partial().total.clone()
+    with pytest.raises(UpdateRejected) as rejected:
+        fold.add(update, weight)
+    assert rejected.value.reason == reason
+    assert torch.equal(fold.partial().total, before)
+    assert fold.weight == 4
+
+
+def test_sums_near_the_limit_are_refused_before_they_overflow() -> None:
+    fold = ExactSum(1)
+    fold.add(torch.tensor([400.0]), 2**20)
+    with pytest.raises(UpdateRejected):
+        fold.add(torch.tensor([400.0]), 2**20)
+    assert fold.mean() == 400.0
+
+
+def test_a_shard_that_lies_about_its_bound_is_refused() -> None:
+    fold = ExactSum(2)
+    with pytest.raises(UpdateRejected):
+        fold.merge(PartialSum(torch.tensor([2**61, 0]), 1, bound=1.0))
+    with pytest.raises(UpdateRejected):
+        fold.merge(PartialSum(torch.zeros(2, dtype=torch.int64), 1, bound=float("nan")))
+    with pytest.raises(ValueError, match="no updates"):
+        fold.mean()
