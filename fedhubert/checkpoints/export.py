@@ -1,13 +1,34 @@
 """``fedhubert export``: a round checkpoint in the formats that other tools load."""
 
 import argparse
-import shutil
-import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fedhubert.errors import CheckpointError
 
-_HOW_TO_LOAD = {"huggingface": 'transformers.HubertModel.from_pretrained("{out}")'}
+@dataclass(frozen=True)
+class Format:
+    """One output format.
+
+    Attributes:
+        write: Takes the checkpoint, the folder to make, and whether files in it may be replaced.
+        usage: Python that loads the result, with ``{out}`` for the folder.
+    """
+
+    write: Callable[[Mapping[str, Any], Path, bool], Path]
+    usage: str
+
+
+def _huggingface(checkpoint: Mapping[str, Any], out: Path, overwrite: bool) -> Path:
+    from fedhubert.checkpoints.huggingface import export_huggingface
+
+    return export_huggingface(checkpoint, out, overwrite=overwrite)
+
+
+FORMATS = {
+    "huggingface": Format(_huggingface, 'transformers.HubertModel.from_pretrained("{out}")'),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,52 +38,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="C",
-        help="round checkpoint, or a run's folder (then its newest whole one)",
+        help="round checkpoint, or the folder of a run or of its checkpoints (then the newest intact one)",
     )
-    parser.add_argument(
-        "--format", choices=sorted(_HOW_TO_LOAD), default="huggingface", help="what to write (default: %(default)s)"
-    )
+    parser.add_argument("--format", choices=sorted(FORMATS), default="huggingface", help="what to write (default: %(default)s)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
-    parser.add_argument("--force", action="store_true", help="replace DIR if it is an earlier export")
+    parser.add_argument(
+        "--force", action="store_true", help="write into DIR even if it is not empty, replacing files of the same names"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and say how to load the result; returns 0."""
-    from fedhubert.checkpoints.store import find_checkpoint
+    """Export as the flags say, print what was written and how to load it; returns 0."""
+    from fedhubert.checkpoints.store import find_checkpoint, load_checkpoint
 
-    checkpoint = find_checkpoint(args.checkpoint)
-    out = export(checkpoint, args.format, args.out, force=args.force)
-    print(f"{checkpoint} -> {out}")
-    print(f"load it with {_HOW_TO_LOAD[args.format].format(out=out)}")
+    path = find_checkpoint(args.checkpoint)
+    out = export(load_checkpoint(path), args.format, args.out, overwrite=args.force)
+    print(f"{path} -> {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
+    print(f"load it with {FORMATS[args.format].usage.format(out=out)}")
     return 0
 
 
-def export(checkpoint: Path, format_name: str, out: Path, *, force: bool = False) -> Path:
-    """Write ``checkpoint`` to the folder ``out``, all or nothing.
+def export(checkpoint: Mapping[str, Any], format_name: str, out: Path, *, overwrite: bool = False) -> Path:
+    """Write ``checkpoint`` (of ``load_checkpoint``) to the folder ``out`` and return it.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be read, or a folder that holds something else.
+        CheckpointError: weights that do not fit the format, or a folder that is in use or cannot be written.
     """
-    from fedhubert.checkpoints.huggingface import write_huggingface
-    from fedhubert.checkpoints.store import load_checkpoint
-    from fedhubert.config import ModelConfig, validate
-
-    content = load_checkpoint(checkpoint)
-    config = validate(ModelConfig, content["config"]["model"])
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not force:
-            raise CheckpointError(f"{out} exists; choose another folder, or --force to replace an earlier export", setting="out")
-        if not (out / "config.json").is_file():
-            raise CheckpointError(f"{out} is not an earlier export, so --force does not replace it", setting="out")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            folder = Path(scratch, "export")
-            folder.mkdir()
-            {"huggingface": write_huggingface}[format_name](content["model"], config, folder)
-            if out.is_dir():
-                shutil.rmtree(out)
-            folder.replace(out)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {out}: {error.strerror}", setting="out") from None
-    return out
+    return FORMATS[format_name].write(checkpoint, out, overwrite)

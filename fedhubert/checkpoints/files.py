@@ -46,7 +46,7 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}{TEMPORARY_SUFFIX}")
 
 
-def write_temporary(path: Path, write: Callable[[HashingFile], None]) -> str:
+def write_temporary(path: Path, write: Callable[[HashingFile], object]) -> str:
     """Write :func:`temporary_path` of ``path`` down to the disk and return its SHA-256; rename it to make it count.
 
     Raises:
@@ -84,13 +84,15 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def explaining_write_errors(folder: Path) -> Iterator[None]:
+def explaining_write_errors(folder: Path, *, setting: str) -> Iterator[None]:
     """Turn an :class:`OSError` of the block into a :class:`CheckpointError` that names ``folder``."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise CheckpointError(f"cannot write to {folder}: {reason}; free some space there or choose another folder") from error
+        raise CheckpointError(
+            f"cannot write to {folder}: {reason}; free some space there or choose another folder", setting=setting
+        ) from error
 
 
 def publish_folder(out: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
@@ -101,14 +103,12 @@ def publish_folder(out: Path, fill: Callable[[Path], None], *, overwrite: bool =
     Raises:
         CheckpointError: ``out`` is a file, or not empty without ``overwrite``, or cannot be written.
     """
-    with explaining_write_errors(out):
+    with explaining_write_errors(out, setting="out"):
         if out.exists() and not out.is_dir():
-            raise CheckpointError(f"{out} is a file; name a folder to write to", setting="--out")
+            raise CheckpointError(f"{out} is a file; name a folder to write to", setting="out")
         in_use = out.is_dir() and any(out.iterdir())
         if in_use and not overwrite:
-            raise CheckpointError(
-                f"{out} is not empty: choose another folder, or replace its files with --force", setting="--out"
-            )
+            raise CheckpointError(f"{out} is not empty: choose another folder, or replace its files with --force", setting="out")
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX, dir=out if in_use else out.parent))
         try:

@@ -1,43 +1,65 @@
-"""Export to a HuggingFace directory that ``transformers.HubertModel.from_pretrained`` loads."""
+"""Export to a HuggingFace folder that ``transformers.HubertModel.from_pretrained`` loads."""
 
 import json
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from fedhubert.config import ModelConfig
+from fedhubert.checkpoints.files import publish_folder
+from fedhubert.config import ModelConfig, validate
+from fedhubert.errors import CheckpointError
 
-_RENAMED = (
-    (r"^wav2vec2\.feature_extractor\.", "feature_extractor."),
-    (r"^wav2vec2\.encoder\.feature_projection\.", "feature_projection."),
-    (r"^wav2vec2\.encoder\.transformer\.pos_conv_embed\.", "encoder.pos_conv_embed."),
-    (r"^wav2vec2\.encoder\.transformer\.", "encoder."),
-    (r"^mask_generator\.mask_embedding$", "masked_spec_embed"),
-)
+_PREFIXES = {
+    "wav2vec2.feature_extractor.": "feature_extractor.",
+    "wav2vec2.encoder.feature_projection.": "feature_projection.",
+    "wav2vec2.encoder.transformer.": "encoder.",
+    "mask_generator.mask_embedding": "masked_spec_embed",
+}
+_HEAD = "logit_generator."
 
 
-def write_huggingface(state: dict[str, torch.Tensor], config: ModelConfig, folder: Path) -> None:
+def export_huggingface(checkpoint: Mapping[str, Any], out: Path, *, overwrite: bool = False) -> Path:
+    """Write a checkpoint (of :func:`~fedhubert.checkpoints.store.load_checkpoint`) to the folder ``out``, which appears whole.
+
+    ``overwrite`` lets the files be replaced in a folder that is not empty.
+
+    Raises:
+        CheckpointError: no model configuration in the checkpoint, weights of another model, or ``out`` is in use or cannot be written.
+    """
+    settings = checkpoint["config"].get("model")
+    if not isinstance(settings, dict):
+        raise CheckpointError("the checkpoint's config has no `model`: it does not say which shape the weights have")
+    config = validate(ModelConfig, settings)
+    publish_folder(out, lambda folder: write_huggingface(checkpoint["model"], config, folder), overwrite=overwrite)
+    return out
+
+
+def write_huggingface(state: Mapping[str, Tensor], config: ModelConfig, folder: Path) -> None:
     """Write ``model.safetensors``, ``config.json`` and ``preprocessor_config.json`` to an existing folder.
 
     The encoder and the mask embedding are exported; the masked-prediction head has no place in ``HubertModel``.
+
+    Raises:
+        CheckpointError: ``state`` has a tensor that is no part of HuBERT.
     """
-    tensors = {renamed: tensor.contiguous() for name, tensor in state.items() if (renamed := _renamed(name)) is not None}
+    tensors = {_renamed(name): tensor.contiguous() for name, tensor in state.items() if not name.startswith(_HEAD)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", _model_json(config))
     _write_json(folder / "preprocessor_config.json", _preprocessor_json())
 
 
-def _renamed(name: str) -> str | None:
-    for pattern, replacement in _RENAMED:
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return None
+def _renamed(name: str) -> str:
+    for ours, theirs in _PREFIXES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise CheckpointError(f"the weights hold `{name}`, which HuBERT does not have")
 
 
 def _model_json(config: ModelConfig) -> dict[str, Any]:
+    """Name everything that the recipe sets: several of HuggingFace's defaults (layer drop, dropouts) are other than HuBERT's."""
     channels, kernels, strides = zip(*config.conv_layers, strict=True)
     return {
         "architectures": ["HubertModel"],
@@ -54,7 +76,7 @@ def _model_json(config: ModelConfig) -> dict[str, Any]:
         "feat_proj_layer_norm": True,
         "layerdrop": config.layer_drop,
         "layer_norm_eps": 1e-5,
-        "feat_extract_norm": "group" if config.conv_norm == "group_norm" else "layer",
+        "feat_extract_norm": config.conv_norm.removesuffix("_norm"),
         "feat_extract_activation": "gelu",
         "conv_dim": list(channels),
         "conv_kernel": list(kernels),
@@ -65,13 +87,15 @@ def _model_json(config: ModelConfig) -> dict[str, Any]:
         "num_conv_pos_embedding_groups": config.pos_conv_groups,
         "conv_pos_batch_norm": False,
         "do_stable_layer_norm": config.layer_norm_first,
-        "apply_spec_augment": True,
+        "apply_spec_augment": True,  # with a mask probability above 0, HuggingFace's model has the mask embedding
         "mask_time_prob": 0.05,
+        "mask_time_length": 10,
         "torch_dtype": "float32",
     }
 
 
 def _preprocessor_json() -> dict[str, Any]:
+    """Waveforms go in as they are, as in pretraining; s3prl's loader needs the file, and the attention mask that it asks for."""
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,

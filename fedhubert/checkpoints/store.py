@@ -1,204 +1,262 @@
-"""Round checkpoints on disk: whole or absent, checked by a checksum, loaded without executing code.
+"""Round checkpoints: whole or absent, checked before use, and loaded without running code.
 
-``round_010_checkpoint.pt`` holds what users read (``round``, ``federated_metrics``, ``config``, ``model``); ``round_010_resume.pt`` beside it what only
-resuming needs. Each is written to a temporary file, forced to disk and renamed; ``round_010_checkpoint.sha256`` comes last and lists both, so a
-checkpoint without it was never finished.
+A round has up to three files in the store's folder:
+
+``round_010_checkpoint.pt``      what others read (:func:`load_checkpoint`); it is renamed into place last, and only then does the round count
+``round_010_resume.pt``          what only resuming needs: state of the server optimiser, positions, centroids
+``round_010_checkpoint.sha256``  digests of both (``sha256sum -c`` reads it)
 """
 
-import hashlib
-import io
+import logging
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
+from fedhubert.checkpoints.content import FORMAT_VERSION, float32, load_plain, plain, saving, validated
+from fedhubert.checkpoints.files import (
+    TEMPORARY_PREFIX,
+    TEMPORARY_SUFFIX,
+    explaining_write_errors,
+    sha256_of,
+    sync_folder,
+    temporary_path,
+    write_temporary,
+)
 from fedhubert.errors import CheckpointError
 
-FORMAT_VERSION = 1
-_NAME = re.compile(r"round_(\d+)_checkpoint\.pt$")
-_REQUIRED = ("round", "federated_metrics", "config", "model")
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"round_(\d{3,})_checkpoint\.pt")
 
 
 @dataclass(frozen=True)
 class Found:
-    """The newest whole checkpoint of a folder, and the newer ones that were passed over, with reasons."""
+    """What :meth:`RoundStore.latest` found.
+
+    Attributes:
+        round: Number of the newest intact round, None if there is none.
+        path: Its checkpoint.
+        rejected: Newer checkpoints that are damaged, newest first, each with the reason.
+    """
 
     round: int | None = None
     path: Path | None = None
     rejected: list[tuple[Path, str]] = field(default_factory=list)
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return (checkpoint, what resuming needs)."""
-        assert self.path is not None
-        return load_checkpoint(self.path), _load(_sidecar(self.path))
+        """Return the checkpoint, and what was saved for resuming.
+
+        Raises:
+            CheckpointError: there is no intact round, it cannot be read, or it was saved without what resuming needs.
+        """
+        if self.path is None:
+            raise CheckpointError("no intact checkpoint to load")
+        resume = _resume_path(self.path)
+        if not resume.exists():
+            raise CheckpointError(
+                f"{self.path} has no {resume.name} beside it: it can be exported, but not resumed", setting="resume"
+            )
+        return validated(self.path, load_plain(self.path)), load_plain(resume)
 
 
 class RoundStore:
-    """The round checkpoints of one run, in ``folder``."""
+    """The round checkpoints in one folder, written by one process at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = Path(folder)
+        self._written: set[int] = set()
 
     def path(self, round_number: int) -> Path:
+        """Return where the checkpoint of a round is, or would be."""
         return self.folder / f"round_{round_number:03d}_checkpoint.pt"
+
+    def rounds(self) -> list[int]:
+        """Return the rounds that have a checkpoint, intact or not, in order."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(match.group(1)) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
     def save(
         self,
         round_number: int,
-        model: Mapping[str, torch.Tensor],
+        model_state: Mapping[str, Tensor],
         *,
         config: Mapping[str, Any],
         federated_metrics: Mapping[str, Any],
-        resume: Mapping[str, Any],
+        resume: Mapping[str, Any] | None,
     ) -> Path:
-        """Write the checkpoint of a round; raises :class:`CheckpointError` when it cannot be written (earlier ones stay whole)."""
-        path = self.path(round_number)
-        weights = {name: tensor.detach().to("cpu", torch.float32).clone() for name, tensor in model.items()}
-        content = {
-            "round": round_number,
-            "federated_metrics": dict(federated_metrics),
-            "config": dict(config),
-            "model": weights,
+        """Write a round; when this returns, it is on the disk. Equal arguments give equal bytes.
+
+        Args:
+            round_number: The round that the model comes out of.
+            model_state: ``state_dict`` of the model; floating-point tensors are stored as float32 on the CPU.
+            config: The run's configuration as plain values (``model_dump(mode="json")``).
+            federated_metrics: The round's figures as plain values; NumPy scalars become Python's.
+            resume: Plain values and tensors that only resuming needs; None writes no sidecar.
+
+        Raises:
+            CheckpointError: the folder cannot be written; what was there before is as it was.
+            TypeError: a value that is neither plain nor, where they are allowed, a tensor.
+        """
+        checkpoint = {
             "format_version": FORMAT_VERSION,
+            "round": int(round_number),
+            "federated_metrics": plain(federated_metrics, "federated_metrics"),
+            "config": plain(config, "config"),
+            "model": {name: float32(tensor) for name, tensor in model_state.items()},
         }
-        try:
+        path = self.path(round_number)
+        contents: dict[Path, Any] = {} if resume is None else {_resume_path(path): plain(resume, "resume", tensors=True)}
+        contents[path] = checkpoint
+        with explaining_write_errors(self.folder, setting="checkpoint_dir"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._clean()
-            _checksums(path).unlink(missing_ok=True)
-            sums = [(file, write_atomically(file, value)) for file, value in ((_sidecar(path), dict(resume)), (path, content))]
-            lines = "".join(f"{digest}  {file.name}\n" for file, digest in sums)
-            _replace_durably(_checksums(path), lines.encode())
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise CheckpointError(
-                f"cannot write the checkpoint of round {round_number} to {self.folder}: {reason}", setting="checkpoint_dir"
-            ) from None
+            self._remove_leftovers()
+            self._write(path, contents)
+        self._written.add(round_number)
         return path
 
-    def rounds(self) -> list[int]:
-        """Return the rounds that have a checkpoint file, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(match.group(1)) for match in map(_NAME.match, os.listdir(self.folder)) if match)
+    def _write(self, path: Path, contents: dict[Path, Any]) -> None:
+        """Write all files under temporary names first: a full disk is met before anything that exists is touched."""
+        written: list[Path] = []
+        try:
+            lines = []
+            for target, values in contents.items():
+                lines.append(f"{write_temporary(target, saving(values))}  {target.name}\n")
+                written.append(target)
+            digest_path = _digest_path(path)
+            write_temporary(digest_path, lambda file: file.write("".join(lines).encode()))
+            written.insert(0, digest_path)
+            if path.exists():  # a round saved again: take it away as a whole, so that files of two saves are never seen together
+                _remove(path)
+                sync_folder(self.folder)
+            for target in written[:-1]:
+                os.replace(temporary_path(target), target)
+            sync_folder(self.folder)
+            os.replace(temporary_path(path), path)
+            sync_folder(self.folder)
+        except BaseException:
+            for target in written:
+                temporary_path(target).unlink(missing_ok=True)
+            raise
 
     def latest(self) -> Found:
-        """Return the newest checkpoint that is whole."""
+        """Return the newest intact round (its sidecar included); reads whole files, changes nothing."""
         rejected: list[tuple[Path, str]] = []
         for number in reversed(self.rounds()):
             path = self.path(number)
-            reason = _damage(path)
-            if reason is None:
+            damage = _damage(path, sidecar=True)
+            if damage is None:
                 return Found(number, path, rejected)
-            rejected.append((path, reason))
+            rejected.append((path, damage))
         return Found(rejected=rejected)
 
     def prune(self, keep_last: int) -> None:
-        """Delete all but the newest ``keep_last`` checkpoints (those that were never finished do not count)."""
-        finished = [number for number in self.rounds() if _checksums(self.path(number)).is_file()]
-        for number in finished[:-keep_last]:
-            path = self.path(number)
-            for file in (_checksums(path), _sidecar(path), path):  # the checksum first: what is half deleted counts as absent
-                file.unlink(missing_ok=True)
+        """Delete all but the newest ``keep_last`` rounds, and never the newest intact one."""
+        rounds = self.rounds()
+        keep = set(rounds[-max(1, keep_last) :])
+        intact = None if keep & self._written else self.latest().round
+        with explaining_write_errors(self.folder, setting="checkpoint_dir"):
+            for number in rounds:
+                if number not in keep and number != intact:
+                    _remove(self.path(number))
 
-    def _clean(self) -> None:
-        """Remove what a killed save left."""
-        for file in self.folder.glob(".round_*.tmp"):
-            file.unlink(missing_ok=True)
+    def _remove_leftovers(self) -> None:
+        """Remove what a killed save or prune left: temporary files, and sidecars without their checkpoint."""
+        for file in self.folder.iterdir():
+            orphan = re.fullmatch(r"(round_\d{3,})_(resume\.pt|checkpoint\.sha256)", file.name)
+            temporary = file.name.startswith(f"{TEMPORARY_PREFIX}round_") and file.name.endswith(TEMPORARY_SUFFIX)
+            if temporary or (orphan and not (self.folder / f"{orphan.group(1)}_checkpoint.pt").exists()):
+                file.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a round checkpoint.
+    """Read and check a round checkpoint; tensors land on the CPU.
+
+    Returns:
+        ``round``, ``federated_metrics``, ``config`` (plain values), ``model`` (``state_dict``, float32) and ``format_version``.
 
     Raises:
-        CheckpointError: missing, damaged, not a checkpoint of fedhubert, or holding more than tensors and plain values.
+        CheckpointError: no such file, damaged, holding objects other than tensors and plain values, or not a checkpoint.
     """
-    content = _load(path)
-    missing = [key for key in _REQUIRED if key not in content]
-    if missing:
-        raise CheckpointError(
-            f"{path} is not a round checkpoint of fedhubert: it has no {', '.join(missing)}", setting="checkpoint"
-        )
-    return content
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; name a round_NNN_checkpoint.pt")
+    damage = _damage(path, sidecar=False)
+    if damage is not None:
+        raise CheckpointError(f"{path} is damaged ({damage}); use the checkpoint of an earlier round")
+    return validated(path, load_plain(path))
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return ``path`` if it is a file, or the newest whole checkpoint of a run's folder or its checkpoints folder."""
+    """Return ``path`` if it is a file, or the newest intact round of a checkpoint folder or of a run's folder; damaged ones are logged.
+
+    Raises:
+        CheckpointError: neither a file nor a folder with an intact round.
+    """
+    path = Path(path)
     if path.is_file():
         return path
-    for folder in (path, path / "checkpoints"):
-        newest = RoundStore(folder).latest().path if folder.is_dir() else None
-        if newest is not None:
-            return newest
-    raise CheckpointError(f"{path}: no such file, and no folder with a whole round checkpoint", setting="checkpoint")
+    for store in (RoundStore(path), RoundStore(path / "checkpoints")):
+        for number in reversed(store.rounds()):
+            candidate = store.path(number)
+            damage = _damage(candidate, sidecar=False)
+            if damage is None:
+                return candidate
+            log.warning("%s is damaged (%s); trying the round before", candidate, damage)
+    raise CheckpointError(
+        f"{path} is neither a checkpoint file nor a folder with an intact round_NNN_checkpoint.pt", setting="checkpoint"
+    )
 
 
-def write_atomically(path: Path, content: Any) -> str:
-    """Save ``content`` with ``torch.save`` under ``path``, all or nothing; return the SHA-256 of the file."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    data = buffer.getbuffer()
-    _replace_durably(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def _replace_durably(path: Path, data: bytes | memoryview) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _sidecar(path: Path) -> Path:
+def _resume_path(path: Path) -> Path:
     return path.with_name(path.name.replace("_checkpoint.pt", "_resume.pt"))
 
 
-def _checksums(path: Path) -> Path:
+def _digest_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _damage(path: Path) -> str | None:
-    """Return why a checkpoint is not whole, or None."""
-    checksums = _checksums(path)
-    if not checksums.is_file():
-        return "it was never finished"
-    for line in checksums.read_text().splitlines():
-        digest, _, name = line.partition("  ")
-        file = path.with_name(name)
-        if not file.is_file():
-            return f"{name} is missing"
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                return f"{name} is damaged (its checksum differs)"
-    return None
+def _remove(path: Path) -> None:
+    """Delete a round's files, its checkpoint first: from then on the round does not count."""
+    for file in (path, _resume_path(path), _digest_path(path)):
+        file.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _damage(path: Path, *, sidecar: bool) -> str | None:
+    """Return what is wrong with a checkpoint (and its sidecar), or None.
+
+    Files that were copied without their digests are checked by the CRCs inside them.
+    """
+    digests, resume = _digest_path(path), _resume_path(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file", setting="checkpoint") from None
-    except Exception as error:  # torch raises many kinds for files that are damaged or hold code
-        reason = (
-            "it holds more than tensors and plain values"
-            if "weights_only" in str(error).lower()
-            else "it is damaged or not a checkpoint"
-        )
-        raise CheckpointError(f"{path} cannot be loaded: {reason}", setting="checkpoint") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a checkpoint of fedhubert", setting="checkpoint")
-    return content
+        if path.suffix != ".pt" or not digests.is_file():
+            return next(filter(None, map(_broken_record, [path, *([resume] if sidecar and resume.exists() else [])])), None)
+        expected = {name: digest for digest, _, name in (line.partition("  ") for line in digests.read_text().splitlines())}
+        if path.name not in expected:
+            return f"{digests.name} does not list it"
+        for name, digest in expected.items():
+            file = path.with_name(name)
+            if file != path and not sidecar:
+                continue
+            if not file.is_file():
+                return f"{name} is missing"
+            if sha256_of(file) != digest:
+                return f"{name} is not what was written: its SHA-256 differs from {digests.name}"
+        return None
+    except (OSError, ValueError) as error:
+        return f"it cannot be checked: {error}"
+
+
+def _broken_record(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+        return None if record is None else f"the record {record} in {path.name} is corrupt"
+    except Exception as error:  # a damaged archive can fail in any way
+        return f"{path.name} is cut short, or no PyTorch file: {error}"

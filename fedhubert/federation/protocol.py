@@ -99,9 +99,9 @@ def read_request(message: Message) -> Request:
     """Parse a request; raises :class:`FederationError` when it speaks another protocol."""
     record = message.content.config_records["request"]
     if record["protocol"] != PROTOCOL_VERSION:
-        version = str(record["version"])
+        version = repr(record["version"])
         raise FederationError(
-            f"the server speaks protocol {record['protocol']} (fedhubert {version}), this site {PROTOCOL_VERSION} "
+            f"the server speaks protocol {record['protocol']!r} (fedhubert {version}), this site {PROTOCOL_VERSION} "
             f"(fedhubert {__version__}): install the same version on both",
             setting="version",
         )

@@ -5,6 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam as FlowerFedAdam
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import CheckpointError
@@ -48,10 +49,9 @@ def test_fedadam_agrees_with_flowers_apart_from_its_bias_correction_and_start() 
 
 
 def flower_reply(weights: np.ndarray) -> Message:
-    request = Message(RecordDict(), 1, "train")
-    request.metadata.__dict__["_message_id"] = "1"
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # Flower sets these when it starts an app
     content = {"arrays": ArrayRecord({"w": Array(weights)}), "metrics": MetricRecord({"num-examples": 1})}
-    return Message(RecordDict(content), reply_to=request)
+    return Message(RecordDict(content), reply_to=Message(RecordDict(), 1, "train"))
 
 
 def test_state_of_another_optimiser_is_refused() -> None:
