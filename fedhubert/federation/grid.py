@@ -7,7 +7,6 @@ keeps a window of messages in flight and returns a generator: a strategy's ``agg
 import threading
 import time
 from collections.abc import Iterable, Iterator
-
 from typing import Any
 
 from flwr.app import Message

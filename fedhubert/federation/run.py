@@ -10,19 +10,26 @@ from types import FrameType
 from flwr.serverapp import Grid
 from rich.console import Console
 
+from fedhubert.checkpoints.store import RoundStore
 from fedhubert.config import Config
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.errors import ConfigError
 from fedhubert.federation.server import RunResult, run_federation
 from fedhubert.federation.simulation import federation_config, simulate
 from fedhubert.reporting.console import RoundProgress, log_to_terminal
-from fedhubert.reporting.summary import plot_curves, rounds_table
+from fedhubert.reporting.run_folder import RunFolder
+from fedhubert.reporting.summary import final_validation, plot_curves, rounds_table
 
 
 def train_here(config: Config) -> float:
     """Train on this host and return the final validation loss (for sweeps); raises what :func:`run_federation` raises."""
     console = log_to_terminal()
     config = _with_absolute_data(config)
+    if is_finished(config):
+        folder = RunFolder.of(config)
+        checkpoint = RoundStore(folder.checkpoints).path(config.federated.num_rounds)
+        console.print(f"all {config.federated.num_rounds} rounds are done in {folder.path}", highlight=False, soft_wrap=True)
+        return _summarise(RunResult(folder, checkpoint, final_validation(folder.metrics_file)))
     results: list[RunResult] = []
     with _stop_on_signals(console) as stop, RoundProgress(console) as progress:
 
@@ -33,11 +40,27 @@ def train_here(config: Config) -> float:
             f"same federation with Flower's CLI: flwr run . --federation-config '{federation_config(config)}'",
             style="dim",
             highlight=False,
+            soft_wrap=True,
         )
         simulate(config, serve)
-    result = results[0]
+    return _summarise(results[0])
+
+
+def is_finished(config: Config) -> bool:
+    """Whether ``resume=auto`` finds nothing left to do: the last round is saved and its model scored."""
+    if config.resume != "auto" or config.out is None:
+        return False
+    folder = RunFolder.of(config)
+    saved = RoundStore(folder.checkpoints).latest().round
+    return saved == config.federated.num_rounds and bool(final_validation(folder.metrics_file))
+
+
+def _summarise(result: RunResult) -> float:
+    """Draw the curves, print the table and where things are; return the final validation loss."""
     plot_curves(result.folder.metrics_file, result.folder.plot_file)
     output = Console()
+    if not output.is_terminal:
+        output = Console(width=110)
     output.print(rounds_table(result.folder.metrics_file))
     for name, path in (
         ("curves", result.folder.plot_file),

@@ -109,7 +109,8 @@ class _Run:
         self._say_who_is_there()
         targets = prepare_targets(self.federation, self.centroids, self._event)
         self.centroids = targets.centroids
-        self._event({**targets.event(), "round": self.first_round - 1})
+        if self.first_round == 1:
+            self._event(targets.event())
         model = Array(self.layout.to_vector(self.model).numpy())
         if self.first_round <= self.config.federated.num_rounds:
             model = self._rounds(model, targets)

@@ -39,6 +39,12 @@ def rounds_table(metrics_file: Path) -> Table:
     return table
 
 
+def final_validation(metrics_file: Path) -> dict[str, Any]:
+    """Return the final evaluation's validation figures, or an empty dict when the run has not come to it."""
+    events = [event for event in read_events(metrics_file) if event.get("event") == "final"]
+    return dict(events[-1]["validation"]) if events else {}
+
+
 def targets_of(events: list[Event]) -> Event:
     """Return the event that describes the pseudo-labels, or an empty one."""
     return next((event for event in reversed(events) if event.get("event") == "targets"), {})

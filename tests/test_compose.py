@@ -1,0 +1,103 @@
+"""Configuration: every shipped experiment composes, and what is wrong is refused by name."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fedhubert.compose import compose, group_choices, to_yaml
+from fedhubert.config import ClientJob, Config, client_job, from_json
+from fedhubert.errors import ConfigError
+
+MANIFEST = "data.manifest=/tmp/manifest.csv"
+
+
+@pytest.mark.parametrize("experiment", group_choices()["experiment"])
+def test_every_experiment_composes_and_validates(experiment: str) -> None:
+    config = compose([f"experiment={experiment}", MANIFEST])
+    assert config.experiment == experiment
+    assert config.model.num_classes == config.targets.num_clusters + 4
+    assert "???" not in to_yaml(config)
+
+
+@pytest.mark.parametrize("model", group_choices()["model"])
+@pytest.mark.parametrize("targets", group_choices()["targets"])
+def test_every_group_choice_composes(model: str, targets: str) -> None:
+    config = compose([f"model={model}", f"targets={targets}", "targets.labels=x.km"])
+    assert config.model.name == model
+
+
+def test_research_settings() -> None:
+    config = compose(["experiment=research_standard_pretraining", MANIFEST])
+    federated, model = config.federated, config.model
+    assert (federated.num_clients, federated.num_rounds, federated.client_fraction, federated.strategy) == (10, 100, 0.5, "FedAdam")
+    assert (federated.beta1, federated.beta2, federated.eta, federated.tau) == (0.9, 0.999, 0.01, 0.001)
+    assert (model.embed_dim, model.num_layers, model.num_classes) == (768, 12, 504)
+    assert federated.clients_per_round == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("federated.num_round=3", "federated.num_rounds"),
+        ("nonsense=1", "nonsense"),
+        ("federated.num_clients=0", "federated.num_clients"),
+        ("federated.client_fraction=1.5", "federated.client_fraction"),
+        ("client.lr=-1", "client.lr"),
+        ("client.lr=abc", "client.lr"),
+        ("client.precision=fp8", "client.precision"),
+        ("model=hubert_huge", "hubert_huge"),
+        ("model.num_heads=5", "num_heads"),
+        ("model.num_classes=7", "model.num_classes"),
+        ("data.partition.kind=column data.partition.column=null", "column"),
+        ("data.max_seconds=0.3", "max_seconds"),
+        ("targets=precomputed", "labels"),
+        ("federated.min_clients=50", "min_clients"),
+        ("a b", "a b"),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose([override] if override == "a b" else override.split())
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_clients_receive_no_server_paths_and_the_same_job() -> None:
+    config = compose(["out=/secret/place", "checkpoint_dir=/secret/checkpoints", "evaluation.manifest=/secret/eval.csv"])
+    text = client_job(config).model_dump_json()
+    assert "secret" not in text
+    assert from_json(ClientJob, text) == client_job(config)
+
+
+def test_configs_are_frozen() -> None:
+    config = compose([])
+    with pytest.raises(Exception, match="frozen"):
+        config.federated.num_rounds = 3  # type: ignore[misc]
+    assert isinstance(config, Config)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "fedhubert.cli", *arguments], capture_output=True, text=True)
+
+
+def test_the_command_says_why_in_its_last_line() -> None:
+    done = run("train", "federated.num_clients=zero")
+    assert done.returncode == 1
+    assert "federated.num_clients" in done.stderr.splitlines()[-1]
+    done = run("train", "--fast")
+    assert done.returncode == 2
+    assert "--fast" in done.stderr.splitlines()[-1]
+    done = run("train", "data.manifest=/nowhere/manifest.csv")
+    assert done.returncode == 1
+    assert "/nowhere/manifest.csv" in done.stderr.splitlines()[-1]
+
+
+def test_the_resolved_configuration_is_printed() -> None:
+    done = run("train", "--cfg", "job", "seed=5", "federated.strategy=FedAdam")
+    assert done.returncode == 0
+    assert "seed: 5" in done.stdout
+    assert "strategy: FedAdam" in done.stdout
+    assert "num_classes: 54" in done.stdout
+    help_text = run("train", "--help").stdout
+    assert "resume=auto" in help_text and "hubert_base" in help_text
