@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from fedhubert.config import Config, validate
 from fedhubert.errors import ConfigError
@@ -50,7 +50,10 @@ def compose(overrides: Sequence[str]) -> Config:
 
 def to_config(composed: DictConfig) -> Config:
     """Resolve interpolations and validate; raises :class:`ConfigError`."""
-    missing = sorted(OmegaConf.missing_keys(composed))
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved, for example an environment variable
+        raise ConfigError(_explain(error)) from None
     if missing:
         raise ConfigError(
             f"no value for {', '.join(missing)}: give it on the command line, for example `{missing[0]}=...`", setting=missing[0]
@@ -92,6 +95,9 @@ def _explain(error: Exception) -> str:
     if unknown:
         key = unknown.group(1)
         return f"unknown key `{key}`{_near_miss(key, _all_keys())}"
+    if isinstance(error, InterpolationResolutionError):
+        reason = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ").strip('"')
+        return f"{error.full_key}: {reason}; set it, or give {error.full_key}=... on the command line"
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
     return " ".join(line for line in lines if "provider=" not in line and line != "Config search path:").removeprefix(

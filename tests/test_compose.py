@@ -30,7 +30,12 @@ def test_every_group_choice_composes(model: str, targets: str) -> None:
 def test_research_settings() -> None:
     config = compose(["experiment=research_standard_pretraining", MANIFEST])
     federated, model = config.federated, config.model
-    assert (federated.num_clients, federated.num_rounds, federated.client_fraction, federated.strategy) == (10, 100, 0.5, "FedAdam")
+    assert (federated.num_clients, federated.num_rounds, federated.client_fraction, federated.strategy) == (
+        10,
+        100,
+        0.5,
+        "FedAdam",
+    )
     assert (federated.beta1, federated.beta2, federated.eta, federated.tau) == (0.9, 0.999, 0.01, 0.001)
     assert (model.embed_dim, model.num_layers, model.num_classes) == (768, 12, 504)
     assert federated.clients_per_round == 5

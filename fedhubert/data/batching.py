@@ -16,7 +16,9 @@ from fedhubert.config import DataConfig
 from fedhubert.errors import DataError
 from fedhubert.seeding import generator
 
+SAMPLE_RATE_HZ = 16000
 FRAME_SAMPLES, RECEPTIVE_SAMPLES = 320, 400
+"""Samples from one model frame to the next, and samples that one frame sees."""
 
 _BUCKET_RATIO = 1.15
 """Longest over shortest utterance of a bucket: at most this much of an uncropped utterance is cut off to match its batch."""
@@ -32,10 +34,17 @@ class Batch:
     position: int
 
     @property
-    def audio_samples(self) -> int:
-        return self.waveforms_BN.numel()
+    def num_frames(self) -> int:
+        """Model frames of all utterances: B x T."""
+        return self.mask_BT.numel()
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio of all utterances."""
+        return self.waveforms_BN.numel() / SAMPLE_RATE_HZ
 
     def to(self, device: torch.device) -> "Batch":
+        """Return the batch on ``device``."""
         labels = None if self.labels_BT is None else self.labels_BT.to(device, non_blocking=True)
         return Batch(
             self.waveforms_BN.to(device, non_blocking=True), labels, self.mask_BT.to(device, non_blocking=True), self.position
@@ -43,10 +52,9 @@ class Batch:
 
     def split(self, parts: int) -> list["Batch"]:
         """Return the batch cut along utterances into at most ``parts`` pieces of (nearly) equal size."""
-        pieces = range(len(self.waveforms_BN.chunk(parts)))
-        labels = [None] * len(pieces) if self.labels_BT is None else self.labels_BT.chunk(parts)
         waveforms, masks = self.waveforms_BN.chunk(parts), self.mask_BT.chunk(parts)
-        return [Batch(waveforms[i], labels[i], masks[i], self.position) for i in pieces]
+        labels = [None] * len(masks) if self.labels_BT is None else self.labels_BT.chunk(parts)
+        return [Batch(*piece, self.position) for piece in zip(waveforms, labels, masks, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -124,12 +132,13 @@ class BatchPlan:
 
     def _epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the epoch's arrangement of utterances and its order of batches."""
-        if self._cached is None or self._cached[0] != epoch:
+        cached = self._cached  # one reading: another thread may put another epoch there
+        if cached is None or cached[0] != epoch:
             rng = generator(self.seed, f"{self.purpose}/order", self.partition, epoch)
             bucket = np.searchsorted(self._buckets, np.arange(len(self.rows)), side="right")
             places = np.lexsort((rng.random(len(self.rows)), bucket))
-            self._cached = (epoch, places, rng.permutation(self.num_batches))
-        return self._cached[1], self._cached[2]
+            self._cached = cached = (epoch, places, rng.permutation(self.num_batches))
+        return cached[1], cached[2]
 
 
 def _bucket_edges(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -70,8 +70,9 @@ def audio_files(root: Path) -> Iterator[str]:
 def scan_folder(root: Path, speaker_pattern: str = DEFAULT_SPEAKER_PATTERN) -> list[Candidate]:
     """Return the audio below ``root``; speaker and other columns come from ``speaker_pattern``.
 
-    The pattern is matched at the start of the relative path; each ``{name}`` stands for a run of characters without ``/``, and names other than ``speaker``
-    become columns: ``{language}/{speaker}/``, or ``{digit}_{speaker}_``. A file that does not match has the speaker ``unknown``.
+    The pattern is matched at the start of the relative path; each ``{name}`` stands for a run of characters without ``/``, and names
+    other than ``speaker`` become columns: ``{language}/{speaker}/``, or ``{digit}_{speaker}_``. A file that does not match has the
+    speaker ``unknown``.
     """
     names = re.findall(r"{(\w+)}", speaker_pattern)
     if "speaker" not in names or len(set(names)) < len(names):
@@ -143,8 +144,8 @@ def fetch_sample(folder: Path) -> list[Candidate]:
                     download_librispeech(folder, "dev-clean")
             except DataError as no_download:
                 raise DataError(
-                    f"no sample speech: {no_apt}; {no_download}. Bring your own audio instead: `fedhubert prepare folder --root DIR --out manifest.csv`, then "
-                    "`fedhubert train data.manifest=manifest.csv`"
+                    f"no sample speech: {no_apt}; {no_download}. Bring your own audio: `fedhubert prepare folder --root DIR --out manifest.csv`, "
+                    "then `fedhubert train data.manifest=manifest.csv`"
                 ) from None
             found = scan_librispeech(librispeech)
             return [Candidate(f"LibriSpeech/dev-clean/{item.path}", item.speaker, item.columns) for item in found]

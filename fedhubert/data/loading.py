@@ -1,8 +1,9 @@
 """Batches from disk: threads decode ahead (libsndfile and torch release the interpreter lock), the consumer gets them in order."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +12,15 @@ import torch
 
 from fedhubert.config import DataConfig, TaskConfig
 from fedhubert.data.audio import read_audio
-from fedhubert.data.batching import FRAME_SAMPLES, Batch, BatchPlan, BatchSpec
+from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ, Batch, BatchPlan, BatchSpec
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import DataError
 from fedhubert.models.hubert import num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.seeding import generator
 
-MODEL_RATE_HZ = 50
+MISSING_LABELS = 2
+"""A crop at an utterance's end may lack this many labels: label files can end a window early. The last label is repeated."""
 
 
 @dataclass(frozen=True)
@@ -39,54 +41,69 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Yield the batches at ``positions``, in order and the same whatever ``data.num_workers`` is.
 
-    Closing the iterator early stops its threads. Raises :class:`DataError` naming the utterance that could not be read.
+    At most ``data.prefetch_batches`` are made ahead of the consumer. Closing the iterator early stops its threads, after the file that
+    each is reading. ``num_workers=0`` decodes in the consumer's own thread.
+
+    Raises:
+        DataError: from ``next``, naming the utterance that could not be read or has no labels for its crop. Other errors that arise
+            while an utterance is read carry its path as a note.
     """
-
-    def build(position: int) -> Batch:
-        return _build(manifest, plan, position, labels, mask, data.sample_rate_hz)
-
+    builder = _Builder(manifest, plan, labels, mask, data.sample_rate_hz)
     if data.num_workers == 0:
-        yield from map(build, positions)
+        for position in positions:
+            yield builder.build(position, plan.batch(position))
         return
-    remaining = iter(positions)
     pool = ThreadPoolExecutor(data.num_workers, thread_name_prefix="fedhubert-loader")
     ahead: deque[Future[Batch]] = deque()
     try:
-        for position in remaining:
-            ahead.append(pool.submit(build, position))
+        for position in positions:
+            # The plan is asked here, in order: threads on both sides of an epoch's end would make it arrange both again and again.
+            ahead.append(pool.submit(builder.build, position, plan.batch(position)))
             if len(ahead) > data.prefetch_batches:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
     finally:
+        builder.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _build(manifest: Manifest, plan: BatchPlan, position: int, labels: LabelSource | None, mask: MaskSpec, rate_hz: int) -> Batch:
-    spec = plan.batch(position)
-    waveforms = np.empty((len(spec.rows), spec.num_samples), np.float32)
-    for index, (row, start) in enumerate(zip(spec.rows.tolist(), spec.starts.tolist(), strict=True)):
-        waveforms[index] = read_audio(manifest.audio_path(row), rate_hz, start, spec.num_samples)
-    frames = num_frames(spec.num_samples)
-    # Validation masks are the same every epoch, so that rounds can be compared; training masks differ at every position.
-    rng = generator(plan.seed, f"{plan.purpose}/mask", plan.partition, position)
-    masks = span_mask(len(spec.rows), frames, mask, rng)
-    ids = None if labels is None else torch.from_numpy(_labels(manifest, spec, labels, frames))
-    return Batch(torch.from_numpy(waveforms), ids, torch.from_numpy(masks), position)
+class _Builder:
+    """Makes batches, in any thread, until told to stop."""
+
+    def __init__(self, manifest: Manifest, plan: BatchPlan, labels: LabelSource | None, mask: MaskSpec, rate_hz: int) -> None:
+        self.manifest, self.plan, self.labels, self.mask, self.rate_hz = manifest, plan, labels, mask, rate_hz
+        self.stop = threading.Event()
+
+    def build(self, position: int, spec: BatchSpec) -> Batch:
+        frames = num_frames(spec.num_samples)
+        waveforms = np.empty((len(spec.rows), spec.num_samples), np.float32)
+        ids = None if self.labels is None else np.empty((len(spec.rows), frames), np.int64)
+        for index, (row, start) in enumerate(zip(spec.rows.tolist(), spec.starts.tolist(), strict=True)):
+            if self.stop.is_set():
+                raise CancelledError
+            try:
+                waveforms[index] = read_audio(self.manifest.audio_path(row), self.rate_hz, start, spec.num_samples)
+                if self.labels is not None and ids is not None:
+                    ids[index] = _crop_labels(self.labels, row, start, frames, self.manifest.paths[row])
+            except Exception as error:
+                error.add_note(f"utterance: {self.manifest.paths[row]}")
+                raise
+        # Drawn anew at every position. A validation split is always read from position 0 on: the same crops and masks every round.
+        rng = generator(self.plan.seed, f"{self.plan.purpose}/mask", self.plan.partition, position)
+        masks = torch.from_numpy(span_mask(len(spec.rows), frames, self.mask, rng))
+        return Batch(torch.from_numpy(waveforms), None if ids is None else torch.from_numpy(ids), masks, position)
 
 
-def _labels(manifest: Manifest, spec: BatchSpec, labels: LabelSource, frames: int) -> npt.NDArray[np.int64]:
-    """Cut each crop's labels: model frame t of a crop that starts at sample s has label (s / 320 + t) * rate / 50."""
-    step = labels.rate_hz // MODEL_RATE_HZ
-    out = np.empty((len(spec.rows), frames), np.int64)
-    for index, (row, start) in enumerate(zip(spec.rows.tolist(), spec.starts.tolist(), strict=True)):
-        first = start // FRAME_SAMPLES * step
-        cut = labels.of(row)[first : first + (frames - 1) * step + 1 : step]
-        if 0 < frames - len(cut) <= 2:  # label files may end a frame or two early
-            cut = np.concatenate([cut, np.repeat(cut[-1:], frames - len(cut))]) if len(cut) else cut
-        if len(cut) != frames:
-            raise DataError(
-                f"{manifest.paths[row]}: {len(cut)} labels for {frames} frames at sample {start}", setting="targets.label_rate_hz"
-            )
-        out[index] = cut
-    return out
+def _crop_labels(labels: LabelSource, row: int, start: int, frames: int, name: str) -> npt.NDArray[np.integer]:
+    """Cut a crop's labels: model frame t of a crop that starts at sample s has label (s / 320 + t) * rate / 50."""
+    step = labels.rate_hz * FRAME_SAMPLES // SAMPLE_RATE_HZ
+    first = start // FRAME_SAMPLES * step
+    cut = labels.of(row)[first : first + (frames - 1) * step + 1 : step]
+    missing = frames - len(cut)
+    if missing > min(MISSING_LABELS, frames - 1):
+        raise DataError(
+            f"{name}: labels for {len(cut)} of {frames} frames from sample {start} on; do the labels belong to this audio?",
+            setting="targets.label_rate_hz",
+        )
+    return np.pad(cut, (0, missing), mode="edge") if missing else cut

@@ -67,12 +67,14 @@ def _by_speaker(manifest: Manifest, rows: Rows, num_clients: int, seed: int) -> 
     speakers = _group(manifest.speakers, rows)
     if num_clients > len(speakers):
         raise DataError(
-            f"{num_clients} clients but {len(speakers)} speakers, and a speaker belongs to one client: set federated.num_clients={len(speakers)} or fewer",
+            f"{num_clients} clients but {len(speakers)} speakers, each of one client: set federated.num_clients={len(speakers)} or fewer",
             setting="federated.num_clients",
         )
     lengths = manifest.lengths()
-    order = generator(seed, "partition").permutation(np.array(sorted(speakers), dtype=object))
-    by_length = sorted(order, key=lambda name: -int(lengths[speakers[name]].sum()))  # stable: equal lengths keep the seed's order
+    names = sorted(speakers)
+    # Longest first balances best; the blur lets the seed decide the rest.
+    blur = dict(zip(names, generator(seed, "partition").uniform(0.8, 1.25, len(names)), strict=True))
+    by_length = sorted(names, key=lambda name: -float(lengths[speakers[name]].sum()) * blur[name])
     parts: list[list[Rows]] = [[] for _ in range(num_clients)]
     totals = [0] * num_clients
     for name in by_length:
@@ -86,7 +88,7 @@ def _by_column(manifest: Manifest, column: str, rows: Rows, num_clients: int) ->
     groups = _group(manifest.column(column), rows)
     if len(groups) != num_clients:
         raise DataError(
-            f"column `{column}` has {len(groups)} values ({', '.join(list(groups)[:20])}), one per client, but federated.num_clients is {num_clients}",
+            f"column `{column}` has {len(groups)} values ({', '.join(list(groups)[:20])}), one per client; federated.num_clients is {num_clients}",
             setting="federated.num_clients",
         )
     return list(groups.values())

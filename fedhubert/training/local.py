@@ -1,7 +1,7 @@
 """Local training and evaluation on one client."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -13,17 +13,21 @@ from fedhubert.config import ClientConfig, TaskConfig
 from fedhubert.data.batching import Batch
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
-from fedhubert.objectives.masked_prediction import LossTerms, masked_prediction
-from fedhubert.seeding import derive_seed
 from fedhubert.training.schedule import learning_rate
-
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SAMPLES_PER_S = 16000.0
+from fedhubert.training.stepping import Sums, Trainer, score
 
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What a client's local work was: optimiser steps taken, micro-batches consumed, sums over masked frames, mean gradient norm before clipping."""
+    """What a client's local work was.
+
+    Attributes:
+        steps: Optimiser steps taken.
+        micro_batches: Micro-batches consumed: a run goes on at its position plus this.
+        cross_entropy_sum: In nats, over masked frames, as is ``correct``.
+        grad_norm: Mean over the steps of the gradient's norm before clipping.
+        optimizer_state: ``state_dict`` on the CPU, under ``client.optimizer_policy=keep``.
+    """
 
     steps: int
     micro_batches: int
@@ -38,7 +42,7 @@ class LocalResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Sums over masked frames of an evaluation."""
+    """Sums over masked frames of an evaluation; cross-entropy in nats."""
 
     cross_entropy_sum: float
     masked_frames: int
@@ -55,22 +59,11 @@ class Progress:
     num_steps: int
 
     def at(self, step: int) -> float:
-        """Return the share of the whole run that is done before ``step`` (0-based) of this round, counting that step's half."""
+        """Return the share of the whole run that is done in the middle of ``step`` (0-based) of this round.
+
+        The middle, so that a warm-up from zero does not make the first step an idle one.
+        """
         return (self.round_number - 1 + (step + 0.5) / self.num_steps) / self.num_rounds
-
-
-@dataclass
-class _Sums:
-    cross_entropy: float = 0.0
-    masked_frames: int = 0
-    correct: int = 0
-    samples: int = 0
-
-    def add(self, terms: LossTerms, batch: Batch) -> None:
-        self.cross_entropy += float(terms.cross_entropy_sum)
-        self.masked_frames += terms.masked_frames
-        self.correct += int(terms.correct)
-        self.samples += batch.audio_samples
 
 
 def train_locally(
@@ -83,52 +76,55 @@ def train_locally(
     seed: int,
     partition: int,
     device: torch.device,
-    optimizer_state: dict[str, Any] | None = None,
+    optimizer_state: Mapping[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    proximal_mu: float = 0.0,
 ) -> LocalResult:
-    """Take ``progress.num_steps`` optimiser steps, each on ``client.accumulate`` micro-batches of ``batches``.
+    """Take ``progress.num_steps`` optimiser steps, each on ``client.accumulate`` micro-batches of ``batches``; fewer if these run out.
 
     Gradients of summed losses are added over a step's micro-batches and divided by its masked frames, as data-parallel fairseq does; then
-    clipped; then stepped. Dropout and layer drop draw from (seed, partition, micro-batch position), so a step gives the same bits wherever it runs.
+    clipped; then stepped. Dropout and layer drop draw from (seed, partition, micro-batch position), so a step gives the same bits wherever
+    it runs. A step that does not fit into the device's memory is taken in smaller pieces, with the same update but for dropout's draws.
+
+    Args:
+        model: Trained in place on ``device``; left in training mode.
+        batches: Closed at the end, whatever happens; no more of it is consumed than is trained on.
+        optimizer_state: What an earlier round's result held; not changed. Hyper-parameters are ``client``'s all the same.
+        should_stop: Asked after every step but the last: a round is at least one step.
+        proximal_mu: FedProx (Li et al. 2020): adds mu / 2 * |w - w_0|^2, w_0 the weights on entry, to the mean loss per masked frame. Being
+            part of the loss, its gradient is clipped, and goes through Adam's moments, with the rest.
 
     Raises:
-        TrainingError: a loss or gradient that is not finite, or one utterance that does not fit into the device's memory.
+        TrainingError: no batch; a loss or gradient that is not finite; one utterance, or the optimiser, that does not fit into the
+            device's memory; a kept optimiser state of another model.
     """
     started = time.monotonic()
-    model.to(device).train()
-    optimizer = build_optimizer(model, client)
-    if optimizer_state is not None:
-        optimizer.load_state_dict(optimizer_state)
-    scaler = torch.amp.GradScaler(device.type, enabled=client.precision == "fp16" and device.type == "cuda")
-    sums, norms, steps, consumed, parts = _Sums(), 0.0, 0, 0, 1
-    with _own_rng(device):
+    total, norms, steps, consumed = Sums(), 0.0, 0, 0
+    with _closing(batches), _memory_errors(), _own_rng(device):
+        trainer = Trainer(model, client, task, seed, partition, device, proximal_mu)
+        if optimizer_state is not None:
+            trainer.restore(optimizer_state)
         for step in range(progress.num_steps):
-            if should_stop():
+            if step and should_stop():
                 break
             micro_batches = [batch.to(device) for batch in islice(batches, client.accumulate)]
             if not micro_batches:
                 break
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(progress.at(step), client)
-            terms, parts = _gradients(model, micro_batches, client, task, seed, partition, scaler, parts)
-            norms += _step(model, optimizer, scaler, sum(term.masked_frames for term, _ in terms), client)
-            for term, batch in terms:
-                sums.add(term, batch)
+            sums, norm = trainer.step(micro_batches, learning_rate(progress.at(step), client))
+            total.merge(sums)
+            norms += norm
             steps += 1
             consumed += len(micro_batches)
-    close = getattr(batches, "close", None)
-    if close is not None:
-        close()
-    if steps == 0:
-        raise TrainingError("no batch to train on", setting="client.local_steps")
-    state = optimizer.state_dict() if client.optimizer_policy == "keep" else None
+        if steps == 0:
+            raise TrainingError("no batch to train on", setting="client.local_steps")
+        state = trainer.state() if client.optimizer_policy == "keep" else None
     return LocalResult(
         steps,
         consumed,
-        sums.cross_entropy,
-        sums.masked_frames,
-        sums.correct,
-        sums.samples / _SAMPLES_PER_S,
+        total.cross_entropy,
+        total.masked_frames,
+        total.correct,
+        total.audio_s,
         norms / steps,
         time.monotonic() - started,
         state,
@@ -138,106 +134,45 @@ def train_locally(
 def evaluate(
     model: HubertModel, batches: Iterator[Batch], *, task: TaskConfig, device: torch.device, precision: str = "fp32"
 ) -> EvaluationResult:
-    """Score ``batches`` without dropout or gradients; the model's mode and the global generator are left as they were."""
-    training = model.training
-    model.to(device).eval()
-    sums = _Sums()
-    try:
-        with torch.inference_mode(), _own_rng(device):
-            for batch in batches:
-                on_device = batch.to(device)
-                with _autocast(device, precision):
-                    sums.add(masked_prediction(model, on_device, task), on_device)
-    finally:
-        model.train(training)
-    return EvaluationResult(sums.cross_entropy, sums.masked_frames, sums.correct, sums.samples / _SAMPLES_PER_S)
-
-
-def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Optimizer:
-    """AdamW on all parameters as the recipe has it, or plain SGD."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if client.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=client.lr, weight_decay=client.weight_decay)
-    return torch.optim.AdamW(parameters, lr=client.lr, betas=client.betas, eps=client.eps, weight_decay=client.weight_decay)
-
-
-def _gradients(
-    model: HubertModel,
-    micro_batches: list[Batch],
-    client: ClientConfig,
-    task: TaskConfig,
-    seed: int,
-    partition: int,
-    scaler: torch.amp.GradScaler,
-    parts: int,
-) -> tuple[list[tuple[LossTerms, Batch]], int]:
-    """Fill the gradients of summed losses; when the device runs out of memory, start the step again with micro-batches in halves."""
-    while True:
-        model.zero_grad(set_to_none=True)
+    """Score ``batches`` without dropout or gradients, then close them; the model's mode and the global generator are left as they were."""
+    training, total, parts = model.training, Sums(), 1
+    with _closing(batches), _memory_errors(), torch.inference_mode(), _own_rng(device):
+        model.to(device).eval()
         try:
-            return [
-                (_backward(model, piece, index, client, task, seed, partition, scaler), piece)
-                for batch in micro_batches
-                for index, piece in enumerate(batch.split(parts))
-            ], parts
-        except torch.OutOfMemoryError:
-            if parts >= max(len(batch.waveforms_BN) for batch in micro_batches):
-                samples = max(batch.waveforms_BN.shape[1] for batch in micro_batches)
-                raise TrainingError(
-                    f"one utterance of {samples / _SAMPLES_PER_S:.1f} s does not fit into the device's memory: lower data.max_seconds, or set "
-                    "client.activation_checkpointing=true or client.precision=bf16",
-                    setting="data.max_seconds",
-                ) from None
-            parts *= 2
-            model.zero_grad(set_to_none=True)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-
-def _backward(
-    model: HubertModel,
-    batch: Batch,
-    piece: int,
-    client: ClientConfig,
-    task: TaskConfig,
-    seed: int,
-    partition: int,
-    scaler: torch.amp.GradScaler,
-) -> LossTerms:
-    torch.manual_seed(derive_seed(seed, "dropout", partition, batch.position, piece))
-    with _autocast(batch.waveforms_BN.device, client.precision):
-        terms = masked_prediction(model, batch, task)
-    if not bool(torch.isfinite(terms.loss_sum)):
-        raise TrainingError(
-            f"the loss is {float(terms.loss_sum)}: lower client.lr, or train with client.precision=fp32", setting="client.lr"
-        )
-    torch.autograd.backward(scaler.scale(terms.loss_sum))
-    return terms
-
-
-def _step(
-    model: HubertModel, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, masked_frames: int, client: ClientConfig
-) -> float:
-    """Normalise, clip and step; return the gradient's norm before clipping."""
-    scaler.unscale_(optimizer)
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    torch._foreach_div_(gradients, float(max(1, masked_frames)))
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), client.grad_clip_norm or float("inf")))
-    if not scaler.is_enabled() and not norm < float("inf"):
-        raise TrainingError("a gradient is not finite: lower client.lr, or train with client.precision=fp32", setting="client.lr")
-    scaler.step(optimizer)
-    scaler.update()
-    return norm if norm < float("inf") else 0.0
-
-
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
-    dtype = _AUTOCAST[precision]
-    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+            for batch in batches:
+                sums, parts = score(model, batch.to(device), task, precision, parts)
+                total.merge(sums)
+        finally:
+            model.train(training)
+    return EvaluationResult(total.cross_entropy, total.masked_frames, total.correct, total.audio_s)
 
 
 @contextmanager
 def _own_rng(device: torch.device) -> Iterator[None]:
-    """Leave the global generators as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    """Leave the global generators of the CPU and a CUDA ``device`` as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
+
+
+@contextmanager
+def _closing(batches: Iterator[Batch]) -> Iterator[None]:
+    """Stop the loader's threads at the end, however it comes."""
+    try:
+        yield
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Memory that runs out where splitting the batch does not help."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            "the model, its gradients and the optimiser's state do not fit into the device's memory: use a larger device, fewer "
+            "clients on it, or client.optimizer=sgd",
+            setting="client.device",
+        ) from None

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedhubert.errors import TrainingError
+
 
 @dataclass(frozen=True)
 class ParameterLayout:
@@ -25,7 +27,7 @@ class ParameterLayout:
 
     @property
     def sizes(self) -> list[int]:
-        return [int(torch.Size(shape).numel()) for shape in self.shapes]
+        return [torch.Size(shape).numel() for shape in self.shapes]
 
     @property
     def fingerprint(self) -> str:
@@ -34,25 +36,37 @@ class ParameterLayout:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_vector(self, model: nn.Module) -> torch.Tensor:
-        """Return a float32 copy of the parameters [P] on the CPU."""
+        """Return a float32 copy of the parameters [P] on the CPU; raises like :meth:`load_vector`."""
         vector = torch.empty(self.numel)
-        for view, parameter in zip(torch.split(vector, self.sizes), self._parameters(model), strict=True):
-            view.copy_(parameter.detach().reshape(-1))
+        for view, parameter in zip(self.split(vector).values(), self._parameters(model), strict=True):
+            view.copy_(parameter.detach())
         return vector
 
     def load_vector(self, model: nn.Module, vector: torch.Tensor) -> None:
-        """Copy ``vector`` [P] into the model's parameters; raises ``ValueError`` when the sizes differ."""
-        if vector.numel() != self.numel:
-            raise ValueError(f"{vector.numel()} values for {self.numel} parameters")
+        """Copy ``vector`` [P] into the model's parameters.
+
+        Raises:
+            TrainingError: a vector of another size; a parameter, named, that ``model`` lacks or has in another shape. Nothing is copied then.
+        """
+        views = self.split(vector)
         with torch.no_grad():
-            for view, parameter in zip(torch.split(vector, self.sizes), self._parameters(model), strict=True):
-                parameter.copy_(view.view(parameter.shape))
+            for view, parameter in zip(views.values(), self._parameters(model), strict=True):
+                parameter.copy_(view)
 
     def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return name -> view of ``vector`` in the parameter's shape."""
+        """Return name -> view of ``vector`` [P] in the parameter's shape; raises :class:`TrainingError` for another size."""
+        if vector.shape != (self.numel,):
+            raise TrainingError(f"a vector of shape {tuple(vector.shape)} for {self.numel} parameters", setting="model")
         views = torch.split(vector, self.sizes)
         return {name: view.view(shape) for name, shape, view in zip(self.names, self.shapes, views, strict=True)}
 
     def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
         named = dict(model.named_parameters())
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            found = named.get(name)
+            if found is None or tuple(found.shape) != shape:
+                has = "lacks it" if found is None else f"has {tuple(found.shape)}"
+                raise TrainingError(
+                    f"parameter {name}: {shape} expected, the model {has}; was it built from another config?", setting="model"
+                )
         return [named[name] for name in self.names]

@@ -4,9 +4,13 @@ from fedhubert.config import ClientConfig
 
 
 def learning_rate(progress: float, client: ClientConfig) -> float:
-    """Return the rate at ``progress`` in [0, 1] of the run: linear warm-up, then linear decay to zero (or constant)."""
+    """Return the rate at ``progress`` in [0, 1] of the run.
+
+    Linear warm-up from 0 over ``client.warmup_fraction``, then ``linear`` decay to 0 (fairseq's polynomial decay of power 1) or ``constant``.
+    """
     if progress < client.warmup_fraction:
         return client.lr * progress / client.warmup_fraction
     if client.schedule == "constant":
         return client.lr
-    return client.lr * max(0.0, 1.0 - progress) / max(1.0 - client.warmup_fraction, 1e-12)
+    left = max(0.0, 1.0 - progress)
+    return client.lr * left / max(1.0 - client.warmup_fraction, 1e-12)

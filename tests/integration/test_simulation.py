@@ -111,7 +111,9 @@ def test_a_client_that_fails_is_left_out_and_named_without_paths(tone_folder: Pa
         path.write_bytes(b"RIFF, but not really")
     labels = ["targets=precomputed", "targets.labels=column:ids", "targets.label_rate_hz=50"]
     state = f"client.state_dir={tmp_path / 'state'}"
-    done = train(tmp_path / "run", f"data.manifest={root / 'manifest.csv'}", f"data.root={root}", *labels, state, "federated.num_rounds=1")
+    done = train(
+        tmp_path / "run", f"data.manifest={root / 'manifest.csv'}", f"data.root={root}", *labels, state, "federated.num_rounds=1"
+    )
     assert done.returncode == 0, done.stderr
     (event,) = [event for event in events(tmp_path / "run") if event["event"] == "round"]
     (failure,) = event["failed"]
@@ -121,7 +123,14 @@ def test_a_client_that_fails_is_left_out_and_named_without_paths(tone_folder: Pa
     for file in ("metrics.jsonl", "federated_training.log"):
         assert "utterance" not in (tmp_path / "run" / file).read_text().replace("utterances,", "")
     done = train(
-        *(tmp_path / "strict", f"data.manifest={root / 'manifest.csv'}", f"data.root={root}", *labels, state, "federated.min_clients=3")
+        *(
+            tmp_path / "strict",
+            f"data.manifest={root / 'manifest.csv'}",
+            f"data.root={root}",
+            *labels,
+            state,
+            "federated.min_clients=3",
+        )
     )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]

@@ -1,0 +1,192 @@
+"""One optimiser step, and one batch's score, on a device whose memory may not hold a whole micro-batch."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fedhubert.config import ClientConfig, TaskConfig
+from fedhubert.data.batching import Batch
+from fedhubert.errors import TrainingError
+from fedhubert.models.hubert import HubertModel
+from fedhubert.objectives.masked_prediction import LossTerms, masked_prediction
+from fedhubert.seeding import derive_seed
+
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FIRST_LOSS_SCALE = 128.0  # fairseq's; torch's 65536 is for losses that are means, ours are sums
+_LEAST_LOSS_SCALE = 2.0**-10
+_ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
+
+
+@dataclass
+class Sums:
+    """Cross-entropy in nats, masked frames, correct ones among them, and seconds of audio, added up."""
+
+    cross_entropy: float = 0.0
+    masked_frames: int = 0
+    correct: int = 0
+    audio_s: float = 0.0
+
+    def add(self, terms: LossTerms, batch: Batch) -> None:
+        self.merge(Sums(float(terms.cross_entropy_sum), terms.masked_frames, int(terms.correct), batch.audio_s))
+
+    def merge(self, other: "Sums") -> None:
+        self.cross_entropy += other.cross_entropy
+        self.masked_frames += other.masked_frames
+        self.correct += other.correct
+        self.audio_s += other.audio_s
+
+
+def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Optimizer:
+    """AdamW with weight decay on all parameters, as the recipe has it, or SGD without momentum; torch picks the implementation."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if client.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=client.lr, weight_decay=client.weight_decay)
+    return torch.optim.AdamW(parameters, lr=client.lr, betas=client.betas, eps=client.eps, weight_decay=client.weight_decay)
+
+
+class Trainer:
+    """A model with its optimiser, and how finely its micro-batches have to be split."""
+
+    def __init__(
+        self,
+        model: HubertModel,
+        client: ClientConfig,
+        task: TaskConfig,
+        seed: int,
+        partition: int,
+        device: torch.device,
+        proximal_mu: float,
+    ) -> None:
+        self.model = model.to(device).train()
+        self.client, self.task, self.seed, self.partition, self.device = client, task, seed, partition, device
+        self.optimizer = build_optimizer(model, client)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=_FIRST_LOSS_SCALE, enabled=client.precision == "fp16")
+        self.parameters: list[torch.nn.Parameter] = self.optimizer.param_groups[0]["params"]
+        self.mu = proximal_mu
+        self.anchor = [parameter.detach().clone() for parameter in self.parameters] if proximal_mu else []
+        self.parts = 1
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Take over the moments of an earlier round, without changing ``kept``."""
+        wanted = _ADAM_STATE if self.client.optimizer == "adamw" else set()
+        state = {index: {key: value.clone() for key, value in entry.items()} for index, entry in kept["state"].items()}
+        for index, entry in state.items():
+            shapes = {value.shape for value in entry.values() if value.dim()}
+            if index >= len(self.parameters) or set(entry) != wanted or not shapes <= {self.parameters[index].shape}:
+                raise TrainingError(
+                    "the optimiser state kept from an earlier round belongs to another model or optimiser: remove it, or set "
+                    "client.optimizer_policy=reset",
+                    setting="client.optimizer_policy",
+                )
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def state(self) -> dict[str, Any]:
+        """Return the optimiser's ``state_dict`` on the CPU."""
+        state = self.optimizer.state_dict()
+        on_cpu = {index: {key: value.cpu() for key, value in entry.items()} for index, entry in state["state"].items()}
+        return {"state": on_cpu, "param_groups": state["param_groups"]}
+
+    def step(self, micro_batches: list[Batch], lr: float) -> tuple[Sums, float]:
+        """Take one step at rate ``lr``; return its sums and the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        while True:
+            sums = self._gradients(micro_batches)
+            if sums is None:
+                self.parts = _halved(self.parts, micro_batches)
+                continue
+            norm = self._finish(sums.masked_frames)
+            if math.isfinite(norm):
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                return sums, norm
+            self._lower_loss_scale()
+
+    def _gradients(self, micro_batches: list[Batch]) -> Sums | None:
+        """Fill the gradients of summed losses; None if the device's memory does not suffice."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = Sums()
+        try:
+            for batch in micro_batches:
+                for number, piece in enumerate(batch.split(self.parts)):
+                    _seed(self.device, derive_seed(self.seed, "dropout", self.partition, batch.position, number))
+                    sums.add(self._backward(piece), piece)
+        except torch.OutOfMemoryError:  # this holds the activations: try again only after leaving it
+            return None
+        return sums
+
+    def _backward(self, batch: Batch) -> LossTerms:
+        with _autocast(self.device, self.client.precision):
+            terms = masked_prediction(self.model, batch, self.task)
+        loss = float(terms.loss_sum.detach())
+        if not math.isfinite(loss):
+            raise _not_finite(f"the loss is {loss}")
+        torch.autograd.backward(self.scaler.scale(terms.loss_sum))
+        return terms
+
+    def _finish(self, masked_frames: int) -> float:
+        """Turn the gradients of sums into those of the step's mean loss, clipped; return their norm before."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        torch._foreach_div_(gradients, float(max(1, masked_frames)))
+        for parameter, anchor in zip(self.parameters, self.anchor, strict=False):  # no anchor without FedProx
+            pull = (parameter.detach() - anchor) * self.mu
+            parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.client.grad_clip_norm or math.inf))
+
+    def _lower_loss_scale(self) -> None:
+        """Halve the loss scale, to take the same step again: no step is skipped."""
+        scale = self.scaler.get_scale() / 2
+        if not self.scaler.is_enabled() or scale < _LEAST_LOSS_SCALE:
+            raise _not_finite("a gradient is not finite")
+        self.scaler.update(scale)
+
+
+def score(model: HubertModel, batch: Batch, task: TaskConfig, precision: str, parts: int) -> tuple[Sums, int]:
+    """Return a batch's sums, and the ``parts`` that it had to be split into."""
+    while True:
+        sums = Sums()
+        try:
+            with _autocast(batch.waveforms_BN.device, precision):
+                for piece in batch.split(parts):
+                    sums.add(masked_prediction(model, piece, task), piece)
+            return sums, parts
+        except torch.OutOfMemoryError:
+            pass
+        parts = _halved(parts, [batch])
+
+
+def _halved(parts: int, micro_batches: list[Batch]) -> int:
+    """Return the next finer split after memory ran out; raises :class:`TrainingError` when every piece is one utterance already."""
+    if parts >= max(len(batch.waveforms_BN) for batch in micro_batches):
+        seconds = max(batch.audio_s / len(batch.waveforms_BN) for batch in micro_batches)
+        raise TrainingError(
+            f"one utterance of {seconds:.1f} s does not fit into the device's memory: lower data.max_seconds, or set "
+            "client.activation_checkpointing=true or client.precision=bf16",
+            setting="data.max_seconds",
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return parts * 2
+
+
+def _not_finite(what: str) -> TrainingError:
+    return TrainingError(f"{what}: lower client.lr, or train with client.precision=fp32", setting="client.lr")
+
+
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    dtype = _AUTOCAST[precision]
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generators that ``device`` draws from, and no other device's (``torch.manual_seed`` would)."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

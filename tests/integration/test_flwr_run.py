@@ -1,0 +1,63 @@
+"""``flwr run .`` through a real SuperLink, and what it refuses."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .test_simulation import assert_same_model
+
+REPOSITORY = Path(__file__).parents[2]
+FLWR = str(Path(sys.executable).with_name("flwr"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def flower(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Flower's settings as the README has them, with ports and a home of the test's own; ends its SuperLink."""
+    port = str(free_port())
+    yield {
+        **environment,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path_factory.mktemp("flwr")),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port,
+        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+    }
+    subprocess.run(["pkill", "-f", port], check=False)
+
+
+def flwr_run(flower: dict[str, str], overrides: list[str], federation: str) -> str:
+    """Run to the end and return the newest run's status."""
+    run_config = f'overrides="{" ".join(overrides)}"'
+    command = [FLWR, "run", str(REPOSITORY), "--stream", "--run-config", run_config, "--federation-config", federation]
+    done = subprocess.run(command, env=flower, capture_output=True, text=True, timeout=300)
+    listed = subprocess.run([FLWR, "list", "--format", "json"], env=flower, capture_output=True, text=True, timeout=60)
+    runs = json.loads(listed.stdout)["runs"]
+    newest = max(runs, key=lambda run: run["pending-at"])
+    return f"{newest['status']}\n{done.stdout}{done.stderr}"
+
+
+def test_flwr_run_is_the_same_training(
+    flower: dict[str, str], command: Callable[..., list[str]], finished: Path, tmp_path: Path
+) -> None:
+    overrides = command(tmp_path / "run")[4:]
+    assert not any(character in " ".join(map(shlex.quote, overrides)) for character in '"\\')
+    output = flwr_run(flower, overrides, "num-supernodes=2 client-resources-num-cpus=1")
+    assert output.startswith("finished:completed"), output
+    assert_same_model(finished, tmp_path / "run")
+    output = flwr_run(flower, command(tmp_path / "many")[4:], "num-supernodes=4 client-resources-num-cpus=1")
+    assert output.startswith("finished:failed"), output
+    assert "4 SuperNodes" in output and "federated.num_clients is 3" in output
