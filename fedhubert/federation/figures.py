@@ -71,3 +71,27 @@ def brief(event: Event) -> Event:
         "clients": len(event["clients"]),
         "failed": len(event["failed"]),
     }
+
+
+def round_line(event: Event, num_rounds: int) -> str:
+    """Return the line that the log has for a round."""
+    train, validation, seconds = event["train"], event["validation"], event["seconds"]["round"]
+    heard = "no validation"
+    if validation:
+        heard = f"validation (round {validation['model_round']}) loss {validation['loss']:.4f} accuracy {validation['masked_accuracy']:.4f}"
+    return (
+        f"round {event['round']}/{num_rounds}: train loss {train['loss']:.4f} accuracy {train['masked_accuracy']:.4f} | {heard} | "
+        f"{len(event['clients'])} of {len(event['asked'])} clients | {seconds:.1f} s, "
+        f"about {_duration(seconds * (num_rounds - event['round']))} left"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes >= 60
+        else f"{minutes} min {rest:02d} s"
+        if minutes
+        else f"{rest} s"
+    )

@@ -132,7 +132,8 @@ def _describe_all(federation: Federation) -> dict[int, Reply]:
         for reply in federation.ask(protocol.DESCRIBE, {node: [] for node in new}, timeout_s=timeout_s):
             if reply.failures or "node" not in reply.info:
                 raise FederationError(
-                    f"a site is not ready: {_reasons(reply.failures)}; its site.log says more", setting=_setting(reply.failures)
+                    f"a site is not ready: {describe_failures(reply.failures)}; its site.log says more",
+                    setting=_setting(reply.failures),
                 )
             described[reply.node_id] = reply
             expected = int(reply.info["num_nodes"])
@@ -165,17 +166,23 @@ def _describe_partitions(federation: Federation) -> None:
         failures += reply.failures
     if failures or len(federation.partitions) < federation.config.federated.num_clients:
         raise FederationError(
-            f"not every client is ready: {_reasons(failures) or 'some did not answer'}", setting=_setting(failures)
+            f"not every client is ready: {describe_failures(failures) or 'some did not answer'}", setting=_setting(failures)
         )
 
 
 def describe_failures(failures: Sequence[Failure]) -> str:
-    """Return one line that says which partitions failed and why."""
-    return _reasons(failures)
+    """Return one line that says which partitions failed and why, those that failed alike together."""
+    alike: dict[str, list[int]] = {}
+    for failure in failures:
+        alike.setdefault(str(failure), []).append(failure.partition)
+    return "; ".join(f"{_named(sorted(partitions))}: {reason}" for reason, partitions in alike.items())
 
 
-def _reasons(failures: Sequence[Failure]) -> str:
-    return "; ".join(f"{'node' if failure.partition < 0 else f'client {failure.partition}'}: {failure}" for failure in failures)
+def _named(partitions: list[int]) -> str:
+    if partitions[0] < 0:
+        return "node" if len(partitions) == 1 else f"{len(partitions)} nodes"
+    shown = ", ".join(map(str, partitions[:10])) + (f" and {len(partitions) - 10} more" if len(partitions) > 10 else "")
+    return f"client {shown}" if len(partitions) == 1 else f"clients {shown}"
 
 
 def _setting(failures: Sequence[Failure]) -> str:

@@ -11,11 +11,12 @@ from flwr.serverapp import Grid
 from rich.console import Console
 
 from fedhubert.checkpoints.store import RoundStore
-from fedhubert.config import Config
+from fedhubert.config import Config, client_job
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.errors import ConfigError
 from fedhubert.federation.server import RunResult, run_federation
-from fedhubert.federation.simulation import federation_config, simulate
+from fedhubert.federation.simulation import federation_config, num_supernodes, simulate
+from fedhubert.federation.site import open_site
 from fedhubert.reporting.console import RoundProgress, log_to_terminal
 from fedhubert.reporting.run_folder import RunFolder
 from fedhubert.reporting.summary import final_validation, plot_curves, rounds_table
@@ -30,6 +31,7 @@ def train_here(config: Config) -> float:
         checkpoint = RoundStore(folder.checkpoints).path(config.federated.num_rounds)
         console.print(f"all {config.federated.num_rounds} rounds are done in {folder.path}", highlight=False, soft_wrap=True)
         return _summarise(RunResult(folder, checkpoint, final_validation(folder.metrics_file)))
+    _check_data(config)
     results: list[RunResult] = []
     with _stop_on_signals(console) as stop, RoundProgress(console) as progress:
 
@@ -79,6 +81,13 @@ def _with_absolute_data(config: Config) -> Config:
     root = str(Path(config.data.root).expanduser().absolute()) if config.data.root else None
     data = config.data.model_copy(update={"manifest": str(manifest), "root": root})
     return config.model_copy(update={"data": data})
+
+
+def _check_data(config: Config) -> None:
+    """Build every client's data here first: what is wrong with it is said at once and in full, where a site would only send a code."""
+    site = open_site(client_job(config), {"partition-id": 0, "num-partitions": num_supernodes(config)})
+    for number in range(config.federated.num_clients):
+        site.partition(number)
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from fedhubert.checkpoints.store import RoundStore
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation import protocol
-from fedhubert.federation.figures import brief, failed, per_client, round_event, validation_figures
+from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, validation_figures
 from fedhubert.federation.grid import StreamingGrid
 from fedhubert.federation.nodes import Federation, connect
+from fedhubert.federation.resume import check_same_run
 from fedhubert.federation.server_evaluation import ServerEvaluation
 from fedhubert.federation.server_optimizers import ServerOptimizer, build_server_optimizer
 from fedhubert.federation.strategy import ClientsDone, FederatedStrategy, RoundOutcome
@@ -133,7 +134,7 @@ class _Run:
                 setting="resume",
             )
         checkpoint, resume = found.load()
-        self._check_same_run(checkpoint["config"])
+        check_same_run(checkpoint["config"], self.config, self.folder.path)
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state(resume["server_optimizer"])
         self.positions = {int(partition): int(count) for partition, count in resume["positions"].items()}
@@ -143,24 +144,6 @@ class _Run:
         self.saved_round = found.round
         forget_after(self.folder.metrics_file, found.round)
         log.info("resuming after round %d", found.round)
-
-    def _check_same_run(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to go on under settings that change what is learned; places and sizes of the host may differ."""
-        free = {"out", "resume", "checkpoint_dir", "simulation", "checkpoint", "evaluation", "experiment"}
-        now = self.config.model_dump(mode="json")
-        changed = sorted(key for key in now if key not in free and now[key] != saved.get(key))
-        names = [
-            f"{key}.{name}"
-            for key in changed
-            for name in (now[key] if isinstance(now[key], dict) else [""])
-            if not isinstance(now[key], dict) or now[key][name] != saved.get(key, {}).get(name)
-        ]
-        if names:
-            raise CheckpointError(
-                f"the run in {self.folder.path} was started with other values of {', '.join(name.rstrip('.') for name in names)}; "
-                "resume with the same, or choose another out=...",
-                setting="resume",
-            )
 
     def _write_config(self) -> None:
         from fedhubert.compose import to_yaml
@@ -259,28 +242,11 @@ class _Run:
         log.info("checkpoint %s", path)
 
     def _say_round(self, event: Event) -> None:
-        done, total = event["round"], self.config.federated.num_rounds
-        left_s = event["seconds"]["round"] * (total - done)
-        train, validation = event["train"], event["validation"]
-        heard = (
-            f"validation (round {validation['model_round']}) loss {validation['loss']:.4f} accuracy {validation['masked_accuracy']:.4f}"
-            if validation
-            else "no validation"
-        )
-        log.info(
-            "round %d/%d: train loss %.4f accuracy %.4f | %s | %d of %d clients | %.1f s, about %s left",
-            done,
-            total,
-            train["loss"],
-            train["masked_accuracy"],
-            heard,
-            len(event["clients"]),
-            len(event["asked"]),
-            event["seconds"]["round"],
-            _duration(left_s),
-        )
+        log.info("%s", round_line(event, self.config.federated.num_rounds))
         for failure in event["failed"]:
-            log.warning("round %d: client %d failed: %s %s", done, failure["partition"], failure["code"], failure["setting"])
+            log.warning(
+                "round %d: client %d failed: %s %s", event["round"], failure["partition"], failure["code"], failure["setting"]
+            )
 
     def _final_evaluation(self, model: Array, targets: Targets) -> None:
         """Score the final model on every client's validation split, once, without training."""
@@ -312,14 +278,3 @@ class _Run:
 
     def _event(self, event: Event) -> None:
         append_event(self.folder.metrics_file, event)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02d} min"
-        if minutes >= 60
-        else f"{minutes} min {rest:02d} s"
-        if minutes
-        else f"{rest} s"
-    )

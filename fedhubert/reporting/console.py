@@ -17,7 +17,7 @@ def log_to_terminal(*, verbose: bool = False) -> Console:
     console = Console(stderr=True)
     logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    logger.propagate = False
+    logger.propagate, logger.disabled = False, False  # Hydra's sweeps disable loggers that exist
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(

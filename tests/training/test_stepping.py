@@ -167,7 +167,7 @@ def test_memory_that_runs_out_late_in_a_step_counts_nothing_twice(
     tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two micro-batches fit, the third does not: the step is taken again as a whole."""
-    client = ClientConfig(accumulate=5, lr=0.1, **PLAIN)
+    client = ClientConfig(accumulate=5, lr=1e3, **PLAIN)  # updates large beside the weights' rounding
     start = vector(model_of(tiny_model_config, **QUIET))
     roomy, tight = (model_of(tiny_model_config, **QUIET) for _ in range(2))
     stream = [BATCHES[0], BATCHES[2], BATCHES[4], BATCHES[1], BATCHES[3]]
@@ -175,7 +175,8 @@ def test_memory_that_runs_out_late_in_a_step_counts_nothing_twice(
     calls: list[int] = []
     monkeypatch.setattr(stepping, "masked_prediction", running_out_of_memory(2, calls))
     result = train(tight, stream, client=client)
-    assert calls == [2, 1, 5, 1, 1, 1, 3, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    in_one, in_two, in_four = [2, 1, 5], [1, 1, 1, 3], [1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert calls == [*in_one, *in_two, *in_four]
     assert relative(vector(tight) - start, vector(roomy) - start) < 1e-6
     assert (result.micro_batches, result.masked_frames, result.correct) == (5, expected.masked_frames, expected.correct)
     assert result.audio_s == pytest.approx(expected.audio_s)
@@ -265,7 +266,7 @@ def test_fp16_takes_the_step_of_fp32_at_any_first_loss_scale(
     """A scale that overflows is lowered and the same step taken again: none is skipped."""
     start = vector(model_of(tiny_model_config, **QUIET))
     updates = {}
-    for name, scale in (("fp32", 1.0), ("fp16", 128.0), ("overflowing", 2.0**40)):
+    for name, scale in (("fp32", 1.0), ("fp16", 128.0), ("overflowing", 2.0**22)):
         monkeypatch.setattr(stepping, "_FIRST_LOSS_SCALE", scale)
         client = ClientConfig(accumulate=3, lr=0.1, **PLAIN, precision="fp32" if name == "fp32" else "fp16")
         model = model_of(tiny_model_config, **QUIET)
