@@ -144,8 +144,11 @@ class FederatedConfig(_Model):
     num_rounds: PositiveInt = 100
     client_fraction: PositiveFraction = 0.5
     min_clients: PositiveInt = 1
-    strategy: Literal["FedAvg", "FedAdam"] = "FedAdam"
+    strategy: Literal["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedProx"] = "FedAdam"
     server_learning_rate: Positive = 1.0
+    server_momentum: Probability = 0.9
+    nesterov: bool = False
+    proximal_mu: NonNegative = 0.01
     beta1: Probability = 0.9
     beta2: Probability = 0.999
     eta: Positive = 0.01
@@ -247,6 +250,7 @@ class ClientJob(_Model):
     num_clients: PositiveInt
     num_rounds: PositiveInt
     weight_by: Literal["frames", "utterances", "uniform"]
+    proximal_mu: NonNegative
     data: DataConfig
     model: ModelConfig
     task: TaskConfig
@@ -261,6 +265,7 @@ def client_job(config: Config) -> ClientJob:
         num_clients=config.federated.num_clients,
         num_rounds=config.federated.num_rounds,
         weight_by=config.federated.weight_by,
+        proximal_mu=config.federated.proximal_mu if config.federated.strategy == "FedProx" else 0.0,
         data=config.data,
         model=config.model,
         task=config.task,

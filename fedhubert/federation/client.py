@@ -230,6 +230,7 @@ def _train(
         seed=job.seed,
         partition=partition.number,
         device=device,
+        proximal_mu=job.proximal_mu,
         optimizer_state=load_kept(kept, request.task["round"]) if kept else None,
     )
     if kept and result.optimizer_state is not None:

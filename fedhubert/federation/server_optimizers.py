@@ -1,10 +1,11 @@
 """Server optimisers: one step on the mean update, in float32 tensors of the flattened model.
 
-FedAvg is McMahan et al. 2017 (a plain step of ``server_learning_rate``). FedAdam follows Reddi et al. 2021, Algorithm 2: no bias
-correction, and ``v`` starts at ``tau ** 2``.
+FedAvg: McMahan et al. 2017. FedAvgM: Hsu et al. 2019; with Nesterov's momentum it is DiLoCo's outer step (Douillard et al. 2023).
+FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, Algorithm 2: no bias correction, and ``v`` starts at ``tau ** 2``.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 
@@ -44,8 +45,22 @@ class FedAvg(ServerOptimizer):
         return torch.add(model, mean_update, alpha=self.learning_rate)
 
 
-class FedAdam(ServerOptimizer):
-    """Adam on the mean update: m = beta1 m + (1 - beta1) d; v = beta2 v + (1 - beta2) d^2; model + eta m / (sqrt(v) + tau)."""
+class FedAvgM(ServerOptimizer):
+    """Momentum on the mean update: b = momentum b + d; model + learning_rate * b, or * (d + momentum b) with Nesterov's look-ahead."""
+
+    def __init__(self, numel: int, *, learning_rate: float, momentum: float, nesterov: bool) -> None:
+        super().__init__()
+        self.learning_rate, self.momentum, self.nesterov = learning_rate, momentum, nesterov
+        self.state = {"momentum": torch.zeros(numel)}
+
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
+        buffer = self.state["momentum"].mul_(self.momentum).add_(mean_update)
+        direction = torch.add(mean_update, buffer, alpha=self.momentum) if self.nesterov else buffer
+        return torch.add(model, direction, alpha=self.learning_rate)
+
+
+class Adaptive(ServerOptimizer):
+    """m = beta1 m + (1 - beta1) d; v by the rule of the subclass; model + eta m / (sqrt(v) + tau)."""
 
     def __init__(self, numel: int, *, eta: float, beta1: float, beta2: float, tau: float) -> None:
         super().__init__()
@@ -55,12 +70,44 @@ class FedAdam(ServerOptimizer):
     def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
         m, v = self.state["m"], self.state["v"]
         m.mul_(self.beta1).add_(mean_update, alpha=1.0 - self.beta1)
-        v.mul_(self.beta2).addcmul_(mean_update, mean_update, value=1.0 - self.beta2)
+        self._second_moment(v, mean_update)
         return torch.addcdiv(model, m, v.sqrt().add_(self.tau), value=self.eta)
+
+    @abstractmethod
+    def _second_moment(self, v: torch.Tensor, d: torch.Tensor) -> None:
+        """Update ``v`` in place."""
+
+
+class FedAdam(Adaptive):
+    """v = beta2 v + (1 - beta2) d^2."""
+
+    def _second_moment(self, v: torch.Tensor, d: torch.Tensor) -> None:
+        v.mul_(self.beta2).addcmul_(d, d, value=1.0 - self.beta2)
+
+
+class FedYogi(Adaptive):
+    """v = v - (1 - beta2) d^2 sign(v - d^2)."""
+
+    def _second_moment(self, v: torch.Tensor, d: torch.Tensor) -> None:
+        square = d * d
+        v.sub_(square * torch.sign(v - square), alpha=1.0 - self.beta2)
+
+
+class FedAdagrad(Adaptive):
+    """v = v + d^2."""
+
+    def _second_moment(self, v: torch.Tensor, d: torch.Tensor) -> None:
+        v.addcmul_(d, d)
+
+
+_ADAPTIVE: dict[str, Callable[..., Adaptive]] = {"FedAdam": FedAdam, "FedYogi": FedYogi, "FedAdagrad": FedAdagrad}
 
 
 def build_server_optimizer(config: FederatedConfig, numel: int) -> ServerOptimizer:
-    """Return the optimiser that ``config.strategy`` names, for a model of ``numel`` parameters."""
-    if config.strategy == "FedAvg":
+    """Return the optimiser that ``config.strategy`` names, for a model of ``numel`` parameters (FedProx differs on the clients only)."""
+    if config.strategy in ("FedAvg", "FedProx"):
         return FedAvg(config.server_learning_rate)
-    return FedAdam(numel, eta=config.eta, beta1=config.beta1, beta2=config.beta2, tau=config.tau)
+    if config.strategy == "FedAvgM":
+        rate, momentum = config.server_learning_rate, config.server_momentum
+        return FedAvgM(numel, learning_rate=rate, momentum=momentum, nesterov=config.nesterov)
+    return _ADAPTIVE[config.strategy](numel, eta=config.eta, beta1=config.beta1, beta2=config.beta2, tau=config.tau)

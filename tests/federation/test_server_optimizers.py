@@ -1,5 +1,7 @@
 """Server optimisers against hand-computed steps and Flower's own FedAdam where they agree."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,15 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import CheckpointError
-from fedhubert.federation.server_optimizers import FedAdam, FedAvg, build_server_optimizer
+from fedhubert.federation.server_optimizers import (
+    Adaptive,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedYogi,
+    build_server_optimizer,
+)
 
 
 def test_fedavg_at_rate_one_is_the_mean_of_the_clients() -> None:
@@ -52,6 +62,38 @@ def flower_reply(weights: np.ndarray) -> Message:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # Flower sets these when it starts an app
     content = {"arrays": ArrayRecord({"w": Array(weights)}), "metrics": MetricRecord({"num-examples": 1})}
     return Message(RecordDict(content), reply_to=Message(RecordDict(), 1, "train"))
+
+
+def test_momentum_by_hand_and_as_torchs_sgd() -> None:
+    """With the negated update as gradient, FedAvgM is torch.optim.SGD with momentum, Nesterov's included."""
+    for nesterov in (False, True):
+        ours = FedAvgM(2, learning_rate=0.7, momentum=0.9, nesterov=nesterov)
+        theirs = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+        sgd = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=nesterov)
+        model = theirs.detach().clone()
+        for update in ([0.5, 0.1], [-0.2, 0.3], [0.1, 0.0]):
+            model = ours.step(model, torch.tensor(update))
+            theirs.grad = -torch.tensor(update)
+            sgd.step()
+        torch.testing.assert_close(model, theirs.detach())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "second_moment"),
+    [
+        (FedYogi, lambda v, d: v - 0.01 * d**2 * np.sign(v - d**2)),
+        (FedAdagrad, lambda v, d: v + d**2),
+    ],
+)
+def test_yogi_and_adagrad_by_hand(optimizer: type[Adaptive], second_moment: Callable[[float, float], float]) -> None:
+    ours = optimizer(1, eta=0.1, beta1=0.9, beta2=0.99, tau=0.01)
+    model, m, v = 2.0, 0.0, 0.01**2
+    stepped = torch.tensor([2.0])
+    for update in (0.5, -0.2, 0.001):
+        m, v = 0.9 * m + 0.1 * update, second_moment(v, update)
+        model += 0.1 * m / (v**0.5 + 0.01)
+        stepped = ours.step(stepped, torch.tensor([update]))
+    assert float(stepped) == pytest.approx(model, rel=1e-5)
 
 
 def test_state_of_another_optimiser_is_refused() -> None:

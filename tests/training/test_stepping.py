@@ -134,6 +134,19 @@ def test_rounds_that_keep_the_optimiser_are_one_long_run(tiny_model_config: Mode
     assert torch.equal(vector(whole), vector(parts))
 
 
+def test_dropout_draws_anew_at_every_position_and_on_every_client(tiny_model_config: ModelConfig) -> None:
+    def trained(position: int, partition: int, **changes: Any) -> torch.Tensor:
+        batch = Batch(BATCHES[0].waveforms_BN, BATCHES[0].labels_BT, BATCHES[0].mask_BT, position)
+        model = model_of(tiny_model_config, **changes)
+        train(model, [batch], client=ClientConfig(), partition=partition)
+        return vector(model)
+
+    drawn = [trained(*key) for key in ((0, 0), (0, 0), (1, 0), (0, 1))]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[3])
+    assert torch.equal(trained(0, 0, **QUIET), trained(1, 1, **QUIET))
+
+
 def test_checkpointed_activations_give_the_same_step(tiny_model_config: ModelConfig) -> None:
     models = [model_of(tiny_model_config, dropout=0.3, layer_drop=0.0) for _ in range(2)]
     models[1].set_activation_checkpointing(True)
