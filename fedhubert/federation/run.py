@@ -44,7 +44,7 @@ def train_here(config: Config) -> float:
             highlight=False,
             soft_wrap=True,
         )
-        simulate(config, serve)
+        simulate(config, serve, stop)
     return _summarise(results[0])
 
 

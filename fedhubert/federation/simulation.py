@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedhubert.config import Config
-from fedhubert.errors import ConfigError
+from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation.client import register
 
 log = logging.getLogger("fedhubert")
@@ -40,10 +40,11 @@ def federation_config(config: Config) -> str:
     return f"num-supernodes={num_supernodes(config)} client-resources-num-cpus={cpus} client-resources-num-gpus={config.simulation.gpus_per_client}"
 
 
-def simulate(config: Config, serve: Callable[[Grid], None]) -> None:
+def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Event) -> None:
     """Run ``serve`` as the ServerApp of a simulated federation and return when it does.
 
-    Whatever ``serve`` raises is raised here. Ray is started with one CPU slot per worker and shut down at the end.
+    Whatever ``serve`` raises is raised here. Ray is started with one CPU slot per worker and shut down at the end. ``stop`` is set when the engine
+    fails under a server that is still waiting for it.
     """
     failure: list[BaseException] = []
     server_app, client_app = ServerApp(), ClientApp()
@@ -60,29 +61,46 @@ def simulate(config: Config, serve: Callable[[Grid], None]) -> None:
 
     with _ray(config), _quiet_flower():
         backend = {"client_resources": {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client}}
-        run_simulation(server_app, client_app, num_supernodes(config), backend_config=backend)  # type: ignore[arg-type]
+        try:
+            run_simulation(server_app, client_app, num_supernodes(config), backend_config=backend)  # type: ignore[arg-type]
+        except Exception as error:
+            stop.set()  # the ServerApp's thread would go on waiting for nodes
+            raise FederationError(
+                f"Flower's simulation engine failed: {error.__cause__ or error}", setting="simulation"
+            ) from error
     if failure:
         raise failure[0]
 
 
 @contextlib.contextmanager
 def _ray(config: Config) -> Iterator[None]:
-    """Start Ray ourselves, before Flower does: we choose its size, and the ServerApp may use it from its first line."""
+    """Start Ray ourselves, before Flower does: we choose its size, and what is wrong with it is said by name."""
     import ray
 
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, sys.path), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
+    environment = {"PYTHONPATH": path}
     options: dict[str, Any] = {"num_cpus": config.simulation.num_workers, "include_dashboard": False, "log_to_driver": False}
-    if threading.current_thread() is not threading.main_thread():
-        log.debug("Ray is started outside the main thread")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no share of a GPU means that none is seen
     try:
-        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}, **options)
+        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": environment}, **options)
     except Exception as error:
         raise ConfigError(
             f"Ray did not start with simulation.num_workers={config.simulation.num_workers}: {error}",
             setting="simulation.num_workers",
         ) from None
     try:
+        wanted, there = config.simulation.gpus_per_client, float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+        if wanted > there:
+            raise ConfigError(
+                f"simulation.gpus_per_client={wanted}, but Ray finds {there:g} GPUs here; use a smaller share, or 0 to train on the CPU",
+                setting="simulation.gpus_per_client",
+            )
+        if there and not wanted:
+            log.warning(
+                "%g GPUs here are not used: set simulation.gpus_per_client, for example to %g",
+                there,
+                there / config.simulation.num_workers,
+            )
         yield
     finally:
         ray.shutdown()

@@ -142,6 +142,7 @@ def test_a_client_that_fails_is_left_out_and_named_without_paths(tone_folder: Pa
     [
         ("simulation.num_supernodes=4", "simulation.num_supernodes=4 is more than federated.num_clients=3"),
         ("federated.num_clients=9", "9 clients but 3 speakers"),
+        ("simulation.gpus_per_client=64", "simulation.gpus_per_client=64.0, but Ray finds"),
     ],
 )
 def test_a_federation_that_cannot_be_is_refused(train: Train, tmp_path: Path, override: str, named: str) -> None:
