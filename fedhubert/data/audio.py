@@ -1,12 +1,13 @@
 """Audio files to mono float32 at 16 kHz: decoded with soundfile (libsndfile), resampled with torchaudio."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import torch
-import torchaudio.functional
+import torchaudio.transforms
 
 from fedhubert.errors import DataError
 
@@ -65,9 +66,15 @@ def _read(file: soundfile.SoundFile, path: Path, rate_hz: int, start: int, num_s
     first = max(0, start * stored_hz // rate_hz - round(_MARGIN_S * stored_hz)) // period * period
     last = min(file.frames, -(-(start + count) * stored_hz // rate_hz) + round(_MARGIN_S * stored_hz))
     stored = torch.from_numpy(_decode(file, path, first, last - first))
-    resampled = torchaudio.functional.resample(stored, stored_hz, rate_hz)
+    resampled = _resampler(stored_hz, rate_hz)(stored)
     offset = start - first * rate_hz // stored_hz
     return np.ascontiguousarray(resampled[offset : offset + count].numpy())
+
+
+@functools.lru_cache(maxsize=16)
+def _resampler(stored_hz: int, rate_hz: int) -> torchaudio.transforms.Resample:
+    """Its filter takes longer to build than a short crop takes to resample."""
+    return torchaudio.transforms.Resample(stored_hz, rate_hz)
 
 
 def _decode(file: soundfile.SoundFile, path: Path, start: int, count: int) -> npt.NDArray[np.float32]:

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,13 @@ import torch
 
 from fedhubert.config import ClientConfig, ModelConfig, TaskConfig
 from fedhubert.data.batching import Batch
-from fedhubert.errors import ConfigError, TrainingError
+from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.objectives.masked_prediction import masked_prediction
 from fedhubert.training import local, stepping
-from fedhubert.training.device import resolve_device
 from fedhubert.training.local import Progress, evaluate, train_locally
 from fedhubert.training.parameters import ParameterLayout
-from fedhubert.training.schedule import learning_rate
 
 CPU = torch.device("cpu")
 TASK = TaskConfig(mask_probability=0.65, mask_length_frames=5)
@@ -108,16 +105,6 @@ def test_exactly_the_micro_batches_of_its_steps_are_consumed(quiet: HubertModel)
     assert next(stream).position == 6
 
 
-def test_the_schedule_spans_the_run_and_rounds_are_invisible() -> None:
-    client = ClientConfig(lr=1.0, warmup_fraction=0.1)
-    split = [learning_rate(Progress(r, 5, 4).at(step), client) for r in range(1, 6) for step in range(4)]
-    whole = [learning_rate(Progress(1, 1, 20).at(step), client) for step in range(20)]
-    assert split == pytest.approx(whole)
-    assert max(whole) <= 1.0 and whole[0] == pytest.approx(0.25) and whole[-1] < 0.06
-    assert learning_rate(0.1, client) == pytest.approx(1.0) and learning_rate(1.0, client) == 0.0
-    assert learning_rate(0.5, client.model_copy(update={"schedule": "constant"})) == 1.0
-
-
 def test_the_same_seed_gives_the_same_bits_and_other_generators_are_left_alone(tiny_model_config: ModelConfig) -> None:
     client = ClientConfig(lr=1e-3)
     torch.manual_seed(5)
@@ -197,16 +184,6 @@ def test_evaluation_is_without_dropout_and_leaves_the_mode(tiny_model_config: Mo
     assert first == second and model.training
 
 
-def test_a_kept_optimiser_goes_on_where_it_was(tiny_model_config: ModelConfig) -> None:
-    client = ClientConfig(lr=1e-3, optimizer_policy="keep", schedule="constant", warmup_fraction=0.0)
-    whole, halves = (build_hubert(tiny_model_config, seed=0) for _ in range(2))
-    train(whole, client, 4, batches=batches(4))
-    first = train(halves, client, 2, batches=batches(2))
-    train(halves, client, 2, batches=batches(2, start=2), optimizer_state=first.optimizer_state)
-    assert torch.equal(vector(whole), vector(halves))
-    assert train(whole, client.model_copy(update={"optimizer_policy": "reset"}), 1).optimizer_state is None
-
-
 def test_training_can_be_asked_to_stop_between_steps(quiet: HubertModel) -> None:
     asked: list[None] = []
     result = train(quiet, ClientConfig(), 5, should_stop=lambda: asked.append(None) or len(asked) > 1)
@@ -214,26 +191,3 @@ def test_training_can_be_asked_to_stop_between_steps(quiet: HubertModel) -> None
     assert train(quiet, ClientConfig(), 5, should_stop=lambda: True).steps == 1
     with pytest.raises(TrainingError, match="no batch"):
         train(quiet, ClientConfig(), 5, batches=iter([]))
-
-
-def test_devices() -> None:
-    assert resolve_device("cpu") == CPU
-    if not torch.cuda.is_available():
-        assert resolve_device("auto") == CPU
-        with pytest.raises(ConfigError, match="client.device='cuda'"):
-            resolve_device("cuda")
-    with pytest.raises(ConfigError, match="abacus"):
-        resolve_device("abacus")
-
-
-def test_the_parameter_vector_goes_both_ways(quiet: HubertModel, tmp_path: Path) -> None:
-    layout = ParameterLayout.of(quiet)
-    before = layout.to_vector(quiet)
-    assert before.numel() == layout.numel == sum(p.numel() for p in quiet.parameters())
-    layout.load_vector(quiet, before * 2)
-    assert torch.equal(layout.to_vector(quiet), before * 2)
-    named = layout.split(before)
-    assert torch.equal(named["logit_generator.label_embeddings"] * 2, quiet.logit_generator.label_embeddings.detach())
-    with pytest.raises(TrainingError, match="parameters"):
-        layout.load_vector(quiet, before[:-1])
-    assert layout.fingerprint == ParameterLayout.of(quiet).fingerprint
