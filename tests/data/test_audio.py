@@ -37,7 +37,7 @@ def test_a_crop_equals_the_crop_of_the_whole(tmp_path: Path, rate_hz: int) -> No
     soundfile.write(path, tone(rate_hz, 3.0), rate_hz)
     whole = read_audio(path)
     stored = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
-    np.testing.assert_allclose(whole, torchaudio.functional.resample(stored, rate_hz, 16000).numpy(), atol=1e-5)
+    np.testing.assert_allclose(whole, torchaudio.functional.resample(stored, rate_hz, 16000).numpy(), atol=1e-4)
     assert len(whole) == -(-len(stored) * 16000 // rate_hz)
     for start, count in ((0, 1600), (320, 4000), (16000, 16000), (len(whole) - 3200, 3200), (len(whole) - 1, 1)):
         crop = read_audio(path, start=start, num_samples=count)
