@@ -1,10 +1,10 @@
-# make demo | make test | make lint. Everything is installed into .venv from pyproject.toml.
+# make demo | make test | make test-slow | make lint. Everything is installed into .venv from pyproject.toml.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 
-.PHONY: demo test lint format clean help
+.PHONY: demo test test-slow lint format clean help
 
 help:
 	@sed -n '1p' Makefile
@@ -29,6 +29,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/fedhubert prepare sample
+	$(BIN)/python -m pytest -m slow -rA
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check fedhubert server_app client_app tests
