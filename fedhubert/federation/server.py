@@ -175,7 +175,6 @@ class _Run:
             targets_key=targets.key,
             on_client=self.on_client,
         )
-        self.strategy = strategy
         evaluation = ServerEvaluation(self.config, targets) if self.config.evaluation.manifest else None
         self._round_started = time.monotonic()
 
@@ -195,7 +194,8 @@ class _Run:
                 evaluate_fn=after_round,
             )
         except FedhubertError:
-            self._save_unsaved()
+            if strategy.between_steps:
+                self._save_unsaved()
             raise
         return result.arrays["model"]
 

@@ -69,6 +69,8 @@ class FederatedStrategy(Strategy):
         self.optimizer = optimizer
         self.positions = dict(positions or {})
         self.outcome = RoundOutcome(0, [])
+        self.between_steps = True
+        """False from the start of a server-optimiser step until its result is accepted: the optimiser's state is then ahead of the model."""
         self._offset = first_round - 1
         self._targets_key = targets_key
         self._on_client = on_client or (lambda round_number, done, asked: None)
@@ -136,61 +138,58 @@ class FederatedStrategy(Strategy):
         self._check_quorum()
         self.outcome.seconds["train"] = time.monotonic() - self._started
         step_started = time.monotonic()
+        self.between_steps = False
         updated = self.optimizer.step(self._model, fold.mean())
         if not bool(torch.isfinite(updated).all()):
             raise FederationError(
                 f"round {self.outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
                 setting="federated.strategy",
             )
+        self.between_steps = True
         self.outcome.seconds["server_step"] = time.monotonic() - step_started
         for partition, metrics in self.outcome.clients.items():
             self.positions[partition] = self.positions.get(partition, 0) + int(metrics["train_micro_batches"])
         return ArrayRecord({"model": Array(updated.numpy())}), MetricRecord({"clients": len(self.outcome.clients)})
 
     def _fold(self, reply: Reply, fold: ExactSum) -> None:
-        """Add a reply to the sum; anything wrong with it becomes failures instead."""
-        self.outcome.failures += self._named(reply)
+        """Add a reply to the sum; anything wrong with it becomes a failure of the clients that the node was asked for."""
         self.outcome.bytes_up += reply.num_bytes
-        if not reply.metrics:
-            return
-        try:
-            self._check_reply(reply)
-            if "update" in reply.arrays:
-                (metrics,) = reply.metrics.values()
-                fold.add(torch.from_numpy(np.array(reply.arrays["update"])), int(metrics["weight"]))
+        asked = self._shares.get(reply.node_id, [])
+        named = {failure.partition: failure for failure in reply.failures if failure.partition in asked}
+        whole = next((failure for failure in reply.failures if failure.partition < 0), None)
+        code = whole.code if whole else "no_result"
+        if reply.metrics and not whole:
+            try:
+                self._check_reply(reply, set(asked) - set(named))
+                self._add(reply, fold)
+            except UpdateRejected as rejected:
+                code = f"update_{rejected.reason}"
+            except (KeyError, TypeError, ValueError):
+                code = "malformed"
             else:
-                weight = sum(int(metrics["weight"]) for metrics in reply.metrics.values())
-                fold.merge(PartialSum(torch.from_numpy(np.array(reply.arrays["sum"])), weight, float(reply.info["bound"])))
-        except UpdateRejected as rejected:
-            self._reject(reply, f"update_{rejected.reason}")
-        except (KeyError, TypeError, ValueError):
-            self._reject(reply, "malformed")
-        else:
-            self.outcome.clients.update(reply.metrics)
+                self.outcome.clients.update(reply.metrics)
+        unheard = set(asked) - set(named) - set(self.outcome.clients)
+        others = [Failure(partition, code, whole.setting if whole else "") for partition in sorted(unheard)]
+        self.outcome.failures += [*named.values(), *others]
 
-    def _check_reply(self, reply: Reply) -> None:
+    def _add(self, reply: Reply, fold: ExactSum) -> None:
+        if "update" in reply.arrays:
+            (metrics,) = reply.metrics.values()
+            fold.add(torch.from_numpy(np.array(reply.arrays["update"])), int(metrics["weight"]))
+        else:
+            weight = sum(int(metrics["weight"]) for metrics in reply.metrics.values())
+            fold.merge(PartialSum(torch.from_numpy(np.array(reply.arrays["sum"])), weight, float(reply.info["bound"])))
+
+    def _check_reply(self, reply: Reply, expected: set[int]) -> None:
         if reply.info.get("round") != self.outcome.number:
             raise UpdateRejected("round")
         if reply.info.get("layout") != self.federation.layout:
             raise UpdateRejected("layout")
-        if not set(reply.metrics) <= set(self._shares[reply.node_id]):
+        if not set(reply.metrics) <= expected - set(self.outcome.clients):
             raise UpdateRejected("partition")
         for metrics in reply.metrics.values():
             if not all(np.isfinite(value) for value in metrics.values()) or not {"weight", "train_micro_batches"} <= set(metrics):
                 raise UpdateRejected("metrics")
-
-    def _reject(self, reply: Reply, code: str) -> None:
-        self.outcome.failures += [Failure(partition, code) for partition in reply.metrics]
-
-    def _named(self, reply: Reply) -> list[Failure]:
-        """Attribute a whole node's failure to the partitions that it was asked for."""
-        named: list[Failure] = []
-        for failure in reply.failures:
-            if failure.partition < 0:
-                named += [Failure(partition, failure.code, failure.setting) for partition in self._shares.get(reply.node_id, [])]
-            else:
-                named.append(failure)
-        return named
 
     def _check_quorum(self) -> None:
         accepted, needed = len(self.outcome.clients), self.federation.config.federated.min_clients
