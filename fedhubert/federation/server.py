@@ -47,6 +47,7 @@ def run_app(grid: Grid, context: Context) -> None:
     """Run the federation that ``flwr run`` asks for; raises what :func:`run_federation` raises, so that Flower reports a failed run."""
     from fedhubert.compose import compose
     from fedhubert.reporting.console import log_to_terminal
+    from fedhubert.reporting.summary import plot_curves
 
     log_to_terminal()
     try:
@@ -54,6 +55,8 @@ def run_app(grid: Grid, context: Context) -> None:
     except FedhubertError as error:
         log.error("error: %s", error)
         raise
+    plot_curves(result.folder.metrics_file, result.folder.plot_file)
+    log.info("curves: %s", result.folder.plot_file)
     log.info("last checkpoint: %s", result.checkpoint)
 
 

@@ -58,6 +58,7 @@ def test_flwr_run_is_the_same_training(
     output = flwr_run(flower, overrides, "num-supernodes=2 client-resources-num-cpus=1")
     assert output.startswith("finished:completed"), output
     assert_same_model(finished, tmp_path / "run")
+    assert (tmp_path / "run/curves.png").is_file()
     output = flwr_run(flower, command(tmp_path / "many")[4:], "num-supernodes=4 client-resources-num-cpus=1")
     assert output.startswith("finished:failed"), output
     assert "4 SuperNodes" in output and "federated.num_clients is 3" in output
