@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -81,6 +82,7 @@ def _ray(config: Config) -> Iterator[None]:
     environment = {"PYTHONPATH": path}
     options: dict[str, Any] = {"num_cpus": config.simulation.num_workers, "include_dashboard": False, "log_to_driver": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no share of a GPU means that none is seen
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")  # a tip about the variable that is set above
     try:
         ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": environment}, **options)
     except Exception as error:
