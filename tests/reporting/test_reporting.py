@@ -1,0 +1,72 @@
+"""The run's folder and its metrics log."""
+
+from pathlib import Path
+
+import pytest
+
+from fedhubert.compose import compose
+from fedhubert.errors import ConfigError
+from fedhubert.reporting.metrics import append_event, forget_after, read_events
+from fedhubert.reporting.run_folder import RunFolder, resolve_out
+from fedhubert.reporting.summary import final_validation, plot_curves, rounds_table
+
+
+def test_events_are_appended_whole_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    append_event(log, {"event": "round", "round": 1, "loss": float("nan"), "deep": [{"x": float("inf")}, 2.5]})
+    with log.open("a") as file:
+        file.write('{"event": "round", "rou')  # the process was killed here
+    assert list(read_events(log)) == [{"event": "round", "round": 1, "loss": None, "deep": [{"x": None}, 2.5]}]
+    assert list(read_events(tmp_path / "missing.jsonl")) == []
+
+
+def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    for event in (
+        {"event": "kmeans"},
+        {"event": "targets"},
+        *({"event": "round", "round": n} for n in (1, 2, 3)),
+        {"event": "final", "round": 3},
+    ):
+        append_event(log, event)
+    forget_after(log, 2)
+    assert [event["event"] for event in read_events(log)] == ["kmeans", "targets", "round", "round"]
+
+
+def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDHUBERT_HOME", raising=False)
+    assert resolve_out(compose(["out=runs/a"])) == tmp_path / "runs/a"
+    assert resolve_out(compose([f"out={tmp_path}/b"])) == tmp_path / "b"
+    assert resolve_out(compose([])).parent == tmp_path / "outputs/demo"
+    monkeypatch.setenv("FEDHUBERT_HOME", str(tmp_path / "home"))
+    assert resolve_out(compose(["out=runs/a"])) == tmp_path / "home/runs/a"
+    assert RunFolder.of(compose(["out=runs/a", "checkpoint_dir=elsewhere"])).checkpoints == tmp_path / "home/runs/a/elsewhere"
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="out="):
+        RunFolder.of(compose([f"out={tmp_path}/file/run"])).create()
+
+
+def test_the_run_key_stays_after_a_resume(tmp_path: Path) -> None:
+    folder, other = (RunFolder.of(compose([f"out={tmp_path / name}"])) for name in "ab")
+    for each in (folder, other):
+        each.create()
+    assert folder.run_key() == folder.run_key() != other.run_key()
+
+
+def test_table_and_plot_are_made_from_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    append_event(log, {"event": "targets", "validation_labels": {"entropy_nats": 3.0, "most_frequent_share": 0.1}})
+    for number in (1, 2):
+        figures = {"loss": 3.0 / number, "masked_accuracy": 0.1 * number, "audio_s": 1.0}
+        validation = {**figures, "model_round": number - 1}
+        event = {"event": "round", "round": number, "train": figures, "validation": validation, "seconds": {"round": 1.0}}
+        append_event(log, {**event, "asked": [0, 1], "clients": [{}], "failed": [{}]})
+    append_event(log, {"event": "final", "round": 2, "validation": {"model_round": 2, "loss": 1.25, "masked_accuracy": 0.3}})
+    table = rounds_table(log)
+    columns = {column.header: list(column.cells) for column in table.columns}
+    assert columns["valid loss"] == ["1.5000", "1.2500"]  # round 1's came with round 2, round 2's with the final evaluation
+    assert columns["clients"] == ["1/2", "1/2"]
+    assert final_validation(log)["loss"] == 1.25
+    plot_curves(log, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
