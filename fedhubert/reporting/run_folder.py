@@ -17,9 +17,11 @@ def resolve_out(config: Config) -> Path:
     ``out`` as given, or ``outputs/<experiment>/<date>-<time>``; a relative path starts from ``FEDHUBERT_HOME`` or, where that is not set, from
     the working directory of the process that runs the server (the shell of ``fedhubert train``, the SuperLink of ``flwr run``).
     """
-    out = Path(config.out or Path("outputs", config.experiment, time.strftime("%Y%m%d-%H%M%S"))).expanduser()
-    base = Path(os.environ.get("FEDHUBERT_HOME") or Path.cwd())
-    return (base / out).absolute()
+    return _absolute(config.out or str(Path("outputs", config.experiment, time.strftime("%Y%m%d-%H%M%S"))))
+
+
+def _absolute(path: str) -> Path:
+    return (Path(os.environ.get("FEDHUBERT_HOME") or Path.cwd()) / Path(path).expanduser()).absolute()
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class RunFolder:
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
         out = resolve_out(config)
-        checkpoints = (out / Path(config.checkpoint_dir).expanduser()) if config.checkpoint_dir else out / "checkpoints"
+        checkpoints = _absolute(config.checkpoint_dir) if config.checkpoint_dir else out / "checkpoints"
         return cls(out, checkpoints)
 
     @property

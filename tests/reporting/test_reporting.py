@@ -41,7 +41,7 @@ def test_where_a_run_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert resolve_out(compose([])).parent == tmp_path / "outputs/demo"
     monkeypatch.setenv("FEDHUBERT_HOME", str(tmp_path / "home"))
     assert resolve_out(compose(["out=runs/a"])) == tmp_path / "home/runs/a"
-    assert RunFolder.of(compose(["out=runs/a", "checkpoint_dir=elsewhere"])).checkpoints == tmp_path / "home/runs/a/elsewhere"
+    assert RunFolder.of(compose(["out=runs/a", "checkpoint_dir=elsewhere"])).checkpoints == tmp_path / "home/elsewhere"
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="out="):
         RunFolder.of(compose([f"out={tmp_path}/file/run"])).create()
