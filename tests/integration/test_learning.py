@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,4 +30,7 @@ def test_the_demo_learns(seed: int, tmp_path: Path) -> None:
     print(json.dumps({"seed": seed, **levels, "losses": losses, "accuracies": accuracies}))
     assert accuracies[-1] >= 1.5 * levels["most_frequent_share"]
     assert losses[-1] <= levels["entropy_nats"] - 0.2
-    assert losses == sorted(losses, reverse=True) and accuracies == sorted(accuracies)
+    assert losses == sorted(losses, reverse=True)
+    noise = 0.001  # a standard deviation of an accuracy near 0.08 over some 50 000 masked frames of correlated speech
+    assert all(later > earlier - noise for earlier, later in pairwise(accuracies))
+    assert all(later > earlier for earlier, later in zip(accuracies, accuracies[2:], strict=False))
