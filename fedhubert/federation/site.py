@@ -141,7 +141,8 @@ class Site:
     def fitting_features(self, partition: Partition) -> Features:
         """Return the features [F, 39] that k-means sees of a partition: a bounded sample of its training split, kept in the state folder."""
         targets = self.job.targets
-        name = f"features-{self.manifest.fingerprint(partition.train_rows)}-{targets.max_frames_per_client}-{self.job.seed}.npy"
+        drawn = f"{targets.max_frames_per_client}-{self.job.seed}-{partition.number}"  # what the sample depends on
+        name = f"features-{self.manifest.fingerprint(partition.train_rows)}-{drawn}.npy"
         path = self.settings.state_dir / "features" / name
         try:
             cached: Features = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -15,10 +15,10 @@ from fedhubert.data.fairseq_files import parse_ids, read_km
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TargetsError
 from fedhubert.targets.kmeans import assign
-from fedhubert.targets.mfcc import FEATURE_RATE_HZ, num_feature_frames, stream_features
+from fedhubert.targets.mfcc import FEATURE_RATE_HZ, SAMPLE_RATE_HZ, num_feature_frames, stream_features
 
 Rows = npt.NDArray[np.int64]
-Ids = npt.NDArray[np.int16]
+Ids = npt.NDArray[np.signedinteger[Any]]  # int16, or int32 beyond 32 768 clusters
 
 TOLERANCE_FRAMES = 2
 """How far a label count may be from the audio's frame count: tools disagree on the last window."""
@@ -65,17 +65,19 @@ def assigned_labels(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelStore:
     """Label ``rows`` with the nearest centroid of each MFCC frame; audio is streamed, only ids are kept."""
-    pieces = []
+    ends = np.cumsum(num_feature_frames(manifest.lengths(SAMPLE_RATE_HZ)[rows])).tolist()
+    ids = np.empty(ends[-1] if ends else 0, _id_type(len(centroids_KD)))
     for done, (_, features) in enumerate(stream_features(manifest, rows.tolist(), num_workers), start=1):
-        pieces.append(assign(features, centroids_KD)[0].astype(np.int16))
+        ids[ends[done - 1] - len(features) : ends[done - 1]] = assign(features, centroids_KD)[0]
         progress(done, len(rows))
-    return _store(rows, pieces, FEATURE_RATE_HZ, len(centroids_KD))
+    return LabelStore(ids, _offsets(rows, ends), FEATURE_RATE_HZ, len(centroids_KD))
 
 
 def cached_labels(folder: Path, manifest: Manifest, rows: Rows, key: str, build: Callable[[], LabelStore] | None) -> LabelStore:
     """Return labels from the cache ``folder``, or build and keep them there.
 
-    The cache is keyed by ``key`` (the centroids' hash) and the utterances' fingerprint; a file whose checksum differs is built again.
+    The cache is keyed by ``key`` (the centroids' hash) and the utterances' fingerprint. Ids and header are under one checksum, looked at
+    before anything is parsed: whatever is damaged is built again. Several processes may build and read the same labels at once.
 
     Raises:
         TargetsError: not in the cache and ``build`` is None, or the cache cannot be written.
@@ -95,13 +97,13 @@ def cached_labels(folder: Path, manifest: Manifest, rows: Rows, key: str, build:
         "num_clusters": store.num_clusters,
         "ends": [store.offsets[row][1] for row in rows.tolist()],
     }
-    header["sha256"] = _sha256(store.ids)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f".{path.name}.{os.getpid()}.tmp.npy"
         np.save(scratch, store.ids)
+        digest = _digest(scratch, header)
         os.replace(scratch, path)
-        scratch.write_text(json.dumps(header))
+        scratch.write_text(json.dumps({**header, "sha256": digest}))
         os.replace(scratch, path.with_suffix(".json"))
     except OSError as error:
         raise TargetsError(f"cannot keep labels in {folder}: {error.strerror}", setting="client.state_dir") from None
@@ -118,17 +120,18 @@ def precomputed_labels(manifest: Manifest, rows: Rows, labels: str, rate_hz: int
         texts = manifest.column(labels.removeprefix("column:"))
         ids = [parse_ids(texts[row], manifest.paths[row]) for row in rows.tolist()]
     else:
-        lines = read_km(Path(labels).expanduser())
+        lines = read_km(Path(labels).expanduser(), set(rows.tolist()))
         if len(lines) != len(manifest):
             raise TargetsError(
                 f"{labels} has {len(lines)} lines, the manifest {len(manifest)} utterances; line i labels row i",
                 setting="targets.labels",
             )
         ids = [lines[row] for row in rows.tolist()]
-    lengths = manifest.lengths()[rows]
+    lengths = manifest.lengths(SAMPLE_RATE_HZ)[rows]
     for row, length, line in zip(rows.tolist(), lengths.tolist(), ids, strict=True):
         _check(manifest.paths[row], line, int(length), rate_hz, num_clusters)
-    return _store(rows, [line.astype(np.int16) for line in ids], rate_hz, num_clusters)
+    ends = np.cumsum([len(line) for line in ids]).tolist()
+    return LabelStore(np.concatenate(ids).astype(_id_type(num_clusters)), _offsets(rows, ends), rate_hz, num_clusters)
 
 
 def unigram_entropy_nats(counts_K: npt.NDArray[np.int64]) -> float:
@@ -161,9 +164,8 @@ def _check(name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: int
         )
 
 
-def _store(rows: Rows, pieces: list[Ids], rate_hz: int, num_clusters: int) -> LabelStore:
-    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
-    return LabelStore(np.concatenate(pieces), _offsets(rows, ends), rate_hz, num_clusters)
+def _id_type(num_clusters: int) -> type[np.signedinteger[Any]]:
+    return np.int16 if num_clusters <= 2**15 else np.int32
 
 
 def _offsets(rows: Rows, ends: list[int]) -> dict[int, tuple[int, int]]:
@@ -172,13 +174,18 @@ def _offsets(rows: Rows, ends: list[int]) -> dict[int, tuple[int, int]]:
 
 def _read_cache(path: Path, rows: Rows) -> LabelStore | None:
     try:
-        header: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+        header: dict[str, Any] = dict(json.loads(path.with_suffix(".json").read_bytes()))
+        if header.pop("sha256", None) != _digest(path, header):
+            return None
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-        whole = _sha256(ids) == header["sha256"] and len(header["ends"]) == len(rows)
-        return LabelStore(ids, _offsets(rows, header["ends"]), header["rate_hz"], header["num_clusters"]) if whole else None
-    except (OSError, ValueError, KeyError, EOFError):
+        return LabelStore(ids, _offsets(rows, header["ends"]), header["rate_hz"], header["num_clusters"])
+    except (OSError, ValueError, TypeError):  # TypeError: JSON, but not an object
         return None
 
 
-def _sha256(ids: Ids) -> str:
-    return hashlib.sha256(ids.tobytes()).hexdigest()
+def _digest(path: Path, header: Mapping[str, Any]) -> str:
+    """Checksum over a file and what its header says."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(header, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -100,7 +100,8 @@ def accumulate(
         TargetsError: shapes that do not fit, values that are not finite or beyond 2**13, or a total out of range.
     """
     check_features(features_FD, centroids_KD)
-    if len(features_FD) and max(float(features_FD.max()), -float(features_FD.min())) > MAX_VALUE:
+    peak = max(float(features_FD.max()), -float(features_FD.min())) if len(features_FD) else 0.0
+    if peak > MAX_VALUE:
         raise TargetsError(f"a feature value is larger than {MAX_VALUE:g}; scale the features", setting="targets.source")
     num_clusters, dimension = centroids_KD.shape
     sums, counts, inertia = (
@@ -109,10 +110,8 @@ def accumulate(
     for start, ids, distances in assign_blocks(features_FD, centroids_KD, block_frames):
         values = features_FD[start : start + len(ids)].astype(np.float64)
         weights = np.ones(len(ids), np.int64) if weights_F is None else weights_F[start : start + len(ids)].astype(np.int64)
-        heaviest = float(weights.max()) * len(ids)
-        _check_range(
-            _GRID * heaviest * max(MAX_VALUE, float(distances.max())) + max(map(_largest, (sums.numpy(), inertia.numpy())))
-        )
+        added = _GRID * max(peak * float(weights.sum(dtype=np.float64)), float(distances @ weights.astype(np.float64)))
+        _check_range(added + max(map(_largest, (sums.numpy(), inertia.numpy()))))
         index = torch.from_numpy(ids)
         sums.index_add_(0, index, _to_grid(values) * torch.from_numpy(weights)[:, None])
         counts.index_add_(0, index, torch.from_numpy(weights))

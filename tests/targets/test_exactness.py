@@ -1,0 +1,169 @@
+"""Federated k-means to the bit: neither blocks, threads, order nor an interruption may show in the result."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedhubert.errors import TargetsError
+from fedhubert.targets import kmeans
+from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, accumulate, assign, local_seeds, pooled_lloyd
+
+
+def noise(count: int, dimension: int = 39, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 10, (count, dimension)).astype(np.float32)
+
+
+def equal(left: KMeansStatistics, right: KMeansStatistics) -> bool:
+    return all(np.array_equal(value, right.to_arrays()[name]) for name, value in left.to_arrays().items())
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_frames_as_far_from_many_centroids_get_one_answer_in_any_block(two_threads: None) -> None:
+    """A constant frame is equally far from every permutation of a centroid, but for rounding: the worst case for a matrix product."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 10, 39).astype(np.float32)
+    centroids = np.stack([rng.permutation(base) for _ in range(64)])
+    features = np.repeat(rng.normal(0, 10, (300, 1)).astype(np.float32), 39, axis=1)
+    ids, distances = assign(features, centroids)
+    assert len(np.unique(ids)) > 1  # rounding does differ between them
+    for block in (1, 3, 64, 127, 1000):
+        other_ids, other_distances = assign(features, centroids, block)
+        assert np.array_equal(ids, other_ids) and np.array_equal(distances, other_distances)
+    for order in (rng.permutation(300), np.arange(300)[::-1]):
+        assert np.array_equal(assign(features[order], centroids)[0], ids[order])
+
+
+def test_distances_have_the_same_bits_in_any_block() -> None:
+    distances = assign(noise(300), noise(20, seed=1))[1]
+    for block in (1, 2, 7, 64):
+        assert np.array_equal(assign(noise(300), noise(20, seed=1), block)[1], distances)
+
+
+def test_the_lowest_id_wins_among_equal_centroids() -> None:
+    centroids = np.concatenate([noise(3), noise(3), noise(3)])
+    assert np.array_equal(assign(noise(3), centroids)[0], [0, 1, 2])
+    assert np.array_equal(assign(noise(50, seed=1), centroids)[0], assign(noise(50, seed=1), noise(3))[0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9))
+def test_statistics_do_not_depend_on_who_holds_a_frame(seed: int, clients: int) -> None:
+    rng = np.random.default_rng(seed)
+    features, centroids = noise(200, seed=seed), noise(7, seed=seed + 1)
+    owner = rng.integers(0, clients, 200)
+    shuffled = rng.permutation(200)
+    parts = [accumulate(features[shuffled][owner[shuffled] == client], centroids) for client in rng.permutation(clients)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = part + total
+    assert equal(total, accumulate(features, centroids, block_frames=33))
+
+
+def test_lloyd_as_everyone_writes_it() -> None:
+    features, centroids = noise(2000, 5), noise(20, 5, seed=1)
+    ours, history = pooled_lloyd(features, centroids, 8, 0.0)
+    theirs = centroids.astype(np.float64)
+    for inertia in history:
+        distances = np.square(features[:, None].astype(np.float64) - theirs).sum(-1)
+        assert inertia == pytest.approx(distances.min(1).mean(), rel=1e-5)
+        theirs = np.stack([features[distances.argmin(1) == k].mean(0, dtype=np.float64) for k in range(20)])
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert (np.diff(history) <= 0).all()
+
+
+def test_weights_are_repetitions() -> None:
+    features, centroids, weights = noise(50), noise(4, seed=1), np.arange(50)
+    assert equal(accumulate(features, centroids, weights), accumulate(np.repeat(features, weights, axis=0), centroids))
+
+
+def test_digital_silence_is_one_point_however_long() -> None:
+    """Frames of digital silence are all the same: one point of enormous weight."""
+    features = np.concatenate([np.full((60_000, 39), -15.0, np.float32), noise(30_000)])
+    centroids, counts = local_seeds(features, 4, seed=0, partition=0)
+    assert counts.sum() == len(features) and counts.max() >= 60_000
+    assert (np.abs(centroids + 15.0).max(axis=1) < 1e-6).any()
+
+
+def test_frames_that_are_all_the_same() -> None:
+    features = np.full((100, 39), 2.5, np.float32)
+    centroids, counts = local_seeds(features, 5, seed=0, partition=0)
+    assert np.array_equal(centroids, features[:1]) and counts.tolist() == [100]
+    solver = FederatedKMeans(5, seed=0, max_iterations=3)
+    solver.seed([(centroids, counts)])
+    while not solver.step(accumulate(features, solver.centroids)):
+        pass
+    assert np.isfinite(solver.centroids).all() and solver.history == [0.0] * 3
+
+
+def test_a_seed_stands_for_several_frames() -> None:
+    features = np.concatenate([noise(400), np.full((1, 39), 500.0, np.float32)])  # an outlier that k-means++ is sure to pick
+    centroids, counts = local_seeds(features, 20, seed=0, partition=0)
+    assert counts.min() >= kmeans.MIN_SEED_FRAMES and centroids.max() < 100
+    assert local_seeds(features[:3], 3, seed=0, partition=0)[1].tolist() == [3]
+
+
+def test_seeding_does_not_depend_on_the_order_of_clients() -> None:
+    candidates = [local_seeds(noise(300, seed=i), 8, 0, i) for i in range(4)]
+    solvers = []
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        solver = FederatedKMeans(8, seed=1)
+        solver.seed([candidates[index] for index in order])
+        solvers.append(solver)
+    assert np.array_equal(solvers[0].centroids, solvers[1].centroids)
+
+
+def test_a_solver_goes_on_from_its_state() -> None:
+    features = noise(800)
+    start = np.concatenate([noise(6, seed=1), np.full((2, 39), 1e3, np.float32)])  # two that stay empty: reseeding is resumed too
+    through = FederatedKMeans(8, seed=5, max_iterations=100, tolerance=0.005)
+    through.start(start)
+    states = [through.state_dict()]
+    while not through.step(accumulate(features, through.centroids)):
+        states.append(through.state_dict())
+    assert 3 < len(states) < 100
+    for state in states:
+        resumed = FederatedKMeans(8, seed=5, max_iterations=100, tolerance=0.005)
+        resumed.load_state_dict(state)
+        while not resumed.step(accumulate(features, resumed.centroids)):
+            pass
+        assert np.array_equal(resumed.centroids, through.centroids) and resumed.history == through.history
+
+
+def test_it_stops_when_settled_but_not_because_a_client_is_missing() -> None:
+    features = noise(500, 4)
+    solver = FederatedKMeans(3, seed=0, max_iterations=1000, tolerance=0.01)
+    solver.start(features[:3])
+    while not solver.step(accumulate(features, solver.centroids)):
+        pass
+    assert solver.history[-2] - solver.history[-1] <= 0.01 * solver.history[-2] and len(solver.history) < 50
+    solver.start(solver.centroids)
+    assert not solver.step(accumulate(features, solver.centroids))
+    remote = features[np.argsort(assign(features, solver.centroids)[1])[100:]]
+    assert not solver.step(accumulate(remote, solver.centroids))  # a higher inertia, but of other frames: no verdict
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e4])
+def test_values_that_cannot_be_summed_are_refused(value: float) -> None:
+    features = noise(10)
+    features[3, 5] = value
+    with pytest.raises(TargetsError):
+        accumulate(features, noise(2))
+
+
+def test_an_overflow_is_refused_not_wrapped() -> None:
+    statistics = accumulate(noise(10), noise(2))
+    huge = KMeansStatistics(statistics.sums_KD, statistics.counts_K, np.full(2, 2**61))
+    with pytest.raises(TargetsError, match="out of range"):
+        huge + huge
+    with pytest.raises(TargetsError, match="out of range"):
+        accumulate(noise(10), noise(2), np.full(10, 2**40))
