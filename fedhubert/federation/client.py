@@ -4,6 +4,7 @@ Nothing raised here leaves the site: a failure becomes a code and a setting's na
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -342,6 +343,10 @@ def _resident_model(job: ClientJob) -> _Resident:
     global _resident
     key = job.model.model_dump_json() + str(job.client.activation_checkpointing)
     if _resident is None or _resident.key != key:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        log.info(
+            "process %d builds %s; CUDA_VISIBLE_DEVICES=%s", os.getpid(), job.model.name, "(not set)" if seen is None else seen
+        )
         model = build_hubert(job.model, job.seed)
         model.set_activation_checkpointing(job.client.activation_checkpointing)
         _resident = _Resident(key, model, ParameterLayout.of(model))

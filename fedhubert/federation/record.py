@@ -72,6 +72,7 @@ class RunRecord:
         self.history = list(checkpoint["federated_metrics"]["history"])
         self.lineage = list(checkpoint["federated_metrics"].get("lineage", []))
         self.saved_round = number
+        self.store.prune(self.config.checkpoint.keep_last)  # the interruption may have come before it
         keep_events(
             self.folder.metrics_file, lambda event: int(event.get("round", 0)) <= number and event.get("event") != "final"
         )

@@ -210,6 +210,8 @@ def log_on_site(state_dir: Path) -> None:
         raise ConfigError(f"cannot write to the state folder {state_dir}: {error.strerror}", setting="client.state_dir") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def open_site(job: ClientJob, node_config: NodeConfig) -> Site:

@@ -63,7 +63,8 @@ def state_of(out: Path) -> dict[str, object]:
         files["/".join(path.parts[-2:])] = hashlib.sha256(path.read_bytes()).hexdigest()
     for path in sorted((out / "checkpoints").glob("*.pt")):
         values = load_plain(path)
-        values.pop("config", None)
+        values.pop("config", None)  # the folders differ,
+        values.pop("fingerprints", None)  # and these are salted with the run's key
         files[path.name] = flat(values)
     return files
 
