@@ -2,7 +2,7 @@
 
 A round has up to three files in the store's folder:
 
-``round_010_checkpoint.pt``      what others read (:func:`load_checkpoint`); it is renamed into place last, and only then does the round count
+``round_010_checkpoint.pt``      what others read (:func:`load_checkpoint`, s3prl's ``hubert_local``); it is renamed into place last, and only then does the round count
 ``round_010_resume.pt``          what only resuming needs: state of the server optimiser, positions, centroids
 ``round_010_checkpoint.sha256``  digests of both (``sha256sum -c`` reads it)
 """
@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from fedhubert.checkpoints.content import FORMAT_VERSION, float32, load_plain, plain, saving, validated
+from fedhubert.checkpoints.fairseq_form import round_fields
 from fedhubert.checkpoints.files import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
@@ -93,6 +94,8 @@ class RoundStore:
     ) -> Path:
         """Write a round; when this returns, it is on the disk. Equal arguments give equal bytes.
 
+        A HuBERT encoder whose sizes are in ``config["model"]`` is also stored under s3prl's names: the same tensors, written once.
+
         Args:
             round_number: The round that the model comes out of.
             model_state: ``state_dict`` of the model; floating-point tensors are stored as float32 on the CPU.
@@ -111,6 +114,7 @@ class RoundStore:
             "config": plain(config, "config"),
             "model": {name: float32(tensor) for name, tensor in model_state.items()},
         }
+        checkpoint |= plain(round_fields(config, checkpoint["model"]), "s3prl", tensors=True)
         path = self.path(round_number)
         contents: dict[Path, Any] = {} if resume is None else {_resume_path(path): plain(resume, "resume", tensors=True)}
         contents[path] = checkpoint
