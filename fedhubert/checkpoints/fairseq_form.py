@@ -141,7 +141,12 @@ def fairseq_checkpoint(
     fairseq's ``_upgrade_state_dict`` looks for.
     """
     weights = fairseq_state(config, state)
-    history = {"num_updates": updates, "criterion_name": "HubertCriterion", "optimizer_name": "FairseqAdam", "lr_scheduler_state": {}}
+    history = {
+        "num_updates": updates,
+        "criterion_name": "HubertCriterion",
+        "optimizer_name": "FairseqAdam",
+        "lr_scheduler_state": {},
+    }
     return {
         "args": None,
         "cfg": {"_name": None, "task": task_settings(label_rate_hz), "model": model_settings(config, label_rate_hz, task)},

@@ -80,9 +80,7 @@ HUGGINGFACE = Naming(
     )
 )
 
-TORCHAUDIO_ENCODER = Naming(
-    (("wav2vec2.feature_extractor.", "feature_extractor."), ("wav2vec2.encoder.", "encoder."))
-)
+TORCHAUDIO_ENCODER = Naming((("wav2vec2.feature_extractor.", "feature_extractor."), ("wav2vec2.encoder.", "encoder.")))
 """``torchaudio.models.Wav2Vec2Model`` alone; a ``HuBERTPretrainModel`` has our names."""
 
 

@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 
 from fedhubert.checkpoints import export
-from fedhubert.checkpoints.huggingface import export_huggingface
+from fedhubert.checkpoints.export import export as export_to
 from fedhubert.checkpoints.store import RoundStore, load_checkpoint
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError
 from fedhubert.models.hubert import HubertModel, build_hubert
 
-FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
+FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
 SHAPES: dict[str, dict[str, Any]] = {
     "base": {},
     "large": {"layer_norm_first": True, "conv_norm": "layer_norm", "final_dim": 48},
@@ -63,7 +63,7 @@ def test_transformers_and_torchaudio_compute_the_same(tmp_path: Path, tiny_model
     from torchaudio.models.wav2vec2.utils import import_huggingface_model
 
     model = _trained(tiny_model_config.model_copy(update=SHAPES[shape]))
-    out = export_huggingface(load_checkpoint(_saved(tmp_path, model)), tmp_path / "hf")
+    out = export_to(load_checkpoint(_saved(tmp_path, model)), "huggingface", tmp_path / "hf")
     loaded, info = transformers.HubertModel.from_pretrained(out, output_loading_info=True)
     assert {key: list(value) for key, value in info.items() if value} == {}
     assert torch.equal(loaded.masked_spec_embed, model.mask_generator.mask_embedding)
@@ -87,7 +87,7 @@ def test_config_keeps_the_recipe_in_huggingfaces_names(tmp_path: Path, tiny_mode
     transformers = pytest.importorskip("transformers")
     rates = {"dropout": 0.11, "attention_dropout": 0.12, "activation_dropout": 0.13, "feature_dropout": 0.14, "layer_drop": 0.15}
     model = build_hubert(tiny_model_config.model_copy(update=rates), 0)
-    out = export_huggingface(load_checkpoint(_saved(tmp_path, model)), tmp_path / "hf")
+    out = export_to(load_checkpoint(_saved(tmp_path, model)), "huggingface", tmp_path / "hf")
     config = transformers.HubertConfig.from_pretrained(out)
     named = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
     assert [getattr(config, name) for name in named] == list(rates.values())
@@ -153,9 +153,9 @@ def test_failure_while_writing_leaves_nothing_half_done(
 def test_checkpoints_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     content = load_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match="no `model`"):
-        export_huggingface(content | {"config": {}}, tmp_path / "out")
+        export_to(content | {"config": {}}, "huggingface", tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"weights hold `student\.weight`"):
-        export_huggingface(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, tmp_path / "out")
+        export_to(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, "huggingface", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
