@@ -69,8 +69,8 @@ def import_encoder(source: str | Path, *, like: ModelConfig | None = None) -> Im
     Args:
         source: A HuggingFace folder; a folder or file of ``fedhubert export``; a round or a run's folder; a checkpoint of fairseq or of s3prl's
             ``hubert_local``; a state dict in the names of any of these; or ``torchaudio:HUBERT_BASE`` (any HuBERT in ``torchaudio.pipelines``).
-        like: Where the file is silent about what no shape tells (the number of heads, the strides, pre- or post-norm), it is as in this one. Without, as
-            in the released HuBERTs of that width.
+        like: Where the file is silent about what no shape tells (the number of heads, the strides, pre- or post-norm), it is as in this one.
+            Without, as in the released HuBERTs of that width.
 
     Raises:
         CheckpointError: nothing there, damaged, holding objects that would run code, with tensors missing or of other shapes, or silent on something
@@ -83,7 +83,7 @@ def import_encoder(source: str | Path, *, like: ModelConfig | None = None) -> Im
         raise CheckpointError(f"{found.where} lacks {', '.join(lacking)}")
     if PROJECTION + "weight" not in state:
         state |= _identity_projection(state)
-    if found.format in ("torchaudio", "weights") and LABELS in state:
+    if found.format in ("torchaudio", "weights") and any(name.endswith(LABELS) for name in found.tensors):
         state[LABELS] = _with_special_rows(state[LABELS], found, like)
     fields, assumed = _completed(found, sizes_of(state), like)
     config = validate(ModelConfig, {"name": Path(str(source)).stem} | fields)
@@ -111,6 +111,30 @@ def load_into(model: HubertModel, imported: ImportedEncoder) -> LoadReport:
     return LoadReport(tuple(name for name in state if name in fitting), tuple(name for name in state if name not in fitting))
 
 
+def start_from(model: HubertModel, source: str) -> dict[str, Any]:
+    """Start ``model`` from the encoder at ``source`` (``init_from``), say so in the log, and return its lineage as plain values.
+
+    Raises:
+        CheckpointError: it cannot be read, or has other sizes than the model.
+    """
+    imported = import_encoder(source, like=model.config)
+    report = load_into(model, imported)
+    log.info(
+        "starting from %s (%s, encoder SHA-256 %s): %d tensors used, %d missed%s",
+        source,
+        imported.source_format,
+        imported.sha256[:12],
+        len(report.used),
+        len(report.missed),
+        f" ({', '.join(report.missed)})" if report.missed else "",
+    )
+    if imported.assumed:
+        log.warning("%s does not say %s: taken from the configuration", source, ", ".join(imported.assumed))
+    if imported.normalize:
+        log.warning("%s was trained on normalised waveforms (zero mean, unit variance); here they go in as they are", source)
+    return {"format": imported.source_format, "encoder_sha256": imported.sha256, "missed": list(report.missed)}
+
+
 def encoder_sha256(state: Mapping[str, Tensor]) -> str:
     """Return a digest of the encoder's tensors in ``state`` (our names): their names, shapes and float32 values."""
     digest = hashlib.sha256()
@@ -130,7 +154,10 @@ def _in_our_names(found: Found) -> tuple[dict[str, Tensor], list[str]]:
         inside = name.startswith(prefix)
         ours = naming.ours(name.removeprefix(prefix)) if inside else None
         if ours is None:
-            if inside and not name.removeprefix(prefix).startswith(_NO_PART):
+            known = found.format == "fedhubert" or name.removeprefix(prefix).startswith(
+                _NO_PART
+            )  # a student's round has other heads
+            if inside and not known:
                 raise CheckpointError(f"{found.where} holds `{name}`, which HuBERT does not have")
             ignored.append(name)
             continue
@@ -198,8 +225,8 @@ def _completed(found: Found, sizes: dict[str, Any], like: ModelConfig | None) ->
     unknown = [name for name in assumed if fields.get(name) is None]
     if unknown:
         raise CheckpointError(
-            f"{found.where} does not say {', '.join(unknown)}, and its shapes do not tell: use a format that does (a HuggingFace folder, s3prl's file with "
-            "model_cfg), or set the model's sizes in the configuration"
+            f"{found.where} does not say {', '.join(unknown)}, and its shapes do not tell: use a format that does (a HuggingFace folder, s3prl's "
+            "file with model_cfg), or set the model's sizes in the configuration"
         )
     return fields, assumed
 

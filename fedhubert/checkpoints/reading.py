@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from fedhubert.errors import CheckpointError
 _HARMLESS = ("fairseq.data.dictionary.", "argparse.Namespace", "numpy.", "_codecs.encode")
 """Classes that fairseq's checkpoints hold beside the weights. Stand-ins take their places: the classes themselves are never called."""
 
+CONTAINERS = ("model", "model_weight", "state_dict", "model_state_dict")
+"""Keys under which tools keep the weights."""
+
 _CONVERT = (
     "import sys, json, torch; c = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
-    "plain = lambda v: json.loads(json.dumps(v, default=lambda o: dict(o) if hasattr(o, 'keys') else getattr(o, '__dict__', str(o)))); "
-    "torch.save({k: v if k in ('model', 'model_weight', 'state_dict') else plain(v) for k, v in c.items() if k in "
-    "('model', 'model_weight', 'state_dict', 'cfg', 'args', 'model_cfg', 'task_cfg')}, sys.argv[2])"
+    "p = lambda o: dict(o) if hasattr(o, 'keys') else vars(o) if type(o).__name__ == 'Namespace' else list(o) if hasattr(o, '__iter__') else str(o); "
+    f"torch.save({{k: v if k in {CONTAINERS} else json.loads(json.dumps(v, default=p)) for k, v in c.items() if k in "
+    f"{(*CONTAINERS, 'cfg', 'args', 'model_cfg', 'task_cfg')}}}, sys.argv[2])"
 )
 
 
@@ -64,9 +68,12 @@ def read_weights(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([(StandIn, name) for name in unknown]):
             return _plain(torch.load(path, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:
-        raise _holds_objects(path, [_first_line(error)]) from None
     except Exception as error:  # a damaged file can fail in any way
+        objects = (
+            re.search(r"(?i)global:? (?:GLOBAL )?([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        )
+        if objects is not None:
+            raise _holds_objects(path, [objects.group(1)]) from None
         raise CheckpointError(f"{path} cannot be read, it is damaged or no PyTorch file: {_first_line(error)}") from None
 
 

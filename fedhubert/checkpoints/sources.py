@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fedhubert.checkpoints.foreign_settings import Fields, from_fairseq, from_huggingface, from_torchaudio
-from fedhubert.checkpoints.reading import is_state, read_json, read_weights
+from fedhubert.checkpoints.reading import CONTAINERS, is_state, read_json, read_weights
 from fedhubert.checkpoints.store import find_checkpoint
 from fedhubert.checkpoints.torchaudio_form import FACTORY_FILE, WEIGHTS_FILE
 from fedhubert.config import ModelConfig
@@ -92,8 +92,8 @@ def _file(path: Path) -> Found:
         raise CheckpointError(f"{where} holds a {type(content).__name__}, not the weights of a model")
     if "Distiller" in content:
         raise CheckpointError(
-            f"{where} is a DistilHuBERT of s3prl's distiller: it has no LayerNorm before the projection, which fedhubert's HuBERT has, so it cannot be "
-            "imported"
+            f"{where} is a DistilHuBERT of s3prl's distiller: it has no LayerNorm before the projection, which fedhubert's HuBERT has, so "
+            "it cannot be imported"
         )
     if "format_version" in content and isinstance(content.get("config"), dict) and is_state(content.get("model")):
         return _round(content, where)
@@ -102,12 +102,11 @@ def _file(path: Path) -> Found:
         return Found("s3prl", where, content["model_weight"], *_fairseq(content.get("model_cfg"), task, where))
     if is_state(content.get("model")):
         return Found("fairseq", where, content["model"], *_fairseq(*_fairseq_settings(content), where))
-    if is_state(content.get("state_dict")):
-        return Found("weights", where, content["state_dict"])
-    raise CheckpointError(
-        f"{where} holds {', '.join(map(str, list(content)[:8])) or 'nothing'}: no state dict of tensors, nor one under `model`, `model_weight` or "
-        "`state_dict`"
-    )
+    state = next((content[name] for name in CONTAINERS if is_state(content.get(name))), None)
+    if state is not None:
+        return Found("weights", where, state)
+    held = ", ".join(map(str, list(content)[:8])) or "nothing"
+    raise CheckpointError(f"{where} holds {held}: no state dict of tensors, nor one under {', '.join(CONTAINERS)}")
 
 
 def _round(content: Mapping[str, Any], where: str) -> Found:

@@ -14,6 +14,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 
+from fedhubert.checkpoints.importing import start_from
 from fedhubert.checkpoints.store import RoundStore
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FedhubertError
@@ -89,6 +90,7 @@ class _Run:
         self.positions: dict[int, int] = {}
         self.centroids: np.ndarray[Any, np.dtype[np.float32]] | None = None
         self.history: list[Event] = []
+        self.lineage: dict[str, Any] = {}
         self.saved_round = 0
         self.validation: dict[str, Any] = {}
 
@@ -130,6 +132,8 @@ class _Run:
             log.warning("checkpoint %s is not usable (%s); trying the one before", path, reason)
         if found.round is None:
             self.folder.metrics_file.unlink(missing_ok=True)
+            if self.config.init_from is not None:
+                self.lineage["init_from"] = start_from(self.model, self.config.init_from)
             return
         if self.config.resume != "auto":
             raise CheckpointError(
@@ -143,6 +147,7 @@ class _Run:
         self.positions = {int(partition): int(count) for partition, count in resume["positions"].items()}
         self.centroids = None if resume["centroids"] is None else resume["centroids"].numpy()
         self.history = list(checkpoint["federated_metrics"]["history"])
+        self.lineage = dict(checkpoint["federated_metrics"].get("lineage", {}))
         self.first_round = found.round + 1
         self.saved_round = found.round
         forget_after(self.folder.metrics_file, found.round)
@@ -236,7 +241,7 @@ class _Run:
             "positions": {str(partition): count for partition, count in self.positions.items()},
             "centroids": None if self.centroids is None else torch.from_numpy(self.centroids.copy()),
         }
-        metrics = {"round": number, **self.history[-1], "history": self.history}
+        metrics = {"round": number, **self.history[-1], "history": self.history, "lineage": self.lineage}
         path = self.store.save(
             number, self.model.state_dict(), config=self.config.model_dump(mode="json"), federated_metrics=metrics, resume=resume
         )
