@@ -16,7 +16,7 @@ EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
 VERBS = {
     "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
-    "export": "turn a round checkpoint into a HuggingFace directory",
+    "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
 }
 
 TRAIN_HELP = """\

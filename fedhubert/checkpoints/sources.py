@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedhubert.checkpoints.foreign_settings import Fields, from_fairseq, from_huggingface, from_torchaudio
 from fedhubert.checkpoints.reading import CONTAINERS, is_state, read_json, read_weights
-from fedhubert.checkpoints.store import find_checkpoint
+from fedhubert.checkpoints.store import find_checkpoint, load_checkpoint
 from fedhubert.checkpoints.torchaudio_form import FACTORY_FILE, WEIGHTS_FILE
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError
@@ -96,7 +96,7 @@ def _file(path: Path) -> Found:
             "it cannot be imported"
         )
     if "format_version" in content and isinstance(content.get("config"), dict) and is_state(content.get("model")):
-        return _round(content, where)
+        return _round(load_checkpoint(path), where)  # read again, with its digests checked
     if is_state(content.get("model_weight")):
         task = content.get("task_cfg")
         return Found("s3prl", where, content["model_weight"], *_fairseq(content.get("model_cfg"), task, where))

@@ -86,6 +86,15 @@ def test_rounds_are_found_by_their_folder(tmp_path: Path, model: HubertModel) ->
     assert imported.config.model_dump(exclude={"name"}) == model.config.model_dump(exclude={"name"})
 
 
+def test_a_flipped_bit_in_a_rounds_weights_is_noticed(tmp_path: Path, base: HubertModel) -> None:
+    path = saved(tmp_path, base)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        import_encoder(path)
+
+
 def test_a_students_round_gives_its_encoder(tmp_path: Path, base: HubertModel) -> None:
     path = saved(tmp_path, base)
     content = torch.load(path, weights_only=True)
