@@ -40,7 +40,7 @@ class ImportedEncoder:
             and of the head where the file has them.
         source_format: ``fedhubert``, ``huggingface``, ``s3prl``, ``fairseq``, ``torchaudio`` or ``weights``.
         sha256: Digest of the encoder's names and values: the same encoder has the same one in every format.
-        normalize: Whether it was trained on waveforms of zero mean and unit variance; None where the file does not say. This package feeds waveforms
+        normalize: Whether it asks for waveforms of zero mean and unit variance; None where the file does not say. This package feeds waveforms
             as they are.
         assumed: Fields of ``config`` that neither the file nor its shapes tell.
         ignored: Tensors of the file that are no part of HuBERT.
@@ -131,7 +131,7 @@ def start_from(model: HubertModel, source: str) -> dict[str, Any]:
     if imported.assumed:
         log.warning("%s does not say %s: taken from the configuration", source, ", ".join(imported.assumed))
     if imported.normalize:
-        log.warning("%s was trained on normalised waveforms (zero mean, unit variance); here they go in as they are", source)
+        log.warning("%s asks for normalised waveforms (zero mean, unit variance); here they go in as they are", source)
     return {"format": imported.source_format, "encoder_sha256": imported.sha256, "missed": list(report.missed)}
 
 

@@ -28,7 +28,7 @@ class Found:
         where: What messages call it.
         tensors: Its weights, under its own names.
         fields: The fields of ``ModelConfig`` that it states.
-        normalize: Whether its waveforms were brought to zero mean and unit variance, None where it does not say.
+        normalize: Whether it asks for waveforms of zero mean and unit variance, None where it does not say.
     """
 
     format: str
