@@ -83,7 +83,7 @@ def _lines(source: Source, format_name: str, folder: Path) -> Iterator[str]:
     yield from _table("Training", [(name, value) for name in _TRAINING if (value := _dotted(source.run, name)) is not None])
     yield from _table("Data", _data_rows(metrics))
     yield from _table(f"Figures of round {source.round}", [row for part in _FIGURES for row in _rows(part, metrics.get(part))])
-    yield from _table("Lineage", list(_rows("", metrics.get("lineage"))))
+    yield from _table("Lineage", list(_lineage_rows(metrics.get("lineage") or [])))
     yield from _table("SHA-256", [(file.name, sha256_of(file)) for file in sorted(folder.iterdir()) if file.name != "README.md"])
 
 
@@ -114,11 +114,17 @@ def _data_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return rows or ([("clients in the last round", metrics["clients"])] if isinstance(metrics.get("clients"), int) else [])
 
 
+def _lineage_rows(lineage: list[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """What the run began from, in order. Of settings that a fork changed the names alone: the values can be paths."""
+    for number, entry in enumerate(lineage, start=1):
+        yield from _rows(str(number), {**entry, "changed": list(entry.get("changed", ()))})
+
+
 def _rows(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Numbers, texts and lists of texts under their dotted names."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _rows(f"{name}.{key}" if name else str(key), item)
+            yield from _rows(f"{name}.{key}", item)
     elif isinstance(value, list):
         if value:
             yield name, ", ".join(map(str, value))

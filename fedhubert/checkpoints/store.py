@@ -107,14 +107,7 @@ class RoundStore:
             CheckpointError: the folder cannot be written; what was there before is as it was.
             TypeError: a value that is neither plain nor, where they are allowed, a tensor.
         """
-        checkpoint = {
-            "format_version": FORMAT_VERSION,
-            "round": int(round_number),
-            "federated_metrics": plain(federated_metrics, "federated_metrics"),
-            "config": plain(config, "config"),
-            "model": {name: float32(tensor) for name, tensor in model_state.items()},
-        }
-        checkpoint |= plain(round_fields(config, checkpoint["model"]), "s3prl", tensors=True)
+        checkpoint = _checkpoint(round_number, model_state, config, federated_metrics)
         path = self.path(round_number)
         contents: dict[Path, Any] = {} if resume is None else {_resume_path(path): plain(resume, "resume", tensors=True)}
         contents[path] = checkpoint
@@ -123,6 +116,21 @@ class RoundStore:
             self._remove_leftovers()
             self._write(path, contents)
         self._written.add(round_number)
+        return path
+
+    def save_best(
+        self,
+        round_number: int,
+        model_state: Mapping[str, Tensor],
+        *,
+        config: Mapping[str, Any],
+        federated_metrics: Mapping[str, Any],
+    ) -> Path:
+        """Write ``best_checkpoint.pt``, in the form of a round's and instead of the one that is there; raises like :meth:`save`."""
+        path = self.folder / "best_checkpoint.pt"
+        with explaining_write_errors(self.folder, setting="checkpoint_dir"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(path, {path: _checkpoint(round_number, model_state, config, federated_metrics)})
         return path
 
     def _write(self, path: Path, contents: dict[Path, Any]) -> None:
@@ -174,9 +182,24 @@ class RoundStore:
         """Remove what a killed save or prune left: temporary files, and sidecars without their checkpoint."""
         for file in self.folder.iterdir():
             orphan = re.fullmatch(r"(round_\d{3,})_(resume\.pt|checkpoint\.sha256)", file.name)
-            temporary = file.name.startswith(f"{TEMPORARY_PREFIX}round_") and file.name.endswith(TEMPORARY_SUFFIX)
+            named = (f"{TEMPORARY_PREFIX}round_", f"{TEMPORARY_PREFIX}best_")
+            temporary = file.name.startswith(named) and file.name.endswith(TEMPORARY_SUFFIX)
             if temporary or (orphan and not (self.folder / f"{orphan.group(1)}_checkpoint.pt").exists()):
                 file.unlink(missing_ok=True)
+
+
+def _checkpoint(
+    round_number: int, model_state: Mapping[str, Tensor], config: Mapping[str, Any], federated_metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    model = {name: float32(tensor) for name, tensor in model_state.items()}
+    return {
+        "format_version": FORMAT_VERSION,
+        "round": int(round_number),
+        "federated_metrics": plain(federated_metrics, "federated_metrics"),
+        "config": plain(config, "config"),
+        "model": model,
+        **plain(round_fields(config, model), "s3prl", tensors=True),
+    }
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

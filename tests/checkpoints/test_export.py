@@ -121,10 +121,10 @@ def test_card_beside_every_format(tmp_path: Path, tiny_model_config: ModelConfig
         "validation": {},
         "clients": 5,
         "data": {"clients": 7, "utterances": 4321, "train_audio_s": 98765.4, "path": "/secret/audio"},
-        "lineage": {
-            "init_from": {"format": "huggingface", "encoder_sha256": "abc123", "missed": []},
-            "teacher": {"sha256": "def456"},
-        },
+        "lineage": [
+            {"init_from": {"format": "huggingface", "encoder_sha256": "abc123", "missed": []}},
+            {"round": 4, "checkpoint_sha256": "def456", "changed": {"data.root": ["/secret/a", "/secret/b"]}},
+        ],
         "history": [{"round": 1}],
     }
     run = {
@@ -145,6 +145,7 @@ def test_card_beside_every_format(tmp_path: Path, tiny_model_config: ModelConfig
         "| train.loss | 3.25 |",
         "abc123",
         "def456",
+        "| 2.changed | data.root |",
     ):
         assert told in card, told
     assert "secret" not in card and "history" not in card
