@@ -17,7 +17,7 @@ VERBS = {
     "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
-    "export": "turn a round checkpoint into a HuggingFace directory",
+    "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
 }
 
 TRAIN_HELP = """\

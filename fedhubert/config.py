@@ -288,6 +288,7 @@ class Config(_Model):
     out: str | None = None
     resume: Literal["auto", "never"] = "never"
     checkpoint_dir: str | None = None
+    init_from: str | None = None
     data: DataConfig = DataConfig()
     model: ModelConfig
     task: TaskConfig = TaskConfig()

@@ -69,7 +69,14 @@ def test_what_is_wrong_is_named(override: str, named: str) -> None:
 
 
 def test_clients_receive_no_server_paths_and_the_same_job() -> None:
-    config = compose(["out=/secret/place", "checkpoint_dir=/secret/checkpoints", "evaluation.manifest=/secret/eval.csv"])
+    config = compose(
+        [
+            "out=/secret/place",
+            "checkpoint_dir=/secret/checkpoints",
+            "evaluation.manifest=/secret/eval.csv",
+            "init_from=/secret/encoder",
+        ]
+    )
     text = client_job(config).model_dump_json()
     assert "secret" not in text
     assert from_json(ClientJob, text) == client_job(config)

@@ -2,7 +2,7 @@
 
 A round has up to three files in the store's folder:
 
-``round_010_checkpoint.pt``      what others read (:func:`load_checkpoint`); it is renamed into place last, and only then does the round count
+``round_010_checkpoint.pt``      what others read (:func:`load_checkpoint`, s3prl); it is renamed into place last, and only then does the round count
 ``round_010_resume.pt``          what only resuming needs: state of the server optimiser, positions, centroids
 ``round_010_checkpoint.sha256``  digests of both (``sha256sum -c`` reads it)
 """
@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from fedhubert.checkpoints.content import FORMAT_VERSION, float32, load_plain, plain, saving, validated
+from fedhubert.checkpoints.fairseq_form import round_fields
 from fedhubert.checkpoints.files import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
@@ -92,6 +93,8 @@ class RoundStore:
         resume: Mapping[str, Any] | None,
     ) -> Path:
         """Write a round; when this returns, it is on the disk. Equal arguments give equal bytes.
+
+        A HuBERT encoder whose sizes are in ``config["model"]`` is also stored under s3prl's names: the same tensors, written once.
 
         Args:
             round_number: The round that the model comes out of.
@@ -188,12 +191,14 @@ class RoundStore:
 def _checkpoint(
     round_number: int, model_state: Mapping[str, Tensor], config: Mapping[str, Any], federated_metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
+    model = {name: float32(tensor) for name, tensor in model_state.items()}
     return {
         "format_version": FORMAT_VERSION,
         "round": int(round_number),
         "federated_metrics": plain(federated_metrics, "federated_metrics"),
         "config": plain(config, "config"),
-        "model": {name: float32(tensor) for name, tensor in model_state.items()},
+        "model": model,
+        **plain(round_fields(config, model), "s3prl", tensors=True),
     }
 
 

@@ -88,7 +88,7 @@ def _find(source: Path, round_number: int | None) -> Found:
 def _check_forked_before(store: RoundStore, entry: dict[str, Any]) -> None:
     checkpoint, _ = store.latest().load()
     lineage = checkpoint["federated_metrics"].get("lineage", [])
-    if not lineage or lineage[-1]["checkpoint_sha256"] != entry["checkpoint_sha256"]:
+    if not lineage or lineage[-1].get("checkpoint_sha256") != entry["checkpoint_sha256"]:
         raise ConfigError(f"{store.folder} holds checkpoints of another run; choose another out=...", setting="out")
 
 

@@ -38,7 +38,7 @@ class RunRecord:
 
     Attributes:
         history: One brief event per finished round; checkpoints carry it, and
-        lineage: the rounds of other runs that this one was forked from.
+        lineage: what this run began from: an imported encoder, the rounds of other runs that it was forked from.
         saved_round: The round of the newest checkpoint.
     """
 

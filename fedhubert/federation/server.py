@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid
 
+from fedhubert.checkpoints.importing import start_from
 from fedhubert.config import Config
 from fedhubert.errors import FedhubertError
 from fedhubert.federation import protocol
@@ -136,6 +137,8 @@ class _Run:
         """Go on from the newest whole checkpoint, if there is one."""
         resumed = self.record.resume()
         if resumed is None:
+            if self.config.init_from is not None:
+                self.record.lineage.append({"init_from": start_from(self.model, self.config.init_from)})
             return
         self.model.load_state_dict(resumed.checkpoint["model"])
         if resumed.resume["server_optimizer"] is not None:  # a forked run with another strategy begins with a fresh one
