@@ -1,11 +1,7 @@
-"""A run in a process of its own that kills itself at a given call of a given function: ``killable.py POINT CALL OVERRIDE...``.
-
-POINT is one of :data:`POINTS`; CALL counts from 1, and 0 kills nowhere. Server and clients share the process, so all die at once.
-"""
+"""A run that kills its own process at a given call of a given function; server and clients share the process, so all die at once."""
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +54,7 @@ def kill_at(point: str, call: int) -> None:
 
 
 def main(point: str, call: str, *overrides: str) -> None:
+    """Run with ``overrides``; ``point`` is one of :data:`POINTS`, and ``call`` counts from 1 (0 kills nowhere)."""
     torch.set_num_threads(1)
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     if int(call):
@@ -65,7 +62,3 @@ def main(point: str, call: str, *overrides: str) -> None:
     config = compose(overrides)
     nodes = [{"partition-id": number, "num-partitions": 3} for number in range(config.federated.num_clients)]
     run_federation(InProcessGrid(nodes), config)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,10 +1,8 @@
 """SIGKILL at every kind of moment, again and again in one run, and the result is that of the run that was left alone."""
 
 import hashlib
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ import torch
 
 from fedhubert.checkpoints.content import load_plain
 
+from . import killable
 from .conftest import SMALL
 from .test_resume import comparable
 
@@ -48,12 +47,16 @@ KILLS = [
 ]
 
 
-def run(out: Path, manifest: Path, root: Path, point: str = "kmeans", call: int = 0) -> subprocess.CompletedProcess[str]:
+def run(out: Path, manifest: Path, root: Path, point: str = "kmeans", call: int = 0) -> int:
+    """Run in a process of its own and return its exit code; what it logs is in the run's folder."""
+    context = multiprocessing.get_context("forkserver")  # each process starts with everything imported
+    context.set_forkserver_preload(["tests.integration.killable"])
     data = [f"data.manifest={manifest}", f"data.root={root}", f"out={out}", f"client.state_dir={out / 'state'}"]
-    command = [sys.executable, "-m", "tests.integration.killable", point, str(call), *SETTINGS, *data]
-    repository = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=120)
+    process = context.Process(target=killable.main, args=(point, str(call), *SETTINGS, *data))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode is not None, "the run hangs"
+    return process.exitcode
 
 
 def state_of(out: Path) -> dict[str, object]:
@@ -80,17 +83,15 @@ def flat(values: object) -> object:
 def test_killed_again_and_again_it_comes_to_the_same_bits(manifest: Path, tone_folder: Path, tmp_path: Path) -> None:
     """FedAdam, dropout, int8 with error feedback, kept optimisers, k-means and failing clients; 26 kills."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
-    done = run(alone, manifest, tone_folder)
-    assert done.returncode == 0, done.stderr
+    assert run(alone, manifest, tone_folder) == 0
     hit = 0
     for kill in KILLS:
         point, _, call = kill.rpartition(" ")
         died = run(killed, manifest, tone_folder, point, int(call))
-        assert died.returncode in (0, -signal.SIGKILL), (kill, died.stderr)
-        hit += died.returncode == -signal.SIGKILL
+        assert died in (0, -signal.SIGKILL), kill
+        hit += died == -signal.SIGKILL
     assert hit >= 20, f"only {hit} of {len(KILLS)} kills happened"
-    done = run(killed, manifest, tone_folder)
-    assert done.returncode == 0, done.stderr
+    assert run(killed, manifest, tone_folder) == 0
     expected, found = state_of(alone), state_of(killed)
     assert found.keys() == expected.keys()
     assert [name for name in expected if found[name] != expected[name]] == []
@@ -103,8 +104,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     manifest: Path, tone_folder: Path, tmp_path: Path, damage: str
 ) -> None:
     out = tmp_path / "run"
-    done = run(out, manifest, tone_folder, "event", 11)  # after round 6 of 8: checkpoints of rounds 3 and 6
-    assert done.returncode == -signal.SIGKILL
+    assert run(out, manifest, tone_folder, "event", 11) == -signal.SIGKILL  # after round 6 of 8: checkpoints of rounds 3 and 6
     newest = sorted((out / "checkpoints").glob("round_*_checkpoint.pt"))[-1]
     content = bytearray(newest.read_bytes())
     if damage == "cut short":
@@ -112,7 +112,6 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     else:
         content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    done = run(out, manifest, tone_folder)
-    assert done.returncode == 0, done.stderr
-    assert f"{newest.name} is not usable" in done.stderr + (out / "federated_training.log").read_text()
+    assert run(out, manifest, tone_folder) == 0
+    assert f"{newest.name} is not usable" in (out / "federated_training.log").read_text()
     assert f"resuming after round {int(newest.name[6:9]) - 3}" in (out / "federated_training.log").read_text()
