@@ -28,7 +28,7 @@ def test_a_run_starts_from_an_earlier_one_and_keeps_its_lineage(finished: Path, 
     source.unlink()  # a resumed run goes on from its own checkpoint
     again = train(out, *overrides, "resume=auto")
     assert again.returncode == 0, again.stderr
-    assert "all rounds are done" in again.stderr
+    assert "all 1 rounds are done" in again.stderr
 
 
 def test_an_encoder_of_other_sizes_is_refused_before_anything_trains(finished: Path, train: Train, tmp_path: Path) -> None:
