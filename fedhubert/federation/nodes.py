@@ -15,6 +15,7 @@ from fedhubert.config import Config, client_job
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.grid import StreamingGrid
+from fedhubert.federation.preflight import check_alike, check_versions
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.sampling import assign_to_nodes
 
@@ -111,11 +112,14 @@ def connect(federation: Federation) -> None:
         federation.hosts = {node: [int(descriptions[node].info["node"])] for node in ordered}
     else:
         federation.hosts = {node: list(range(federated.num_clients)) for node in ordered}
-    layouts = {str(reply.info["layout"]) for reply in descriptions.values()}
-    if layouts != {federation.layout}:
-        raise FederationError(
-            "the nodes build another model than the server from the same configuration: install the same version of fedhubert and torch on all"
-        )
+    data, targets = federation.config.data, federation.config.targets
+    expected = {
+        "sample_rate_hz": data.sample_rate_hz,
+        "num_clusters": targets.num_clusters,
+        "label_rate_hz": targets.label_rate_hz,
+        "layout": federation.layout,
+    }
+    check_alike({int(reply.info["node"]): reply.info for reply in descriptions.values()}, expected)
     _describe_partitions(federation)
 
 
@@ -130,6 +134,7 @@ def _describe_all(federation: Federation) -> dict[int, Reply]:
         federation.grid.check_stop()
         new = [node for node in federation.grid.get_node_ids() if node not in described]
         for reply in federation.ask(protocol.DESCRIBE, {node: [] for node in new}, timeout_s=timeout_s):
+            check_versions(reply)
             if reply.failures or "node" not in reply.info:
                 raise FederationError(
                     f"a site is not ready: {describe_failures(reply.failures)}; its site.log says more",

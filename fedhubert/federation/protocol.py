@@ -19,9 +19,11 @@ from fedhubert import __version__
 from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 DESCRIBE = "query.describe"
+HAS_EXTRACTOR = "query.extractor"
+SEND_EXTRACTOR = "train.extractor"
 KMEANS_SEED = "train.kmeans_seed"
 KMEANS_STEP = "train.kmeans_step"
 LABEL = "train.label"

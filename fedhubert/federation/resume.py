@@ -7,7 +7,7 @@ from typing import Any
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError
 
-_FREE = {"experiment", "out", "resume", "checkpoint_dir", "simulation", "checkpoint", "evaluation"}
+_FREE = {"experiment", "out", "resume", "checkpoint_dir", "dry_run", "simulation", "checkpoint", "evaluation"}
 """Places, and the size of the host: they may differ, since they do not change what is learned."""
 
 

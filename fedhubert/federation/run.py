@@ -9,12 +9,13 @@ from types import FrameType
 
 from flwr.serverapp import Grid
 from rich.console import Console
+from rich.table import Table
 
 from fedhubert.checkpoints.store import RoundStore
 from fedhubert.config import Config, client_job
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.errors import ConfigError
-from fedhubert.federation.server import RunResult, run_federation
+from fedhubert.federation.server import RunResult, describe_federation, run_federation
 from fedhubert.federation.simulation import federation_config, num_supernodes, simulate
 from fedhubert.federation.site import open_site
 from fedhubert.reporting.console import RoundProgress, log_to_terminal
@@ -23,9 +24,11 @@ from fedhubert.reporting.summary import final_validation, plot_curves, rounds_ta
 
 
 def train_here(config: Config) -> float:
-    """Train on this host and return the final validation loss (for sweeps); raises what :func:`run_federation` raises."""
+    """Train on this host and return the final validation loss (for sweeps; ``dry_run``: NaN); raises what :func:`run_federation` raises."""
     console = log_to_terminal()
     config = _with_absolute_data(config)
+    if config.dry_run:
+        return _dry_run(config, console)
     if is_finished(config):
         folder = RunFolder.of(config)
         checkpoint = RoundStore(folder.checkpoints).path(config.federated.num_rounds)
@@ -48,6 +51,16 @@ def train_here(config: Config) -> float:
     return _summarise(results[0])
 
 
+def _dry_run(config: Config, console: Console) -> float:
+    """Print what a run's preflight finds; there is no loss to return."""
+    _check_data(config)
+    tables: list[Table] = []
+    with _stop_on_signals(console) as stop:
+        simulate(config, lambda grid: tables.append(describe_federation(grid, config, stop=stop)), stop)
+    _print_table(tables[0])
+    return float("nan")
+
+
 def is_finished(config: Config) -> bool:
     """Whether ``resume=auto`` finds nothing left to do: the last round is saved and its model scored."""
     if config.resume != "auto" or config.out is None:
@@ -60,10 +73,7 @@ def is_finished(config: Config) -> bool:
 def _summarise(result: RunResult) -> float:
     """Draw the curves, print the table and where things are; return the final validation loss."""
     plot_curves(result.folder.metrics_file, result.folder.plot_file)
-    output = Console()
-    if not output.is_terminal:
-        output = Console(width=110)
-    output.print(rounds_table(result.folder.metrics_file))
+    output = _print_table(rounds_table(result.folder.metrics_file))
     for name, path in (
         ("curves", result.folder.plot_file),
         ("metrics", result.folder.metrics_file),
@@ -71,6 +81,14 @@ def _summarise(result: RunResult) -> float:
     ):
         output.print(f"{name}: {path}", soft_wrap=True, highlight=False)
     return float(result.validation.get("loss", float("nan")))
+
+
+def _print_table(table: Table) -> Console:
+    output = Console()
+    if not output.is_terminal:
+        output = Console(width=110)
+    output.print(table)
+    return output
 
 
 def _with_absolute_data(config: Config) -> Config:

@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid
+from rich.table import Table
 
 from fedhubert.checkpoints.store import RoundStore
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation import protocol
+from fedhubert.federation.extractor_phase import read_extractor
 from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, validation_figures
 from fedhubert.federation.grid import StreamingGrid
 from fedhubert.federation.nodes import Federation, connect
+from fedhubert.federation.preflight import partitions_table
 from fedhubert.federation.resume import check_same_run
 from fedhubert.federation.server_evaluation import ServerEvaluation
 from fedhubert.federation.server_optimizers import ServerOptimizer, build_server_optimizer
@@ -49,9 +52,13 @@ def run_app(grid: Grid, context: Context) -> None:
     from fedhubert.reporting.console import log_to_terminal
     from fedhubert.reporting.summary import plot_curves
 
-    log_to_terminal()
+    console = log_to_terminal()
     try:
-        result = run_federation(grid, compose(shlex.split(str(context.run_config.get("overrides", "")))))
+        config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
+        if config.dry_run:
+            console.print(describe_federation(grid, config))
+            return
+        result = run_federation(grid, config)
     except FedhubertError as error:
         log.error("error: %s", error)
         raise
@@ -72,6 +79,20 @@ def run_federation(
     return _Run(StreamingGrid(grid, stop=stop), config, on_client).run()
 
 
+def describe_federation(grid: Grid, config: Config, *, stop: threading.Event | None = None) -> Table:
+    """Connect to all sites and check them as a run would; return a table of what each client would bring. Writes and trains nothing.
+
+    Raises:
+        FedhubertError: what would stop the run before its first round, by name.
+    """
+    layout = ParameterLayout.of(build_hubert(config.model, config.seed)).fingerprint
+    federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout=layout)
+    read_extractor(config)
+    connect(federation)
+    numbers = {partitions[0]: number for number, partitions in enumerate(federation.hosts.values()) if len(partitions) == 1}
+    return partitions_table(federation.partitions, numbers)
+
+
 class _Run:
     """State that the phases of one run share."""
 
@@ -88,6 +109,7 @@ class _Run:
         self.first_round = 1
         self.positions: dict[int, int] = {}
         self.centroids: np.ndarray[Any, np.dtype[np.float32]] | None = None
+        self.targets_key = ""
         self.history: list[Event] = []
         self.saved_round = 0
         self.validation: dict[str, Any] = {}
@@ -113,6 +135,13 @@ class _Run:
         self._say_who_is_there()
         targets = prepare_targets(self.federation, self.centroids, self._event)
         self.centroids = targets.centroids
+        if self.targets_key not in ("", targets.key):
+            raise CheckpointError(
+                f"targets.checkpoint={self.config.targets.checkpoint} is not the model that the run in {self.folder.path} began with: "
+                "name that one, or choose another out=...",
+                setting="targets.checkpoint",
+            )
+        self.targets_key = targets.key
         if self.first_round == 1:
             self._event(targets.event())
         model = Array(self.layout.to_vector(self.model).numpy())
@@ -142,6 +171,7 @@ class _Run:
         self.optimizer.load_state(resume["server_optimizer"])
         self.positions = {int(partition): int(count) for partition, count in resume["positions"].items()}
         self.centroids = None if resume["centroids"] is None else resume["centroids"].numpy()
+        self.targets_key = str(resume.get("targets_key", ""))
         self.history = list(checkpoint["federated_metrics"]["history"])
         self.first_round = found.round + 1
         self.saved_round = found.round
@@ -234,6 +264,7 @@ class _Run:
         resume = {
             "server_optimizer": self.optimizer.state,
             "positions": {str(partition): count for partition, count in self.positions.items()},
+            "targets_key": self.targets_key,
             "centroids": None if self.centroids is None else torch.from_numpy(self.centroids.copy()),
         }
         metrics = {"round": number, **self.history[-1], "history": self.history}
