@@ -207,6 +207,8 @@ class Site:
         """
         if (partition.number, key) not in self._labels:
             self._labels[partition.number, key] = self._find_labels(partition, key, centroids, extractor)
+        if centroids is not None and self.job.targets.layer:  # the centroids are settled: their sample has done its work
+            self._sample_file(partition, self.source(extractor)).unlink(missing_ok=True)
         return self._labels[partition.number, key]
 
     def _find_labels(self, partition: Partition, key: str, centroids: Features | None, extractor: str) -> LabelStore:
@@ -220,10 +222,7 @@ class Site:
         if key != targets_key(centroids, source.key):
             raise TargetsError("the centroids that arrived are not those that the server names", setting="targets.source")
         build = functools.partial(assigned_labels, self.manifest, rows, centroids, job.data.num_workers, source=source)
-        store = cached_labels(folder, self.manifest, rows, key, build)
-        if source is not MFCC:
-            self._sample_file(partition, source).unlink(missing_ok=True)
-        return store
+        return cached_labels(folder, self.manifest, rows, key, build)
 
     def optimizer_file(self, run_key: str, number: int) -> Path:
         """Return where the local optimiser of a partition is kept between rounds (``client.optimizer_policy=keep``)."""

@@ -69,10 +69,10 @@ def agreement(counts_KL: Counts) -> Agreement | None:
     information = float((joint[seen] * np.log(joint[seen] / np.outer(cluster, label)[seen])).sum())
     entropy = float(-(label[label > 0] * np.log(label[label > 0])).sum())
     return Agreement(
-        float(joint.max(axis=1).sum()),
-        float(joint.max(axis=0).sum()),
+        int(counts_KL.max(axis=1).sum()) / total,
+        int(counts_KL.max(axis=0).sum()) / total,
         information / entropy if entropy > 0 else 0.0,
-        float(label.max()),
+        int(counts_KL.sum(axis=0).max()) / total,
         total,
     )
 

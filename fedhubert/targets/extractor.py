@@ -69,10 +69,10 @@ class Extractor:
         return sum(tensor.nbytes for tensor in self.state.values())
 
     def build(self) -> HubertModel:
-        """Return the model in evaluation mode; raises :class:`TargetsError` when the weights do not fit the configuration."""
+        """Return the model in evaluation mode, on these weights (not a copy); raises :class:`TargetsError` when the weights do not fit the configuration."""
         model = build_hubert(self.config, seed=0)
         try:
-            model.wav2vec2.load_state_dict(dict(self.state))
+            model.wav2vec2.load_state_dict(dict(self.state), assign=True)  # no copy
         except RuntimeError as error:
             raise TargetsError(
                 f"the weights in targets.checkpoint do not fit its configuration: {error}", setting="targets.checkpoint"

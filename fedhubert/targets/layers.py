@@ -55,16 +55,20 @@ class LayerFeatures:
 
     @property
     def dimension(self) -> int:
-        return self._model.config.embed_dim
+        return self._extractor.config.embed_dim
+
+    @cached_property
+    def _extractor(self) -> Extractor:
+        return self._load()
 
     @cached_property
     def _model(self) -> HubertModel:
-        return self._load().build().to(self._device)
+        return self._extractor.build().to(self._device)
 
     def num_frames(self, num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Frames that ``num_samples`` samples at 16 kHz give (elementwise)."""
         samples = np.asarray(num_samples, dtype=np.int64)
-        layers = self._model.config.conv_layers
+        layers = self._extractor.config.conv_layers
         return np.array([num_frames(int(count), layers) for count in samples.reshape(-1)], np.int64).reshape(samples.shape)
 
     def stream(self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0) -> Iterator[Piece]:
@@ -78,7 +82,7 @@ class LayerFeatures:
         chunks = [
             chunk
             for row in rows
-            for chunk in chunks_of(int(row), int(lengths[row]), self._chunk_samples, self._model.config, manifest.paths[row])
+            for chunk in chunks_of(int(row), int(lengths[row]), self._chunk_samples, self._extractor.config, manifest.paths[row])
         ]
 
         def read(index: int) -> npt.NDArray[np.float32]:
