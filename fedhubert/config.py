@@ -27,6 +27,9 @@ ConvLayer = tuple[PositiveInt, PositiveInt, PositiveInt]
 NUM_SPECIAL_ROWS = 4
 """Rows that fairseq's Dictionary puts before the clusters (``<s> <pad> </s> <unk>``): cluster i is row i + 4 of the label embeddings."""
 
+PLACEHOLDER = re.compile(r"\{([a-z0-9][a-z0-9_-]*)\}")
+"""In a recipe's overrides: the last checkpoint of another stage."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -288,6 +291,46 @@ class Config(_Model):
                 f"model.num_classes is {self.model.num_classes}, but targets.num_clusters {self.targets.num_clusters} and "
                 f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to have it derived"
             )
+        return self
+
+
+class Stage(_Model):
+    """One step of a recipe: a training run (``overrides`` of ``fedhubert train``), or an export of an earlier stage's last checkpoint.
+
+    ``{previous}`` and ``{NAME}`` in overrides stand for the last checkpoint of the training stage before, or of that name.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    overrides: tuple[str, ...] = ()
+    export: str | None = None
+    of: str = "previous"
+
+    @property
+    def needs(self) -> list[str]:
+        """The stages whose checkpoints this one takes."""
+        return [self.of] if self.export else [name for text in self.overrides for name in PLACEHOLDER.findall(text)]
+
+
+class Recipe(_Model):
+    """Stages in the order in which they run."""
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Self:
+        trained: list[str] = []
+        for number, stage in enumerate(self.stages):
+            if stage.name in [*(other.name for other in self.stages[:number]), "previous"]:
+                raise ValueError(f"stage {stage.name!r}: the name is taken")
+            if bool(stage.overrides) == bool(stage.export):
+                raise ValueError(f"stage {stage.name!r} needs either overrides or export")
+            unknown = [name for name in stage.needs if name not in trained and not (name == "previous" and trained)]
+            if unknown:
+                raise ValueError(
+                    f"stage {stage.name!r} takes the checkpoint of {unknown[0]!r}, which is no training stage before it"
+                )
+            if stage.overrides:
+                trained.append(stage.name)
         return self
 
 

@@ -11,10 +11,11 @@ from flwr.serverapp import Grid
 from rich.console import Console
 from rich.table import Table
 
-from fedhubert.checkpoints.store import RoundStore
+from fedhubert.checkpoints.store import RoundStore, load_checkpoint
 from fedhubert.config import Config, client_job
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.errors import ConfigError
+from fedhubert.federation.resume import check_same_run
 from fedhubert.federation.server import RunResult, describe_federation, run_federation
 from fedhubert.federation.simulation import federation_config, num_supernodes, simulate
 from fedhubert.federation.site import open_site
@@ -31,7 +32,8 @@ def train_here(config: Config) -> float:
         return _dry_run(config, console)
     if is_finished(config):
         folder = RunFolder.of(config)
-        checkpoint = RoundStore(folder.checkpoints).path(config.federated.num_rounds)
+        checkpoint = last_checkpoint(config)
+        check_same_run(load_checkpoint(checkpoint)["config"], config, folder.path)
         console.print(f"all {config.federated.num_rounds} rounds are done in {folder.path}", highlight=False, soft_wrap=True)
         return _summarise(RunResult(folder, checkpoint, final_validation(folder.metrics_file)))
     _check_data(config)
@@ -59,6 +61,11 @@ def _dry_run(config: Config, console: Console) -> float:
         simulate(config, lambda grid: tables.append(describe_federation(grid, config, stop=stop)), stop)
     _print_table(tables[0])
     return float("nan")
+
+
+def last_checkpoint(config: Config) -> Path:
+    """Return where the last round's checkpoint of a run is, or will be."""
+    return RoundStore(RunFolder.of(config).checkpoints).path(config.federated.num_rounds)
 
 
 def is_finished(config: Config) -> bool:

@@ -69,7 +69,7 @@ class Extractor:
         return sum(tensor.nbytes for tensor in self.state.values())
 
     def build(self) -> HubertModel:
-        """Return the model in evaluation mode, on these weights (not a copy); raises :class:`TargetsError` when the weights do not fit the configuration."""
+        """Return the model in evaluation mode, on these weights (not a copy); raises :class:`TargetsError` when they do not fit the shape."""
         model = build_hubert(self.config, seed=0)
         try:
             model.wav2vec2.load_state_dict(dict(self.state), assign=True)  # no copy
