@@ -86,8 +86,11 @@ def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Featur
 
     def allocate(shape: tuple[int, int]) -> Features:
         mapped = np.lib.format.open_memmap(scratch, "w+", np.dtype(np.float32), shape)
-        with scratch.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, mapped.nbytes + mapped.offset)  # a full disk is an error here, a bus error later
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            with scratch.open("r+b") as file:
+                os.posix_fallocate(
+                    file.fileno(), 0, mapped.nbytes + mapped.offset
+                )  # a full disk is an error here, a bus error later
         return mapped
 
     try:

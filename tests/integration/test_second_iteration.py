@@ -30,7 +30,7 @@ def recipe(manifest: Path, tone_folder: Path, environment: dict[str, str]) -> Re
 
 
 def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
-    recipe: Recipe, train: Train, finished: Path, tmp_path: Path
+    recipe: Recipe, train: Train, finished: Path, manifest: Path, tone_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "recipe"
     state = f"client.state_dir={tmp_path / 'state'}"
@@ -63,11 +63,14 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
         *ITERATION_2,
         f"targets.checkpoint={out / 'iteration1'}",
         f"client.state_dir={tmp_path / 'other'}",
+        f"evaluation.manifest={manifest}",
+        f"evaluation.root={tone_folder}",
         "simulation.num_supernodes=2",
         "simulation.num_workers=1",
     )
     assert done.returncode == 0, done.stderr
     assert_same_model(out / "iteration2", alone)
+    assert all(event["server_validation"]["loss"] > 0 for event in events(alone) if event["event"] == "round")
     changed = train(
         alone,
         *ITERATION_2,
