@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Array
@@ -12,6 +11,7 @@ from fedhubert.config import Config
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.nodes import Federation, describe_failures
+from fedhubert.reporting.run_folder import on_server
 from fedhubert.targets.extractor import Extractor
 
 log = logging.getLogger("fedhubert")
@@ -26,7 +26,7 @@ def read_extractor(config: Config) -> Extractor | None:
     layer = config.targets.layer
     if layer is None:
         return None
-    return Extractor.cut(*load_trained_model(Path(str(config.targets.checkpoint))), layer)
+    return Extractor.cut(*load_trained_model(on_server(str(config.targets.checkpoint))), layer)
 
 
 def distribute(federation: Federation, extractor: Extractor, on_event: Callable[[dict[str, Any]], None]) -> None:
