@@ -1,15 +1,13 @@
-"""What is checked before anything trains: that all sites and the server agree, by name; and the table that ``dry_run=true`` prints."""
+"""What is checked before anything trains: that all sites and the server agree, by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
 from fedhubert import __version__
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
-from fedhubert.federation.protocol import Metrics, Reply
+from fedhubert.federation.protocol import Reply
 
 
 @dataclass(frozen=True)
@@ -93,29 +91,3 @@ def _check(sites: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Any], 
             )
             reference = "another site" if optional and len(sites) > 1 else "the server"
             raise FederationError(f"{trait.text}: {named}, {reference} {wanted}: {trait.remedy}", setting=trait.setting)
-
-
-def partitions_table(partitions: Mapping[int, Metrics], nodes: Mapping[int, int]) -> Table:
-    """Return one row per client: which node would train it, utterances, hours, batches per epoch; and their totals."""
-    table = Table(title="Dry run: what each client would bring; nothing was trained")
-    for name in ("client", "node", "train utterances", "valid. utterances", "train h", "valid. h", "batches per epoch"):
-        table.add_column(name, justify="right")
-    rows = [(partition, nodes.get(partition, -1), partitions[partition]) for partition in sorted(partitions)]
-    for partition, node, numbers in rows:
-        table.add_row(str(partition), "any" if node < 0 else str(node), *_figures([numbers]))
-    table.add_section()
-    table.add_row("all", "", *_figures([numbers for _, _, numbers in rows]))
-    return table
-
-
-def _figures(clients: list[Metrics]) -> list[str]:
-    def total(name: str) -> float:
-        return sum(float(numbers[name]) for numbers in clients)
-
-    return [
-        f"{total('train_utterances'):.0f}",
-        f"{total('validation_utterances'):.0f}",
-        f"{total('train_audio_s') / 3600:.3f}",
-        f"{total('validation_audio_s') / 3600:.3f}",
-        f"{total('batches_per_epoch'):.0f}",
-    ]

@@ -15,8 +15,9 @@ from fedhubert.checkpoints.store import RoundStore, load_checkpoint
 from fedhubert.config import Config, client_job
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.errors import ConfigError
+from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.resume import check_same_run
-from fedhubert.federation.server import RunResult, describe_federation, run_federation
+from fedhubert.federation.server import RunResult, run_federation
 from fedhubert.federation.simulation import federation_config, num_supernodes, simulate
 from fedhubert.federation.site import open_site
 from fedhubert.reporting.console import RoundProgress, log_to_terminal

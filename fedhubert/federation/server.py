@@ -13,17 +13,15 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid
-from rich.table import Table
 
 from fedhubert.checkpoints.store import RoundStore
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation import protocol
-from fedhubert.federation.extractor_phase import read_extractor
+from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, validation_figures
 from fedhubert.federation.grid import StreamingGrid
 from fedhubert.federation.nodes import Federation, connect
-from fedhubert.federation.preflight import partitions_table
 from fedhubert.federation.resume import check_same_run
 from fedhubert.federation.server_evaluation import ServerEvaluation
 from fedhubert.federation.server_optimizers import ServerOptimizer, build_server_optimizer
@@ -77,20 +75,6 @@ def run_federation(
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
     return _Run(StreamingGrid(grid, stop=stop), config, on_client).run()
-
-
-def describe_federation(grid: Grid, config: Config, *, stop: threading.Event | None = None) -> Table:
-    """Connect to all sites and check them as a run would; return a table of what each client would bring. Writes and trains nothing.
-
-    Raises:
-        FedhubertError: what would stop the run before its first round, by name.
-    """
-    layout = ParameterLayout.of(build_hubert(config.model, config.seed)).fingerprint
-    federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout=layout)
-    read_extractor(config)
-    connect(federation)
-    numbers = {partitions[0]: number for number, partitions in enumerate(federation.hosts.values()) if len(partitions) == 1}
-    return partitions_table(federation.partitions, numbers)
 
 
 class _Run:

@@ -93,13 +93,20 @@ def prepare_targets(
     for reply in _ask_everyone(federation, protocol.LABEL, arrays, {**task, "targets": key}):
         check_alike(reply.metrics, {"num_clusters": settings.num_clusters, "label_rate_hz": settings.label_rate_hz})
         for name in counts:
-            counts[name] += reply.arrays[name]
+            counts[name] += _counts(reply, name, (settings.num_clusters,))
         if settings.label_column:
-            table += reply.arrays["contingency"]
+            table += _counts(reply, "contingency", table.shape)
     found = agreement(table)
     if settings.label_column:
         _say_agreement(settings.label_column, found)
     return Targets(key, centroids, counts["train"], counts["validation"], source, found)
+
+
+def _counts(reply: Reply, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    found = reply.arrays.get(name)
+    if found is None or found.shape != shape or found.dtype != np.int64 or (found < 0).any():
+        raise FederationError(f"a site's label counts `{name}` should be int64{list(shape)} of at least 0", setting="version")
+    return found
 
 
 def _layer_features(config: Config, extractor: Extractor) -> LayerFeatures:

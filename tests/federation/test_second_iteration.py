@@ -17,9 +17,9 @@ from fedhubert.config import client_job
 from fedhubert.data.audio import read_audio
 from fedhubert.errors import FederationError, FedhubertError
 from fedhubert.federation import protocol, site
+from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.nodes import connect
 from fedhubert.federation.preflight import check_alike
-from fedhubert.federation.server import describe_federation
 from fedhubert.federation.targets_phase import prepare_targets
 from fedhubert.models.hubert import build_hubert
 from fedhubert.targets import kmeans
