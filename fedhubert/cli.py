@@ -17,7 +17,8 @@ VERBS = {
     "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
-    "export": "turn a round checkpoint into a HuggingFace directory",
+    "fork": "a new run from a round of another one, under other settings",
+    "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
 }
 
 TRAIN_HELP = """\
@@ -55,6 +56,15 @@ every training stage, STAGE:KEY=VALUE for one. The same command goes on where it
   fedhubert recipe my-recipe.yaml                              a list of stages of your own, as in conf/recipe/
 
 recipes: {recipes}
+"""
+
+FORK_HELP = """\
+Go on from a round of a run under other settings, in a folder of its own:
+
+  fedhubert fork outputs/demo out=outputs/longer federated.num_rounds=20
+  fedhubert fork outputs/demo --round 4 out=outputs/prox federated.strategy=FedProx
+
+The new run's checkpoints say where it comes from and what was changed. After an interruption the same command goes on.
 """
 
 
@@ -103,7 +113,22 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=module.run)
     for name in ("train", "recipe"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
+    forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
+    forked.add_argument("source", metavar="RUN", help="folder of the run to start from")
+    forked.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="settings that differ; out=... is one of them")
+    forked.add_argument("--round", type=int, help="the round to start from (default: the newest)")
+    forked.set_defaults(run=_fork)
     return parser
+
+
+def _fork(parsed: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from fedhubert.federation.fork import fork
+    from fedhubert.federation.run import train_here
+
+    train_here(fork(Path(parsed.source), parsed.overrides, parsed.round))
+    return 0
 
 
 def train(arguments: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 import difflib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedhubert.errors import ConfigError
 
 RECIPES = "recipe"
 """Folder of recipes below ``conf/``: no group of a run's configuration."""
+_UNKNOWN = object()
 
 OmegaConf.register_new_resolver("add", lambda left, right: int(left) + int(right), replace=True)
 
@@ -90,6 +91,30 @@ def to_config(composed: DictConfig) -> Config:
         raise ConfigError(_explain(error)) from None
     assert isinstance(values, dict)
     return validate(Config, {str(key): value for key, value in values.items()})
+
+
+def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    """Return a saved configuration with ``KEY=VALUE`` overrides of single keys (no config groups: ``model=...`` would mix two of them).
+
+    Raises:
+        ConfigError: an override without ``=``, of a whole group, of an unknown key, or with a value out of range.
+    """
+    amended = OmegaConf.create(dict(values))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"`{override}` is not KEY=VALUE")
+        try:
+            known = OmegaConf.select(amended, key, throw_on_missing=False, default=_UNKNOWN)
+            if known is _UNKNOWN or isinstance(known, DictConfig):
+                reason = "is a whole group; set its keys one by one" if isinstance(known, DictConfig) else "is unknown"
+                raise ConfigError(f"key `{key}` {reason}", setting=key)
+            OmegaConf.update(amended, key, OmegaConf.from_dotlist([f"v={value}"])["v"])
+        except OmegaConfBaseException as error:
+            raise ConfigError(_explain(error), setting=key) from None
+    plain = OmegaConf.to_container(amended, resolve=True)
+    assert isinstance(plain, dict)
+    return validate(Config, {str(key): value for key, value in plain.items()})
 
 
 def to_yaml(config: Config) -> str:

@@ -179,14 +179,34 @@ class TargetsConfig(_Model):
         return self
 
 
+class EarlyStoppingConfig(_Model):
+    """When a run ends before its last round: no improvement by ``min_delta`` over ``patience`` rounds; off without a patience."""
+
+    monitor: Literal["loss", "masked_accuracy"] = "loss"
+    patience: PositiveInt | None = None
+    min_delta: NonNegative = 0.0
+
+
 class FederatedConfig(_Model):
     """Who takes part in a round and what the server does with the updates."""
 
     num_clients: PositiveInt = 10
     num_rounds: PositiveInt = 100
     client_fraction: PositiveFraction = 0.5
-    min_clients: PositiveInt = 1
-    strategy: Literal["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedProx"] = "FedAdam"
+    min_clients: PositiveInt | None = None
+    over_commit: Annotated[float, Field(ge=1.0, le=10.0)] = 1.0
+    strategy: Literal[
+        "FedAvg",
+        "FedAvgM",
+        "FedAdam",
+        "FedYogi",
+        "FedAdagrad",
+        "FedProx",
+        "FedNova",
+        "FedMedian",
+        "FedTrimmedAvg",
+        "Krum",
+    ] = "FedAdam"
     server_learning_rate: Positive = 1.0
     server_momentum: Probability = 0.9
     nesterov: bool = False
@@ -195,19 +215,44 @@ class FederatedConfig(_Model):
     beta2: Probability = 0.999
     eta: Positive = 0.01
     tau: Positive = 0.001
+    bias_correction: Literal["none", "flower"] = "none"
+    num_malicious: Count = 1
+    trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     weight_by: Literal["frames", "utterances", "uniform"] = "frames"
+    max_norm_ratio: NonNegative = 10.0
+    update_codec: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    broadcast_codec: Literal["fp32", "bf16"] = "fp32"
     round_timeout_s: Positive = 3600.0
+    round_retries: Count = 2
     connect_timeout_s: Positive = 300.0
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
 
     @property
     def clients_per_round(self) -> int:
-        """Clients asked each round: the fraction of all of them, rounded, at least ``min_clients``."""
-        return min(self.num_clients, max(self.min_clients, round(self.client_fraction * self.num_clients), 1))
+        """Updates that make a round: the fraction of all clients, rounded, at least ``min_clients``."""
+        return min(self.num_clients, max(self.min_clients or 1, round(self.client_fraction * self.num_clients), 1))
+
+    @property
+    def quorum(self) -> int:
+        """Updates without which a round does not count: ``min_clients``, or half of those that make a round."""
+        return self.min_clients or -(-self.clients_per_round // 2)
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether the strategy looks at all updates at once, which needs each of them in the server's memory."""
+        return self.strategy in ("FedMedian", "FedTrimmedAvg", "Krum")
 
     @model_validator(mode="after")
     def _enough_clients(self) -> Self:
-        if self.min_clients > self.num_clients:
+        if self.min_clients is not None and self.min_clients > self.num_clients:
             raise ValueError(f"min_clients {self.min_clients} is larger than num_clients {self.num_clients}")
+        if self.strategy == "Krum" and self.quorum < 2 * self.num_malicious + 3:
+            raise ValueError(
+                f"strategy=Krum against num_malicious={self.num_malicious} needs at least {2 * self.num_malicious + 3} updates a round "
+                f"(n >= 2 f + 3), and as few as {self.quorum} would do here: raise min_clients"
+            )
+        if self.bias_correction == "flower" and self.strategy != "FedAdam":
+            raise ValueError("bias_correction=flower is for strategy=FedAdam: Flower corrects no other")
         return self
 
 
@@ -216,10 +261,12 @@ class ClientConfig(_Model):
 
     local_steps: Annotated[int, Field(ge=1)] | None = None
     local_epochs: PositiveInt = 1
+    max_seconds: Positive | None = None
     accumulate: PositiveInt = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     optimizer_policy: Literal["reset", "keep"] = "reset"
     lr: Positive = 5e-4
+    momentum: Probability = 0.0
     betas: tuple[Probability, Probability] = (0.9, 0.98)
     eps: Positive = 1e-6
     weight_decay: NonNegative = 0.01
@@ -238,8 +285,10 @@ class SimulationConfig(_Model):
     """Size of the single host that plays all clients (``fedhubert train``; ``flwr run`` takes Flower's own options)."""
 
     num_workers: PositiveInt = 2
+    num_gpus: Count | None = None
     gpus_per_client: NonNegative = 0.0
     num_supernodes: PositiveInt | None = None
+    ray_address: str | None = None
 
 
 class CheckpointConfig(_Model):
@@ -247,6 +296,7 @@ class CheckpointConfig(_Model):
 
     every: PositiveInt = 10
     keep_last: PositiveInt = 5
+    keep_best: bool = True
 
 
 class EvaluationConfig(_Model):
@@ -254,6 +304,22 @@ class EvaluationConfig(_Model):
 
     manifest: str | None = None
     root: str | None = None
+
+
+class FaultsConfig(_Model):
+    """Failures to rehearse with: each client of each round draws, from the run's seed, whether it fails and how.
+
+    Attributes:
+        crash: Probability that the node dies instead of answering (a node that hosts several clients loses all of them).
+        delay_s: Up to this long a client waits before it answers.
+        nan: Probability of an update with a value that is not a number.
+        truncate: Probability of an update that is cut short.
+    """
+
+    crash: Fraction = 0.0
+    delay_s: NonNegative = 0.0
+    nan: Fraction = 0.0
+    truncate: Fraction = 0.0
 
 
 class Config(_Model):
@@ -265,6 +331,7 @@ class Config(_Model):
     resume: Literal["auto", "never"] = "never"
     checkpoint_dir: str | None = None
     dry_run: bool = False
+    init_from: str | None = None
     data: DataConfig = DataConfig()
     model: ModelConfig
     task: TaskConfig = TaskConfig()
@@ -274,6 +341,17 @@ class Config(_Model):
     simulation: SimulationConfig = SimulationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    faults: FaultsConfig = FaultsConfig()
+
+    @model_validator(mode="after")
+    def _robust_is_flat(self) -> Self:
+        nodes = self.simulation.num_supernodes
+        if self.federated.is_robust and nodes is not None and nodes < self.federated.num_clients:
+            raise ValueError(
+                f"federated.strategy={self.federated.strategy} needs every client's own update, and with simulation.num_supernodes={nodes} "
+                "nodes reply with sums over several clients: leave simulation.num_supernodes out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _layers_have_a_model(self) -> Self:
@@ -342,11 +420,19 @@ class ClientJob(_Model):
     num_rounds: PositiveInt
     weight_by: Literal["frames", "utterances", "uniform"]
     proximal_mu: NonNegative
+    normalise_by_steps: bool
+    update_codec: Literal["fp32", "bf16", "fp16", "int8"]
     data: DataConfig
     model: ModelConfig
     task: TaskConfig
     targets: TargetsConfig
     client: ClientConfig
+    faults: FaultsConfig
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether sites keep something between rounds: a local optimiser, or what a lossy codec left over."""
+        return self.client.optimizer_policy == "keep" or self.update_codec == "int8"
 
 
 def client_job(config: Config) -> ClientJob:
@@ -357,11 +443,14 @@ def client_job(config: Config) -> ClientJob:
         num_rounds=config.federated.num_rounds,
         weight_by=config.federated.weight_by,
         proximal_mu=config.federated.proximal_mu if config.federated.strategy == "FedProx" else 0.0,
+        normalise_by_steps=config.federated.strategy == "FedNova",
+        update_codec=config.federated.update_codec,
         data=config.data,
         model=config.model,
         task=config.task,
         targets=config.targets.model_copy(update={"checkpoint": None}),
         client=config.client,
+        faults=config.faults,
     )
 
 

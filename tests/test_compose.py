@@ -83,6 +83,7 @@ def test_clients_receive_no_server_paths_and_the_same_job() -> None:
             "evaluation.manifest=/secret/eval.csv",
             "targets.source=layer:2",
             "targets.checkpoint=/secret/run",
+            "init_from=/secret/encoder",
         ]
     )
     text = client_job(config).model_dump_json()

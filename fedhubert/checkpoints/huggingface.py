@@ -1,61 +1,30 @@
 """Export to a HuggingFace folder that ``transformers.HubertModel.from_pretrained`` loads."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
-from fedhubert.checkpoints.files import publish_folder
-from fedhubert.config import ModelConfig, validate
-from fedhubert.errors import CheckpointError
-
-_PREFIXES = {
-    "wav2vec2.feature_extractor.": "feature_extractor.",
-    "wav2vec2.encoder.feature_projection.": "feature_projection.",
-    "wav2vec2.encoder.transformer.": "encoder.",
-    "mask_generator.mask_embedding": "masked_spec_embed",
-}
-_HEAD = "logit_generator."
+from fedhubert.checkpoints.naming import HEAD, HUGGINGFACE, exported
+from fedhubert.checkpoints.source import Source
+from fedhubert.config import ModelConfig
 
 
-def export_huggingface(checkpoint: Mapping[str, Any], out: Path, *, overwrite: bool = False) -> Path:
-    """Write a checkpoint (of :func:`~fedhubert.checkpoints.store.load_checkpoint`) to the folder ``out``, which appears whole.
-
-    ``overwrite`` lets the files be replaced in a folder that is not empty.
-
-    Raises:
-        CheckpointError: no model configuration in the checkpoint, weights of another model, or ``out`` is in use or cannot be written.
-    """
-    settings = checkpoint["config"].get("model")
-    if not isinstance(settings, dict):
-        raise CheckpointError("the checkpoint's config has no `model`: it does not say which shape the weights have")
-    config = validate(ModelConfig, settings)
-    publish_folder(out, lambda folder: write_huggingface(checkpoint["model"], config, folder), overwrite=overwrite)
-    return out
-
-
-def write_huggingface(state: Mapping[str, Tensor], config: ModelConfig, folder: Path) -> None:
+def write_huggingface(source: Source, folder: Path) -> None:
     """Write ``model.safetensors``, ``config.json`` and ``preprocessor_config.json`` to an existing folder.
 
     The encoder and the mask embedding are exported; the masked-prediction head has no place in ``HubertModel``.
 
     Raises:
-        CheckpointError: ``state`` has a tensor that is no part of HuBERT.
+        CheckpointError: the weights have a tensor that is no part of HuBERT.
     """
-    tensors = {_renamed(name): tensor.contiguous() for name, tensor in state.items() if not name.startswith(_HEAD)}
+    tensors = {name: tensor.contiguous() for name, tensor in exported(source.state, HUGGINGFACE, without=(HEAD,)).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", _model_json(config))
+    # with a mask probability above 0, HuggingFace's model has the mask embedding
+    masked = {"mask_time_prob": 0.05 if "masked_spec_embed" in tensors else 0.0}
+    _write_json(folder / "config.json", _model_json(source.config) | masked)
     _write_json(folder / "preprocessor_config.json", _preprocessor_json())
-
-
-def _renamed(name: str) -> str:
-    for ours, theirs in _PREFIXES.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    raise CheckpointError(f"the weights hold `{name}`, which HuBERT does not have")
 
 
 def _model_json(config: ModelConfig) -> dict[str, Any]:
@@ -87,8 +56,7 @@ def _model_json(config: ModelConfig) -> dict[str, Any]:
         "num_conv_pos_embedding_groups": config.pos_conv_groups,
         "conv_pos_batch_norm": False,
         "do_stable_layer_norm": config.layer_norm_first,
-        "apply_spec_augment": True,  # with a mask probability above 0, HuggingFace's model has the mask embedding
-        "mask_time_prob": 0.05,
+        "apply_spec_augment": True,
         "mask_time_length": 10,
         "torch_dtype": "float32",
     }

@@ -2,7 +2,7 @@
 
 A round has up to three files in the store's folder:
 
-``round_010_checkpoint.pt``      what others read (:func:`load_checkpoint`); it is renamed into place last, and only then does the round count
+``round_010_checkpoint.pt``      what others read (:func:`load_checkpoint`, s3prl); it is renamed into place last, and only then does the round count
 ``round_010_resume.pt``          what only resuming needs: state of the server optimiser, positions, centroids
 ``round_010_checkpoint.sha256``  digests of both (``sha256sum -c`` reads it)
 """
@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from fedhubert.checkpoints.content import FORMAT_VERSION, float32, load_plain, plain, saving, validated
+from fedhubert.checkpoints.fairseq_form import round_fields
 from fedhubert.checkpoints.files import (
     TEMPORARY_PREFIX,
     TEMPORARY_SUFFIX,
@@ -93,6 +94,8 @@ class RoundStore:
     ) -> Path:
         """Write a round; when this returns, it is on the disk. Equal arguments give equal bytes.
 
+        A HuBERT encoder whose sizes are in ``config["model"]`` is also stored under s3prl's names: the same tensors, written once.
+
         Args:
             round_number: The round that the model comes out of.
             model_state: ``state_dict`` of the model; floating-point tensors are stored as float32 on the CPU.
@@ -104,13 +107,7 @@ class RoundStore:
             CheckpointError: the folder cannot be written; what was there before is as it was.
             TypeError: a value that is neither plain nor, where they are allowed, a tensor.
         """
-        checkpoint = {
-            "format_version": FORMAT_VERSION,
-            "round": int(round_number),
-            "federated_metrics": plain(federated_metrics, "federated_metrics"),
-            "config": plain(config, "config"),
-            "model": {name: float32(tensor) for name, tensor in model_state.items()},
-        }
+        checkpoint = _checkpoint(round_number, model_state, config, federated_metrics)
         path = self.path(round_number)
         contents: dict[Path, Any] = {} if resume is None else {_resume_path(path): plain(resume, "resume", tensors=True)}
         contents[path] = checkpoint
@@ -119,6 +116,21 @@ class RoundStore:
             self._remove_leftovers()
             self._write(path, contents)
         self._written.add(round_number)
+        return path
+
+    def save_best(
+        self,
+        round_number: int,
+        model_state: Mapping[str, Tensor],
+        *,
+        config: Mapping[str, Any],
+        federated_metrics: Mapping[str, Any],
+    ) -> Path:
+        """Write ``best_checkpoint.pt``, in the form of a round's and instead of the one that is there; raises like :meth:`save`."""
+        path = self.folder / "best_checkpoint.pt"
+        with explaining_write_errors(self.folder, setting="checkpoint_dir"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write(path, {path: _checkpoint(round_number, model_state, config, federated_metrics)})
         return path
 
     def _write(self, path: Path, contents: dict[Path, Any]) -> None:
@@ -170,9 +182,24 @@ class RoundStore:
         """Remove what a killed save or prune left: temporary files, and sidecars without their checkpoint."""
         for file in self.folder.iterdir():
             orphan = re.fullmatch(r"(round_\d{3,})_(resume\.pt|checkpoint\.sha256)", file.name)
-            temporary = file.name.startswith(f"{TEMPORARY_PREFIX}round_") and file.name.endswith(TEMPORARY_SUFFIX)
+            named = (f"{TEMPORARY_PREFIX}round_", f"{TEMPORARY_PREFIX}best_")
+            temporary = file.name.startswith(named) and file.name.endswith(TEMPORARY_SUFFIX)
             if temporary or (orphan and not (self.folder / f"{orphan.group(1)}_checkpoint.pt").exists()):
                 file.unlink(missing_ok=True)
+
+
+def _checkpoint(
+    round_number: int, model_state: Mapping[str, Tensor], config: Mapping[str, Any], federated_metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    model = {name: float32(tensor) for name, tensor in model_state.items()}
+    return {
+        "format_version": FORMAT_VERSION,
+        "round": int(round_number),
+        "federated_metrics": plain(federated_metrics, "federated_metrics"),
+        "config": plain(config, "config"),
+        "model": model,
+        **plain(round_fields(config, model), "s3prl", tensors=True),
+    }
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Nothing raised here leaves the site: a failure becomes a code and a setting's na
 """
 
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +19,16 @@ from fedhubert.config import ClientJob
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.errors import FederationError, FedhubertError
-from fedhubert.federation import protocol
+from fedhubert.federation import faults, protocol
+from fedhubert.federation.codecs import Arrays, decode, encode
 from fedhubert.federation.exact_sum import ExactSum, UpdateRejected
+from fedhubert.federation.folding import norm_of
 from fedhubert.federation.protocol import Failure, Metrics, Request
+from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site, release_extractor
-from fedhubert.federation.site_state import keep, load_kept
+from fedhubert.federation.site_state import PartitionState
 from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.seeding import derive_seed
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
 from fedhubert.targets.extractor import find_extractor, from_arrays, save_extractor
@@ -68,6 +74,8 @@ def _answer(handler: Callable[[Request, NodeConfig], Handled]) -> Callable[[Mess
             torch.set_num_threads(request.job.client.threads)
             log_on_site(SiteSettings.read(context.node_config, request.job).state_dir)
             return protocol.reply(message, **handler(request, context.node_config))
+        except faults.InjectedCrash:
+            raise
         except Exception as error:
             node = str(context.node_config.get("partition-id", ""))
             return protocol.reply(message, failures=[_failure(-1, error)], info={"node": node})
@@ -87,11 +95,19 @@ def _failure(partition: int, error: Exception) -> Failure:
 
 
 def _each_partition(request: Request, node_config: NodeConfig, work: Callable[[Site, Partition], Metrics]) -> Handled:
-    """Run ``work`` for each partition of the request; one that fails is reported beside the others."""
+    """Run ``work`` for each partition of the request; one that fails is reported beside the others.
+
+    Within a time budget, partitions for which it would not suffice, judged by those before, are left out, so that the others arrive in time.
+    """
     site = open_site(request.job, node_config)
     metrics: dict[int, Metrics] = {}
     failures: list[Failure] = []
-    for number in request.task["partitions"]:
+    started, budget_s = time.monotonic(), float(request.task.get("budget_s", "inf"))
+    for done, number in enumerate(request.task["partitions"]):
+        elapsed_s = time.monotonic() - started
+        if done and elapsed_s * (done + 1) / done > budget_s:
+            failures.append(Failure(number, "no_time", "federated.round_timeout_s"))
+            continue
         try:
             metrics[number] = work(site, site.partition(number))
         except Exception as error:
@@ -111,6 +127,7 @@ def describe(request: Request, node_config: NodeConfig) -> Handled:
             "train_audio_s": float(lengths[partition.train_rows].sum() / rate),
             "validation_audio_s": float(lengths[partition.validation_rows].sum() / rate),
             "batches_per_epoch": partition.train_plan.num_batches,
+            "data_fingerprint": site.fingerprint(partition, request.run_key),
         }
 
     site = open_site(request.job, node_config)
@@ -192,41 +209,79 @@ def label(request: Request, node_config: NodeConfig) -> Handled:
 def train_round(request: Request, node_config: NodeConfig) -> Handled:
     """Score the incoming model on each partition's validation split, train it on the training split, and send the update.
 
-    One partition: its update in float32. Several: their exact partial sum (see :mod:`fedhubert.federation.exact_sum`).
+    One partition: its update, encoded. Several: the exact partial sum (see :mod:`fedhubert.federation.exact_sum`) of their updates as the server
+    would have decoded them, each behind the server's own guards.
     """
     release_extractor()
-    incoming = torch.from_numpy(np.array(request.arrays["model"]))
-    resident = _checked_resident(request, incoming)
-    device = resolve_device(open_site(request.job, node_config).settings.device)
-    numbers = request.task["partitions"]
+    job, task = request.job, request.task
+    numbers = task["partitions"]
+    faults.crash_if_drawn(job.faults, job.seed, task["round"], task["attempt"], numbers)
+    resident, incoming = _incoming(request)
+    device = resolve_device(open_site(job, node_config).settings.device)
     fold = ExactSum(incoming.numel()) if len(numbers) > 1 else None
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: Arrays = {}
 
     def train(site: Site, partition: Partition) -> Metrics:
         metrics = _evaluate(request, site, partition, resident, incoming, device)
-        position = int(request.task["positions"][str(partition.number)])
-        result = _train(request, site, partition, resident, incoming, position, device)
-        update = resident.layout.to_vector(resident.model) - incoming
-        weight = {"frames": result.masked_frames, "utterances": len(partition.train_rows), "uniform": 1}[request.job.weight_by]
+        result, state = _train(request, site, partition, resident, incoming, device)
+        encoded, decoded = _encoded_update(request, partition.number, resident, incoming, result, state)
+        if job.keeps_state:
+            folder = site.state_folder(request.run_key, partition.number)
+            folder.save(task["round"], state)
+            folder.prune([task["round"], task["site_rounds"][str(partition.number)]], task["checkpoints"])
+        weight = {"frames": result.masked_frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
+        norm = norm_of(decoded)
         if fold is None:
-            arrays["update"] = update.numpy()
+            arrays.update(encoded)
         else:
-            fold.add(update, weight)
-        return {**metrics, **_training_metrics(result), "weight": weight, "update_norm": float(update.norm())}
+            if task["norm_limit"] is not None and norm > task["norm_limit"]:
+                raise UpdateRejected("norm")
+            fold.add(decoded, weight)
+        faults.wait_if_drawn(job.faults, job.seed, task["round"], task["attempt"], partition.number)
+        return {**metrics, **_training_metrics(result), "weight": weight, "update_norm": norm}
 
     handled = _each_partition(request, node_config, train)
+    info: dict[str, Any] = {"round": task["round"], "layout": resident.layout.fingerprint}
     if fold is not None and fold.weight:
-        arrays["sum"] = fold.partial().total.numpy()
-    info: dict[str, Any] = {"round": request.task["round"], "layout": resident.layout.fingerprint}
-    if fold is not None:
-        info["bound"] = fold.partial().bound
+        part = fold.partial()
+        arrays["sum"], info["bound"] = part.total.numpy(), part.bound
     return {**handled, "arrays": arrays, "info": info}
+
+
+def _encoded_update(
+    request: Request,
+    number: int,
+    resident: _Resident,
+    incoming: torch.Tensor,
+    result: LocalResult,
+    state: PartitionState,
+) -> tuple[Arrays, torch.Tensor]:
+    """Return the update as it travels and as the server decodes it; what the codec leaves over goes into ``state``."""
+    job, task = request.job, request.task
+    update = resident.layout.to_vector(resident.model).sub_(incoming)
+    if job.normalise_by_steps:
+        update /= nova_coefficient(result.steps, job.client.momentum if job.client.optimizer == "sgd" else 0.0)
+    if job.update_codec == "int8" and state.residual is not None:
+        update += state.residual
+    shapes = resident.layout.shapes
+    encoded = encode(job.update_codec, update, shapes, derive_seed(job.seed, "codec", task["round"], number))
+    decoded = decode(job.update_codec, encoded, shapes)
+    if job.update_codec == "int8":
+        state.residual = update.sub_(decoded)
+    spoilt = {
+        name: faults.spoil_if_drawn(job.faults, job.seed, task["round"], task["attempt"], number, array)
+        for name, array in encoded.items()
+        if array.dtype != np.int8  # which has no NaN: its scales do
+    }
+    if any(spoilt[name] is not encoded[name] for name in spoilt):
+        encoded = {**encoded, **spoilt}
+        decoded = decode(job.update_codec, encoded, shapes) if len(request.task["partitions"]) > 1 else decoded
+    return encoded, decoded
 
 
 def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:
     """Score the incoming model on each partition's validation split."""
-    incoming = torch.from_numpy(np.array(request.arrays["model"]))
-    resident = _checked_resident(request, incoming)
+    resident, incoming = _incoming(request)
     device = resolve_device(open_site(request.job, node_config).settings.device)
     return _each_partition(
         request, node_config, lambda site, partition: _evaluate(request, site, partition, resident, incoming, device)
@@ -239,31 +294,43 @@ def _train(
     partition: Partition,
     resident: _Resident,
     incoming: torch.Tensor,
-    position: int,
     device: torch.device,
-) -> LocalResult:
-    job = request.job
-    num_steps = (
+) -> tuple[LocalResult, PartitionState]:
+    """Train from ``incoming`` on; returns also the partition's state for its next round."""
+    job, task, key = request.job, request.task, str(partition.number)
+    planned = (
         job.client.local_steps or max(1, partition.train_plan.num_batches // job.client.accumulate) * job.client.local_epochs
     )
-    positions = range(position, position + num_steps * job.client.accumulate)
+    exactly = task.get("steps", {}).get(key)  # a replayed round: as many as it took then, whatever the clock says
+    position = int(task["positions"][key])
+    state = (
+        site.state_folder(request.run_key, partition.number).load(task["site_rounds"][key])
+        if job.keeps_state
+        else PartitionState()
+    )
     resident.layout.load_vector(resident.model, incoming)
-    kept = site.optimizer_file(request.run_key, partition.number) if job.client.optimizer_policy == "keep" else None
+    deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
+    steps = 0
+
+    def should_stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps >= exactly if exactly is not None else time.monotonic() >= deadline
+
     result = train_locally(
         resident.model,
-        _batches(request, site, partition, partition.train_plan, positions),
+        _batches(request, site, partition, partition.train_plan, range(position, position + planned * job.client.accumulate)),
         client=job.client,
         task=job.task,
-        progress=Progress(request.task["round"], job.num_rounds, num_steps),
+        progress=Progress(task["round"], job.num_rounds, planned),
         seed=job.seed,
         partition=partition.number,
         device=device,
         proximal_mu=job.proximal_mu,
-        optimizer_state=load_kept(kept, request.task["round"]) if kept else None,
+        optimizer_state=state.optimizer,
+        should_stop=should_stop,
     )
-    if kept and result.optimizer_state is not None:
-        keep(kept, request.task["round"], result.optimizer_state)
-    return result
+    return result, PartitionState(result.optimizer_state, state.residual)
 
 
 def _evaluate(
@@ -304,16 +371,25 @@ def _resident_model(job: ClientJob) -> _Resident:
     global _resident
     key = job.model.model_dump_json() + str(job.client.activation_checkpointing)
     if _resident is None or _resident.key != key:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        log.info(
+            "process %d builds %s; CUDA_VISIBLE_DEVICES=%s", os.getpid(), job.model.name, "(not set)" if seen is None else seen
+        )
         model = build_hubert(job.model, job.seed)
         model.set_activation_checkpointing(job.client.activation_checkpointing)
         _resident = _Resident(key, model, ParameterLayout.of(model))
     return _resident
 
 
-def _checked_resident(request: Request, incoming: torch.Tensor) -> _Resident:
+def _incoming(request: Request) -> tuple[_Resident, torch.Tensor]:
+    """Return this process's model and the server's parameters [P] for it; raises :class:`FederationError` where they do not fit."""
     resident = _resident_model(request.job)
+    try:
+        incoming = decode(request.task["broadcast_codec"], {"update": request.arrays["model"]}, resident.layout.shapes)
+    except UpdateRejected:
+        incoming = torch.empty(0)
     if resident.layout.fingerprint != request.task["layout"] or incoming.numel() != resident.layout.numel:
         raise FederationError(
             "the server's model has other parameters than this site builds from its configuration", setting="model"
         )
-    return resident
+    return resident, incoming

@@ -21,8 +21,8 @@ def describe_federation(grid: Grid, config: Config, *, stop: threading.Event | N
     Raises:
         FedhubertError: what would stop the run before its first round, by name.
     """
-    layout = ParameterLayout.of(build_hubert(config.model, config.seed)).fingerprint
-    federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout=layout)
+    layout = ParameterLayout.of(build_hubert(config.model, config.seed))
+    federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout)
     read_extractor(config)
     connect(federation)
     numbers = {partitions[0]: number for number, partitions in enumerate(federation.hosts.values()) if len(partitions) == 1}

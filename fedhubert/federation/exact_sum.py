@@ -61,7 +61,7 @@ class ExactSum:
             raise UpdateRejected("shape")
         if not 1 <= weight <= MAX_WEIGHT:
             raise UpdateRejected("weight")
-        peak = float(update.abs().max()) if update.numel() else 0.0
+        peak = _peak(update)
         if not peak < float("inf"):  # also true for NaN
             raise UpdateRejected("not_finite")
         bound = peak * weight * 2.0**GRID_BITS
@@ -88,7 +88,7 @@ class ExactSum:
             raise UpdateRejected("shape")
         if part.weight < 1:
             raise UpdateRejected("weight")
-        peak = float(part.total.abs().max()) if part.total.numel() else 0.0
+        peak = _peak(part.total)
         if not 0.0 <= peak <= part.bound + 1.0 or not self._bound + part.bound < _LIMIT:
             raise UpdateRejected("range")
         self._total.add_(part.total)
@@ -109,3 +109,11 @@ class ExactSum:
             part = self._total[start : start + _CHUNK]
             mean[start : start + _CHUNK] = part.to(torch.float64).div_(divisor).to(torch.float32)
         return mean
+
+
+def _peak(vector: torch.Tensor) -> float:
+    """Return the largest magnitude, without a copy of the vector; NaN if there is one in it."""
+    if not vector.numel():
+        return 0.0
+    lowest, highest = torch.aminmax(vector)
+    return max(-float(lowest), float(highest))

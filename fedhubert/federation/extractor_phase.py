@@ -29,8 +29,10 @@ def read_extractor(config: Config) -> Extractor | None:
     return Extractor.cut(*load_trained_model(on_server(str(config.targets.checkpoint))), layer)
 
 
-def distribute(federation: Federation, extractor: Extractor, on_event: Callable[[dict[str, Any]], None]) -> None:
-    """Make sure that every node has ``extractor``.
+def distribute(
+    federation: Federation, extractor: Extractor, nodes: list[int], on_event: Callable[[dict[str, Any]], None]
+) -> None:
+    """Make sure that each of ``nodes`` has ``extractor``.
 
     Nodes are asked for its hash first. Of those that lack it one is sent it, then the others are asked again: nodes that share a state folder (a
     simulation) get it once together.
@@ -38,7 +40,6 @@ def distribute(federation: Federation, extractor: Extractor, on_event: Callable[
     Raises:
         FederationError: a node that cannot keep it.
     """
-    nodes = list(federation.hosts)
     lacking = _lacking(federation, extractor, nodes)
     sent = 0
     if lacking:

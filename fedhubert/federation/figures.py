@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fedhubert.federation.strategy import RoundOutcome
+from fedhubert.federation.folding import RoundOutcome
 from fedhubert.reporting.metrics import Event
 
 
@@ -29,6 +29,8 @@ def round_event(outcome: RoundOutcome) -> Event:
         "failed": failed(outcome),
         "bytes_down": outcome.bytes_down,
         "bytes_up": outcome.bytes_up,
+        "bytes_down_fp32": outcome.bytes_down_fp32,
+        "bytes_up_fp32": outcome.bytes_up_fp32,
         "seconds": dict(outcome.seconds),
     }
 

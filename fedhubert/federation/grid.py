@@ -39,6 +39,7 @@ class StreamingGrid(Grid):
         self._stop = stop or threading.Event()
         self.unanswered: list[int] = []
         """Node ids that had not answered the last ``send_and_receive`` at its deadline."""
+        self._late: dict[str, int] = {}
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._grid, name)
@@ -70,6 +71,8 @@ class StreamingGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Yield replies as they arrive until all are in or ``timeout`` seconds have passed (then see :attr:`unanswered`).
 
+        Closing the iterator early gives up on the rest. Replies that come too late are taken from Flower and dropped by later calls.
+
         Raises:
             RunInterrupted: while waiting, when the run was asked to stop.
         """
@@ -77,32 +80,45 @@ class StreamingGrid(Grid):
         deadline = time.monotonic() + timeout if timeout is not None else float("inf")
         waiting = iter(messages)
         in_flight: dict[str, int] = {}
-        exhausted = False
         pause_s = MIN_POLL_S
-        while True:
-            while not exhausted and len(in_flight) < self._window:
-                message = next(waiting, None)
-                if message is None:
-                    exhausted = True
-                    break
-                node_id = message.metadata.dst_node_id
-                pushed = list(self._grid.push_messages([message]))
-                if pushed and pushed[0]:
-                    in_flight[pushed[0]] = node_id
-                else:  # Flower refused it, for example because the node has just left
-                    self.unanswered.append(node_id)
-            if not in_flight:
-                return
-            any_arrived = False
-            for message_id in list(in_flight):  # one id per pull: a pull of many would hold all their arrays at once
-                for reply in self._grid.pull_messages([message_id]):
-                    del in_flight[message_id]
-                    any_arrived = True
-                    yield reply
-            if time.monotonic() > deadline:
-                self.unanswered += list(in_flight.values()) + [message.metadata.dst_node_id for message in waiting]
-                return
-            pause_s = MIN_POLL_S if any_arrived else min(pause_s * 1.5, MAX_POLL_S)
-            if in_flight and not any_arrived:
-                self._stop.wait(pause_s)
-            self.check_stop()
+        try:
+            while True:
+                exhausted = self._push(waiting, in_flight)
+                if exhausted and not in_flight:
+                    return
+                any_arrived = False
+                for message_id in list(in_flight):  # one id per pull: a pull of many would hold all their arrays at once
+                    for reply in self._grid.pull_messages([message_id]):
+                        del in_flight[message_id]
+                        any_arrived = True
+                        yield reply
+                if time.monotonic() > deadline:
+                    self.unanswered += [*in_flight.values(), *(message.metadata.dst_node_id for message in waiting)]
+                    return
+                pause_s = MIN_POLL_S if any_arrived else min(pause_s * 1.5, MAX_POLL_S)
+                if in_flight and not any_arrived:
+                    self._drop_late_replies()
+                    self._stop.wait(pause_s)
+                self.check_stop()
+        finally:
+            self._late.update(in_flight)
+
+    def _push(self, waiting: Iterator[Message], in_flight: dict[str, int]) -> bool:
+        """Fill the window; returns whether there is nothing left to send."""
+        while len(in_flight) < self._window:
+            message = next(waiting, None)
+            if message is None:
+                return True
+            node_id = message.metadata.dst_node_id
+            pushed = list(self._grid.push_messages([message]))
+            if pushed and pushed[0]:
+                in_flight[pushed[0]] = node_id
+            else:  # Flower refused it, for example because the node has just left
+                self.unanswered.append(node_id)
+        return False
+
+    def _drop_late_replies(self) -> None:
+        """Take replies that nobody waits for any more out of Flower's state, where they would pile up; one at a time, as they may be large."""
+        for message_id in list(self._late):
+            for _ in self._grid.pull_messages([message_id]):
+                del self._late[message_id]

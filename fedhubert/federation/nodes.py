@@ -1,11 +1,13 @@
 """Which nodes there are, and which partitions each can train: connection and preflight.
 
 A node describes itself by its number among ``num-partitions`` nodes. With as many nodes as clients, node i trains partition i. With fewer (a
-simulation on few workers), every node can train any partition and a round's partitions are dealt out among them.
+simulation on few workers), every node can train any partition and a round's partitions are dealt out among them. Between rounds nodes may leave, and
+others come (:func:`refresh`).
 """
 
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +20,13 @@ from fedhubert.federation.grid import StreamingGrid
 from fedhubert.federation.preflight import check_alike, check_versions
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.sampling import assign_to_nodes
+from fedhubert.training.parameters import ParameterLayout
+
+log = logging.getLogger("fedhubert")
 
 _TTL_MARGIN_S = 600.0
+_JOIN_TIMEOUT_S = 300.0
+_TRY_AGAIN_S = 60.0
 
 
 @dataclass
@@ -29,17 +36,27 @@ class Federation:
     Attributes:
         hosts: Node id -> partitions it can train, ordered by node number.
         partitions: Partition -> what its site said of it (utterances, seconds of audio, batches per epoch).
+        fingerprints: Partition -> what its data hashed to when the run began; a site whose data is other data now may not take part.
+        welcome: Prepares partitions that join after the start (they need labels); returns those that are not ready.
     """
 
     grid: StreamingGrid
     config: Config
     run_key: str
+    layout: ParameterLayout
     hosts: dict[int, list[int]] = field(default_factory=dict)
     partitions: dict[int, Metrics] = field(default_factory=dict)
-    layout: str = ""
+    fingerprints: dict[int, int] = field(default_factory=dict)
+    welcome: Callable[[dict[int, list[int]]], list[Failure]] = lambda shares: []
+    refused: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._job_json = client_job(self.config).model_dump_json()
+
+    @property
+    def connected(self) -> set[int]:
+        """Partitions that some node can train now."""
+        return {partition for hosted in self.hosts.values() for partition in hosted}
 
     def message(
         self,
@@ -84,49 +101,111 @@ class Federation:
     def everyone(self) -> dict[int, list[int]]:
         """Return a share for each node that covers all partitions."""
         load = {partition: float(numbers["train_audio_s"]) for partition, numbers in self.partitions.items()}
-        return assign_to_nodes(range(self.config.federated.num_clients), self.hosts, load)
+        return assign_to_nodes(sorted(self.connected), self.hosts, load)
 
 
 def connect(federation: Federation) -> None:
     """Wait for the nodes, ask each what it can train, and check that together they make the federation of the configuration.
 
+    With ``federated.min_clients`` set, that many are enough when the waiting time is over; the others may join later.
+
     Raises:
-        FederationError: too few or too many nodes, two nodes with one number, versions or models that differ, data that cannot be used; by name.
+        FederationError: too few or too many nodes, two nodes with one number, versions or models that differ, data that cannot be used or has
+            changed since the run began; by name.
     """
     federated = federation.config.federated
     descriptions = _describe_all(federation)
-    num_nodes = len(descriptions)
-    numbers = sorted(int(reply.info["node"]) for reply in descriptions.values())
-    if len(set(numbers)) < num_nodes:
+    numbers = sorted(_number(reply) for reply in descriptions.values())
+    if len(set(numbers)) < len(numbers):
         raise FederationError(
             f"two nodes have the same partition-id (ids seen: {numbers}); give each node its own", setting="partition-id"
         )
-    own_data = [int(reply.info["node"]) for reply in descriptions.values() if not reply.info["hosts_all"]]
-    if own_data and num_nodes != federated.num_clients:
+    expected = max(int(reply.info["num_nodes"]) for reply in descriptions.values())
+    if expected != federated.num_clients and not all(reply.info["hosts_all"] for reply in descriptions.values()):
         raise FederationError(
-            f"{num_nodes} sites with their own data are connected, but federated.num_clients is {federated.num_clients}; set it to {num_nodes}",
+            f"{expected} sites with their own data are expected, but federated.num_clients is {federated.num_clients}; set it to {expected}",
             setting="federated.num_clients",
         )
-    ordered = sorted(descriptions, key=lambda node: int(descriptions[node].info["node"]))
-    if num_nodes == federated.num_clients:
-        federation.hosts = {node: [int(descriptions[node].info["node"])] for node in ordered}
-    else:
-        federation.hosts = {node: list(range(federated.num_clients)) for node in ordered}
+    if federated.is_robust and expected < federated.num_clients:
+        raise FederationError(
+            f"strategy={federated.strategy} needs every client's own update, but {expected} nodes host {federated.num_clients} clients; "
+            f"start {federated.num_clients} SuperNodes",
+            setting="federated.strategy",
+        )
+    for node in sorted(descriptions, key=lambda node: _number(descriptions[node])):
+        federation.hosts[node] = _hosted(federation, descriptions[node])
+    check_alike({_number(reply): reply.info for reply in descriptions.values()}, _expected(federation))
+    failures = _describe_partitions(federation, federation.hosts)
+    missing = federation.connected - set(federation.partitions)
+    if failures or missing:
+        raise FederationError(
+            f"not every client is ready: {describe_failures(failures) or f'clients {sorted(missing)} did not answer'}",
+            setting=_setting(failures),
+        )
+
+
+def refresh(federation: Federation) -> None:
+    """Let go of nodes that have left, and take in those that have come; what is wrong with one of them is logged, and it is asked again later."""
+    present = set(federation.grid.get_node_ids())
+    for node in set(federation.hosts) - present:
+        log.warning("node of clients %s has left", federation.hosts.pop(node)[:10])
+    now = time.monotonic()
+    for node in sorted(present - set(federation.hosts)):
+        if federation.refused.get(node, 0.0) <= now:
+            reason = _join(federation, node)
+            if reason:
+                federation.refused[node] = time.monotonic() + _TRY_AGAIN_S
+                log.warning("a node may not join: %s", reason)
+
+
+def _join(federation: Federation, node: int) -> str:
+    """Take in ``node``; returns why not, or an empty string."""
+    (reply,) = federation.ask(protocol.DESCRIBE, {node: []}, timeout_s=_JOIN_TIMEOUT_S)
+    if reply.failures or "node" not in reply.info:
+        return describe_failures(reply.failures)
+    hosted = _hosted(federation, reply)
+    try:
+        check_versions(reply)
+        check_alike({_number(reply): reply.info}, _expected(federation))
+    except FederationError as error:
+        return str(error)
+    if reply.info["hosts_all"] == 0 and set(hosted) & federation.connected:
+        return f"client {hosted[0]} is there already"
+    if not hosted or hosted[0] >= federation.config.federated.num_clients:
+        return f"its partition-id {_number(reply)} is not below federated.num_clients"
+    failures = _describe_partitions(federation, {node: hosted}) or federation.welcome({node: hosted})
+    if failures:
+        return describe_failures(failures)
+    federation.hosts[node] = hosted
+    log.info("node of clients %s has joined", hosted[:10])
+    return ""
+
+
+def _expected(federation: Federation) -> dict[str, str | int]:
+    """What every site must have as the server has it."""
     data, targets = federation.config.data, federation.config.targets
-    expected = {
+    return {
         "sample_rate_hz": data.sample_rate_hz,
         "num_clusters": targets.num_clusters,
         "label_rate_hz": targets.label_rate_hz,
-        "layout": federation.layout,
+        "layout": federation.layout.fingerprint,
     }
-    check_alike({int(reply.info["node"]): reply.info for reply in descriptions.values()}, expected)
-    _describe_partitions(federation)
+
+
+def _number(description: Reply) -> int:
+    return int(description.info["node"])
+
+
+def _hosted(federation: Federation, description: Reply) -> list[int]:
+    """Return the partitions that a node trains: its own, or, where there are fewer nodes than clients, any."""
+    num_clients = federation.config.federated.num_clients
+    return [_number(description)] if int(description.info["num_nodes"]) == num_clients else list(range(num_clients))
 
 
 def _describe_all(federation: Federation) -> dict[int, Reply]:
-    """Return node id -> description, once all nodes are there."""
-    timeout_s = federation.config.federated.connect_timeout_s
-    num_clients = federation.config.federated.num_clients
+    """Return node id -> description, once all nodes are there or the time is over and those that are suffice."""
+    federated = federation.config.federated
+    timeout_s, num_clients = federated.connect_timeout_s, federated.num_clients
     deadline = time.monotonic() + timeout_s
     described: dict[int, Reply] = {}
     expected = 1
@@ -151,28 +230,35 @@ def _describe_all(federation: Federation) -> dict[int, Reply]:
         if len(described) >= expected and described:
             return described
         if time.monotonic() > deadline:
-            raise FederationError(
-                f"{len(described)} of {expected} nodes connected within {timeout_s:.0f} s; start the others or raise federated.connect_timeout_s",
-                setting="federated.connect_timeout_s",
+            enough = federated.min_clients is not None and expected == num_clients and len(described) >= federated.min_clients
+            if not enough:
+                raise FederationError(
+                    f"{len(described)} of {expected} nodes connected within {timeout_s:.0f} s; start the others, raise federated.connect_timeout_s, "
+                    "or set federated.min_clients to begin with fewer",
+                    setting="federated.connect_timeout_s",
+                )
+            log.warning(
+                "%d of %d nodes connected within %.0f s: beginning without the others", len(described), expected, timeout_s
             )
+            return described
         time.sleep(0.2 if not described else 1.0)
 
 
-def _describe_partitions(federation: Federation) -> None:
+def _describe_partitions(federation: Federation, hosts: Mapping[int, Sequence[int]]) -> list[Failure]:
+    """Ask the nodes of ``hosts`` what each partition has; returns those that cannot take part."""
     shares: dict[int, list[int]] = {}
-    nodes = list(federation.hosts)
-    for partition in range(federation.config.federated.num_clients):
-        able = [node for node in nodes if partition in federation.hosts[node]]
-        if able:
-            shares.setdefault(able[partition % len(able)], []).append(partition)
+    for partition in sorted({partition for hosted in hosts.values() for partition in hosted}):
+        able = [node for node in hosts if partition in hosts[node]]
+        shares.setdefault(able[partition % len(able)], []).append(partition)
     failures: list[Failure] = []
     for reply in federation.ask(protocol.DESCRIBE, shares, timeout_s=federation.config.federated.connect_timeout_s):
-        federation.partitions.update(reply.metrics)
         failures += reply.failures
-    if failures or len(federation.partitions) < federation.config.federated.num_clients:
-        raise FederationError(
-            f"not every client is ready: {describe_failures(failures) or 'some did not answer'}", setting=_setting(failures)
-        )
+        for partition, about in reply.metrics.items():
+            fingerprint = int(about.pop("data_fingerprint"))
+            if federation.fingerprints.setdefault(partition, fingerprint) != fingerprint:
+                failures.append(Failure(partition, "data_has_changed_since_the_run_began", "data.manifest"))
+            federation.partitions[partition] = about
+    return failures
 
 
 def describe_failures(failures: Sequence[Failure]) -> str:

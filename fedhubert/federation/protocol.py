@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from fedhubert import __version__
 from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError
+from fedhubert.federation.arrays import HeldArray, SharedArray
 
 PROTOCOL_VERSION = 2
 
@@ -29,6 +30,12 @@ KMEANS_STEP = "train.kmeans_step"
 LABEL = "train.label"
 TRAIN = "train.round"
 EVALUATE = "evaluate.model"
+
+WORKER_DIED = "worker_died"
+"""Code of a simulation's worker process that is gone: out of memory, killed."""
+
+STATE_MISSING = "state_missing"
+"""Code of a site that no longer has the state (a kept optimiser, left-over rounding) of the round that the server names."""
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Metrics = dict[str, int | float]
@@ -135,16 +142,28 @@ def reply(
             }
         )
     if arrays:
-        content["arrays"] = ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
+        record = ArrayRecord()
+        kind = SharedArray if _came_by_reference(message) else HeldArray
+        for name, array in arrays.items():
+            record[name] = kind(np.ascontiguousarray(array))
+        content["arrays"] = record
     content["info"] = ConfigRecord({"protocol": PROTOCOL_VERSION, "version": __version__, **(info or {})})
     return Message(content, reply_to=message)
+
+
+def _came_by_reference(message: Message) -> bool:
+    """Whether the request's arrays lie in the object store of a simulation, so that the reply's may, too."""
+    records = message.content.array_records.values() if message.has_content() else ()
+    return any(isinstance(array, SharedArray) for record in records for array in record.values())
 
 
 def read_reply(message: Message) -> Reply:
     """Parse a reply. Whatever a site may have sent, the result is a :class:`Reply`; what cannot be read is a failure ``malformed``."""
     node_id = message.metadata.src_node_id
     if message.has_error():
-        return Reply(node_id, failures=[Failure(-1, "node_error")])
+        reason = message.error.reason or ""
+        died = "ActorDied" in reason or "ActorUnavailable" in reason
+        return Reply(node_id, failures=[Failure(-1, WORKER_DIED if died else "node_error")])
     try:
         return _parse_reply(node_id, message.content)
     except Exception:  # bytes from outside: anything can be wrong with them, and none of it may stop the server

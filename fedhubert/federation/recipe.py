@@ -83,6 +83,7 @@ def run_recipe(name: str, arguments: Sequence[str]) -> None:
     log_to_terminal()
     stages = plan.recipe.stages
     for number, stage in enumerate(stages, start=1):
+        plan = Plan.make(name, arguments)  # again: a run that stopped early has another last checkpoint than planned
         log.info("stage %d/%d: %s", number, len(stages), stage.name)
         if stage.export:
             _export(plan, stage)

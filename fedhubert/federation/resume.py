@@ -7,24 +7,35 @@ from typing import Any
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError
 
-_FREE = {"experiment", "out", "resume", "checkpoint_dir", "dry_run", "simulation", "checkpoint", "evaluation"}
-"""Places, and the size of the host: they may differ, since they do not change what is learned."""
+_FREE = {
+    *("experiment", "out", "resume", "checkpoint_dir", "dry_run", "simulation", "checkpoint", "evaluation", "faults"),
+    *("client.device", "client.state_dir", "data.num_workers", "data.prefetch_batches"),
+    *("federated.round_timeout_s", "federated.round_retries", "federated.connect_timeout_s", "federated.early_stopping"),
+}
+"""Places, patience and the size of the host: they may differ, since they do not change what is learned."""
 
 
 def check_same_run(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
     """Raise :class:`CheckpointError` naming every setting that differs from the checkpoint's."""
-    now = config.model_dump(mode="json")
-    changed = [name for key in sorted(now.keys() - _FREE) for name in _differences(key, now[key], saved.get(key))]
+    changed = changes(saved, config.model_dump(mode="json"))
     if changed:
         raise CheckpointError(
-            f"the run in {folder} was started with other values of {', '.join(changed)}; resume with the same, or choose another out=...",
+            f"the run in {folder} was started with other values of {', '.join(changed)}; resume with the same, choose another out=..., "
+            "or go on from it under the new ones with `fedhubert fork`",
             setting="resume",
         )
 
 
-def _differences(name: str, now: Any, saved: Any) -> Iterator[str]:
-    if isinstance(now, dict) and isinstance(saved, dict):
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return dotted key -> [saved value, value now] of every setting that matters and differs."""
+    return {name: pair for name, *pair in _differences("", now, saved)}
+
+
+def _differences(name: str, now: Any, saved: Any) -> Iterator[tuple[str, Any, Any]]:
+    if name in _FREE:
+        return
+    if isinstance(now, Mapping) and isinstance(saved, Mapping):
         for key in sorted(now.keys() | saved.keys()):
-            yield from _differences(f"{name}.{key}", now.get(key), saved.get(key))
+            yield from _differences(f"{name}.{key}".lstrip("."), now.get(key), saved.get(key))
     elif now != saved:
-        yield name
+        yield name, saved, now

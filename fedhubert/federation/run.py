@@ -22,7 +22,7 @@ from fedhubert.federation.simulation import federation_config, num_supernodes, s
 from fedhubert.federation.site import open_site
 from fedhubert.reporting.console import RoundProgress, log_to_terminal
 from fedhubert.reporting.run_folder import RunFolder
-from fedhubert.reporting.summary import final_validation, plot_curves, rounds_table
+from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
 
 
 def train_here(config: Config) -> float:
@@ -33,10 +33,11 @@ def train_here(config: Config) -> float:
         return _dry_run(config, console)
     if is_finished(config):
         folder = RunFolder.of(config)
+        final = final_event(folder.metrics_file)
         checkpoint = last_checkpoint(config)
         check_same_run(load_checkpoint(checkpoint)["config"], config, folder.path)
-        console.print(f"all {config.federated.num_rounds} rounds are done in {folder.path}", highlight=False, soft_wrap=True)
-        return _summarise(RunResult(folder, checkpoint, final_validation(folder.metrics_file)))
+        console.print(f"all {final['round']} rounds are done in {folder.path}", highlight=False, soft_wrap=True)
+        return _summarise(RunResult(folder, checkpoint, final["validation"]))
     _check_data(config)
     results: list[RunResult] = []
     with _stop_on_signals(console) as stop, RoundProgress(console) as progress:
@@ -65,8 +66,10 @@ def _dry_run(config: Config, console: Console) -> float:
 
 
 def last_checkpoint(config: Config) -> Path:
-    """Return where the last round's checkpoint of a run is, or will be."""
-    return RoundStore(RunFolder.of(config).checkpoints).path(config.federated.num_rounds)
+    """Return where the last round's checkpoint of a run is, or will be (a round before that, if the run stops early)."""
+    folder = RunFolder.of(config)
+    final = final_event(folder.metrics_file)
+    return RoundStore(folder.checkpoints).path(final["round"] if final else config.federated.num_rounds)
 
 
 def is_finished(config: Config) -> bool:
@@ -74,8 +77,9 @@ def is_finished(config: Config) -> bool:
     if config.resume != "auto" or config.out is None:
         return False
     folder = RunFolder.of(config)
-    saved = RoundStore(folder.checkpoints).latest().round
-    return saved == config.federated.num_rounds and bool(final_validation(folder.metrics_file))
+    final = final_event(folder.metrics_file)
+    done = bool(final.get("validation")) and final.get("num_rounds") == config.federated.num_rounds
+    return done and RoundStore(folder.checkpoints).latest().round == final["round"]
 
 
 def _summarise(result: RunResult) -> float:

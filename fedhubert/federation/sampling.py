@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from fedhubert.seeding import generator
 
 
-def cohort(seed: int, round_number: int, num_clients: int, size: int) -> list[int]:
-    """Return the sorted partition ids of a round: ``size`` of ``num_clients`` drawn without replacement, from the seed and round alone."""
-    chosen = generator(seed, "cohort", round_number).choice(num_clients, size=size, replace=False)
-    return sorted(int(partition) for partition in chosen)
+def ranking(seed: int, round_number: int, num_clients: int) -> list[int]:
+    """Return all partition ids in the order in which a round asks them: a permutation drawn from the seed and round alone.
+
+    A round asks the first so many that are connected; over-committing and retrying go further down the same list.
+    """
+    return [int(partition) for partition in generator(seed, "cohort", round_number).permutation(num_clients)]
 
 
 def assign_to_nodes(

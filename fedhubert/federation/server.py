@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -13,26 +14,32 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid
+from flwr.superlink.grid import InMemoryGrid
 
-from fedhubert.checkpoints.store import RoundStore
+from fedhubert.checkpoints.importing import start_from
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation import protocol
+from fedhubert.federation.arrays import HeldArray, SharedArray, tensor_of
 from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, validation_figures
+from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid
 from fedhubert.federation.nodes import Federation, connect
-from fedhubert.federation.resume import check_same_run
+from fedhubert.federation.record import RunRecord
 from fedhubert.federation.server_evaluation import ServerEvaluation
 from fedhubert.federation.server_optimizers import ServerOptimizer, build_server_optimizer
-from fedhubert.federation.strategy import ClientsDone, FederatedStrategy, RoundOutcome
-from fedhubert.federation.targets_phase import Targets, prepare_targets
+from fedhubert.federation.strategy import ClientsDone, FederatedStrategy, RoundState
+from fedhubert.federation.targets_phase import Targets, label_newcomers, prepare_targets
 from fedhubert.models.hubert import HubertModel, build_hubert
-from fedhubert.reporting.metrics import Event, append_event, forget_after
+from fedhubert.reporting.metrics import Event
 from fedhubert.reporting.run_folder import RunFolder
 from fedhubert.training.parameters import ParameterLayout
 
 log = logging.getLogger("fedhubert")
+
+_SITES_IN_FLIGHT = 64
+"""Real sites that train at the same time; their replies wait in the SuperLink's store until they are folded."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,13 @@ def run_federation(
         RunInterrupted: ``stop`` was set; the last finished round is in the checkpoint folder.
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
-    return _Run(StreamingGrid(grid, stop=stop), config, on_client).run()
+    simulated = isinstance(grid, InMemoryGrid)
+    window = config.simulation.num_workers + 2 if simulated else _SITES_IN_FLIGHT
+    return _Run(StreamingGrid(grid, window=window, stop=stop), config, on_client).run()
+
+
+class _StoppedEarly(Exception):
+    """Ends Flower's loop of rounds where early stopping does."""
 
 
 class _Run:
@@ -83,25 +96,21 @@ class _Run:
     def __init__(self, grid: StreamingGrid, config: Config, on_client: ClientsDone | None) -> None:
         self.config = config
         self.on_client = on_client
-        self.folder = RunFolder.of(config)
-        self.folder.create()
-        self.store = RoundStore(self.folder.checkpoints)
+        self.record = RunRecord(config)
         self.model: HubertModel = build_hubert(config.model, config.seed)
         self.layout = ParameterLayout.of(self.model)
         self.optimizer: ServerOptimizer = build_server_optimizer(config.federated, self.layout.numel)
-        self.federation = Federation(grid, config, self.folder.run_key(), layout=self.layout.fingerprint)
+        self.federation = Federation(grid, config, self.record.folder.run_key(), self.layout)
         self.first_round = 1
-        self.positions: dict[int, int] = {}
+        self.state = RoundState()
         self.centroids: np.ndarray[Any, np.dtype[np.float32]] | None = None
         self.targets_key = ""
-        self.history: list[Event] = []
-        self.saved_round = 0
         self.validation: dict[str, Any] = {}
 
     def run(self) -> RunResult:
         from fedhubert.reporting.console import log_to_file, stop_logging_to
 
-        handler = log_to_file(self.folder.log_file)
+        handler = log_to_file(self.record.folder.log_file)
         try:
             return self._phases()
         except FedhubertError as error:
@@ -111,61 +120,51 @@ class _Run:
             stop_logging_to(handler)
 
     def _phases(self) -> RunResult:
-        log.info("run folder: %s", self.folder.path)
+        log.info("run folder: %s", self.record.folder.path)
         self._resume()
         self._write_config()
         log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
         connect(self.federation)
         self._say_who_is_there()
-        targets = prepare_targets(self.federation, self.centroids, self._event)
-        self.centroids = targets.centroids
-        if self.targets_key not in ("", targets.key):
+        targets = prepare_targets(self.federation, self.centroids, self.record.kmeans, self.record.event)
+        self.federation.welcome = lambda shares: label_newcomers(self.federation, targets, shares, self.record.event)
+        if self.centroids is not None and self.targets_key not in ("", targets.key):
             raise CheckpointError(
-                f"targets.checkpoint={self.config.targets.checkpoint} is not the model that the run in {self.folder.path} began with: "
+                f"targets.checkpoint={self.config.targets.checkpoint} is not the model that the run in {self.record.folder.path} began with: "
                 "name that one, or choose another out=...",
                 setting="targets.checkpoint",
             )
-        self.targets_key = targets.key
+        self.centroids, self.targets_key = targets.centroids, targets.key
         if self.first_round == 1:
-            self._event(targets.event())
-        model = Array(self.layout.to_vector(self.model).numpy())
-        if self.first_round <= self.config.federated.num_rounds:
-            model = self._rounds(model, targets)
+            self.record.event(targets.event())
+        if self.first_round > self.config.federated.num_rounds or (self.record.history and self.record.is_over()):
+            log.info("all rounds are done")
         else:
-            log.info("all %d rounds are done", self.config.federated.num_rounds)
-        self._final_evaluation(model, targets)
-        return RunResult(self.folder, self.store.path(self.config.federated.num_rounds), self.validation)
+            self._rounds(targets)
+        number = self.record.history[-1]["round"]
+        self._final_evaluation(number, targets)
+        return RunResult(self.record.folder, self.record.store.path(number), self.validation)
 
     def _resume(self) -> None:
-        """Go on from the newest whole checkpoint, or refuse a folder that has one unless asked to resume."""
-        found = self.store.latest()
-        for path, reason in found.rejected:
-            log.warning("checkpoint %s is not usable (%s); trying the one before", path, reason)
-        if found.round is None:
-            self.folder.metrics_file.unlink(missing_ok=True)
+        """Go on from the newest whole checkpoint, if there is one."""
+        resumed = self.record.resume()
+        if resumed is None:
+            if self.config.init_from is not None:
+                self.record.lineage.append({"init_from": start_from(self.model, self.config.init_from)})
             return
-        if self.config.resume != "auto":
-            raise CheckpointError(
-                f"{self.folder.checkpoints} already holds checkpoints up to round {found.round}: go on with resume=auto, or choose another out=...",
-                setting="resume",
-            )
-        checkpoint, resume = found.load()
-        check_same_run(checkpoint["config"], self.config, self.folder.path)
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state(resume["server_optimizer"])
-        self.positions = {int(partition): int(count) for partition, count in resume["positions"].items()}
-        self.centroids = None if resume["centroids"] is None else resume["centroids"].numpy()
-        self.targets_key = str(resume.get("targets_key", ""))
-        self.history = list(checkpoint["federated_metrics"]["history"])
-        self.first_round = found.round + 1
-        self.saved_round = found.round
-        forget_after(self.folder.metrics_file, found.round)
-        log.info("resuming after round %d", found.round)
+        self.model.load_state_dict(resumed.checkpoint["model"])
+        if resumed.resume["server_optimizer"] is not None:  # a forked run with another strategy begins with a fresh one
+            self.optimizer.load_state(resumed.resume["server_optimizer"])
+        self.state = RoundState.from_plain(resumed.resume["rounds"])
+        self.federation.fingerprints = {int(key): int(value) for key, value in resumed.resume["fingerprints"].items()}
+        self.centroids = None if resumed.resume["centroids"] is None else resumed.resume["centroids"].numpy()
+        self.targets_key = str(resumed.resume.get("targets_key", ""))
+        self.first_round = resumed.round + 1
 
     def _write_config(self) -> None:
         from fedhubert.compose import to_yaml
 
-        self.folder.config_file.write_text(to_yaml(self.config))
+        self.record.folder.config_file.write_text(to_yaml(self.config))
 
     def _say_who_is_there(self) -> None:
         about = self.federation.partitions.values()
@@ -181,17 +180,23 @@ class _Run:
             validation_h,
         )
 
-    def _rounds(self, model: Array, targets: Targets) -> Array:
-        """Drive the strategy with Flower's ``start()`` and return the last model."""
-        federated = self.config.federated
-        strategy = FederatedStrategy(
+    def _strategy(self, targets: Targets) -> FederatedStrategy:
+        return FederatedStrategy(
             self.federation,
             self.optimizer,
             first_round=self.first_round,
-            positions=self.positions,
+            state=self.state,
+            journal=self.record.journal(),
             targets_key=targets.key,
+            publish=_publish,
+            checkpoints=self.record.checkpoints,
             on_client=self.on_client,
         )
+
+    def _rounds(self, targets: Targets) -> None:
+        """Drive the strategy with Flower's ``start()``; the last model is in ``self.model``."""
+        federated = self.config.federated
+        strategy = self._strategy(targets)
         evaluation = ServerEvaluation(self.config, targets) if self.config.evaluation.manifest else None
         self._round_started = time.monotonic()
 
@@ -201,63 +206,74 @@ class _Run:
             self._round_started = time.monotonic()
             return None
 
+        initial = ArrayRecord()
+        initial["model"] = HeldArray(self.layout.to_vector(self.model).numpy())
         try:
-            result = strategy.start(
+            strategy.start(
                 self.federation.grid,
-                ArrayRecord({"model": model}),
+                initial,
                 num_rounds=federated.num_rounds - self.first_round + 1,
                 timeout=federated.round_timeout_s,
                 train_config=ConfigRecord(),
                 evaluate_fn=after_round,
             )
+        except _StoppedEarly:
+            log.info(
+                "early stopping: round %d has had the best model for %s rounds",
+                self.record.best_round(),
+                federated.early_stopping.patience,
+            )
         except FedhubertError:
             if strategy.between_steps:
                 self._save_unsaved()
             raise
-        return result.arrays["model"]
+        self._save_unsaved()
 
     def _finish_round(
         self, strategy: FederatedStrategy, vector: np.ndarray[Any, Any], evaluation: "ServerEvaluation | None"
     ) -> None:
         outcome = strategy.outcome
-        self.layout.load_vector(self.model, torch.from_numpy(np.array(vector)))
-        self.positions = strategy.positions
+        self.layout.load_vector(self.model, tensor_of(vector))
         event = round_event(outcome)
         if evaluation is not None:
             started = time.monotonic()
             event["server_validation"] = evaluation.score(self.model, outcome.number)
             event["seconds"]["server_validation"] = time.monotonic() - started
         self.validation = event["validation"] or self.validation
-        self.history.append(brief(event))
+        event["seconds"]["checkpoint"] = self.record.checkpoint_seconds  # of the last one: this event is written before its own
+        event["seconds"]["round"] = time.monotonic() - self._round_started
+        self.record.history.append(brief(event))
+        self.record.event(event)
+        self._say_round(event)
+        if self.config.checkpoint.keep_best and self.record.best_round() == outcome.number - 1 > 0:
+            self._save_best(strategy.incoming, vector)
         last = outcome.number == self.config.federated.num_rounds
         if last or outcome.number % self.config.checkpoint.every == 0:
-            started = time.monotonic()
             self._save(outcome.number)
-            event["seconds"]["checkpoint"] = time.monotonic() - started
-        event["seconds"]["round"] = time.monotonic() - self._round_started
-        self._event(event)
-        self._say_round(event)
+        if self.record.is_over():
+            raise _StoppedEarly
+
+    def _save_best(self, best: torch.Tensor, current: np.ndarray[Any, Any]) -> None:
+        """Keep the model that this round began with: only now has it been scored."""
+        self.layout.load_vector(self.model, best)
+        self.record.save_best(self.record.best_round(), self.model.state_dict())
+        self.layout.load_vector(self.model, tensor_of(current))
 
     def _save_unsaved(self) -> None:
         """Keep the last finished round of a run that stops early."""
-        number = self.history[-1]["round"] if self.history else 0
-        if number > self.saved_round:
+        number = self.record.history[-1]["round"] if self.record.history else 0
+        if number > self.record.saved_round:
             self._save(number)
 
     def _save(self, number: int) -> None:
         resume = {
             "server_optimizer": self.optimizer.state,
-            "positions": {str(partition): count for partition, count in self.positions.items()},
             "targets_key": self.targets_key,
+            "rounds": self.state.to_plain(),
+            "fingerprints": {str(partition): value for partition, value in self.federation.fingerprints.items()},
             "centroids": None if self.centroids is None else torch.from_numpy(self.centroids.copy()),
         }
-        metrics = {"round": number, **self.history[-1], "history": self.history}
-        path = self.store.save(
-            number, self.model.state_dict(), config=self.config.model_dump(mode="json"), federated_metrics=metrics, resume=resume
-        )
-        self.store.prune(self.config.checkpoint.keep_last)
-        self.saved_round = number
-        log.info("checkpoint %s", path)
+        self.record.save(number, self.model.state_dict(), resume)
 
     def _say_round(self, event: Event) -> None:
         log.info("%s", round_line(event, self.config.federated.num_rounds))
@@ -266,21 +282,22 @@ class _Run:
                 "round %d: client %d failed: %s %s", event["round"], failure["partition"], failure["code"], failure["setting"]
             )
 
-    def _final_evaluation(self, model: Array, targets: Targets) -> None:
+    def _final_evaluation(self, number: int, targets: Targets) -> None:
         """Score the final model on every client's validation split, once, without training."""
-        number = self.config.federated.num_rounds
-        strategy = FederatedStrategy(self.federation, self.optimizer, targets_key=targets.key)
-        outcome = RoundOutcome(number, list(range(self.config.federated.num_clients)))
-        messages = strategy.evaluation_messages(model, number)
+        strategy = self._strategy(targets)
+        outcome = RoundOutcome(number, sorted(self.federation.connected))
+        messages = strategy.evaluation_messages(self.layout.to_vector(self.model), number)
         for message in self.federation.grid.send_and_receive(messages, timeout=self.config.federated.round_timeout_s):
             reply = protocol.read_reply(message)
             outcome.clients.update(reply.metrics)
             outcome.failures += reply.failures
         self.validation = validation_figures(outcome, model_round=number)
-        self._event(
+        self.record.event(
             {
                 "event": "final",
                 "round": number,
+                "num_rounds": self.config.federated.num_rounds,
+                "best_round": self.record.best_round(),
                 "validation": self.validation,
                 "clients": per_client(outcome),
                 "failed": failed(outcome),
@@ -294,5 +311,8 @@ class _Run:
                 len(outcome.clients),
             )
 
-    def _event(self, event: Event) -> None:
-        append_event(self.folder.metrics_file, event)
+
+def _publish(array: np.ndarray[Any, Any]) -> Array:
+    """Make the model ready to be sent to many."""
+    ray = sys.modules.get("ray")  # nobody imports it on a real server
+    return SharedArray(array) if ray is not None and ray.is_initialized() else HeldArray(array)

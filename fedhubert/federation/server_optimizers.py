@@ -1,7 +1,8 @@
 """Server optimisers: one step on the mean update, in float32 tensors of the flattened model.
 
 FedAvg: McMahan et al. 2017. FedAvgM: Hsu et al. 2019; with Nesterov's momentum it is DiLoCo's outer step (Douillard et al. 2023).
-FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, Algorithm 2: no bias correction, and ``v`` starts at ``tau ** 2``.
+FedAdam, FedYogi and FedAdagrad: Reddi et al. 2021, Algorithm 2: no bias correction, and ``v`` starts at ``tau ** 2``. FedNova: Wang et al. 2020;
+the clients normalise their updates and the server's step is FedAvg's.
 """
 
 from abc import ABC, abstractmethod
@@ -71,7 +72,10 @@ class Adaptive(ServerOptimizer):
         m, v = self.state["m"], self.state["v"]
         m.mul_(self.beta1).add_(mean_update, alpha=1.0 - self.beta1)
         self._second_moment(v, mean_update)
-        return torch.addcdiv(model, m, v.sqrt().add_(self.tau), value=self.eta)
+        return torch.addcdiv(model, m, v.sqrt().add_(self.tau), value=self._rate())
+
+    def _rate(self) -> float:
+        return self.eta
 
     @abstractmethod
     def _second_moment(self, v: torch.Tensor, d: torch.Tensor) -> None:
@@ -83,6 +87,20 @@ class FedAdam(Adaptive):
 
     def _second_moment(self, v: torch.Tensor, d: torch.Tensor) -> None:
         v.mul_(self.beta2).addcmul_(d, d, value=1.0 - self.beta2)
+
+
+class FlowerFedAdam(FedAdam):
+    """FedAdam as Flower 1.41 has it: ``v`` starts at 0, and eta is corrected by Adam's factors of step t + 1 in step t."""
+
+    def __init__(self, numel: int, *, eta: float, beta1: float, beta2: float, tau: float) -> None:
+        super().__init__(numel, eta=eta, beta1=beta1, beta2=beta2, tau=tau)
+        self.state["v"].zero_()
+        self.state["steps"] = torch.zeros(1)
+
+    def _rate(self) -> float:
+        self.state["steps"] += 1
+        power = float(self.state["steps"]) + 1.0
+        return float(self.eta * (1.0 - self.beta2**power) ** 0.5 / (1.0 - self.beta1**power))
 
 
 class FedYogi(Adaptive):
@@ -104,10 +122,23 @@ _ADAPTIVE: dict[str, Callable[..., Adaptive]] = {"FedAdam": FedAdam, "FedYogi": 
 
 
 def build_server_optimizer(config: FederatedConfig, numel: int) -> ServerOptimizer:
-    """Return the optimiser that ``config.strategy`` names, for a model of ``numel`` parameters (FedProx differs on the clients only)."""
-    if config.strategy in ("FedAvg", "FedProx"):
-        return FedAvg(config.server_learning_rate)
+    """Return the optimiser that ``config.strategy`` names, for a model of ``numel`` parameters.
+
+    FedProx and FedNova differ from FedAvg on the clients, the robust strategies in how the mean is taken; their step is FedAvg's.
+    """
     if config.strategy == "FedAvgM":
         rate, momentum = config.server_learning_rate, config.server_momentum
         return FedAvgM(numel, learning_rate=rate, momentum=momentum, nesterov=config.nesterov)
-    return _ADAPTIVE[config.strategy](numel, eta=config.eta, beta1=config.beta1, beta2=config.beta2, tau=config.tau)
+    adaptive = FlowerFedAdam if config.bias_correction == "flower" else _ADAPTIVE.get(config.strategy)
+    if adaptive is None:
+        return FedAvg(config.server_learning_rate)
+    return adaptive(numel, eta=config.eta, beta1=config.beta1, beta2=config.beta2, tau=config.tau)
+
+
+def nova_coefficient(steps: int, momentum: float) -> float:
+    """Return FedNova's normaliser of ``steps`` local steps: the sum of the weights with which their gradients enter the update.
+
+    Exact for SGD with ``momentum`` rho (Wang et al. 2020, section 4.2): (steps - rho (1 - rho^steps) / (1 - rho)) / (1 - rho), which is ``steps``
+    without momentum. For AdamW, whose steps have no such weights, the number of steps is a heuristic.
+    """
+    return (steps - momentum * (1.0 - momentum**steps) / (1.0 - momentum)) / (1.0 - momentum)

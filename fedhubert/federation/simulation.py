@@ -23,10 +23,17 @@ from fedhubert.federation.client import register
 
 log = logging.getLogger("fedhubert")
 
+MANY_CLIENTS = 64
+
 
 def num_supernodes(config: Config) -> int:
-    """Return how many SuperNodes the simulation has: one per client unless ``simulation.num_supernodes`` says fewer."""
-    wanted = config.simulation.num_supernodes or config.federated.num_clients
+    """Return how many SuperNodes the simulation has: what ``simulation.num_supernodes`` says, or one per client.
+
+    Of more clients than ``MANY_CLIENTS`` a few nodes play all: Flower takes 0.1 s to look at what each node has to do.
+    """
+    few = 2 * config.simulation.num_workers
+    many = config.federated.num_clients > MANY_CLIENTS and not config.federated.is_robust
+    wanted = config.simulation.num_supernodes or (few if many else config.federated.num_clients)
     if wanted > config.federated.num_clients:
         raise ConfigError(
             f"simulation.num_supernodes={wanted} is more than federated.num_clients={config.federated.num_clients}",
@@ -60,7 +67,7 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
 
     from flwr.simulation import run_simulation
 
-    with _ray(config), _quiet_flower():
+    with _ray(config), _quiet_flower(), _pool_that_mends():
         backend = {"client_resources": {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client}}
         try:
             run_simulation(server_app, client_app, num_supernodes(config), backend_config=backend)  # type: ignore[arg-type]
@@ -78,20 +85,25 @@ def _ray(config: Config) -> Iterator[None]:
     """Start Ray ourselves, before Flower does: we choose its size, and what is wrong with it is said by name."""
     import ray
 
+    simulation = config.simulation
     path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
-    environment = {"PYTHONPATH": path}
-    options: dict[str, Any] = {"num_cpus": config.simulation.num_workers, "include_dashboard": False, "log_to_driver": False}
+    options: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+    if simulation.ray_address:
+        options["address"] = simulation.ray_address
+    else:
+        options |= {"num_cpus": simulation.num_workers, "num_gpus": simulation.num_gpus, "include_dashboard": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no share of a GPU means that none is seen
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")  # a tip about the variable that is set above
     try:
-        ray.init(logging_level=logging.ERROR, runtime_env={"env_vars": environment}, **options)
+        ray.init(logging_level=logging.ERROR, **options)
     except Exception as error:
+        setting = "ray_address" if simulation.ray_address else "num_workers"
         raise ConfigError(
-            f"Ray did not start with simulation.num_workers={config.simulation.num_workers}: {error}",
-            setting="simulation.num_workers",
+            f"Ray did not start with simulation.{setting}={getattr(simulation, setting)}: {error}",
+            setting=f"simulation.{setting}",
         ) from None
     try:
-        wanted, there = config.simulation.gpus_per_client, float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+        wanted, there = simulation.gpus_per_client, float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
         if wanted > there:
             raise ConfigError(
                 f"simulation.gpus_per_client={wanted}, but Ray finds {there:g} GPUs here; use a smaller share, or 0 to train on the CPU",
@@ -101,11 +113,36 @@ def _ray(config: Config) -> Iterator[None]:
             log.warning(
                 "%g GPUs here are not used: set simulation.gpus_per_client, for example to %g",
                 there,
-                there / config.simulation.num_workers,
+                there / simulation.num_workers,
             )
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _pool_that_mends() -> Iterator[None]:
+    """Replace workers that die (out of memory, killed): Flower puts them back into its pool, where they would fail every later client."""
+    import ray
+    from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    name = "BasicActorPool"
+    original: Any = getattr(raybackend, name)
+
+    class MendingPool(original):  # type: ignore[misc]
+        def fetch_result_and_return_actor_to_pool(self, future: Any) -> Any:
+            try:
+                return super().fetch_result_and_return_actor_to_pool(future)
+            except ray.exceptions.RayActorError:
+                log.warning("a worker process has died; a new one takes its place")
+                self._future_to_actor[future] = self.create_actor_fn()
+                raise
+
+    setattr(raybackend, name, MendingPool)
+    try:
+        yield
+    finally:
+        setattr(raybackend, name, original)
 
 
 @contextlib.contextmanager

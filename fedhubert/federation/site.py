@@ -4,6 +4,7 @@ Values of the node's own configuration (``--node-config "manifest=... state-dir=
 """
 
 import functools
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from fedhubert.data.corpora import cache_folder, resolve_manifest
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import partition_rows, split_rows
 from fedhubert.errors import ConfigError, DataError, TargetsError
+from fedhubert.federation.site_state import StateFolder
 from fedhubert.targets.extractor import load_extractor
 from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
 from fedhubert.targets.kmeans import targets_key
@@ -224,9 +226,14 @@ class Site:
         build = functools.partial(assigned_labels, self.manifest, rows, centroids, job.data.num_workers, source=source)
         return cached_labels(folder, self.manifest, rows, key, build)
 
-    def optimizer_file(self, run_key: str, number: int) -> Path:
-        """Return where the local optimiser of a partition is kept between rounds (``client.optimizer_policy=keep``)."""
-        return self.settings.state_dir / "runs" / run_key / f"partition_{number:05d}_optimizer.pt"
+    def state_folder(self, run_key: str, number: int) -> StateFolder:
+        """Return where a run keeps what a partition carries from round to round."""
+        return StateFolder(self.settings.state_dir / "runs" / run_key / f"partition_{number:05d}")
+
+    def fingerprint(self, partition: Partition, run_key: str) -> int:
+        """Return 48 bits that change with the partition's data; salted with the run's key, so that they tell nothing about it."""
+        text = f"{run_key} {self.manifest.fingerprint(partition.rows)}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
 
 
 def log_on_site(state_dir: Path) -> None:
@@ -241,6 +248,8 @@ def log_on_site(state_dir: Path) -> None:
         raise ConfigError(f"cannot write to the state folder {state_dir}: {error.strerror}", setting="client.state_dir") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def open_site(job: ClientJob, node_config: NodeConfig) -> Site:

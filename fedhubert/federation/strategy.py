@@ -1,14 +1,17 @@
 """The federated strategy: a Flower ``Strategy`` driven by Flower's own ``start()``.
 
-Each round it draws a cohort of partitions from the run's seed, sends the global model to the nodes that host them, folds their updates as
-they arrive into an exact sum, and takes one step of the server optimiser. Rounds of ``start()`` count from 1; ``first_round`` maps them to the
+Each round it asks partitions in an order drawn from the run's seed, sends the global model to the nodes that host them, folds their updates as
+they arrive, and takes one step of the server optimiser. Rounds of ``start()`` count from 1; ``first_round`` maps them to the
 run's own rounds after a resume.
 """
 
 import logging
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,42 +19,85 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedhubert.config import client_job
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
-from fedhubert.federation.exact_sum import ExactSum, PartialSum, UpdateRejected
-from fedhubert.federation.nodes import Federation, describe_failures
-from fedhubert.federation.protocol import Failure, Metrics, Reply
-from fedhubert.federation.sampling import assign_to_nodes, cohort
+from fedhubert.federation.arrays import HeldArray, tensor_of
+from fedhubert.federation.codecs import decode, encode
+from fedhubert.federation.folding import RoundFold, RoundOutcome
+from fedhubert.federation.journal import Entry, Journal
+from fedhubert.federation.nodes import Federation, describe_failures, refresh
+from fedhubert.federation.protocol import Failure
+from fedhubert.federation.sampling import assign_to_nodes, ranking
 from fedhubert.federation.server_optimizers import ServerOptimizer
 
 log = logging.getLogger("fedhubert")
 
-
-@dataclass
-class RoundOutcome:
-    """What happened in a round: per-partition metrics of the clients whose updates were folded, and who failed and why."""
-
-    number: int
-    asked: list[int]
-    clients: dict[int, Metrics] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    bytes_down: int = 0
-    bytes_up: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
 ClientsDone = Callable[[int, int, int], None]
 """Told after every reply: the round, the clients done, the clients asked."""
 
+_NORMS_KEPT, _NORMS_NEEDED = 64, 8
+
+
+@dataclass
+class RoundState:
+    """What a round hands to the next besides the model and the server optimiser; kept in checkpoints.
+
+    Attributes:
+        positions: Partition -> micro-batches consumed so far.
+        site_rounds: Partition -> the last round whose update of it was accepted: the version of its site's state to go on from.
+        norms: Norms of the updates accepted last, oldest first.
+    """
+
+    positions: dict[int, int] = field(default_factory=dict)
+    site_rounds: dict[int, int] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        positions = {str(partition): count for partition, count in self.positions.items()}
+        return {
+            "positions": positions,
+            "site_rounds": {str(p): r for p, r in self.site_rounds.items()},
+            "norms": list(self.norms),
+        }
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "RoundState":
+        """Inverse of :meth:`to_plain`."""
+        positions = {int(partition): int(count) for partition, count in values["positions"].items()}
+        return cls(
+            positions, {int(p): int(r) for p, r in values["site_rounds"].items()}, [float(norm) for norm in values["norms"]]
+        )
+
+    def accept(self, outcome: RoundOutcome) -> None:
+        """Book a round whose model has been accepted."""
+        for partition in sorted(outcome.clients):
+            metrics = outcome.clients[partition]
+            self.positions[partition] = self.positions.get(partition, 0) + int(metrics["train_micro_batches"])
+            self.site_rounds[partition] = outcome.number
+            self.norms.append(float(metrics["update_norm"]))
+        for failure in outcome.failures:
+            if failure.code == protocol.STATE_MISSING:
+                self.site_rounds[failure.partition] = 0  # it has lost its state: next time it begins afresh
+        del self.norms[:-_NORMS_KEPT]
+
+    def norm_limit(self, ratio: float) -> float | None:
+        """Return the longest update to accept: ``ratio`` times the median of those accepted before; None without enough of them."""
+        return ratio * statistics.median(self.norms) if ratio and len(self.norms) >= _NORMS_NEEDED else None
+
 
 class FederatedStrategy(Strategy):
-    """Cohorts by partition id, streaming exact aggregation, one server-optimiser step.
+    """Clients by partition id, streaming exact aggregation, one server-optimiser step.
 
     Args:
         federation: The connected nodes.
         optimizer: The server optimiser, with its state.
         first_round: Our number of the round that ``start()`` calls 1.
-        positions: Partition -> micro-batches consumed so far; advanced as updates are accepted.
+        state: What earlier rounds left; advanced as rounds are accepted.
+        journal: Where the accepted clients are written before each step; rounds already in it are replayed as they went.
+        publish: Wraps the model for messages; in a simulation it puts it where all workers reach it.
+        checkpoints: Returns the rounds that a resume may go back to, for which sites keep their state.
         on_client: Progress callback.
     """
 
@@ -61,21 +107,28 @@ class FederatedStrategy(Strategy):
         optimizer: ServerOptimizer,
         *,
         first_round: int = 1,
-        positions: Mapping[int, int] | None = None,
+        state: RoundState | None = None,
+        journal: Journal | None = None,
         targets_key: str = "",
+        publish: Callable[[np.ndarray[Any, Any]], Array] = HeldArray,
+        checkpoints: Callable[[], list[int]] = list,
         on_client: ClientsDone | None = None,
     ) -> None:
         self.federation = federation
         self.optimizer = optimizer
-        self.positions = dict(positions or {})
+        self.state = state or RoundState()
         self.outcome = RoundOutcome(0, [])
+        self.incoming = torch.empty(0)
+        """The model [P] that the current round began with."""
         self.between_steps = True
         """False from the start of a server-optimiser step until its result is accepted: the optimiser's state is then ahead of the model."""
         self._offset = first_round - 1
+        self._journal = journal
         self._targets_key = targets_key
+        self._publish = publish
+        self._checkpoints = checkpoints
         self._on_client = on_client or (lambda round_number, done, asked: None)
-        self._model = torch.empty(0)
-        self._shares: dict[int, list[int]] = {}
+        self._keeps_state = client_job(federation.config).keeps_state
 
     def summary(self) -> None:
         federated = self.federation.config.federated
@@ -88,117 +141,176 @@ class FederatedStrategy(Strategy):
         )
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterator[Message]:
-        """Draw the round's cohort and return a generator of one message per node that hosts members of it."""
+        """Choose whom the round asks first and return a generator of one message per node that hosts some of them."""
         self.federation.grid.check_stop()
-        run, federated = self.federation.config, self.federation.config.federated
+        refresh(self.federation)
         number = server_round + self._offset
-        asked = cohort(run.seed, number, federated.num_clients, federated.clients_per_round)
-        load = {partition: float(about["train_audio_s"]) for partition, about in self.federation.partitions.items()}
-        self._shares = assign_to_nodes(asked, self.federation.hosts, load)
-        self._model = torch.from_numpy(np.array(arrays["model"].numpy()))
-        self.outcome = RoundOutcome(number, asked)
-        self._started = time.monotonic()
-        self.outcome.bytes_down = len(self._shares) * self._model.numel() * self._model.element_size()
-        return (
-            self._request(node, protocol.TRAIN, partitions, arrays["model"], number) for node, partitions in self._shares.items()
+        self.incoming = tensor_of(arrays["model"].numpy())
+        self._message_array, self._reference = self.pack(self.incoming)
+        self._replayed = self._journal.get(number) if self._journal else None
+        federated = self.federation.config.federated
+        self._wanted = len(self._replayed.steps) if self._replayed else federated.clients_per_round
+        self._queue = (
+            sorted(self._replayed.steps)
+            if self._replayed
+            else ranking(self.federation.config.seed, number, federated.num_clients)
         )
-
-    def evaluation_messages(self, model: Array, number: int) -> Iterator[Message]:
-        """Yield messages that have every client score ``model`` on its validation split."""
-        for node, partitions in self.federation.everyone().items():
-            yield self._request(node, protocol.EVALUATE, partitions, model, number)
-
-    def _request(self, node: int, kind: str, partitions: list[int], model: Array, number: int) -> Message:
-        task = {
-            "round": number,
-            "partitions": partitions,
-            "positions": {str(partition): self.positions.get(partition, 0) for partition in partitions},
-            "layout": self.federation.layout,
-            "targets": self._targets_key,
-        }
-        timeout_s = self.federation.config.federated.round_timeout_s
-        return self.federation.message(node, kind, task, group=str(number), timeout_s=timeout_s, arrays={"model": model})
+        self.outcome = RoundOutcome(number, [])
+        self._norm_limit = self.state.norm_limit(federated.max_norm_ratio)
+        self._fold = RoundFold(federated, self._momentum, self.federation.layout, self._reference, self.outcome, self._norm_limit)
+        self._attempt = 0
+        self._started = time.monotonic()
+        return self._ask(self._wanted if self._replayed else math.ceil(self._wanted * federated.over_commit))
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
-        """Fold the replies one at a time and step the server optimiser.
+        """Fold the replies one at a time, ask again where they are too few, and step the server optimiser.
 
         Raises:
-            FederationError: when fewer than ``federated.min_clients`` usable updates arrived; the model stays that of the last checkpoint.
+            FederationError: when fewer usable updates than the quorum arrived; the model stays that of the last checkpoint.
         """
-        fold = ExactSum(self._model.numel())
-        unheard = set(self._shares)
-        for message in replies:
-            reply = protocol.read_reply(message)
-            unheard.discard(reply.node_id)
-            self._fold(reply, fold)
-            done = len(self.outcome.clients) + len(self.outcome.failures)
-            self._on_client(self.outcome.number, done, len(self.outcome.asked))
-        late = [Failure(partition, "no_answer") for node in unheard for partition in self._shares[node]]
-        self.outcome.failures += late
+        outcome = self.outcome
+        self._gather(replies)
+        while self._too_few() and self._attempt < self.federation.config.federated.round_retries:
+            self._ask_again()
+        outcome.asked.sort()
         self._check_quorum()
-        self.outcome.seconds["train"] = time.monotonic() - self._started
+        self._write_journal()
+        outcome.seconds["train"] = time.monotonic() - self._started
         step_started = time.monotonic()
         self.between_steps = False
-        updated = self.optimizer.step(self._model, fold.mean())
+        updated = self.optimizer.step(self.incoming, self._fold.mean())
         if not bool(torch.isfinite(updated).all()):
             raise FederationError(
-                f"round {self.outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
+                f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
                 setting="federated.strategy",
             )
         self.between_steps = True
-        self.outcome.seconds["server_step"] = time.monotonic() - step_started
-        for partition, metrics in self.outcome.clients.items():
-            self.positions[partition] = self.positions.get(partition, 0) + int(metrics["train_micro_batches"])
-        return ArrayRecord({"model": Array(updated.numpy())}), MetricRecord({"clients": len(self.outcome.clients)})
+        outcome.seconds["server_step"] = time.monotonic() - step_started
+        self.state.accept(outcome)
+        record = ArrayRecord()
+        record["model"] = HeldArray(updated.numpy())
+        return record, MetricRecord({"clients": len(outcome.clients)})
 
-    def _fold(self, reply: Reply, fold: ExactSum) -> None:
-        """Add a reply to the sum; anything wrong with it becomes a failure of the clients that the node was asked for."""
-        self.outcome.bytes_up += reply.num_bytes
-        asked = self._shares.get(reply.node_id, [])
-        named = {failure.partition: failure for failure in reply.failures if failure.partition in asked}
-        whole = next((failure for failure in reply.failures if failure.partition < 0), None)
-        code = whole.code if whole else "no_result"
-        if reply.metrics and not whole:
-            try:
-                self._check_reply(reply, set(asked) - set(named))
-                self._add(reply, fold)
-            except UpdateRejected as rejected:
-                code = f"update_{rejected.reason}"
-            except (KeyError, TypeError, ValueError):
-                code = "malformed"
-            else:
-                self.outcome.clients.update(reply.metrics)
-        unheard = set(asked) - set(named) - set(self.outcome.clients)
-        others = [Failure(partition, code, whole.setting if whole else "") for partition in sorted(unheard)]
-        self.outcome.failures += [*named.values(), *others]
+    def pack(self, model: torch.Tensor) -> tuple[Array, torch.Tensor]:
+        """Return ``model`` [P] as it travels, and as the clients read it."""
+        codec, shapes = self.federation.config.federated.broadcast_codec, self.federation.layout.shapes
+        arrays = encode(codec, model, shapes)
+        return self._publish(arrays["update"]), decode(codec, arrays, shapes)
 
-    def _add(self, reply: Reply, fold: ExactSum) -> None:
-        if "update" in reply.arrays:
-            (metrics,) = reply.metrics.values()
-            fold.add(torch.from_numpy(np.array(reply.arrays["update"])), int(metrics["weight"]))
-        else:
-            weight = sum(int(metrics["weight"]) for metrics in reply.metrics.values())
-            fold.merge(PartialSum(torch.from_numpy(np.array(reply.arrays["sum"])), weight, float(reply.info["bound"])))
+    def evaluation_messages(self, model: torch.Tensor, number: int) -> Iterator[Message]:
+        """Yield messages that have every client score ``model`` on its validation split."""
+        self._message_array, self._reference = self.pack(model)
+        for node, partitions in self.federation.everyone().items():
+            yield self._request(node, protocol.EVALUATE, partitions, number)
 
-    def _check_reply(self, reply: Reply, expected: set[int]) -> None:
-        if reply.info.get("round") != self.outcome.number:
-            raise UpdateRejected("round")
-        if reply.info.get("layout") != self.federation.layout:
-            raise UpdateRejected("layout")
-        if not set(reply.metrics) <= expected - set(self.outcome.clients):
-            raise UpdateRejected("partition")
-        for metrics in reply.metrics.values():
-            if not all(np.isfinite(value) for value in metrics.values()) or not {"weight", "train_micro_batches"} <= set(metrics):
-                raise UpdateRejected("metrics")
+    @property
+    def _momentum(self) -> float:
+        client = self.federation.config.client
+        return client.momentum if client.optimizer == "sgd" else 0.0
+
+    def _ask(self, count: int) -> Iterator[Message]:
+        """Return messages to the next ``count`` partitions of the queue that are connected."""
+        connected = self.federation.connected
+        asked = [partition for partition in self._queue if partition in connected][:count]
+        self._queue = [partition for partition in self._queue if partition not in asked]
+        self.outcome.asked += [partition for partition in asked if partition not in self.outcome.asked]
+        load = {partition: float(about["train_audio_s"]) for partition, about in self.federation.partitions.items()}
+        self._shares = assign_to_nodes(asked, self.federation.hosts, load)
+        self._fold.expect(self._shares)
+        self.outcome.bytes_down += len(self._shares) * self._reference.numel() * np.dtype(self._message_array.dtype).itemsize
+        self.outcome.bytes_down_fp32 += len(self._shares) * self._reference.numel() * 4
+        return (self._request(node, protocol.TRAIN, shared, self.outcome.number) for node, shared in self._shares.items())
+
+    def _gather(self, replies: Iterable[Message]) -> None:
+        """Fold replies until the round has enough, or all are in, or the deadline has passed."""
+        outcome, unheard = self.outcome, set(self._shares)
+        for message in replies:
+            reply = protocol.read_reply(message)
+            unheard.discard(reply.node_id)
+            self._fold.add(reply)
+            self._on_client(outcome.number, min(len(outcome.clients), self._wanted), self._wanted)
+            if len(outcome.clients) >= self._wanted and unheard:
+                close = getattr(replies, "close", None)
+                if close is not None:
+                    close()
+                return  # over-committed: the others are not needed, and have not failed
+        outcome.failures += [Failure(partition, "no_answer") for node in sorted(unheard) for partition in self._shares[node]]
+
+    def _too_few(self) -> bool:
+        """Below the quorum; or, in a replay, without all that were accepted before."""
+        accepted = len(self.outcome.clients)
+        return accepted < self._wanted if self._replayed else accepted < self.federation.config.federated.quorum
+
+    def _ask_again(self) -> None:
+        """Ask the next of the queue, and when there are none left, those that failed."""
+        self._attempt += 1
+        refresh(self.federation)
+        missing = self._wanted - len(self.outcome.clients)
+        if not set(self._queue) & self.federation.connected:
+            self._queue = [partition for partition in self.outcome.asked if partition not in self.outcome.clients]
+        log.warning(
+            "round %d: %d usable updates, %d wanted; asking again (%d of %d). %s",
+            self.outcome.number,
+            len(self.outcome.clients),
+            self._wanted,
+            self._attempt,
+            self.federation.config.federated.round_retries,
+            describe_failures(self.outcome.failures),
+        )
+        messages = self._ask(missing)
+        self._gather(self.federation.grid.send_and_receive(messages, timeout=self.federation.config.federated.round_timeout_s))
 
     def _check_quorum(self) -> None:
-        accepted, needed = len(self.outcome.clients), self.federation.config.federated.min_clients
+        accepted, needed = len(self.outcome.clients), self.federation.config.federated.quorum
         if accepted < needed:
+            absent = sorted(set(range(self.federation.config.federated.num_clients)) - self.federation.connected)
+            away = f" Not connected: {absent}." if absent else ""
             raise FederationError(
                 f"round {self.outcome.number}: {accepted} usable updates of {len(self.outcome.asked)} asked, {needed} needed "
-                f"(federated.min_clients). {describe_failures(self.outcome.failures)}",
+                f"(federated.min_clients). {describe_failures(self.outcome.failures)}{away}",
                 setting="federated.min_clients",
             )
+
+    def _write_journal(self) -> None:
+        """Make the accepted set durable, or, in a replay, check that it is the one of before."""
+        outcome = self.outcome
+        if self._replayed and set(outcome.clients) == set(self._replayed.steps):
+            outcome.asked, outcome.failures = list(self._replayed.asked), list(self._replayed.failures)
+            for name, count in self._replayed.bytes.items():
+                setattr(outcome, name, count)
+            return
+        if self._replayed:
+            log.warning(
+                "round %d accepted clients %s before the interruption, and now only %s answer: from here the run is another",
+                outcome.number,
+                sorted(self._replayed.steps),
+                sorted(outcome.clients),
+            )
+        if self._journal:
+            steps = {partition: int(outcome.clients[partition]["train_steps"]) for partition in sorted(outcome.clients)}
+            counts = {name: getattr(outcome, name) for name in ("bytes_down", "bytes_up", "bytes_down_fp32", "bytes_up_fp32")}
+            self._journal.write(Entry(outcome.number, outcome.asked, steps, outcome.failures, counts))
+
+    def _request(self, node: int, kind: str, partitions: list[int], number: int) -> Message:
+        federated = self.federation.config.federated
+        task: dict[str, Any] = {
+            "round": number,
+            "partitions": partitions,
+            "positions": {str(partition): self.state.positions.get(partition, 0) for partition in partitions},
+            "layout": self.federation.layout.fingerprint,
+            "targets": self._targets_key,
+            "broadcast_codec": federated.broadcast_codec,
+            "budget_s": federated.round_timeout_s,
+        }
+        if kind == protocol.TRAIN:
+            task |= {"attempt": self._attempt, "norm_limit": self._norm_limit}
+            if self._replayed:
+                task["steps"] = {str(partition): self._replayed.steps[partition] for partition in partitions}
+            if self._keeps_state:
+                task["site_rounds"] = {str(partition): self.state.site_rounds.get(partition, 0) for partition in partitions}
+                task["checkpoints"] = self._checkpoints()
+        arrays = {"model": self._message_array}
+        return self.federation.message(node, kind, task, group=str(number), timeout_s=federated.round_timeout_s, arrays=arrays)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """No message: clients score the incoming model in the next round's train message, which saves a round trip."""

@@ -1,9 +1,9 @@
 """Pseudo-labels before the first round: federated k-means (sums and counts travel, never features), then labelling on each site."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from flwr.app import Array
 from fedhubert.config import Config
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
+from fedhubert.federation.arrays import HeldArray
 from fedhubert.federation.extractor_phase import distribute, read_extractor
 from fedhubert.federation.nodes import Federation, describe_failures
 from fedhubert.federation.preflight import check_alike
@@ -39,6 +40,7 @@ class Targets:
         centroids: float32[K, D]; None for precomputed labels.
         train_counts, validation_counts: Over all clients [K].
         source: What the centroids are of.
+        extractor: The model that ``source`` runs, if any.
         agreement: With the labels of ``targets.label_column``, if any were found.
     """
 
@@ -47,7 +49,16 @@ class Targets:
     train_counts: npt.NDArray[np.int64]
     validation_counts: npt.NDArray[np.int64]
     source: FeatureSource = MFCC
+    extractor: Extractor | None = None
     agreement: Agreement | None = None
+
+    def arrays(self) -> dict[str, Array] | None:
+        """Return what sites need to make the labels."""
+        return None if self.centroids is None else {"centroids": HeldArray(self.centroids)}
+
+    def task(self) -> dict[str, Any]:
+        """Return what a request to label says."""
+        return {"targets": self.key, "extractor": "" if self.extractor is None else self.extractor.key}
 
     def event(self) -> dict[str, Any]:
         """Return what ``metrics.jsonl`` says of the labels: frames, entropy and most frequent share of each split."""
@@ -68,8 +79,21 @@ class Targets:
         }
 
 
+class KMeansProgress(Protocol):
+    """Where the clustering of an interrupted run left off, and where it is kept."""
+
+    def load(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the solver's state, empty or None where there is none."""
+
+    def save(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Keep the solver's state."""
+
+
 def prepare_targets(
-    federation: Federation, centroids: npt.NDArray[np.float32] | None, on_event: Callable[[dict[str, Any]], None]
+    federation: Federation,
+    centroids: npt.NDArray[np.float32] | None,
+    progress: KMeansProgress,
+    on_event: Callable[[dict[str, Any]], None],
 ) -> Targets:
     """Find the centroids (unless a resumed run brings them) and have every site label its audio.
 
@@ -81,16 +105,18 @@ def prepare_targets(
     extractor = read_extractor(federation.config)
     source: FeatureSource = MFCC if extractor is None else _layer_features(federation.config, extractor)
     if extractor is not None:
-        distribute(federation, extractor, on_event)
+        distribute(federation, extractor, list(federation.hosts), on_event)
     task = {"extractor": "" if extractor is None else extractor.key}
     if settings.kind == "kmeans" and centroids is None:
-        centroids = _fit(federation, task, source, on_event)
+        centroids = _fit(federation, task, source, progress, on_event)
     key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
     log.info("labelling every client's audio%s", "" if centroids is None else f" with {len(centroids)} clusters")
-    arrays = None if centroids is None else {"centroids": Array(centroids)}
     counts = {name: np.zeros(settings.num_clusters, np.int64) for name in ("train", "validation")}
     table = np.zeros((settings.num_clusters, len(settings.label_values)), np.int64)
-    for reply in _ask_everyone(federation, protocol.LABEL, arrays, {**task, "targets": key}):
+    targets = Targets(key, centroids, counts["train"], counts["validation"], source, extractor)
+    for reply in _ask_all(federation, protocol.LABEL, targets.arrays(), targets.task()):
+        if not reply.metrics:
+            continue
         check_alike(reply.metrics, {"num_clusters": settings.num_clusters, "label_rate_hz": settings.label_rate_hz})
         for name in counts:
             counts[name] += _counts(reply, name, (settings.num_clusters,))
@@ -99,7 +125,21 @@ def prepare_targets(
     found = agreement(table)
     if settings.label_column:
         _say_agreement(settings.label_column, found)
-    return Targets(key, centroids, counts["train"], counts["validation"], source, found)
+    return replace(targets, agreement=found)
+
+
+def label_newcomers(
+    federation: Federation, targets: Targets, shares: dict[int, list[int]], on_event: Callable[[dict[str, Any]], None]
+) -> list[Failure]:
+    """Have nodes that join later label their audio; returns what went wrong."""
+    timeout_s = federation.config.federated.round_timeout_s
+    if targets.extractor is not None:
+        try:
+            distribute(federation, targets.extractor, list(shares), on_event)
+        except FederationError as error:
+            return [Failure(-1, error.code, error.setting)]
+    replies = federation.ask(protocol.LABEL, shares, timeout_s=timeout_s, arrays=targets.arrays(), task=targets.task())
+    return [failure for reply in replies for failure in reply.failures]
 
 
 def _counts(reply: Reply, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
@@ -131,46 +171,64 @@ def _say_agreement(column: str, found: Agreement | None) -> None:
 
 
 def _fit(
-    federation: Federation, task: dict[str, Any], source: FeatureSource, on_event: Callable[[dict[str, Any]], None]
+    federation: Federation,
+    task: dict[str, Any],
+    source: FeatureSource,
+    progress: KMeansProgress,
+    on_event: Callable[[dict[str, Any]], None],
 ) -> npt.NDArray[np.float32]:
     settings = federation.config.targets
     solver = FederatedKMeans(settings.num_clusters, federation.config.seed, settings.max_iterations, settings.tolerance)
-    log.info(
-        "k-means: %d clusters over %s of %d clients",
-        settings.num_clusters,
-        settings.source,
-        federation.config.federated.num_clients,
-    )
-    seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
-    for reply in _ask_everyone(federation, protocol.KMEANS_SEED, None, task):
-        for partition in reply.metrics:
-            seeds[partition] = (reply.arrays[f"centroids_{partition}"], reply.arrays[f"weights_{partition}"])
-    solver.seed([seeds[partition] for partition in sorted(seeds)])
-    done = False
-    while not done:
+    log.info("k-means: %d clusters over %s of %d clients", settings.num_clusters, settings.source, len(federation.connected))
+    state = progress.load()
+    if state:
+        solver.load_state_dict(state)
+        log.info("k-means: going on after iteration %d", len(solver.history))
+    else:
+        solver.seed(_seeds(federation, task))
+        progress.save(solver.state_dict())
+    while not solver.done:
         statistics = None
         assert solver.centroids is not None
-        arrays, scale_bits = {"centroids": Array(solver.centroids)}, scale_of(solver.centroids)
-        for reply in _ask_everyone(federation, protocol.KMEANS_STEP, arrays, task):
-            part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, source.dimension, scale_bits)
-            statistics = part if statistics is None else statistics + part
+        scale_bits = scale_of(solver.centroids)
+        for reply in _ask_all(federation, protocol.KMEANS_STEP, {"centroids": HeldArray(solver.centroids)}, task):
+            if reply.metrics:
+                part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, source.dimension, scale_bits)
+                statistics = part if statistics is None else statistics + part
         assert statistics is not None
-        done = solver.step(statistics)
+        solver.step(statistics)
         iteration, inertia = len(solver.history), solver.history[-1]
         log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
         on_event({"event": "kmeans", "iteration": iteration, "inertia_per_frame": inertia, "frames": statistics.num_frames})
+        progress.save(solver.state_dict())
     assert solver.centroids is not None
     return solver.centroids
 
 
-def _ask_everyone(federation: Federation, kind: str, arrays: dict[str, Array] | None, task: dict[str, Any]) -> list[Reply]:
-    timeout_s = federation.config.federated.round_timeout_s
+def _seeds(federation: Federation, task: dict[str, Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+    for reply in _ask_all(federation, protocol.KMEANS_SEED, None, task):
+        for partition in reply.metrics:
+            seeds[partition] = (reply.arrays[f"centroids_{partition}"], reply.arrays[f"weights_{partition}"])
+    return [seeds[partition] for partition in sorted(seeds)]
+
+
+def _ask_all(federation: Federation, kind: str, arrays: Mapping[str, Array] | None, task: dict[str, Any]) -> list[Reply]:
+    """Ask every connected client, those that fail once more up to ``federated.round_retries`` times; raises :class:`FederationError`."""
+    federated = federation.config.federated
+    shares = federation.everyone()
     replies = []
-    failures: list[Failure] = []
-    for reply in federation.ask(kind, federation.everyone(), timeout_s=timeout_s, arrays=arrays, task=task):
-        replies.append(reply)
-        failures += reply.failures
-    if failures:
-        setting = next((failure.setting for failure in failures if failure.setting), "")
-        raise FederationError(f"{kind} failed: {describe_failures(failures)} (the site's log says more)", setting=setting)
-    return replies
+    for attempt in range(federated.round_retries + 1):
+        heard: set[int] = set()
+        failures: list[Failure] = []
+        for reply in federation.ask(kind, shares, timeout_s=federated.round_timeout_s, arrays=arrays, task=task):
+            replies.append(reply)
+            heard |= set(reply.metrics)
+            failures += reply.failures
+        shares = {node: left for node, asked in shares.items() if (left := [number for number in asked if number not in heard])}
+        if not shares:
+            return replies
+        if attempt < federated.round_retries:
+            log.warning("%s failed: %s; asking again", kind, describe_failures(failures))
+    setting = next((failure.setting for failure in failures if failure.setting), "")
+    raise FederationError(f"{kind} failed: {describe_failures(failures)} (the site's log says more)", setting=setting)

@@ -175,9 +175,27 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def _torchaudio_model(config: ModelConfig) -> Any:
-    """torchaudio's pretraining model: for its encoder and its initial weights. Its masking and its head stay unused."""
-    unused = {
+def torchaudio_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Return the arguments with which ``torchaudio.models.hubert_pretrain_model`` builds this model (all tensors of the same name and shape)."""
+    return {
+        "extractor_mode": config.conv_norm,
+        "extractor_conv_layer_config": list(config.conv_layers),
+        "extractor_conv_bias": config.conv_bias,
+        "encoder_embed_dim": config.embed_dim,
+        "encoder_projection_dropout": config.feature_dropout,
+        "encoder_pos_conv_kernel": config.pos_conv_kernel,
+        "encoder_pos_conv_groups": config.pos_conv_groups,
+        "encoder_num_layers": config.num_layers,
+        "encoder_num_heads": config.num_heads,
+        "encoder_attention_dropout": config.attention_dropout,
+        "encoder_ff_interm_features": config.ffn_dim,
+        "encoder_ff_interm_dropout": config.activation_dropout,
+        "encoder_dropout": config.dropout,
+        "encoder_layer_norm_first": config.layer_norm_first,
+        "encoder_layer_drop": config.layer_drop,
+        "num_classes": config.num_classes,
+        "final_dim": config.final_dim,
+        "feature_grad_mult": None,
         "mask_prob": 0.8,
         "mask_selection": "static",
         "mask_other": 0.0,
@@ -192,25 +210,9 @@ def _torchaudio_model(config: ModelConfig) -> Any:
         "mask_channel_min_space": 1,
         "skip_masked": False,
         "skip_nomask": True,
-        "feature_grad_mult": None,
     }
-    return hubert_pretrain_model(
-        extractor_mode=config.conv_norm,
-        extractor_conv_layer_config=list(config.conv_layers),
-        extractor_conv_bias=config.conv_bias,
-        encoder_embed_dim=config.embed_dim,
-        encoder_projection_dropout=config.feature_dropout,
-        encoder_pos_conv_kernel=config.pos_conv_kernel,
-        encoder_pos_conv_groups=config.pos_conv_groups,
-        encoder_num_layers=config.num_layers,
-        encoder_num_heads=config.num_heads,
-        encoder_attention_dropout=config.attention_dropout,
-        encoder_ff_interm_features=config.ffn_dim,
-        encoder_ff_interm_dropout=config.activation_dropout,
-        encoder_dropout=config.dropout,
-        encoder_layer_norm_first=config.layer_norm_first,
-        encoder_layer_drop=config.layer_drop,
-        num_classes=config.num_classes,
-        final_dim=config.final_dim,
-        **unused,
-    )
+
+
+def _torchaudio_model(config: ModelConfig) -> Any:
+    """torchaudio's pretraining model: for its encoder and its initial weights. Its masking and its head stay unused."""
+    return hubert_pretrain_model(**torchaudio_arguments(config))

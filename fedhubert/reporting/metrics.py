@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,10 @@ def read_events(path: Path) -> Iterator[Event]:
             yield event
 
 
-def forget_after(path: Path, round_number: int) -> None:
-    """Drop what was logged after round ``round_number``, so that a resumed run logs each round once."""
-    kept = [event for event in read_events(path) if int(event.get("round", 0)) <= round_number and event.get("event") != "final"]
+def keep_events(path: Path, wanted: Callable[[Event], bool]) -> None:
+    """Drop the events that are not ``wanted``, so that a resumed run logs each once."""
     temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(json.dumps(event) + "\n" for event in kept))
+    temporary.write_text("".join(json.dumps(event) + "\n" for event in read_events(path) if wanted(event)))
     temporary.replace(path)
 
 

@@ -39,10 +39,10 @@ def rounds_table(metrics_file: Path) -> Table:
     return table
 
 
-def final_validation(metrics_file: Path) -> dict[str, Any]:
-    """Return the final evaluation's validation figures, or an empty dict when the run has not come to it."""
+def final_event(metrics_file: Path) -> Event:
+    """Return the event of the final evaluation, or an empty one when the run has not come to it."""
     events = [event for event in read_events(metrics_file) if event.get("event") == "final"]
-    return dict(events[-1]["validation"]) if events else {}
+    return events[-1] if events else {}
 
 
 def targets_of(events: list[Event]) -> Event:

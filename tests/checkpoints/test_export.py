@@ -1,54 +1,30 @@
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from fedhubert.checkpoints import export
-from fedhubert.checkpoints.huggingface import export_huggingface
-from fedhubert.checkpoints.store import RoundStore, load_checkpoint
+from fedhubert.checkpoints.export import export as export_to
+from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError
-from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.models.hubert import build_hubert
 
-FILES = ["config.json", "model.safetensors", "preprocessor_config.json"]
-SHAPES: dict[str, dict[str, Any]] = {
-    "base": {},
-    "large": {"layer_norm_first": True, "conv_norm": "layer_norm", "final_dim": 48},
-    "other": {
-        "conv_layers": ((24, 10, 5), (32, 3, 2), (32, 3, 2), (32, 3, 2), (32, 3, 2), (32, 2, 2), (40, 2, 2)),
-        "conv_bias": True,
-        "num_layers": 3,
-        "pos_conv_kernel": 31,
-        "pos_conv_groups": 4,
-    },
-}
+from .common import hubert_local, saved, trained
 
-
-def _trained(config: ModelConfig) -> HubertModel:
-    """A model none of whose weights is at its initial value, a norm's 1 or a bias's 0."""
-    model = build_hubert(config, 0)
-    random = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
-    return model.eval()
-
-
-def _saved(folder: Path, model: HubertModel, number: int = 1) -> Path:
-    config = {"model": model.config.model_dump(mode="json")}
-    return RoundStore(folder).save(number, model.state_dict(), config=config, federated_metrics={}, resume=None)
+FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, tiny_model_config: ModelConfig) -> Path:
-    return _saved(tmp_path / "run" / "checkpoints", _trained(tiny_model_config))
+    return saved(tmp_path / "run" / "checkpoints", trained(tiny_model_config))
 
 
 def _run(*arguments: str | Path) -> int:
@@ -57,37 +33,11 @@ def _run(*arguments: str | Path) -> int:
     return export.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_transformers_and_torchaudio_compute_the_same(tmp_path: Path, tiny_model_config: ModelConfig, shape: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    from torchaudio.models.wav2vec2.utils import import_huggingface_model
-
-    model = _trained(tiny_model_config.model_copy(update=SHAPES[shape]))
-    out = export_huggingface(load_checkpoint(_saved(tmp_path, model)), tmp_path / "hf")
-    loaded, info = transformers.HubertModel.from_pretrained(out, output_loading_info=True)
-    assert {key: list(value) for key, value in info.items() if value} == {}
-    assert torch.equal(loaded.masked_spec_embed, model.mask_generator.mask_embedding)
-
-    waveforms = torch.randn(2, 9123, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        ours = model.extract_features(waveforms)
-        theirs = loaded.eval()(waveforms, output_hidden_states=True)
-        imported = import_huggingface_model(loaded).eval().extract_features(waveforms)[0]
-        last = model.wav2vec2.encoder.transformer.layer_norm(ours[-1]) if model.config.layer_norm_first else ours[-1]
-    assert (last - theirs.last_hidden_state).abs().max() < 1e-5
-    layers = theirs.hidden_states[1:]
-    assert len(layers) == len(ours) == model.config.num_layers
-    for mine, huggingface, torchaudio in zip(ours, layers, imported, strict=True):
-        assert mine.std() > 0.1
-        assert (mine - huggingface).abs().max() < 1e-5
-        assert (mine - torchaudio).abs().max() < 1e-5
-
-
 def test_config_keeps_the_recipe_in_huggingfaces_names(tmp_path: Path, tiny_model_config: ModelConfig) -> None:
     transformers = pytest.importorskip("transformers")
     rates = {"dropout": 0.11, "attention_dropout": 0.12, "activation_dropout": 0.13, "feature_dropout": 0.14, "layer_drop": 0.15}
     model = build_hubert(tiny_model_config.model_copy(update=rates), 0)
-    out = export_huggingface(load_checkpoint(_saved(tmp_path, model)), tmp_path / "hf")
+    out = export_to(load_checkpoint(saved(tmp_path, model)), "huggingface", tmp_path / "hf")
     config = transformers.HubertConfig.from_pretrained(out)
     named = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
     assert [getattr(config, name) for name in named] == list(rates.values())
@@ -153,12 +103,82 @@ def test_failure_while_writing_leaves_nothing_half_done(
 def test_checkpoints_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     content = load_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match="no `model`"):
-        export_huggingface(content | {"config": {}}, tmp_path / "out")
+        export_to(content | {"config": {}}, "huggingface", tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"weights hold `student\.weight`"):
-        export_huggingface(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, tmp_path / "out")
+        export_to(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, "huggingface", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, fedhubert.checkpoints.export; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("format_name", export.FORMATS)
+def test_card_beside_every_format(tmp_path: Path, tiny_model_config: ModelConfig, format_name: str) -> None:
+    metrics = {
+        "train": {"loss": 3.25, "masked_accuracy": 0.125},
+        "validation": {},
+        "clients": 5,
+        "data": {"clients": 7, "utterances": 4321, "train_audio_s": 98765.4, "path": "/secret/audio"},
+        "lineage": [
+            {"init_from": {"format": "huggingface", "encoder_sha256": "abc123", "missed": []}},
+            {"round": 4, "checkpoint_sha256": "def456", "changed": {"data.root": ["/secret/a", "/secret/b"]}},
+        ],
+        "history": [{"round": 1}],
+    }
+    run = {
+        "seed": 11,
+        "data": {"manifest": "/secret/manifest.csv"},
+        "federated": {"strategy": "FedYogi"},
+        "init_from": "/secret/model",
+    }
+    content = load_checkpoint(saved(tmp_path / "run", trained(tiny_model_config), 12, metrics, **run))
+    out = export_to(content, format_name, tmp_path / "out")
+    card = (out / "README.md").read_text()
+    for told in (
+        "round 12",
+        "| seed | 11 |",
+        "FedYogi",
+        "| utterances | 4321 |",
+        "| clients | 7 |",
+        "| train.loss | 3.25 |",
+        "abc123",
+        "def456",
+        "| 2.changed | data.root |",
+    ):
+        assert told in card, told
+    assert "secret" not in card and "history" not in card
+    weights = next(file for file in out.iterdir() if file.suffix in (".pt", ".safetensors"))
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
+    code = card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(out))
+    if format_name == "fairseq":
+        compile(code, "card", "exec")  # fairseq itself does not install beside this Python
+        return
+    if format_name == "s3prl":
+        hubert_local()
+    names: dict[str, object] = {"waveforms": torch.randn(2, 9000), "waveform": torch.randn(9000)}
+    exec(code, names)
+    layers = names["layers"] if format_name == "torchaudio" else names["hidden_states"]
+    assert isinstance(layers, list | tuple) and len(layers) >= tiny_model_config.num_layers
+
+
+def test_formats_that_cannot_be_exact_are_refused_by_name(
+    checkpoint: Path, tmp_path: Path, tiny_model_config: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        _run("--checkpoint", checkpoint, "--format", "distiller", "--out", tmp_path / "out")
+    assert (
+        "no LayerNorm before the projection" in (said := capsys.readouterr().err.replace("\n", " ")) and "--format s3prl" in said
+    )
+    with pytest.raises(SystemExit):
+        _run("--checkpoint", checkpoint, "--format", "onnx", "--out", tmp_path / "out")
+    assert "'onnx' is none of huggingface, s3prl, torchaudio, fairseq" in capsys.readouterr().err
+    as_wide = load_checkpoint(saved(tmp_path / "wide", trained(tiny_model_config.model_copy(update={"embed_dim": 32}))))
+    for format_name in ("s3prl", "fairseq"):
+        with pytest.raises(CheckpointError, match=r"both 32 wide .*--format huggingface or torchaudio"):
+            export_to(as_wide, format_name, tmp_path / "out")
+        with pytest.raises(CheckpointError, match=r"weights hold `student\.weight`"):
+            content = load_checkpoint(checkpoint)
+            export_to(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, format_name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,10 +1,11 @@
 """A grid whose nodes are this process: messages go through the ClientApp's own routing and handlers, only Flower's transport is left out."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedhubert.compose import compose
@@ -16,17 +17,21 @@ from fedhubert.training.parameters import ParameterLayout
 
 
 class InProcessGrid(Grid):
-    """Nodes 100, 101, ... with the given node configurations.
+    """Nodes 100, 101, ... with the given node configurations; ``order`` of their ids decides whose reply comes first.
 
     Attributes:
         sent: Bytes of arrays by (node, message type).
         kinds: Messages by type.
+        answers: All replies so far.
     """
 
-    def __init__(self, node_configs: list[dict[str, str | int]]) -> None:
+    def __init__(self, node_configs: list[dict[str, str | int]], order: Callable[[int], float] | None = None) -> None:
+        self.order = order
+        self.due: dict[str, float] = {}
         self.configs = {100 + number: config for number, config in enumerate(node_configs)}
         self.app = ClientApp()
         register(self.app)
+        self.answers: list[Message] = []
         self.replies: dict[str, Message] = {}
         self.sent: Counter[tuple[int, str]] = Counter()
         self.kinds: Counter[str] = Counter()
@@ -52,14 +57,20 @@ class InProcessGrid(Grid):
             self.sent[node, kind] += sum(array.numpy().nbytes for array in arrays.values())
             self.kinds[kind] += 1
             context = Context(1, node, dict(self.configs[node]), RecordDict(), {})
-            reply = self.app(message, context)
+            try:
+                reply = self.app(message, context)
+            except Exception as error:  # as Flower's engine does
+                reply = Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), reply_to=message)
             reply.metadata.__dict__["_src_node_id"] = node
-            ids.append(str(len(self.replies)))
+            ids.append(str(sum(self.kinds.values())))
             self.replies[ids[-1]] = reply
+            self.answers.append(reply)
+            self.due[ids[-1]] = self.order(node) if self.order else 0.0
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self.replies[number] for number in message_ids]
+        first = min((self.due[number] for number in self.replies), default=0.0)
+        return [self.replies.pop(number) for number in message_ids if number in self.replies and self.due[number] <= first]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         raise NotImplementedError
@@ -68,5 +79,5 @@ class InProcessGrid(Grid):
 def federation(overrides: list[str], node_configs: list[dict[str, str | int]]) -> tuple[Federation, InProcessGrid]:
     """Return a federation that is not yet connected, and the grid below it."""
     config, grid = compose(overrides), InProcessGrid(node_configs)
-    layout = ParameterLayout.of(build_hubert(config.model, config.seed)).fingerprint
-    return Federation(StreamingGrid(grid), config, "run", layout=layout), grid
+    layout = ParameterLayout.of(build_hubert(config.model, config.seed))
+    return Federation(StreamingGrid(grid), config, "run", layout), grid

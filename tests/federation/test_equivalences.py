@@ -1,6 +1,7 @@
 """Federated equals central where it must: the client's own handlers on generated audio, without Flower in between."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from fedhubert.config import ClientJob, Config, client_job
 from fedhubert.data.batching import Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.federation import client
-from fedhubert.federation.exact_sum import ExactSum, PartialSum
-from fedhubert.federation.protocol import Request
+from fedhubert.federation.codecs import decode
+from fedhubert.federation.exact_sum import ExactSum
+from fedhubert.federation.faults import InjectedCrash
+from fedhubert.federation.folding import RoundFold, RoundOutcome
+from fedhubert.federation.protocol import Reply, Request
 from fedhubert.federation.server_optimizers import FedAvg
 from fedhubert.federation.site import open_site
+from fedhubert.federation.site_state import StateFolder
 from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.training.local import Progress, train_locally
 from fedhubert.training.parameters import ParameterLayout
@@ -56,6 +62,10 @@ class Clients:
         for number in range(self.job.num_clients):
             site.labels(site.partition(number), self.key, self.centroids)
         self.layout = ParameterLayout.of(self.model())
+        self.norm_limit: float | None = None
+        self.budget_s = 3600.0
+        self.steps: dict[int, int] = {}
+        self.site_rounds: dict[int, int] = {}
 
     def model(self) -> HubertModel:
         return build_hubert(self.config.model, self.config.seed)
@@ -63,23 +73,45 @@ class Clients:
     def initial(self) -> torch.Tensor:
         return self.layout.to_vector(self.model())
 
-    def round(self, model: torch.Tensor, number: int, partitions: list[int], positions: dict[int, int]) -> dict[str, Any]:
+    def round(
+        self,
+        model: torch.Tensor,
+        number: int,
+        partitions: list[int],
+        positions: dict[int, int],
+        failures: dict[int, str] | None = None,
+    ) -> dict[str, Any]:
         task = {
             "round": number,
             "partitions": partitions,
             "positions": {str(p): positions.get(p, 0) for p in partitions},
             "layout": self.layout.fingerprint,
             "targets": self.key,
+            "broadcast_codec": "fp32",
+            "attempt": 0,
+            "norm_limit": self.norm_limit,
+            "budget_s": self.budget_s,
+            "steps": {str(p): self.steps[p] for p in self.steps},
+            "site_rounds": {str(p): self.site_rounds.get(p, 0) for p in partitions},
+            "checkpoints": [0],
         }
         handled = client.train_round(Request(self.job, "test", json.loads(json.dumps(task)), {"model": model.numpy()}), self.node)
-        assert handled["failures"] == [], handled["failures"]
+        assert {failure.partition: failure.code for failure in handled["failures"]} == (failures or {}), handled["failures"]
         return handled
 
     def flat_mean(self, model: torch.Tensor, number: int, positions: dict[int, int]) -> torch.Tensor:
-        fold = ExactSum(model.numel())
-        for partition in range(self.job.num_clients):
-            handled = self.round(model, number, [partition], positions)
-            fold.add(torch.from_numpy(handled["arrays"]["update"]), handled["metrics"][partition]["weight"])
+        return self.mean(model, number, [[partition] for partition in range(self.job.num_clients)], positions)
+
+    def mean(self, model: torch.Tensor, number: int, shards: list[list[int]], positions: dict[int, int]) -> torch.Tensor:
+        """Return what the server makes of the replies of nodes that host ``shards``."""
+        outcome = RoundOutcome(number, list(range(self.job.num_clients)))
+        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None)
+        fold.expect(dict(enumerate(shards)))
+        for node, shard in enumerate(shards):
+            handled = self.round(model, number, shard, positions)
+            fold.add(Reply(node, handled["metrics"], [], handled["arrays"], handled["info"]))
+        assert outcome.failures == [] and len(outcome.clients) == self.job.num_clients
+        self.outcome = outcome
         return fold.mean()
 
     def batches(self, partition: int, positions: range) -> list[Batch]:
@@ -145,20 +177,99 @@ def test_one_plain_sgd_step_of_each_client_is_one_accumulated_central_step(setti
     assert relative(federated, clients.layout.to_vector(central), start) < 1e-5
 
 
-def test_a_shards_partial_sum_has_the_bits_of_the_flat_round(settings: list[str]) -> None:
-    clients = Clients([*settings, "client.local_steps=2", "model.dropout=0.1"])
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+def test_a_shards_partial_sum_has_the_bits_of_the_flat_round(settings: list[str], codec: str, tmp_path: Path) -> None:
+    run = [
+        *settings,
+        "client.local_steps=2",
+        "model.dropout=0.1",
+        f"federated.update_codec={codec}",
+        f"client.state_dir={tmp_path}",
+    ]
+    clients = Clients([*run, "federated.strategy=FedNova"])
     start = clients.initial()
     expected = clients.flat_mean(start, 1, {})
+    flat = clients.outcome.clients
     for shards in ([[0, 1, 2]], [[2, 0], [1]]):
-        fold = ExactSum(start.numel())
-        for shard in shards:
-            handled = clients.round(start, 1, shard, {})
-            weight = sum(metrics["weight"] for metrics in handled["metrics"].values())
-            if len(shard) == 1:
-                fold.add(torch.from_numpy(handled["arrays"]["update"]), weight)
-            else:
-                fold.merge(PartialSum(torch.from_numpy(handled["arrays"]["sum"]), weight, handled["info"]["bound"]))
-        assert torch.equal(fold.mean(), expected)
+        assert torch.equal(clients.mean(start, 1, shards, {}), expected)
+        for partition, metrics in clients.outcome.clients.items():
+            assert {**metrics, "train_seconds": 0} == {**flat[partition], "train_seconds": 0}
+
+
+def test_fednova_with_equal_steps_is_fedavg(settings: list[str]) -> None:
+    steps = "client.local_steps=3"
+    start = Clients([*settings, steps]).initial()
+    plain = Clients([*settings, steps, "federated.strategy=FedAvg"]).flat_mean(start, 1, {})
+    nova = Clients([*settings, steps, "federated.strategy=FedNova"]).flat_mean(start, 1, {})
+    assert float((nova - plain).norm() / plain.norm()) < 1e-6
+
+
+def test_what_int8_leaves_over_comes_with_the_next_update(settings: list[str], tmp_path: Path) -> None:
+    """Error feedback: over rounds, the sum of what was sent differs from the sum of the updates by one left-over, not by many."""
+    state = f"client.state_dir={tmp_path}"
+    lossy = Clients([*settings, state, "client.local_steps=1", "federated.update_codec=int8"])
+    exact = Clients([*settings, state, "client.local_steps=1"])
+    start, total, sent = lossy.initial(), torch.zeros(lossy.layout.numel), torch.zeros(lossy.layout.numel)
+    for number in range(1, 9):  # the same model and batch each time: the same update, rounded another way each time
+        lossy.site_rounds = {0: number - 1}
+        handled = lossy.round(start, number, [0], {})
+        sent += decode("int8", handled["arrays"], lossy.layout.shapes)
+        total += torch.from_numpy(exact.round(start, number, [0], {})["arrays"]["update"])
+    residual = StateFolder(tmp_path / "runs/test/partition_00000").load(8).residual
+    assert residual is not None
+    torch.testing.assert_close(sent + residual, total, rtol=1e-4, atol=1e-7)
+    assert float((sent - total).norm()) < 0.1 * float(total.norm())
+
+
+def test_a_client_that_trains_too_long_sends_what_it_has_and_can_repeat_it(settings: list[str]) -> None:
+    clients = Clients([*settings, "client.local_steps=1000000", "client.max_seconds=0.5"])
+    start = clients.initial()
+    handled = clients.round(start, 1, [0], {})
+    steps = handled["metrics"][0]["train_steps"]
+    assert 1 <= steps < 1000 and handled["metrics"][0]["train_seconds"] < 30
+    clients.steps = {0: steps}
+    again = clients.round(start, 1, [0], {})
+    assert again["metrics"][0]["train_steps"] == steps
+    assert np.array_equal(handled["arrays"]["update"], again["arrays"]["update"])
+
+
+def test_a_node_leaves_out_clients_for_which_its_time_does_not_suffice(settings: list[str]) -> None:
+    clients = Clients([*settings, "client.local_steps=2"])
+    clients.budget_s = 1e-3
+    handled = clients.round(clients.initial(), 1, [0, 1, 2], {}, failures={1: "no_time", 2: "no_time"})
+    assert list(handled["metrics"]) == [0] and "sum" in handled["arrays"]
+
+
+def test_a_node_keeps_bad_updates_out_of_its_sum(settings: list[str]) -> None:
+    clients = Clients([*settings, "client.local_steps=2", "federated.strategy=FedAvg"])
+    start = clients.initial()
+    clients.flat_mean(start, 1, {})
+    norms = {partition: metrics["update_norm"] for partition, metrics in clients.outcome.clients.items()}
+    longest = max(norms, key=lambda partition: norms[partition])
+    clients.norm_limit = sorted(norms.values())[1]
+    handled = clients.round(start, 1, [0, 1, 2], {}, failures={longest: "update_norm"})
+    assert set(handled["metrics"]) == {0, 1, 2} - {longest}
+
+
+def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
+    start = Clients(settings).initial()
+    for fault, codes in (("nan", {"update_not_finite"}), ("truncate", {"update_shape"})):
+        clients = Clients([*settings, "client.local_steps=1", f"faults.{fault}=0.4"])
+        outcome = RoundOutcome(1, [0, 1, 2])
+        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, None)
+        fold.expect({0: [0], 1: [1], 2: [2]})
+        for partition in range(3):
+            handled = clients.round(start, 1, [partition], {})
+            fold.add(Reply(partition, handled["metrics"], [], handled["arrays"], handled["info"]))
+        assert {failure.code for failure in outcome.failures} == codes and 0 < len(outcome.clients) < 3, fault
+    clients = Clients([*settings, "client.local_steps=1", "faults.crash=1.0"])
+    with pytest.raises(InjectedCrash):
+        clients.round(start, 1, [0], {})
+    clients = Clients([*settings, "client.local_steps=1", "faults.delay_s=0.5"])
+    started = time.monotonic()
+    clients.round(start, 1, [0], {})
+    waited = 0.5 * generator(0, "faults/delay", 1, 0, 0).random()
+    assert time.monotonic() - started > waited > 0
 
 
 def test_fedprox_without_its_term_is_fedavg_and_with_it_stays_closer(settings: list[str]) -> None:

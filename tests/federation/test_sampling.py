@@ -1,17 +1,17 @@
-"""Cohorts and their places."""
+"""Who is asked, and their places."""
 
-from fedhubert.federation.sampling import assign_to_nodes, cohort
-
-
-def test_a_cohort_depends_on_seed_and_round_alone() -> None:
-    assert cohort(1, 3, 100, 10) == cohort(1, 3, 100, 10)
-    assert cohort(1, 3, 100, 10) != cohort(1, 4, 100, 10)
-    assert cohort(2, 3, 100, 10) != cohort(1, 3, 100, 10)
-    assert cohort(0, 1, 5, 5) == [0, 1, 2, 3, 4]
+from fedhubert.federation.sampling import assign_to_nodes, ranking
 
 
-def test_every_client_is_drawn_about_equally_often() -> None:
-    drawn = [client for round_number in range(2000) for client in cohort(0, round_number, 10, 5)]
+def test_the_order_of_asking_depends_on_seed_and_round_alone() -> None:
+    assert ranking(1, 3, 100) == ranking(1, 3, 100)
+    assert ranking(1, 3, 100) != ranking(1, 4, 100)
+    assert ranking(2, 3, 100) != ranking(1, 3, 100)
+    assert sorted(ranking(0, 1, 5)) == [0, 1, 2, 3, 4]
+
+
+def test_every_client_is_asked_about_equally_often() -> None:
+    drawn = [client for round_number in range(2000) for client in ranking(0, round_number, 10)[:5]]
     counts = [drawn.count(client) for client in range(10)]
     assert min(counts) > 900 and max(counts) < 1100
 

@@ -1,12 +1,13 @@
-"""Server optimisers against hand-computed steps and Flower's own FedAdam where they agree."""
+"""Server optimisers against hand-computed steps and Flower's own classes where they agree."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAdam as FlowerFedAdam
+from flwr.serverapp import strategy as flower
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.config import FederatedConfig
@@ -19,6 +20,7 @@ from fedhubert.federation.server_optimizers import (
     FedAvgM,
     FedYogi,
     build_server_optimizer,
+    nova_coefficient,
 )
 
 
@@ -40,22 +42,52 @@ def test_fedadam_by_hand_for_two_steps() -> None:
         assert float(stepped) == pytest.approx(model, rel=1e-6)
 
 
-def test_fedadam_agrees_with_flowers_apart_from_its_bias_correction_and_start() -> None:
-    """Flower starts v at 0 and scales eta by sqrt(1 - beta2^(round + 1)) / (1 - beta1^(round + 1)); given both, two rounds agree."""
-    eta, beta1, beta2, tau = 0.01, 0.9, 0.999, 0.001
-    before = np.array([0.3, -0.1, 0.7], np.float32)
-    flower = FlowerFedAdam(eta=eta, beta_1=beta1, beta_2=beta2, tau=tau)
-    flower.current_arrays = {"w": before}
-    ours = FedAdam(3, eta=eta, beta1=beta1, beta2=beta2, tau=tau)
-    ours.state["v"].zero_()
-    model = torch.from_numpy(before)
-    for round_number, update in ((1, [0.02, -0.05, 0.001]), (2, [-0.01, 0.03, 0.002])):
-        local = model.numpy() + np.array(update, np.float32)
-        theirs, _ = flower.aggregate_train(round_number, [flower_reply(local)])
-        ours.eta = eta * float(np.sqrt(1 - beta2 ** (round_number + 1)) / (1 - beta1 ** (round_number + 1)))
-        model = ours.step(model, torch.from_numpy(local) - model)
-        np.testing.assert_allclose(model.numpy(), theirs["w"].numpy(), rtol=1e-5)
-        flower.current_arrays = {"w": model.numpy()}
+@pytest.mark.parametrize(
+    ("strategy", "theirs"),
+    [
+        ("FedAdam", flower.FedAdam),  # with bias_correction=flower
+        ("FedYogi", flower.FedYogi),  # whose v starts at 0, and which Flower leaves uncorrected
+        ("FedAdagrad", flower.FedAdagrad),
+        ("FedAvgM", flower.FedAvgM),
+    ],
+)
+def test_three_rounds_agree_with_flowers_own_class(strategy: str, theirs: Any) -> None:
+    eta, tau, betas = 0.01, 0.001, {"beta1": 0.9, "beta2": 0.999}
+    correction = "flower" if strategy == "FedAdam" else "none"
+    config = FederatedConfig(strategy=strategy, eta=eta, tau=tau, bias_correction=correction, server_learning_rate=0.5, **betas)  # type: ignore[arg-type]
+    ours = build_server_optimizer(config, 3)
+    if isinstance(ours, Adaptive):
+        ours.state["v"].zero_()
+    options: dict[str, Any] = {"eta": eta, "tau": tau}
+    if strategy in ("FedAdam", "FedYogi"):
+        options |= {"beta_1": 0.9, "beta_2": 0.999}
+    elif strategy == "FedAdagrad":
+        ours.beta1 = 0.0  # type: ignore[attr-defined]  # Flower's has no momentum
+    else:
+        options = {"server_learning_rate": 0.5, "server_momentum": 0.9}
+    model = np.array([0.3, -0.1, 0.7], np.float32)
+    reference = theirs(**options)
+    reference.current_arrays = ArrayRecord({"w": Array(model)}) if strategy == "FedAvgM" else {"w": model}
+    for round_number, update in ((1, [0.02, -0.05, 0.001]), (2, [-0.01, 0.03, 0.002]), (3, [0.004, 0.02, -0.03])):
+        local = model + np.array(update, np.float32)
+        expected, _ = reference.aggregate_train(round_number, [flower_reply(local)])
+        stepped = ours.step(torch.from_numpy(model), torch.from_numpy(local - model))
+        assert stepped.dtype == torch.float32
+        np.testing.assert_allclose(stepped.numpy(), expected["w"].numpy(), rtol=2e-5)
+        model = stepped.numpy()
+        reference.current_arrays = ArrayRecord({"w": Array(model)}) if strategy == "FedAvgM" else {"w": model}
+
+
+def test_novas_coefficient_is_the_sum_of_the_weights_of_the_gradients() -> None:
+    """Under one and the same gradient, SGD with momentum moves by the rate times that sum."""
+    for momentum in (0.0, 0.5, 0.9):
+        for steps in (1, 2, 7):
+            parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+            sgd = torch.optim.SGD([parameter], lr=0.1, momentum=momentum)
+            for _ in range(steps):
+                parameter.grad = torch.ones_like(parameter)
+                sgd.step()
+            assert nova_coefficient(steps, momentum) == pytest.approx(-float(parameter.detach()) / 0.1)
 
 
 def flower_reply(weights: np.ndarray) -> Message:

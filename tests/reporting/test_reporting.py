@@ -6,9 +6,9 @@ import pytest
 
 from fedhubert.compose import compose
 from fedhubert.errors import ConfigError
-from fedhubert.reporting.metrics import append_event, forget_after, read_events
+from fedhubert.reporting.metrics import append_event, keep_events, read_events
 from fedhubert.reporting.run_folder import RunFolder, resolve_out
-from fedhubert.reporting.summary import final_validation, plot_curves, rounds_table
+from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
 
 
 def test_events_are_appended_whole_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(tmp_path: Path) ->
         {"event": "final", "round": 3},
     ):
         append_event(log, event)
-    forget_after(log, 2)
+    keep_events(log, lambda event: event.get("round", 0) <= 2 and event["event"] != "final")
     assert [event["event"] for event in read_events(log)] == ["kmeans", "targets", "round", "round"]
 
 
@@ -67,6 +67,6 @@ def test_table_and_plot_are_made_from_the_log(tmp_path: Path) -> None:
     columns = {column.header: list(column.cells) for column in table.columns}
     assert columns["valid loss"] == ["1.5000", "1.2500"]  # round 1's came with round 2, round 2's with the final evaluation
     assert columns["clients"] == ["1/2", "1/2"]
-    assert final_validation(log)["loss"] == 1.25
+    assert final_event(log)["validation"]["loss"] == 1.25
     plot_curves(log, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

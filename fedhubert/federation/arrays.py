@@ -1,0 +1,66 @@
+"""Flower ``Array``s that are not copied until they must be.
+
+Flower's own is bytes: a model is serialised when it is built, copied into every message of a simulation, and parsed again by every client.
+A :class:`HeldArray` keeps the ndarray and serialises it when it goes over a wire; a :class:`SharedArray` lies in the object store of a
+simulation's Ray, once, and messages carry a reference to it.
+"""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array
+
+NDArray = npt.NDArray[Any]
+
+
+class HeldArray(Array):
+    """An ``Array`` over an ndarray that must not change any more.
+
+    Put it into an ``ArrayRecord`` by ``record[name] = array``: the record's constructor makes ordinary ones.
+    """
+
+    def __init__(self, ndarray: NDArray) -> None:
+        self._describe(ndarray)
+        self.__dict__["_ndarray"] = ndarray
+
+    def _describe(self, ndarray: NDArray) -> None:
+        self.__dict__.update(dtype=str(ndarray.dtype), shape=tuple(ndarray.shape), stype="numpy.ndarray")
+
+    def numpy(self) -> NDArray:
+        ndarray: NDArray = self.__dict__["_ndarray"]
+        return ndarray
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The bytes that an ordinary ``Array`` would hold, made anew each time."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.numpy(), allow_pickle=False)
+        return buffer.getvalue()
+
+
+class SharedArray(HeldArray):
+    """An ``Array`` in Ray's object store; Ray counts the references and frees it with the last."""
+
+    def __init__(self, ndarray: NDArray) -> None:
+        import ray
+
+        self._describe(ndarray)
+        self.__dict__["_ref"] = ray.put(ndarray)
+
+    def numpy(self) -> NDArray:
+        """Return the array, read-only and without a copy."""
+        import ray
+
+        ndarray: NDArray = ray.get(self.__dict__["_ref"])
+        return ndarray
+
+
+def tensor_of(ndarray: NDArray) -> torch.Tensor:
+    """Return a tensor over ``ndarray``'s memory, for reading only where the array is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(ndarray)

@@ -1,0 +1,150 @@
+"""From replies to one mean update: what must hold of a reply, and where the updates of a round are gathered."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from fedhubert.config import FederatedConfig
+from fedhubert.federation.arrays import tensor_of
+from fedhubert.federation.codecs import decode
+from fedhubert.federation.exact_sum import MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
+from fedhubert.federation.protocol import Failure, Metrics, Reply
+from fedhubert.federation.robust import robust_mean
+from fedhubert.federation.server_optimizers import nova_coefficient
+from fedhubert.training.parameters import ParameterLayout
+
+_REQUIRED = {"weight", "train_micro_batches", "train_steps", "update_norm"}
+
+
+@dataclass
+class RoundOutcome:
+    """What happened in a round: per-partition metrics of the clients whose updates were folded, and who failed and why.
+
+    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32.
+    """
+
+    number: int
+    asked: list[int]
+    clients: dict[int, Metrics] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    bytes_down_fp32: int = 0
+    bytes_up_fp32: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def norm_of(update: torch.Tensor) -> float:
+    """Return the Euclidean norm, the same wherever it is computed: summed in float64, given with six digits."""
+    return float(f"{float(torch.linalg.vector_norm(update, dtype=torch.float64)):.6g}")
+
+
+class RoundFold:
+    """Gathers the updates of one round: as a running exact sum, or one by one where the strategy has to see them all.
+
+    Args:
+        config: The strategy, its weights and its codec.
+        momentum: Of the clients' SGD, which FedNova has to know.
+        layout: The parameters that an update is of.
+        model: The round's model [P].
+        outcome: Filled in as replies come.
+        norm_limit: Updates longer than this are rejected; None: no limit yet.
+    """
+
+    def __init__(
+        self,
+        config: FederatedConfig,
+        momentum: float,
+        layout: ParameterLayout,
+        model: torch.Tensor,
+        outcome: RoundOutcome,
+        norm_limit: float | None,
+    ) -> None:
+        self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
+        self._outcome, self._norm_limit = outcome, norm_limit
+        self._sum = ExactSum(0 if config.is_robust else layout.numel)
+        self._updates: dict[int, tuple[torch.Tensor, int]] = {}
+        self._shares: Mapping[int, list[int]] = {}
+
+    def expect(self, shares: Mapping[int, list[int]]) -> None:
+        """Say who is asked now: node id -> partitions."""
+        self._shares = shares
+
+    def add(self, reply: Reply) -> None:
+        """Take in a reply; anything wrong with it becomes a failure of the clients that the node was asked for."""
+        outcome = self._outcome
+        asked = self._shares.get(reply.node_id, [])
+        outcome.bytes_up += reply.num_bytes
+        named = {failure.partition: failure for failure in reply.failures if failure.partition in asked}
+        whole = next((failure for failure in reply.failures if failure.partition < 0), None)
+        code = whole.code if whole else "no_result"
+        accepted: set[int] = set()
+        if reply.metrics and not whole:
+            try:
+                self._check(reply, set(asked) - set(named) - set(outcome.clients))
+                self._fold(reply)
+            except UpdateRejected as rejected:
+                code = f"update_{rejected.reason}"
+            except (KeyError, TypeError, ValueError):
+                code = "malformed"
+            else:
+                outcome.clients.update(reply.metrics)
+                accepted = set(reply.metrics)
+                outcome.bytes_up_fp32 += 4 * self._layout.numel * len(accepted)
+        others = sorted(set(asked) - set(named) - accepted)
+        outcome.failures += [*named.values(), *(Failure(partition, code, whole.setting if whole else "") for partition in others)]
+
+    def mean(self) -> torch.Tensor:
+        """Return the mean update [P] of the clients accepted; raises ``ValueError`` without any."""
+        clients = self._outcome.clients
+        if self._config.is_robust:
+            return robust_mean(self._config, self._model, self._updates)
+        mean = self._sum.mean()
+        if (
+            self._config.strategy == "FedNova"
+        ):  # clients sent updates per effective local step: give back the cohort's mean number
+            ordered = [clients[partition] for partition in sorted(clients)]
+            steps = [nova_coefficient(int(client["train_steps"]), self._momentum) for client in ordered]
+            weights = [float(client["weight"]) for client in ordered]
+            mean *= sum(weight * step for weight, step in zip(weights, steps, strict=True)) / sum(weights)
+        return mean
+
+    def _check(self, reply: Reply, expected: set[int]) -> None:
+        if reply.info.get("round") != self._outcome.number:
+            raise UpdateRejected("round")
+        if reply.info.get("layout") != self._layout.fingerprint:
+            raise UpdateRejected("layout")
+        if not set(reply.metrics) <= expected:
+            raise UpdateRejected("partition")
+        for metrics in reply.metrics.values():
+            if not set(metrics) >= _REQUIRED or not all(np.isfinite(value) for value in metrics.values()):
+                raise UpdateRejected("metrics")
+            if not 1 <= int(metrics["weight"]) <= MAX_WEIGHT:
+                raise UpdateRejected("weight")
+            if int(metrics["train_steps"]) < 1 or int(metrics["train_micro_batches"]) < 1:
+                raise UpdateRejected("metrics")
+            self._check_norm(float(metrics["update_norm"]))
+
+    def _check_norm(self, norm: float) -> None:
+        if self._norm_limit is not None and norm > self._norm_limit:
+            raise UpdateRejected("norm")
+
+    def _fold(self, reply: Reply) -> None:
+        if "sum" in reply.arrays:
+            if self._config.is_robust:
+                raise UpdateRejected("sum")
+            weight = sum(int(metrics["weight"]) for metrics in reply.metrics.values())
+            self._sum.merge(PartialSum(tensor_of(reply.arrays["sum"]), weight, float(reply.info["bound"])))
+            return
+        ((partition, metrics),) = reply.metrics.items()
+        update = decode(self._config.update_codec, reply.arrays, self._layout.shapes)
+        metrics["update_norm"] = norm_of(update)  # our own figure, whatever the client says
+        if not np.isfinite(metrics["update_norm"]):
+            raise UpdateRejected("not_finite")
+        self._check_norm(metrics["update_norm"])
+        if self._config.is_robust:
+            self._updates[partition] = (update, int(metrics["weight"]))
+        else:
+            self._sum.add(update, int(metrics["weight"]))

@@ -1,0 +1,55 @@
+"""What lossy codecs cost and save: int8 updates with a bf16 broadcast beside float32, on the speech that FEDHUBERT_CORPUS names.
+
+``python -m tests.benchmarks.codecs --rounds 40 --seeds 0 1 2`` runs both for each seed and prints one JSON line per seed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+LOSSY = ["federated.update_codec=int8", "federated.broadcast_codec=bf16"]
+
+
+def train(out: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Run one training in a process of its own and return its events; a finished one is not run again."""
+    command = [sys.executable, "-m", "fedhubert.cli", "train", "experiment=speech_mini", f"out={out}", "resume=auto", *overrides]
+    subprocess.run(command, check=True, capture_output=True)
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def figures(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Return held-out loss before and after, and the bytes of all rounds."""
+    rounds = [event for event in events if event["event"] == "round"]
+    (final,) = [event for event in events if event["event"] == "final"]
+    sent = sum(event["bytes_up"] + event["bytes_down"] for event in rounds)
+    return {"first_loss": rounds[0]["validation"]["loss"], "loss": final["validation"]["loss"], "bytes": sent}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    out = arguments.out or Path(tempfile.mkdtemp(prefix="codecs-"))
+    for seed in arguments.seeds:
+        same = [f"seed={seed}", f"federated.num_rounds={arguments.rounds}"]
+        exact = figures(train(out / f"fp32-{seed}", *same))
+        lossy = figures(train(out / f"int8-{seed}", *same, *LOSSY))
+        line = {
+            "name": f"int8 up, bf16 down, seed {seed}, {arguments.rounds} rounds",
+            "fp32_loss_fell_by_nats": round(exact["first_loss"] - exact["loss"], 3),
+            "fp32_loss": round(exact["loss"], 4),
+            "lossy_loss": round(lossy["loss"], 4),
+            "loss_ratio": round(lossy["loss"] / exact["loss"], 4),
+            "bytes_ratio": round(lossy["bytes"] / exact["bytes"], 4),
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

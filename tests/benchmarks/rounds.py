@@ -1,0 +1,232 @@
+"""What a round costs besides training: seconds and memory per client update, ours and stock Flower's, in the simulation engine.
+
+Clients do nothing but send an update as large as the model. Every case runs in a process of its own: ``python -m tests.benchmarks.rounds case
+ours 95 16`` prints one JSON line; without arguments all cases run and the figures are compared.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NUM_WORKERS, NUM_ROUNDS = 2, 3
+
+
+class PeakMemory:
+    """Samples, 20 times a second, the private memory of this process and what its Ray object store has touched, in MB."""
+
+    def __init__(self) -> None:
+        self.driver_mb = self.store_mb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        raylets: list[int] = []
+        while not self._stop.wait(0.05):
+            self.driver_mb = max(self.driver_mb, _status_mb(os.getpid(), "RssAnon"))
+            raylets = raylets or _children(os.getpid(), "raylet")
+            self.store_mb = max([self.store_mb, *map(_store_mb, raylets)])
+
+
+def _status_mb(pid: int, field: str) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), 0.0)
+
+
+def _store_mb(raylet: int) -> float:
+    """Return how much of the object store's file in shared memory has ever been written to."""
+    total = 0
+    try:
+        for descriptor in Path(f"/proc/{raylet}/fd").iterdir():
+            if "plasma" in os.readlink(descriptor):
+                total += os.stat(descriptor).st_blocks * 512
+    except OSError:
+        return 0.0
+    return total / 2**20
+
+
+def _children(pid: int, name: str) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                found.append(child)
+    return found
+
+
+def ours(numel: int, clients: int) -> list[float]:
+    """Return the seconds of each round under our strategy."""
+    from flwr.app import ArrayRecord, Context, Message
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+
+    from fedhubert.compose import compose
+    from fedhubert.federation import protocol
+    from fedhubert.federation.arrays import HeldArray
+    from fedhubert.federation.grid import StreamingGrid
+    from fedhubert.federation.nodes import Federation
+    from fedhubert.federation.server import _publish
+    from fedhubert.federation.server_optimizers import FedAvg
+    from fedhubert.federation.strategy import FederatedStrategy
+    from fedhubert.training.parameters import ParameterLayout
+
+    config = compose([f"federated.num_clients={clients}", "federated.client_fraction=1", "federated.strategy=FedAvg"])
+    layout = ParameterLayout(("weights",), ((numel,),))
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train("round")
+    def train(message: Message, context: Context) -> Message:
+        request = protocol.read_request(message)
+        assert request.arrays["model"].shape == (numel,)
+        metrics = {"weight": 1, "train_micro_batches": 1, "train_steps": 1, "update_norm": 1.0}
+        info = {"round": request.task["round"], "layout": request.task["layout"]}
+        (partition,) = request.task["partitions"]
+        return protocol.reply(message, metrics={partition: metrics}, arrays={"update": _update(numel)}, info=info)
+
+    times: list[float] = []
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        while len(nodes := list(grid.get_node_ids())) < clients:
+            time.sleep(0.1)
+        federation = Federation(StreamingGrid(grid, window=NUM_WORKERS + 2), config, "bench", layout)
+        federation.hosts = {node: [number] for number, node in enumerate(nodes)}
+        federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
+        strategy = FederatedStrategy(federation, FedAvg(1.0), publish=_publish)
+        initial = ArrayRecord()
+        initial["model"] = HeldArray(np.zeros(numel, np.float32))
+        _timed(strategy, federation.grid, initial, times)
+        assert all(len(strategy.outcome.clients) == clients for _ in times)
+
+    _simulate(server_app, client_app, clients)
+    return times
+
+
+def stock(numel: int, clients: int) -> list[float]:
+    """Return the seconds of each round under Flower's FedAvg."""
+    from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import FedAvg
+
+    client_app, server_app = ClientApp(), ServerApp()
+
+    @client_app.train()
+    def train(message: Message, context: Context) -> Message:
+        model = message.content["arrays"]["weights"].numpy()
+        arrays = ArrayRecord({"weights": Array(model + _update(numel))})
+        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    times: list[float] = []
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        _timed(strategy, grid, ArrayRecord({"weights": Array(np.zeros(numel, np.float32))}), times)
+
+    _simulate(server_app, client_app, clients)
+    return times
+
+
+_kept: dict[int, Any] = {}
+
+
+def _update(numel: int) -> Any:
+    """An update that each worker makes once."""
+    if numel not in _kept:
+        _kept[numel] = np.random.default_rng(0).standard_normal(numel, dtype=np.float32) * np.float32(1e-3)
+    return _kept[numel]
+
+
+def _timed(strategy: Any, grid: Any, initial: Any, times: list[float]) -> None:
+    started = time.monotonic()
+
+    def after(server_round: int, arrays: Any) -> None:
+        nonlocal started
+        if server_round:
+            times.append(time.monotonic() - started)
+        started = time.monotonic()
+
+    strategy.start(grid, initial, num_rounds=NUM_ROUNDS, timeout=600, evaluate_fn=after)
+
+
+def _simulate(server_app: Any, client_app: Any, clients: int) -> None:
+    import logging
+
+    import ray
+    from flwr.simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    run_simulation(server_app, client_app, clients, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+
+
+def case(way: str, millions: float, clients: int) -> dict[str, Any]:
+    """Run one case in this process."""
+    with PeakMemory() as peak:
+        times = {"ours": ours, "stock": stock}[way](int(millions * 1e6), clients)
+    seconds = min(times) / clients
+    return {"way": way, "clients": clients, "s_per_update": seconds, "driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
+
+
+def case_alone(way: str, millions: float, clients: int) -> dict[str, Any]:
+    """Run one case in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.rounds", "case", way, str(millions), str(clients)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compare(millions: float, our_clients: list[int], stock_clients: list[int]) -> None:
+    """Print the figures of all cases, one JSON line each."""
+    mine = [case_alone("ours", millions, clients) for clients in our_clients]
+    theirs = [case_alone("stock", millions, clients) for clients in stock_clients]
+    for result in [*mine, *theirs]:
+        print(json.dumps(result), flush=True)
+    peaks = [result["driver_mb"] + result["store_mb"] for result in mine]
+    last = theirs[-1]
+    for name, our, peer, unit in (
+        ("round: seconds per client update", mine[0]["s_per_update"], last["s_per_update"], "s"),
+        ("round: server memory", max(peaks), last["driver_mb"] + last["store_mb"], "MB"),
+    ):
+        print(
+            json.dumps({"name": name, "ours": round(our, 3), "peer": round(peer, 3), "ratio": round(peer / our, 2), "unit": unit})
+        )
+    spread = {"name": f"round: server memory, {our_clients} clients", "ours": [round(peak) for peak in peaks], "unit": "MB"}
+    print(json.dumps({**spread, "spread": round(max(peaks) / min(peaks) - 1, 3)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", help="case WAY MILLIONS CLIENTS")
+    parser.add_argument("--millions", type=float, default=95.0)
+    parser.add_argument("--clients", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--stock-clients", type=int, nargs="+", default=[2, 4, 6])
+    arguments = parser.parse_args()
+    if arguments.what:
+        _, way, millions, clients = arguments.what
+        print(json.dumps(case(way, float(millions), int(clients))))
+    else:
+        compare(arguments.millions, arguments.clients, arguments.stock_clients)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A federation of which only the network and the training are played: messages, Flower's ``start()`` and the strategy are the real ones."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedhubert.compose import compose
+from fedhubert.federation import protocol
+from fedhubert.federation.arrays import HeldArray
+from fedhubert.federation.grid import StreamingGrid
+from fedhubert.federation.journal import Journal
+from fedhubert.federation.nodes import Federation
+from fedhubert.federation.server_optimizers import build_server_optimizer
+from fedhubert.federation.strategy import FederatedStrategy, RoundState
+from fedhubert.training.parameters import ParameterLayout
+
+LAYOUT = ParameterLayout(("weight", "bias"), ((2, 2), (1,)))
+NUMEL = LAYOUT.numel
+
+Answer = Callable[[int, dict[str, Any]], Message | None]
+
+
+@pytest.fixture(autouse=True)
+def app_identity() -> None:
+    """Flower sets this when it starts an app."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def reply(node: int, update: Any = None, **changes: Any) -> Message:
+    """The reply of node 100 + p, which trains partition p: by default an update of p + 1 everywhere, weight 10."""
+    request = Message(RecordDict(), node, "train.round")
+    update = np.full(NUMEL, node - 99, np.float32) if update is None else update
+    norm = float(np.linalg.norm(update.astype(np.float64))) if isinstance(update, np.ndarray) else 1.0
+    values = {"partition": node - 100, "weight": 10, "train_micro_batches": 4, "train_steps": 4, "update_norm": norm}
+    values |= {"round": 1, "layout": LAYOUT.fingerprint} | changes
+    if not math.isfinite(values["update_norm"]):
+        values["update_norm"] = 1.0  # what a client that hides it would say
+    info = {"round": values.pop("round"), "layout": values.pop("layout")}
+    partition = values.pop("partition")
+    message = protocol.reply(request, metrics={partition: values}, arrays={"update": update}, info=info)
+    message.metadata.__dict__["_src_node_id"] = node
+    return message
+
+
+@dataclass
+class PlayedGrid:
+    """Nodes 100, 101, ... that answer after a number of polls; ``answer`` makes a reply, or None for a node that never does."""
+
+    answer: Answer
+    nodes: list[int]
+    delays: dict[int, int] = field(default_factory=dict)
+    asked: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    waiting: dict[str, list[Any]] = field(default_factory=dict)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        (message,) = messages
+        node = message.metadata.dst_node_id
+        task = json.loads(str(message.content.config_records["request"]["task"]))
+        self.asked.append((task.get("round", 0), node, task["partitions"]))
+        self.tasks.append(task)
+        name = f"{len(self.asked)}"
+        self.waiting[name] = [self.delays.get(node, 0), self.answer(node, task)]
+        return [name]
+
+    def pull_messages(self, ids: list[str]) -> Iterator[Message]:
+        (name,) = ids
+        left, answer = self.waiting[name]
+        if answer is not None:
+            self.waiting[name][0] -= 1
+            if left <= 0:
+                del self.waiting[name]
+                yield answer
+
+
+class Played:
+    """A strategy over a played grid."""
+
+    def __init__(self, overrides: list[str], answer: Answer | None = None, journal: Journal | None = None) -> None:
+        self.config = compose(["client.local_steps=1", *overrides])
+        count = self.config.federated.num_clients
+        played: Answer = answer or (lambda node, task: reply(node, round=task["round"]))
+        self.grid = PlayedGrid(played, [100 + number for number in range(count)])
+        self.federation = Federation(StreamingGrid(self.grid), self.config, "run", LAYOUT)  # type: ignore[arg-type]
+        self.federation.hosts = {100 + number: [number] for number in range(count)}
+        self.federation.partitions = {number: {"train_audio_s": 1.0} for number in range(count)}
+        optimizer = build_server_optimizer(self.config.federated, NUMEL)
+        self.strategy = FederatedStrategy(self.federation, optimizer, state=RoundState(), journal=journal)
+        self.models = [np.zeros(NUMEL, np.float32)]
+        self.outcomes: list[Any] = []
+
+    def run(self, num_rounds: int, timeout_s: float = 5.0) -> np.ndarray[Any, Any]:
+        """Run Flower's own loop and return the last model; ``models`` and ``outcomes`` have one entry per round."""
+
+        def after(server_round: int, arrays: ArrayRecord) -> None:
+            if server_round:
+                self.models.append(np.array(arrays["model"].numpy()))
+                self.outcomes.append(self.strategy.outcome)
+
+        initial = ArrayRecord()
+        initial["model"] = HeldArray(self.models[-1])
+        grid: Any = self.federation.grid
+        self.strategy.start(grid, initial, num_rounds=num_rounds, timeout=timeout_s, evaluate_fn=after)  # type: ignore[arg-type]
+        return self.models[-1]

@@ -1,0 +1,168 @@
+"""Whole runs through the server's phases and the clients' handlers, in this process: only Flower's transport is left out."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedhubert.checkpoints.store import load_checkpoint
+from fedhubert.cli import main
+from fedhubert.compose import amend, compose
+from fedhubert.config import Config
+from fedhubert.errors import CheckpointError, ConfigError, FederationError
+from fedhubert.federation.fork import fork
+from fedhubert.federation.server import RunResult, run_federation
+from tests.integration.conftest import SMALL
+
+from .in_process import InProcessGrid
+
+Run = Callable[..., RunResult]
+
+
+@pytest.fixture(scope="module")
+def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
+    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
+    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
+
+
+def play(config: Config, nodes: int = 3, order: Callable[[int], float] | None = None) -> RunResult:
+    configs: list[dict[str, str | int]] = [{"partition-id": number, "num-partitions": nodes} for number in range(nodes)]
+    return run_federation(InProcessGrid(configs, order), config)
+
+
+@pytest.fixture()
+def run(data: list[str], tmp_path: Path) -> Run:
+    def go(name: str, *overrides: str, **options: Any) -> RunResult:
+        places = [f"out={tmp_path / name}", f"client.state_dir={tmp_path / 'state'}"]
+        return play(compose(["experiment=demo", *data, *SMALL, *places, *overrides]), **options)
+
+    return go
+
+
+def rounds(result: RunResult) -> list[dict[str, Any]]:
+    lines = (result.folder.path / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == "round"]
+
+
+def model(result: RunResult) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in load_checkpoint(result.checkpoint)["model"].values()])
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_order_of_arrival_and_shards_change_no_bit(run: Run, codec: str) -> None:
+    settings = [f"federated.update_codec={codec}", "federated.strategy=FedYogi", "federated.num_rounds=2"]
+    expected = model(run("plain", *settings))
+    for name, order in (
+        ("reversed", lambda node: -node),
+        ("rotated", lambda node: (node + 1) % 3),
+        ("ends", lambda node: abs(node - 101)),
+    ):
+        assert torch.equal(model(run(name, *settings, order=order)), expected), name  # type: ignore[arg-type]
+    assert torch.equal(model(run("one node", *settings, nodes=1)), expected)
+    assert torch.equal(model(run("two nodes", *settings, nodes=2)), expected)
+
+
+def test_bytes_before_and_after_the_codecs_are_reported(run: Run) -> None:
+    (event,) = rounds(run("run", "federated.update_codec=int8", "federated.broadcast_codec=bf16", "federated.num_rounds=1"))
+    assert event["bytes_down"] * 2 == event["bytes_down_fp32"] == event["bytes_up_fp32"]
+    assert event["bytes_up_fp32"] * 0.25 < event["bytes_up"] < event["bytes_up_fp32"] * 0.3  # one byte each, and scales
+
+
+def test_early_stopping_ends_with_a_checkpoint_and_its_evaluation(run: Run) -> None:
+    """A rate of zero improves nothing: round 1's model stays the best, and two rounds later it is over."""
+    stop = ["federated.early_stopping.patience=2", "client.lr=1e-12", "federated.num_rounds=9", "checkpoint.every=50"]
+    result = run("run", *stop, "federated.early_stopping.min_delta=0.5")
+    assert [event["round"] for event in rounds(result)] == [1, 2, 3, 4]
+    assert result.checkpoint.name == "round_004_checkpoint.pt" and result.checkpoint.is_file()
+    assert result.validation["model_round"] == 4
+    again = run("run", *stop, "federated.early_stopping.min_delta=0.5", "resume=auto")
+    assert again.checkpoint == result.checkpoint and len(rounds(again)) == 4
+
+
+def test_the_best_model_is_kept_beside_the_last_ones(run: Run) -> None:
+    result = run("run", "federated.num_rounds=4", "client.lr=1e-2", "checkpoint.every=50")
+    figures = {event["validation"]["model_round"]: event["validation"]["loss"] for event in rounds(result)}
+    del figures[0]
+    best = load_checkpoint(result.folder.checkpoints / "best_checkpoint.pt")
+    assert best["round"] == min(figures, key=lambda number: figures[number])
+    assert len(list(result.folder.checkpoints.glob("round_*_checkpoint.pt"))) == 1
+
+
+def test_a_partition_whose_data_changed_is_refused_on_resume(run: Run, data: list[str], tmp_path: Path) -> None:
+    manifest = tmp_path / "own.csv"
+    shutil.copy(data[0].removeprefix("data.manifest="), manifest)
+    own = [f"data.manifest={manifest}", "federated.num_rounds=2"]
+    result = run("run", *own)
+    for file in result.folder.checkpoints.glob("round_002*"):
+        file.unlink()  # as if it had been stopped after round 1
+    lines = manifest.read_text().splitlines()
+    changed = next(number for number, line in enumerate(lines) if line.startswith("speaker1/"))
+    manifest.write_text("\n".join(lines[:changed] + lines[changed + 1 :]) + "\n")
+    with pytest.raises(FederationError, match=r"data_has_changed_since_the_run_began \(see data.manifest\)"):
+        run("run", *own, "resume=auto")
+
+
+def test_crashing_nodes_are_outlived(run: Run) -> None:
+    result = run("run", "faults.crash=0.3", "federated.num_rounds=4", "federated.min_clients=2")
+    codes = {failure["code"] for event in rounds(result) for failure in event["failed"]}
+    assert codes == {"node_error"} and all(len(event["clients"]) >= 2 for event in rounds(result))
+
+
+@pytest.mark.parametrize("strategy", ["FedMedian", "FedTrimmedAvg"])
+def test_robust_strategies_run(run: Run, strategy: str) -> None:
+    assert run("run", f"federated.strategy={strategy}", "federated.num_rounds=2").validation["loss"] > 0
+    with pytest.raises(FederationError, match="every client's own update"):
+        run("shards", f"federated.strategy={strategy}", nodes=2)
+
+
+def test_a_fork_goes_on_under_other_settings_and_says_where_it_comes_from(run: Run, tmp_path: Path) -> None:
+    source = run("source", "federated.strategy=FedAdam", "federated.num_rounds=3")
+    overrides = [f"out={tmp_path / 'fork'}", "federated.num_rounds=4", "federated.strategy=FedAvg", "client.lr=1e-4"]
+    config = fork(source.folder.path, overrides, round_number=2)
+    assert config.client.lr == 1e-4 and config.resume == "auto"
+    result = play(config)
+    assert [event["round"] for event in rounds(result)] == [1, 2, 3, 4]
+    (entry,) = load_checkpoint(result.checkpoint)["federated_metrics"]["lineage"]
+    assert entry["round"] == 2 and set(entry["changed"]) == {"federated.num_rounds", "federated.strategy", "client.lr"}
+    assert entry["changed"]["client.lr"] == [load_checkpoint(source.checkpoint)["config"]["client"]["lr"], 1e-4]
+    assert fork(source.folder.path, overrides, round_number=2) == config  # the same command goes on
+    with pytest.raises(ConfigError, match="another run"):
+        fork(source.folder.path, overrides, round_number=3)
+
+
+def test_a_fork_with_nothing_changed_is_the_run_itself(run: Run, tmp_path: Path) -> None:
+    source = run("source", "federated.strategy=FedAdam", "federated.num_rounds=3")
+    result = play(fork(source.folder.path, [f"out={tmp_path / 'fork'}"], round_number=1))
+    assert torch.equal(model(result), model(source))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "named"),
+    [
+        (["model.embed_dim=64"], CheckpointError, "parameter|is .* there and"),
+        (["federated.num_round=3"], ConfigError, "federated.num_round"),
+        (["model=hubert_base"], ConfigError, "whole group"),
+        (["client.lr"], ConfigError, "KEY=VALUE"),
+        (["client.lr=-1"], ConfigError, "client.lr"),
+        (["out=null"], ConfigError, "out="),
+    ],
+)
+def test_a_fork_that_cannot_be_is_refused(
+    run: Run, tmp_path: Path, overrides: list[str], error: type[Exception], named: str
+) -> None:
+    source = run("source", "federated.num_rounds=1")
+    with pytest.raises(error, match=named):
+        fork(source.folder.path, [f"out={tmp_path / 'fork'}", *overrides])
+    with pytest.raises(CheckpointError, match="round 7"):
+        fork(source.folder.path, [f"out={tmp_path / 'fork'}"], round_number=7)
+
+
+def test_amending_changes_single_keys_and_keeps_types() -> None:
+    values = compose(["experiment=demo"]).model_dump(mode="json")
+    amended = amend(values, ["client.betas=[0.8,0.9]", "seed=4", "out=x"])
+    assert amended.client.betas == (0.8, 0.9) and amended.seed == 4 and amended.out == "x"
