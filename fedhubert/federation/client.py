@@ -25,11 +25,13 @@ from fedhubert.federation.exact_sum import ExactSum, UpdateRejected
 from fedhubert.federation.folding import norm_of
 from fedhubert.federation.protocol import Failure, Metrics, Request
 from fedhubert.federation.server_optimizers import nova_coefficient
-from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site
+from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site, release_extractor
 from fedhubert.federation.site_state import PartitionState
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.seeding import derive_seed
 from fedhubert.targets import kmeans
+from fedhubert.targets.agreement import contingency
+from fedhubert.targets.extractor import find_extractor, from_arrays, save_extractor
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
 from fedhubert.training.parameters import ParameterLayout
@@ -54,6 +56,8 @@ _resident: _Resident | None = None
 def register(app: ClientApp) -> None:
     """Register every action of this module on a Flower ``ClientApp``."""
     app.query("describe")(_answer(describe))
+    app.query("extractor")(_answer(has_extractor))
+    app.train("extractor")(_answer(receive_extractor))
     app.train("kmeans_seed")(_answer(kmeans_seed))
     app.train("kmeans_step")(_answer(kmeans_step))
     app.train("label")(_answer(label))
@@ -73,7 +77,8 @@ def _answer(handler: Callable[[Request, NodeConfig], Handled]) -> Callable[[Mess
         except faults.InjectedCrash:
             raise
         except Exception as error:
-            return protocol.reply(message, failures=[_failure(-1, error)])
+            node = str(context.node_config.get("partition-id", ""))
+            return protocol.reply(message, failures=[_failure(-1, error)], info={"node": node})
 
     return answer
 
@@ -130,7 +135,20 @@ def describe(request: Request, node_config: NodeConfig) -> Handled:
     handled = _each_partition(request, node_config, count)
     info: dict[str, str | int] = {"node": settings.node, "num_nodes": settings.num_nodes, "hosts_all": int(site.hosts_all)}
     info["layout"] = _resident_model(request.job).layout.fingerprint
-    return {**handled, "info": info}
+    return {**handled, "info": {**info, **site.traits()}}
+
+
+def has_extractor(request: Request, node_config: NodeConfig) -> Handled:
+    """Say whether the extractor that the server names is already here, and whole."""
+    folder = open_site(request.job, node_config).extractor_folder
+    return {"info": {"has": int(find_extractor(folder, request.task["extractor"]) is not None)}}
+
+
+def receive_extractor(request: Request, node_config: NodeConfig) -> Handled:
+    """Keep the model whose layer gives this run's features."""
+    extractor = from_arrays(request.task["model"], request.arrays, request.task["extractor"])
+    save_extractor(extractor, open_site(request.job, node_config).extractor_folder)
+    return {"info": {"has": 1}}
 
 
 def kmeans_seed(request: Request, node_config: NodeConfig) -> Handled:
@@ -138,7 +156,7 @@ def kmeans_seed(request: Request, node_config: NodeConfig) -> Handled:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def seeds(site: Site, partition: Partition) -> Metrics:
-        features = site.fitting_features(partition)
+        features = site.fitting_features(partition, request.task["extractor"])
         centroids, weights = kmeans.local_seeds(
             features[: request.job.targets.seed_frames_per_client],
             request.job.targets.num_clusters,
@@ -157,7 +175,7 @@ def kmeans_step(request: Request, node_config: NodeConfig) -> Handled:
     total: list[kmeans.KMeansStatistics] = []
 
     def accumulate(site: Site, partition: Partition) -> Metrics:
-        statistics = kmeans.accumulate(site.fitting_features(partition), centroids)
+        statistics = kmeans.accumulate(site.fitting_features(partition, request.task["extractor"]), centroids)
         total[:] = [total[0] + statistics if total else statistics]
         return {"frames": statistics.num_frames}
 
@@ -166,15 +184,24 @@ def kmeans_step(request: Request, node_config: NodeConfig) -> Handled:
 
 
 def label(request: Request, node_config: NodeConfig) -> Handled:
-    """Label each partition (k-means: with the given centroids; precomputed: check them); send cluster counts of its two splits."""
+    """Label each partition (k-means: with the given centroids; precomputed: check them); send cluster counts of its two splits.
+
+    With ``targets.label_column`` also frames by cluster and label: counts alone, labels by their place in the agreed list.
+    """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
 
+    targets = request.job.targets
+
+    def add(name: str, counts: np.ndarray[Any, Any]) -> None:
+        arrays[name] = arrays[name] + counts if name in arrays else counts
+
     def count(site: Site, partition: Partition) -> Metrics:
-        store = site.labels(partition, request.task["targets"], request.arrays.get("centroids"))
-        for split, rows in (("train", partition.train_rows), ("validation", partition.validation_rows)):
-            counts = store.counts(rows)
-            arrays[split] = arrays[split] + counts if split in arrays else counts
-        return {"frames": store.num_frames}
+        store = site.labels(partition, request.task["targets"], request.arrays.get("centroids"), request.task["extractor"])
+        add("train", store.counts(partition.train_rows))
+        add("validation", store.counts(partition.validation_rows))
+        if targets.label_column:
+            add("contingency", contingency(store, partition.rows, site.manifest, targets.label_column, targets.label_values))
+        return {"frames": store.num_frames, "label_rate_hz": store.rate_hz, "num_clusters": store.num_clusters}
 
     return {**_each_partition(request, node_config, count), "arrays": arrays}
 
@@ -185,6 +212,7 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     One partition: its update, encoded. Several: the exact partial sum (see :mod:`fedhubert.federation.exact_sum`) of their updates as the server
     would have decoded them, each behind the server's own guards.
     """
+    release_extractor()
     job, task = request.job, request.task
     numbers = task["partitions"]
     faults.crash_if_drawn(job.faults, job.seed, task["round"], task["attempt"], numbers)
