@@ -6,7 +6,7 @@ from typing import Any
 
 from flwr.app import Array
 
-from fedhubert.checkpoints.trained import load_trained_model
+from fedhubert.checkpoints.importing import import_encoder
 from fedhubert.config import Config
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
@@ -26,7 +26,9 @@ def read_extractor(config: Config) -> Extractor | None:
     layer = config.targets.layer
     if layer is None:
         return None
-    return Extractor.cut(*load_trained_model(on_server(str(config.targets.checkpoint))), layer)
+    source = str(config.targets.checkpoint)
+    imported = import_encoder(source if source.startswith("torchaudio:") else on_server(source))
+    return Extractor.cut(imported.config, imported.state, layer)
 
 
 def distribute(
