@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fedhubert.compose import compose, group_choices, to_yaml
-from fedhubert.config import ClientJob, Config, client_job, from_json
+from fedhubert.config import ClientJob, Config, DistillConfig, client_job, from_json
 from fedhubert.errors import ConfigError
 
 MANIFEST = "data.manifest=/tmp/manifest.csv"
@@ -26,6 +26,43 @@ def test_every_experiment_composes_and_validates(experiment: str) -> None:
 def test_every_group_choice_composes(model: str, targets: str) -> None:
     config = compose([f"model={model}", f"targets={targets}", "targets.labels=x.km", "targets.checkpoint=run"])
     assert config.model.name == model
+
+
+def test_research_distillation() -> None:
+    with pytest.raises(ConfigError, match=r"task\.teacher"):
+        compose(["experiment=research_standard_distillation", MANIFEST])
+    config = compose(["experiment=research_standard_distillation", MANIFEST, "task.teacher=torchaudio:HUBERT_BASE"])
+    federated, model, task = config.federated, config.model, config.task
+    assert isinstance(task, DistillConfig) and task.layers == (4, 8, 12) and task.objectives.active == ("layers",)
+    assert (federated.num_clients, federated.num_rounds, federated.clients_per_round, federated.strategy) == (
+        10,
+        100,
+        5,
+        "FedAdam",
+    )
+    assert (federated.beta1, federated.beta2, federated.eta, federated.tau) == (0.9, 0.999, 0.01, 0.001)
+    assert (model.embed_dim, model.num_layers, model.ffn_dim) == (384, 6, 1536)
+    assert "HUBERT_BASE" not in client_job(config).model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("task.objectives.layers=0", "task.objectives: all weights are 0"),
+        ("task.objectives.hints=1", "objectives.hints has a weight"),
+        ("task.objectives.hints=1 task.hints=[[9,1]]", "layer 9 of the student"),
+        ("task.layers=[4,4]", "none of them twice"),
+        ("task.layers=[0]", "task.layers.0=0"),
+        ("task.teacher_precision=fp8", "task.teacher_precision"),
+        ("task.freeze_conv=true init_from=x", "task.freeze_conv"),
+        ("task.name=imitate", "task.name: 'imitate' is none of pretrain, distill"),
+        ("task.freeze=true", "task.freeze"),
+    ],
+)
+def test_what_is_wrong_with_a_distillation_is_named(override: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose(["experiment=demo_distill", *override.split(" ")])
+    assert named in str(error.value)
 
 
 def test_research_settings() -> None:

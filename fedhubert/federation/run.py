@@ -32,8 +32,8 @@ def train_here(config: Config) -> float:
     config = _with_absolute_data(config)
     if config.dry_run:
         return _dry_run(config, console)
-    config, _ = with_teacher(config)
     if is_finished(config):
+        config, _ = with_teacher(config)
         folder = RunFolder.of(config)
         final = final_event(folder.metrics_file)
         checkpoint = last_checkpoint(config)

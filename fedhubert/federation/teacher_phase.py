@@ -47,6 +47,10 @@ def load_teacher(source: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
         CheckpointError: nothing usable there.
     """
     imported = import_encoder(source if source.startswith("torchaudio:") else on_server(source))
+    if imported.assumed:
+        log.warning("%s does not say %s: taken as in the released HuBERTs of its width", source, ", ".join(imported.assumed))
+    if imported.normalize:
+        log.warning("%s asks for normalised waveforms (zero mean, unit variance); here they go in as they are", source)
     return imported.config, imported.state
 
 
