@@ -109,7 +109,7 @@ def send_teacher(federation: Federation, teacher: Teacher, nodes: list[int], on_
     """Make sure that each of ``nodes`` has the teacher; raises :class:`FederationError` for one that cannot keep it or has another."""
     parcel = Parcel("teacher", teacher.sha256, protocol.HAS_TEACHER, protocol.SEND_TEACHER, teacher.config, teacher.state)
     sent = deliver(federation, parcel, nodes)
-    log.info("teacher (%.1f MB) sent to %d of %d nodes; the others had it", teacher.num_bytes / 1e6, sent, len(nodes))
+    log.info("teacher (%.1f MB) sent to %d of %d nodes; the others have it", teacher.num_bytes / 1e6, sent, len(nodes))
     on_event(
         {
             "event": "teacher",
