@@ -17,6 +17,7 @@ VERBS = {
     "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "export": "turn a round checkpoint into a HuggingFace directory",
+    "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 
 TRAIN_HELP = """\
@@ -74,13 +75,14 @@ def _fail(error: FedhubertError) -> int:
 def _parser() -> argparse.ArgumentParser:
     from fedhubert.checkpoints import export
     from fedhubert.data import prepare
+    from fedhubert.deployment import certs
 
     parser = argparse.ArgumentParser(
         prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
     )
     parser.add_argument("--version", action="version", version=f"fedhubert {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for name, module in (("prepare", prepare), ("export", export)):
+    for name, module in (("prepare", prepare), ("export", export), ("certs", certs)):
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
