@@ -174,7 +174,8 @@ class Deployment:
         deadline = time.monotonic() + LONG_S
         while True:
             node = self.start_node(number)
-            wait_until(lambda: "SuperNode ID:" in node.text() or node.popen.poll() is not None, f"answer to {node.name}", LONG_S)
+            while "SuperNode ID:" not in node.text() and node.popen.poll() is None:
+                time.sleep(0.2)
             if node.popen.poll() is None:
                 return node
             assert time.monotonic() < deadline, node.text()
