@@ -3,16 +3,20 @@
 Every process carries a mark in its environment, by which all of them (also those that Flower starts and detaches) are found and ended.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from fedhubert.cli import main
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 NODES = 3
+LINE_HOST, LINE_SITE = "10.203.7.1", "10.203.7.2"
 LONG_S = 300.0  # how long to wait for what takes seconds on a machine with nothing else to do
 MARK = "FEDHUBERT_TEST_DEPLOYMENT"
 SMALL = [
@@ -86,6 +91,11 @@ class Running:
         os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
 
+    def terminate(self) -> None:
+        """End it as a service manager would, so that the SuperLink knows."""
+        self.popen.terminate()
+        self.wait()
+
     def wait(self, timeout_s: float = LONG_S) -> int:
         """Wait until it ends by itself and return its exit code."""
         try:
@@ -137,16 +147,18 @@ class Deployment:
             "FEDHUBERT_CACHE": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
         }
-        assert main(["certs", "--out", str(self.certs), "--host", "localhost", "--nodes", str(NODES + 1)]) == 0
+        assert main(["certs", "--out", str(self.certs), "--host", LINE_HOST, "--nodes", str(NODES + 1)]) == 0
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "test"\n\n[superlink.test]\naddress = "127.0.0.1:{self.port}"\n'
             f'root-certificates = "{self.certs / "ca.crt"}"\n'
         )
 
-    def start(self, name: str, *command: str) -> Running:
+    def start(self, name: str, *command: str, inside: str | None = None) -> Running:
+        """Start one of Flower's commands, in network namespace ``inside`` if one is named."""
         self.started += 1
         log = self.folder / f"{self.started:02d}-{name}.log"
-        return Running(name, [str(BIN / command[0]), *command[1:]], self.environment, log)
+        prefix = ["ip", "netns", "exec", inside] if inside else []
+        return Running(name, [*prefix, str(BIN / command[0]), *command[1:]], self.environment, log)
 
     def start_superlink(self) -> Running:
         tls = [f"--ssl-{kind}file={self.certs / file}" for kind, file in TLS_FILES]
@@ -156,24 +168,25 @@ class Deployment:
         self.superlink = superlink
         return superlink
 
-    def start_node(self, number: int, *options: str, key: Path | None = None, authority: Path | None = None) -> Running:
+    def start_node(self, number: int, *options: str, superlink: str = "127.0.0.1", inside: str | None = None) -> Running:
+        """Start SuperNode ``number``; ``options`` replace those that make it secure."""
         site = self.folder / f"site-{number}"
         config = f'partition-id={number} num-partitions={NODES} manifest="{site / "manifest.csv"}" state-dir="{site / "state"}"'
         secure = [
-            f"--root-certificates={authority or self.certs / 'ca.crt'}",
-            f"--auth-supernode-private-key={key or self.certs / f'node-{number}.key'}",
+            f"--root-certificates={self.certs / 'ca.crt'}",
+            f"--auth-supernode-private-key={self.certs / f'node-{number}.key'}",
         ]
-        where = [f"--superlink=127.0.0.1:{self.port}", f"--port={free_port()}", f"--node-config={config}"]
-        return self.start(f"node-{number}", "flower-supernode", *where, *(options or secure))
+        where = [f"--superlink={superlink}:{self.port}", f"--port={free_port()}", f"--node-config={config}"]
+        return self.start(f"node-{number}", "flower-supernode", *where, *(options or secure), inside=inside)
 
-    def restart_node(self, number: int) -> Running:
+    def restart_node(self, number: int, **where: str) -> Running:
         """Start the node again and again, as a service manager would, until the SuperLink takes it.
 
         It refuses a key whose node is still held to be online: up to 60 s (two missed heartbeats) after a node died.
         """
         deadline = time.monotonic() + LONG_S
         while True:
-            node = self.start_node(number)
+            node = self.start_node(number, **where)
             while "SuperNode ID:" not in node.text() and node.popen.poll() is None:
                 time.sleep(0.2)
             if node.popen.poll() is None:
@@ -232,6 +245,76 @@ class Deployment:
             deadline = time.monotonic() + patience_s
             while any(marked_processes(self.mark)) and time.monotonic() < deadline:
                 time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A network namespace of the test's own, joined to the host by one virtual cable."""
+
+    namespace: str
+    host_address: str
+    device: str
+
+    def cut(self) -> None:
+        ip("link", "set", self.device, "down")
+
+    def heal(self) -> None:
+        ip("link", "set", self.device, "up")
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """Pass connections to the cable's end on to the SuperLink, which listens on the loopback only."""
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self, address: str, port: int) -> None:
+        self.port = port
+        super().__init__((address, port), RelayHandler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class RelayHandler(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, Relay)
+        with socket.create_connection(("127.0.0.1", self.server.port)) as onward:
+            back = threading.Thread(target=copy_bytes, args=(onward, self.request), daemon=True)
+            back.start()
+            copy_bytes(self.request, onward)
+            back.join()
+
+
+def copy_bytes(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    with contextlib.suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
+def ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
+
+
+@contextlib.contextmanager
+def site_network(deployment: Deployment) -> Iterator[Line]:
+    """Make a namespace whose only way out is a cable to this host, and take both away at the end."""
+    tag = deployment.mark[:6]
+    line = Line(f"fedhubert-{tag}", LINE_HOST, f"fh{tag}")
+    ip("netns", "add", line.namespace)
+    try:
+        ip("link", "add", line.device, "type", "veth", "peer", "name", "uplink", "netns", line.namespace)
+        ip("address", "add", f"{LINE_HOST}/30", "dev", line.device)
+        ip("link", "set", line.device, "up")
+        ip("-n", line.namespace, "address", "add", f"{LINE_SITE}/30", "dev", "uplink")
+        for device in ("uplink", "lo"):
+            ip("-n", line.namespace, "link", "set", device, "up")
+        with Relay(LINE_HOST, deployment.port) as relay:
+            yield line
+            relay.shutdown()
+    finally:
+        subprocess.run(["ip", "link", "delete", line.device], capture_output=True)
+        subprocess.run(["ip", "netns", "delete", line.namespace], capture_output=True)
 
 
 TLS_FILES = (("ca-cert", "ca.crt"), ("cert", "server.crt"), ("key", "server.key"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.cli import main
 
-from .conftest import LONG_S, NODES, Deployment, wait_until
+from .conftest import LONG_S, NODES, Deployment, site_network, wait_until
 
 pytestmark = pytest.mark.deployment
 
@@ -62,7 +63,6 @@ def test_who_is_kept_out(deployment: Deployment, tmp_path: Path) -> None:
 def test_a_killed_server_app_goes_on_in_a_new_run(deployment: Deployment, simulated: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = deployment.run(out)
-    checkpoint = out / "checkpoints/round_001_checkpoint.pt.sha256"
     wait_until(lambda: any(event["event"] == "round" for event in events(out)), "first round", LONG_S, deployment.logs)
     (server_app,) = deployment.processes("flwr-serverapp")
     os.kill(server_app, signal.SIGKILL)
@@ -71,7 +71,7 @@ def test_a_killed_server_app_goes_on_in_a_new_run(deployment: Deployment, simula
     assert deployment.finish(second) == "finished:completed", deployment.logs()
     assert "resuming after round 1" in (out / "federated_training.log").read_text()
     assert_same_model(simulated, out)
-    print(first, deployment.status(first), checkpoint)
+    wait_until(lambda: deployment.status(first) == "finished:failed", f"end of run {first}", LONG_S, deployment.logs)
 
 
 def test_a_killed_node_comes_back_and_the_run_finishes(deployment: Deployment, tmp_path: Path) -> None:
@@ -87,4 +87,22 @@ def test_a_killed_node_comes_back_and_the_run_finishes(deployment: Deployment, t
     (final,) = [event for event in events(out) if event["event"] == "final"]
     assert len(rounds) == 3
     assert [client["partition"] for client in final["clients"]] == [0, 1, 2]
-    print([[event["clients"], event["failed"]] for event in rounds])
+    assert deployment.nodes() == dict.fromkeys(range(NODES), "online")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and iproute2")
+def test_a_cut_line_heals_within_the_round(deployment: Deployment, simulated: Path, tmp_path: Path) -> None:
+    """Site 2 moves to a network of its own, whose only line is cut while it trains; its update arrives when the line is back."""
+    with site_network(deployment) as line:
+        deployment.node[2].terminate()
+        deployment.node[2] = node = deployment.restart_node(2, inside=line.namespace, superlink=line.host_address)
+        out = tmp_path / "run"
+        run = deployment.run(out)
+        wait_until(lambda: "Receiving: train.round" in node.text(), "round 1 on node 2", LONG_S, deployment.logs)
+        line.cut()
+        wait_until(lambda: "retrying" in node.text(), "lost connection", LONG_S, node.text)
+        assert not any(event["event"] == "round" for event in events(out))
+        line.heal()
+        assert deployment.finish(run) == "finished:completed", deployment.logs()
+        assert_same_model(simulated, out)
+        node.terminate()
