@@ -3,11 +3,15 @@
 set -eu
 NODES=${NODES:-3}
 
-# Make keys and certificates in /pki and hand every service its own: the SuperLink in /certs/superlink, node N in /certs/node-N.
+# Make keys and certificates in /pki and hand every service its own: the SuperLink, its SuperExec (which runs others' code and needs no private key),
+# whoever calls flwr, and each node.
 certs() {
   fedhubert certs --out /pki --host superlink --nodes "$NODES" >/dev/null
   install -m 0600 /pki/server.key /pki/superexec.secret /certs/superlink/
-  install -m 0644 /pki/server.crt /pki/ca.crt /pki/node-*.pub /certs/superlink/
+  install -m 0644 /pki/server.crt /pki/ca.crt /certs/superlink/
+  install -m 0600 /pki/superexec.secret /certs/superexec/
+  install -m 0644 /pki/ca.crt /certs/superexec/
+  install -m 0644 /pki/ca.crt /pki/node-*.pub /certs/operator/
   node=0
   while [ "$node" -lt "$NODES" ]; do
     install -m 0600 "/pki/node-$node.key" "/certs/node-$node/node.key"
@@ -42,7 +46,7 @@ data() {
 register() {
   node=0
   while [ "$node" -lt "$NODES" ]; do
-    if ! answer=$(flwr supernode register "/certs/superlink/node-$node.pub" --name "site-$node" 2>&1); then
+    if ! answer=$(flwr supernode register "/certs/operator/node-$node.pub" --name "site-$node" 2>&1); then
       case $answer in
         *"already in use"*) answer="site-$node is registered" ;;
         *) echo "$answer" >&2; exit 1 ;;
@@ -54,7 +58,7 @@ register() {
 }
 
 mkdir -p "$FLWR_HOME"
-printf '[superlink]\ndefault = "compose"\n\n[superlink.compose]\naddress = "superlink:8000"\nroot-certificates = "/certs/superlink/ca.crt"\n' >"$FLWR_HOME/config.toml"
+printf '[superlink]\ndefault = "compose"\n\n[superlink.compose]\naddress = "superlink:8000"\nroot-certificates = "/certs/operator/ca.crt"\n' >"$FLWR_HOME/config.toml"
 
 case ${1:-} in
   certs | data | register) "$1" ;;

@@ -50,6 +50,7 @@ def test_every_key_is_where_it_is_needed_only(compose: dict[str, Any]) -> None:
         for volume in mounts(service):
             users.setdefault(volume, set()).add(name)
     assert users["pki"] == {"certs"}
+    assert users["superlink-certs"] == {"certs", "superlink"}  # the SuperExec beside it runs others' code
     for site in SITES:
         assert users[f"node-{site}-certs"] == {"certs", f"supernode-{site}"}
         assert users[f"site-{site}-data"] == {"data", f"site-{site}"}
