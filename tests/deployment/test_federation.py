@@ -32,6 +32,7 @@ def assert_same_model(left: Path, right: Path, round_number: int = 2) -> None:
         assert torch.equal(ours[name], theirs[name]), name
 
 
+@pytest.mark.slow  # the killed ServerApp's run ends with the same bits, and more is asked of it
 def test_three_sites_give_the_bits_of_the_simulation(deployment: Deployment, simulated: Path, tmp_path: Path) -> None:
     run = deployment.run(tmp_path / "run")
     assert deployment.finish(run) == "finished:completed", deployment.logs()
@@ -70,6 +71,8 @@ def test_a_killed_server_app_goes_on_in_a_new_run(deployment: Deployment, simula
     second = deployment.run(out, "resume=auto")
     assert deployment.finish(second) == "finished:completed", deployment.logs()
     assert "resuming after round 1" in (out / "federated_training.log").read_text()
+    (final,) = [event for event in events(out) if event["event"] == "final"]
+    assert len(final["clients"]) == NODES and not final["failed"]
     assert_same_model(simulated, out)
     wait_until(lambda: deployment.status(first) == "finished:failed", f"end of run {first}", LONG_S, deployment.logs)
 
@@ -90,6 +93,7 @@ def test_a_killed_node_comes_back_and_the_run_finishes(deployment: Deployment, t
     assert deployment.nodes() == dict.fromkeys(range(NODES), "online")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and iproute2")
 def test_a_cut_line_heals_within_the_round(deployment: Deployment, simulated: Path, tmp_path: Path) -> None:
     """Site 2 moves to a network of its own, whose only line is cut while it trains; its update arrives when the line is back."""
