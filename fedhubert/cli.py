@@ -19,6 +19,7 @@ VERBS = {
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
+    "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 
 TRAIN_HELP = """\
@@ -101,13 +102,14 @@ def _fail(error: FedhubertError) -> int:
 def _parser() -> argparse.ArgumentParser:
     from fedhubert.checkpoints import export
     from fedhubert.data import prepare
+    from fedhubert.deployment import certs
 
     parser = argparse.ArgumentParser(
         prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
     )
     parser.add_argument("--version", action="version", version=f"fedhubert {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for name, module in (("prepare", prepare), ("export", export)):
+    for name, module in (("prepare", prepare), ("export", export), ("certs", certs)):
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)

@@ -129,8 +129,8 @@ def _ray(config: Config) -> Iterator[None]:
 def object_store_bytes(numel: int, num_workers: int) -> int:
     """Return the size of Ray's object store for a model of ``numel`` parameters.
 
-    It holds two models (this round's and, for a moment, the last one's), and the replies in flight with as many again that are not yet freed, each of up
-    to 8 bytes a parameter. Without a limit it would go on to fresh memory before it uses again what was freed.
+    It holds two models (this round's and, for a moment, the last one's) and the replies in flight, with as many again that are not yet freed, each
+    of up to 8 bytes a parameter. Without a limit it would go on to fresh memory before it uses again what was freed.
     """
     replies = 2 * messages_in_flight(num_workers)
     return max(_LEAST_STORE_BYTES, 4 * numel * 2 + 8 * numel * replies)
