@@ -21,6 +21,9 @@ from fedhubert.targets.mfcc import mfcc_features
 
 Features = npt.NDArray[np.float32]
 
+_SAME_HEAD = {"num_classes": 504, "final_dim": 256, "label_init": "uniform"}
+"""A head takes its share of random numbers: with one head for all, the untrained encoder depends on the encoder's sizes alone."""
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -54,7 +57,7 @@ def load_encoder(source: str | Path, device: torch.device | None = None) -> tupl
     device = device or torch.device("cpu")
     trained = build_hubert(imported.config, 0)
     load_into(trained, imported)
-    untrained = build_hubert(imported.config, derive_seed(0, "evaluation/random init"))
+    untrained = build_hubert(imported.config.model_copy(update=_SAME_HEAD), derive_seed(0, "evaluation/random init"))
     return _encoder("checkpoint", trained, imported, device), _encoder("random init", untrained, imported, device)
 
 
