@@ -16,6 +16,7 @@ EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
 VERBS = {
     "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
+    "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
@@ -60,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["train"]:
             return train(arguments[1:])
+        if arguments[:1] == ["central"]:
+            from fedhubert.baselines.command import central
+
+            return central(arguments[1:])
         parser = _parser()
         parsed = parser.parse_args(arguments)
         if not hasattr(parsed, "run"):
@@ -96,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    verbs.add_parser("train", help=VERBS["train"], add_help=False)
+    for name in ("train", "central"):
+        verbs.add_parser(name, help=VERBS[name], add_help=False)
     forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
     forked.add_argument("source", metavar="RUN", help="folder of the run to start from")
     forked.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="settings that differ; out=... is one of them")
