@@ -17,6 +17,7 @@ VERBS = {
     "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
+    "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
@@ -45,6 +46,20 @@ choices:
 All keys with their values: fedhubert train --cfg job
 """
 
+RECIPE_HELP = """\
+usage: fedhubert recipe NAME [out=DIR] [KEY=VALUE ...] [STAGE:KEY=VALUE ...]
+
+Run the stages of a recipe in order, each in a folder of its own below DIR (default: outputs/recipe-NAME). KEY=VALUE are Hydra overrides for
+every training stage, STAGE:KEY=VALUE for one. The same command goes on where it was stopped, and skips what is done.
+
+  fedhubert recipe demo                                        both iterations on the sample speech
+  fedhubert recipe full out=DIR data.manifest=PATH             MFCC clusters, iteration 1, layer clusters, iteration 2, export
+  fedhubert recipe full out=DIR data.manifest=PATH iteration2:targets.source=layer:9
+  fedhubert recipe my-recipe.yaml                              a list of stages of your own, as in conf/recipe/
+
+recipes: {recipes}
+"""
+
 FORK_HELP = """\
 Go on from a round of a run under other settings, in a folder of its own:
 
@@ -65,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from fedhubert.baselines.command import central
 
             return central(arguments[1:])
+        if arguments[:1] == ["recipe"]:
+            return recipe(arguments[1:])
         parser = _parser()
         parsed = parser.parse_args(arguments)
         if not hasattr(parsed, "run"):
@@ -101,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    for name in ("train", "central"):
+    for name in ("train", "recipe", "central"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
     forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
     forked.add_argument("source", metavar="RUN", help="folder of the run to start from")
@@ -148,6 +165,22 @@ def train(arguments: Sequence[str]) -> int:
     from fedhubert.federation.run import train_here
 
     train_here(config)
+    return 0
+
+
+def recipe(arguments: Sequence[str]) -> int:
+    """``fedhubert recipe``: see :data:`RECIPE_HELP`."""
+    if {"-h", "--help"} & set(arguments):
+        from fedhubert.compose import recipe_names
+
+        print(RECIPE_HELP.format(recipes=", ".join(recipe_names())))
+        return 0
+    if not arguments or any(argument.startswith("-") for argument in arguments):
+        print("fedhubert: name a recipe, then overrides: fedhubert recipe demo out=DIR; see --help", file=sys.stderr)
+        return EXIT_USAGE
+    from fedhubert.federation.recipe import run_recipe
+
+    run_recipe(arguments[0], arguments[1:])
     return 0
 
 

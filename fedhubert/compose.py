@@ -12,10 +12,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
 
-from fedhubert.config import Config, validate
+from fedhubert.config import Config, Recipe, validate
 from fedhubert.errors import ConfigError
 
+RECIPES = "recipe"
+"""Folder of recipes below ``conf/``: no group of a run's configuration."""
 _UNKNOWN = object()
 
 OmegaConf.register_new_resolver("add", lambda left, right: int(left) + int(right), replace=True)
@@ -32,8 +35,30 @@ def config_folder() -> Path:
 
 def group_choices() -> dict[str, list[str]]:
     """Return the names of each config group's files, for help texts."""
-    folders = sorted(path for path in config_folder().iterdir() if path.is_dir())
+    folders = sorted(path for path in config_folder().iterdir() if path.is_dir() and path.name != RECIPES)
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def recipe_names() -> list[str]:
+    """Return the recipes that ship with the package."""
+    return sorted(file.stem for file in (config_folder() / RECIPES).glob("*.yaml"))
+
+
+def read_recipe(name: str) -> Recipe:
+    """Return a recipe by name, or from a YAML file; raises :class:`ConfigError` saying what is wrong with it."""
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else config_folder() / RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no recipe {name!r}: there are {', '.join(recipe_names())}, or give the path of a .yaml file")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise ConfigError(f"{path} is not a recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a recipe: it has no `stages`")
+    try:
+        return validate(Recipe, {str(key): value for key, value in values.items()})
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}", setting=error.setting) from None
 
 
 def compose(overrides: Sequence[str]) -> Config:

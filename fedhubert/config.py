@@ -7,10 +7,11 @@ needs. An unknown key, a wrong type or a value out of range is refused by its do
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedhubert.errors import ConfigError
 
@@ -25,6 +26,9 @@ ConvLayer = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 NUM_SPECIAL_ROWS = 4
 """Rows that fairseq's Dictionary puts before the clusters (``<s> <pad> </s> <unk>``): cluster i is row i + 4 of the label embeddings."""
+
+PLACEHOLDER = re.compile(r"\{([a-z0-9][a-z0-9_-]*)\}")
+"""In a recipe's overrides: the last checkpoint of another stage."""
 
 
 class _Model(BaseModel):
@@ -118,10 +122,15 @@ class TaskConfig(_Model):
 
 
 class TargetsConfig(_Model):
-    """Where the pseudo-labels come from."""
+    """Where the pseudo-labels come from.
+
+    ``source`` names what k-means sees: ``mfcc`` (100 Hz), or ``layer:N`` (50 Hz), the output of the N-th transformer layer, counted from 1, of
+    the model in ``checkpoint``.
+    """
 
     kind: Literal["kmeans", "precomputed"] = "kmeans"
-    source: Literal["mfcc"] = "mfcc"
+    source: str = "mfcc"
+    checkpoint: str | None = None
     num_clusters: Annotated[int, Field(ge=2)] = 500
     label_rate_hz: Literal[50, 100] = 100
     labels: str | None = None
@@ -129,11 +138,44 @@ class TargetsConfig(_Model):
     tolerance: NonNegative = 1e-4
     max_frames_per_client: PositiveInt = 200_000
     seed_frames_per_client: PositiveInt = 20_000
+    label_column: str | None = None
+    label_values: tuple[str, ...] = ()
+
+    @property
+    def layer(self) -> int | None:
+        """The transformer layer that k-means sees, from 1; None for MFCC and precomputed labels."""
+        return int(self.source.removeprefix("layer:")) if self.kind == "kmeans" and self.source != "mfcc" else None
+
+    @field_validator("source")
+    @classmethod
+    def _source_known(cls, source: str) -> str:
+        if not re.fullmatch(r"mfcc|layer:[1-9][0-9]{0,2}", source):
+            raise ValueError(f"{source!r} is neither mfcc nor layer:N with N from 1 on")
+        return source
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate_of_the_source(cls, values: Any) -> Any:
+        """``label_rate_hz: null`` means the rate at which the source's labels come."""
+        if isinstance(values, Mapping) and values.get("label_rate_hz") is None:
+            return {**values, "label_rate_hz": 50 if str(values.get("source", "mfcc")).startswith("layer:") else 100}
+        return values
 
     @model_validator(mode="after")
     def _labels_given(self) -> Self:
         if self.kind == "precomputed" and not self.labels:
             raise ValueError("kind=precomputed needs `labels`: a .km file, or column:NAME for a manifest column")
+        rate_hz = 50 if self.layer else 100
+        if self.kind == "kmeans" and self.label_rate_hz != rate_hz:
+            raise ValueError(
+                f"label_rate_hz={self.label_rate_hz}, but labels of source={self.source} come at {rate_hz} Hz; leave it out"
+            )
+        if bool(self.label_column) != bool(self.label_values):
+            raise ValueError(
+                "label_column and label_values belong together: the values, in an agreed order, keep their names on the sites"
+            )
+        if len(set(self.label_values)) < len(self.label_values):
+            raise ValueError("label_values names a value twice")
         return self
 
 
@@ -288,6 +330,7 @@ class Config(_Model):
     out: str | None = None
     resume: Literal["auto", "never"] = "never"
     checkpoint_dir: str | None = None
+    dry_run: bool = False
     init_from: str | None = None
     data: DataConfig = DataConfig()
     model: ModelConfig
@@ -311,6 +354,14 @@ class Config(_Model):
         return self
 
     @model_validator(mode="after")
+    def _layers_have_a_model(self) -> Self:
+        if self.targets.layer and not self.targets.checkpoint:
+            raise ValueError(
+                f"targets.source={self.targets.source} needs targets.checkpoint: a round checkpoint or the folder of a finished run"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _classes_match_clusters(self) -> Self:
         wanted = self.targets.num_clusters + NUM_SPECIAL_ROWS
         if self.model.num_classes != wanted:
@@ -318,6 +369,46 @@ class Config(_Model):
                 f"model.num_classes is {self.model.num_classes}, but targets.num_clusters {self.targets.num_clusters} and "
                 f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to have it derived"
             )
+        return self
+
+
+class Stage(_Model):
+    """One step of a recipe: a training run (``overrides`` of ``fedhubert train``), or an export of an earlier stage's last checkpoint.
+
+    ``{previous}`` and ``{NAME}`` in overrides stand for the last checkpoint of the training stage before, or of that name.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    overrides: tuple[str, ...] = ()
+    export: str | None = None
+    of: str = "previous"
+
+    @property
+    def needs(self) -> list[str]:
+        """The stages whose checkpoints this one takes."""
+        return [self.of] if self.export else [name for text in self.overrides for name in PLACEHOLDER.findall(text)]
+
+
+class Recipe(_Model):
+    """Stages in the order in which they run."""
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _stages_in_order(self) -> Self:
+        trained: list[str] = []
+        for number, stage in enumerate(self.stages):
+            if stage.name in [*(other.name for other in self.stages[:number]), "previous"]:
+                raise ValueError(f"stage {stage.name!r}: the name is taken")
+            if bool(stage.overrides) == bool(stage.export):
+                raise ValueError(f"stage {stage.name!r} needs either overrides or export")
+            unknown = [name for name in stage.needs if name not in trained and not (name == "previous" and trained)]
+            if unknown:
+                raise ValueError(
+                    f"stage {stage.name!r} takes the checkpoint of {unknown[0]!r}, which is no training stage before it"
+                )
+            if stage.overrides:
+                trained.append(stage.name)
         return self
 
 
@@ -357,7 +448,7 @@ def client_job(config: Config) -> ClientJob:
         data=config.data,
         model=config.model,
         task=config.task,
-        targets=config.targets,
+        targets=config.targets.model_copy(update={"checkpoint": None}),
         client=config.client,
         faults=config.faults,
     )

@@ -14,7 +14,7 @@ MANIFEST = "data.manifest=/tmp/manifest.csv"
 
 @pytest.mark.parametrize("experiment", group_choices()["experiment"])
 def test_every_experiment_composes_and_validates(experiment: str) -> None:
-    config = compose([f"experiment={experiment}", MANIFEST])
+    config = compose([f"experiment={experiment}", MANIFEST, "targets.checkpoint=/tmp/run"])
     assert config.experiment == experiment
     assert config.model.num_classes == config.targets.num_clusters + 4
     assert "???" not in to_yaml(config)
@@ -23,7 +23,7 @@ def test_every_experiment_composes_and_validates(experiment: str) -> None:
 @pytest.mark.parametrize("model", group_choices()["model"])
 @pytest.mark.parametrize("targets", group_choices()["targets"])
 def test_every_group_choice_composes(model: str, targets: str) -> None:
-    config = compose([f"model={model}", f"targets={targets}", "targets.labels=x.km"])
+    config = compose([f"model={model}", f"targets={targets}", "targets.labels=x.km", "targets.checkpoint=run"])
     assert config.model.name == model
 
 
@@ -57,6 +57,13 @@ def test_research_settings() -> None:
         ("data.partition.kind=column data.partition.column=null", "column"),
         ("data.max_seconds=0.3", "max_seconds"),
         ("targets=precomputed", "labels"),
+        ("targets.source=layer:2", "targets.checkpoint"),
+        ("targets.source=layer:0", "layer:N"),
+        ("targets.source=fbank", "targets.source"),
+        ("targets.label_rate_hz=50", "label_rate_hz"),
+        ("targets.source=layer:2 targets.checkpoint=x targets.label_rate_hz=100", "label_rate_hz"),
+        ("targets.label_column=language", "label_values"),
+        ("targets.label_column=language targets.label_values=[en,en]", "twice"),
         ("federated.min_clients=50", "min_clients"),
         ("a b", "a b"),
     ],
@@ -74,12 +81,24 @@ def test_clients_receive_no_server_paths_and_the_same_job() -> None:
             "out=/secret/place",
             "checkpoint_dir=/secret/checkpoints",
             "evaluation.manifest=/secret/eval.csv",
+            "targets.source=layer:2",
+            "targets.checkpoint=/secret/run",
             "init_from=/secret/encoder",
         ]
     )
     text = client_job(config).model_dump_json()
     assert "secret" not in text
     assert from_json(ClientJob, text) == client_job(config)
+
+
+def test_label_rate_follows_the_source_and_iteration_2_is_as_in_the_paper() -> None:
+    assert compose([]).targets.label_rate_hz == 100
+    config = compose(["experiment=research_standard_iteration2", MANIFEST, "targets.checkpoint=run"])
+    targets = config.targets
+    assert (targets.source, targets.layer, targets.label_rate_hz, targets.num_clusters) == ("layer:6", 6, 50, 500)
+    assert config.model.num_classes == 504 and config.experiment == "research_standard_iteration2"
+    first = compose(["experiment=research_standard_pretraining", MANIFEST])
+    assert (config.federated, config.client, config.data) == (first.federated, first.client, first.data)
 
 
 def test_configs_are_frozen() -> None:

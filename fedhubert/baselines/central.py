@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedhubert.baselines.pool import ClientScore, Pool, figures, set_threads
+from fedhubert.baselines.pool import ClientScore, Pool, figures
 from fedhubert.checkpoints.importing import start_from
 from fedhubert.checkpoints.store import RoundStore
 from fedhubert.compose import to_yaml
@@ -57,7 +57,7 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         log.info("%s is done", folder.path)
         return folder
     _begin(folder, config, options)
-    set_threads(config)
+    torch.set_num_threads(config.client.threads)
     handler = log_to_file(folder.log_file)
     try:
         (_train_local if options.local_only else _train_central)(config, options, folder)
@@ -236,7 +236,11 @@ class _Run:
         if number <= self._saved:
             return
         centroids = self._pool.centroids
-        resume = {"baseline": self._kind, "centroids": None if centroids is None else torch.from_numpy(centroids.copy())}
+        resume = {
+            "baseline": self._kind,
+            "targets_key": self._pool.key,
+            "centroids": None if centroids is None else torch.from_numpy(centroids.copy()),
+        }
         metrics = {**self._history[-1], "baseline": self._kind, "history": self._history}
         path = self._store.save(
             number, self.model.state_dict(), config=self._config.model_dump(mode="json"), federated_metrics=metrics, resume=resume

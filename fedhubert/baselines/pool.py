@@ -2,22 +2,23 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedhubert.config import ClientJob, Config, client_job
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
-from fedhubert.errors import ConfigError
+from fedhubert.federation.extractor_phase import read_extractor
 from fedhubert.federation.sampling import ranking
-from fedhubert.federation.site import Partition, Site, open_site
+from fedhubert.federation.site import Partition, Site, open_site, release_extractor
 from fedhubert.models.hubert import HubertModel
 from fedhubert.reporting.metrics import Event
 from fedhubert.targets import kmeans
+from fedhubert.targets.agreement import agreement, contingency
+from fedhubert.targets.extractor import save_extractor
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
 from fedhubert.targets.mfcc import map_in_order
 from fedhubert.training.central import MicroBatch, rounds_of_clients
@@ -39,19 +40,22 @@ class Pool:
     """
 
     def __init__(self, config: Config) -> None:
-        if config.targets.kind == "kmeans" and str(config.targets.source) != "mfcc":
-            raise ConfigError(
-                f"central training makes its own labels from MFCC only, not from targets.source={config.targets.source}; "
-                "give the labels as targets.kind=precomputed",
-                setting="targets.source",
-            )
         self.config = config
         self.job: ClientJob = client_job(config)
         self.site: Site = open_site(self.job, {"partition-id": 0, "num-partitions": 1})
         self.device = resolve_device(self.site.settings.device)
         self.clients: list[Partition] = [self.site.partition(number) for number in range(self.job.num_clients)]
         self.centroids: npt.NDArray[np.float32] | None = None
-        self._key = PRECOMPUTED
+        self.key = PRECOMPUTED
+        self._extractor = self._keep_extractor()
+
+    def _keep_extractor(self) -> str:
+        """Put the model of a second iteration where the site looks for it; return its key."""
+        extractor = read_extractor(self.config)
+        if extractor is None:
+            return ""
+        save_extractor(extractor, self.site.extractor_folder)
+        return extractor.key
 
     def rounds(self) -> dict[int, dict[int, int]]:
         """Return round -> client -> steps of the federated run in which every client asked first answers."""
@@ -68,21 +72,27 @@ class Pool:
 
     def label(self, on_event: Callable[[Event], None], centroids: npt.NDArray[np.float32] | None = None) -> None:
         """Cluster (unless ``centroids`` are given) and label everyone's audio; tells of each iteration and of the labels."""
-        if self.config.targets.kind == "kmeans":
+        targets = self.config.targets
+        if targets.kind == "kmeans":
             self.centroids = self._fit(on_event) if centroids is None else centroids
-            self._key = kmeans.centroids_hash(self.centroids)
-        splits = {"train_labels": self.config.targets.num_clusters, "validation_labels": self.config.targets.num_clusters}
-        counts = {name: np.zeros(size, np.int64) for name, size in splits.items()}
+            self.key = kmeans.targets_key(self.centroids, self.site.source(self._extractor).key)
+        counts = {name: np.zeros(targets.num_clusters, np.int64) for name in ("train_labels", "validation_labels")}
+        table = np.zeros((targets.num_clusters, len(targets.label_values)), np.int64)
         for part in self.clients:
-            store = self.site.labels(part, self._key, self.centroids)
+            store = self.site.labels(part, self.key, self.centroids, self._extractor)
             counts["train_labels"] += store.counts(part.train_rows)
             counts["validation_labels"] += store.counts(part.validation_rows)
-        on_event({"event": "targets", "key": self._key, **{name: _about(count) for name, count in counts.items()}})
+            if targets.label_column:
+                table += contingency(store, part.rows, self.site.manifest, targets.label_column, targets.label_values)
+        release_extractor()
+        found = agreement(table)
+        about = {"key": self.key, "agreement": None if found is None else asdict(found)}
+        on_event({"event": "targets", **about, **{name: _about(count) for name, count in counts.items()}})
 
     def _fit(self, on_event: Callable[[Event], None]) -> npt.NDArray[np.float32]:
         """Lloyd's algorithm over everyone's frames from the federation's own seeds: to the bit what the federation finds."""
         settings, seed = self.config.targets, self.config.seed
-        features = [self.site.fitting_features(part) for part in self.clients]
+        features = [self.site.fitting_features(part, self._extractor) for part in self.clients]
         solver = kmeans.FederatedKMeans(settings.num_clusters, seed, settings.max_iterations, settings.tolerance)
         solver.seed(
             [
@@ -97,7 +107,7 @@ class Pool:
                 statistics = statistics + kmeans.accumulate(seen, solver.centroids)
             solver.step(statistics)
             iteration, inertia = len(solver.history), solver.history[-1]
-            log.info("k-means: iteration %d/%d, inertia per frame %.4f", iteration, settings.max_iterations, inertia)
+            log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
             on_event({"event": "kmeans", "iteration": iteration, "inertia_per_frame": inertia, "frames": statistics.num_frames})
         assert solver.centroids is not None
         return solver.centroids
@@ -132,7 +142,7 @@ class Pool:
         return scores
 
     def _load(self, part: Partition, plan: BatchPlan, positions: Iterable[int], num_workers: int) -> Iterator[Batch]:
-        store = self.site.labels(part, self._key)
+        store = self.site.labels(part, self.key)
         data = self.job.data.model_copy(update={"num_workers": num_workers})
         source = LabelSource(store.labels, store.rate_hz)
         return load_batches(self.site.manifest, plan, positions, source, mask_spec(self.job.task), data)
@@ -152,11 +162,6 @@ def figures(scores: dict[int, ClientScore], model_round: int) -> dict[str, Any]:
         "masked_frames": int(totals["masked_frames"]),
         "clients": len(scores),
     }
-
-
-def set_threads(config: Config) -> None:
-    """Use as many threads as all workers of the federated run together."""
-    torch.set_num_threads(max(1, config.client.threads * config.simulation.num_workers))
 
 
 def _about(counts: npt.NDArray[np.int64]) -> dict[str, Any]:

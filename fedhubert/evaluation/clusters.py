@@ -1,52 +1,23 @@
-"""How well clusters of frames agree with labels: purity and phone-normalised mutual information (Hsu et al. 2021, section IV-F)."""
-
-from dataclasses import dataclass
+"""Clusters of frames, to be compared with labels (see :mod:`fedhubert.targets.agreement`)."""
 
 import numpy as np
 import numpy.typing as npt
 
 from fedhubert.evaluation.sklearn_extra import require_sklearn
+from fedhubert.targets.agreement import Agreement, agreement
 
 Ids = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Of clusters z and labels y over frames.
-
-    Attributes:
-        label_purity: Share of frames whose label is the most frequent of their cluster ("phone purity").
-        cluster_purity: Share of frames whose cluster is the most frequent of their label.
-        pnmi: I(y; z) / H(y), the share of the label's uncertainty that the cluster removes; 0 where all labels are equal.
-        clusters: Clusters in use.
-        frames: Frames counted.
-    """
-
-    label_purity: float
-    cluster_purity: float
-    pnmi: float
-    clusters: int
-    frames: int
-
-
-def agreement(clusters_F: Ids, labels_F: Ids) -> Agreement:
+def compare(clusters_F: Ids, labels_F: Ids) -> Agreement:
     """Compare two labellings of the same frames; raises ``ValueError`` for none, or for another number of frames."""
-    if len(clusters_F) != len(labels_F) or not len(labels_F):
+    if len(clusters_F) != len(labels_F):
         raise ValueError(f"{len(clusters_F)} clusters for {len(labels_F)} labels")
-    counts_KL = np.zeros((int(clusters_F.max()) + 1, int(labels_F.max()) + 1))
+    counts_KL = np.zeros((int(clusters_F.max()) + 1, int(labels_F.max()) + 1), np.int64)
     np.add.at(counts_KL, (clusters_F, labels_F), 1)
-    joint = counts_KL / len(labels_F)
-    cluster, label = joint.sum(axis=1), joint.sum(axis=0)
-    seen = joint > 0
-    information = float((joint[seen] * np.log(joint[seen] / np.outer(cluster, label)[seen])).sum())
-    entropy = float(-(label[label > 0] * np.log(label[label > 0])).sum())
-    return Agreement(
-        float(joint.max(axis=1).sum()),
-        float(joint.max(axis=0).sum()),
-        max(0.0, information) / entropy if entropy > 0 else 0.0,
-        int((cluster > 0).sum()),
-        len(labels_F),
-    )
+    found = agreement(counts_KL)
+    assert found is not None  # there is a frame
+    return found
 
 
 def cluster_frames(features_FD: npt.NDArray[np.float32], num_clusters: int, seed: int) -> Ids:

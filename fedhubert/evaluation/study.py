@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import ConfigError, DataError, FedhubertError
 from fedhubert.evaluation.annotations import Alignment, Labels
-from fedhubert.evaluation.clusters import agreement, cluster_frames
+from fedhubert.evaluation.clusters import cluster_frames, compare
 from fedhubert.evaluation.encoders import Encoder, Features, load_encoder, mfcc_encoder
 from fedhubert.evaluation.features import Extractor, FeatureCache
 from fedhubert.evaluation.probes import Fold, linear_probe, speaker_disjoint_folds, utterance_folds
@@ -164,7 +164,7 @@ class _Study:
         return {"k": self._settings.clusters, "rows": rows}
 
     def _agreement(self, features: Features, names: Rows) -> dict[str, Any]:
-        return asdict(agreement(cluster_frames(features, self._settings.clusters, self._settings.seed), names))
+        return asdict(compare(cluster_frames(features, self._settings.clusters, self._settings.seed), names))
 
     def _folds(self, task: str, items: _Items, names: Rows) -> list[Fold]:
         if task == "speaker":

@@ -13,7 +13,7 @@ import torch
 
 GRID_BITS = 33
 MAX_WEIGHT = 2**28
-_CHUNK = 2**17
+_CHUNK = 2**15  # small enough that torch takes one thread: two that wait for each other at every step lose more than they gain
 _MAGIC = 1.5 * 2.0**52  # x + _MAGIC rounds x to an integer (ties to even) that sits in the low bits, for |x| < 2**51
 _MAGIC_BITS = 0x4338000000000000
 _LIMIT = 2.0**62  # of the sum of bounds, one bit below int64
@@ -61,10 +61,10 @@ class ExactSum:
             raise UpdateRejected("shape")
         if not 1 <= weight <= MAX_WEIGHT:
             raise UpdateRejected("weight")
-        peak = _peak(update)
-        if not peak < float("inf"):  # also true for NaN
+        largest = peak(update)
+        if not largest < float("inf"):  # also true for NaN
             raise UpdateRejected("not_finite")
-        bound = peak * weight * 2.0**GRID_BITS
+        bound = largest * weight * 2.0**GRID_BITS
         if self._bound + bound >= _LIMIT:
             raise UpdateRejected("range")
         scale = float(weight) * 2.0**GRID_BITS
@@ -88,8 +88,8 @@ class ExactSum:
             raise UpdateRejected("shape")
         if part.weight < 1:
             raise UpdateRejected("weight")
-        peak = _peak(part.total)
-        if not 0.0 <= peak <= part.bound + 1.0 or not self._bound + part.bound < _LIMIT:
+        largest = peak(part.total)
+        if not 0.0 <= largest <= part.bound + 1.0 or not self._bound + part.bound < _LIMIT:
             raise UpdateRejected("range")
         self._total.add_(part.total)
         self._bound += part.bound
@@ -111,7 +111,7 @@ class ExactSum:
         return mean
 
 
-def _peak(vector: torch.Tensor) -> float:
+def peak(vector: torch.Tensor) -> float:
     """Return the largest magnitude, without a copy of the vector; NaN if there is one in it."""
     if not vector.numel():
         return 0.0

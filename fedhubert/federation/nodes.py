@@ -17,6 +17,7 @@ from fedhubert.config import Config, client_job
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.grid import StreamingGrid
+from fedhubert.federation.preflight import check_alike, check_versions
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.sampling import assign_to_nodes
 from fedhubert.training.parameters import ParameterLayout
@@ -133,10 +134,7 @@ def connect(federation: Federation) -> None:
         )
     for node in sorted(descriptions, key=lambda node: _number(descriptions[node])):
         federation.hosts[node] = _hosted(federation, descriptions[node])
-    if any(str(reply.info["layout"]) != federation.layout.fingerprint for reply in descriptions.values()):
-        raise FederationError(
-            "the nodes build another model than the server from the same configuration: install the same version of fedhubert and torch on all"
-        )
+    check_alike({_number(reply): reply.info for reply in descriptions.values()}, _expected(federation))
     failures = _describe_partitions(federation, federation.hosts)
     missing = federation.connected - set(federation.partitions)
     if failures or missing:
@@ -166,8 +164,11 @@ def _join(federation: Federation, node: int) -> str:
     if reply.failures or "node" not in reply.info:
         return describe_failures(reply.failures)
     hosted = _hosted(federation, reply)
-    if str(reply.info["layout"]) != federation.layout.fingerprint:
-        return "it builds another model than the server from the same configuration"
+    try:
+        check_versions(reply)
+        check_alike({_number(reply): reply.info}, _expected(federation))
+    except FederationError as error:
+        return str(error)
     if reply.info["hosts_all"] == 0 and set(hosted) & federation.connected:
         return f"client {hosted[0]} is there already"
     if not hosted or hosted[0] >= federation.config.federated.num_clients:
@@ -178,6 +179,17 @@ def _join(federation: Federation, node: int) -> str:
     federation.hosts[node] = hosted
     log.info("node of clients %s has joined", hosted[:10])
     return ""
+
+
+def _expected(federation: Federation) -> dict[str, str | int]:
+    """What every site must have as the server has it."""
+    data, targets = federation.config.data, federation.config.targets
+    return {
+        "sample_rate_hz": data.sample_rate_hz,
+        "num_clusters": targets.num_clusters,
+        "label_rate_hz": targets.label_rate_hz,
+        "layout": federation.layout.fingerprint,
+    }
 
 
 def _number(description: Reply) -> int:
@@ -201,6 +213,7 @@ def _describe_all(federation: Federation) -> dict[int, Reply]:
         federation.grid.check_stop()
         new = [node for node in federation.grid.get_node_ids() if node not in described]
         for reply in federation.ask(protocol.DESCRIBE, {node: [] for node in new}, timeout_s=timeout_s):
+            check_versions(reply)
             if reply.failures or "node" not in reply.info:
                 raise FederationError(
                     f"a site is not ready: {describe_failures(reply.failures)}; its site.log says more",

@@ -20,9 +20,11 @@ from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError
 from fedhubert.federation.arrays import HeldArray, SharedArray
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 DESCRIBE = "query.describe"
+HAS_EXTRACTOR = "query.extractor"
+SEND_EXTRACTOR = "train.extractor"
 KMEANS_SEED = "train.kmeans_seed"
 KMEANS_STEP = "train.kmeans_step"
 LABEL = "train.label"

@@ -9,11 +9,14 @@ from types import FrameType
 
 from flwr.serverapp import Grid
 from rich.console import Console
+from rich.table import Table
 
-from fedhubert.checkpoints.store import RoundStore
+from fedhubert.checkpoints.store import RoundStore, load_checkpoint
 from fedhubert.config import Config, client_job
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.errors import ConfigError
+from fedhubert.federation.dry_run import describe_federation
+from fedhubert.federation.resume import check_same_run
 from fedhubert.federation.server import RunResult, run_federation
 from fedhubert.federation.simulation import federation_config, num_supernodes, simulate
 from fedhubert.federation.site import open_site
@@ -23,14 +26,18 @@ from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
 
 
 def train_here(config: Config) -> float:
-    """Train on this host and return the final validation loss (for sweeps); raises what :func:`run_federation` raises."""
+    """Train on this host and return the final validation loss (for sweeps; ``dry_run``: NaN); raises what :func:`run_federation` raises."""
     console = log_to_terminal()
     config = _with_absolute_data(config)
+    if config.dry_run:
+        return _dry_run(config, console)
     if is_finished(config):
         folder = RunFolder.of(config)
         final = final_event(folder.metrics_file)
+        checkpoint = last_checkpoint(config)
+        check_same_run(load_checkpoint(checkpoint)["config"], config, folder.path)
         console.print(f"all {final['round']} rounds are done in {folder.path}", highlight=False, soft_wrap=True)
-        return _summarise(RunResult(folder, RoundStore(folder.checkpoints).path(final["round"]), final["validation"]))
+        return _summarise(RunResult(folder, checkpoint, final["validation"]))
     _check_data(config)
     results: list[RunResult] = []
     with _stop_on_signals(console) as stop, RoundProgress(console) as progress:
@@ -48,6 +55,23 @@ def train_here(config: Config) -> float:
     return _summarise(results[0])
 
 
+def _dry_run(config: Config, console: Console) -> float:
+    """Print what a run's preflight finds; there is no loss to return."""
+    _check_data(config)
+    tables: list[Table] = []
+    with _stop_on_signals(console) as stop:
+        simulate(config, lambda grid: tables.append(describe_federation(grid, config, stop=stop)), stop)
+    _print_table(tables[0])
+    return float("nan")
+
+
+def last_checkpoint(config: Config) -> Path:
+    """Return where the last round's checkpoint of a run is, or will be (a round before that, if the run stops early)."""
+    folder = RunFolder.of(config)
+    final = final_event(folder.metrics_file)
+    return RoundStore(folder.checkpoints).path(final["round"] if final else config.federated.num_rounds)
+
+
 def is_finished(config: Config) -> bool:
     """Whether ``resume=auto`` finds nothing left to do: the last round is saved and its model scored."""
     if config.resume != "auto" or config.out is None:
@@ -61,10 +85,7 @@ def is_finished(config: Config) -> bool:
 def _summarise(result: RunResult) -> float:
     """Draw the curves, print the table and where things are; return the final validation loss."""
     plot_curves(result.folder.metrics_file, result.folder.plot_file)
-    output = Console()
-    if not output.is_terminal:
-        output = Console(width=110)
-    output.print(rounds_table(result.folder.metrics_file))
+    output = _print_table(rounds_table(result.folder.metrics_file))
     for name, path in (
         ("curves", result.folder.plot_file),
         ("metrics", result.folder.metrics_file),
@@ -72,6 +93,14 @@ def _summarise(result: RunResult) -> float:
     ):
         output.print(f"{name}: {path}", soft_wrap=True, highlight=False)
     return float(result.validation.get("loss", float("nan")))
+
+
+def _print_table(table: Table) -> Console:
+    output = Console()
+    if not output.is_terminal:
+        output = Console(width=110)
+    output.print(table)
+    return output
 
 
 def _with_absolute_data(config: Config) -> Config:

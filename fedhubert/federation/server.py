@@ -18,9 +18,10 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedhubert.checkpoints.importing import start_from
 from fedhubert.config import Config
-from fedhubert.errors import FedhubertError
+from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, SharedArray, tensor_of
+from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, validation_figures
 from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid
@@ -56,9 +57,13 @@ def run_app(grid: Grid, context: Context) -> None:
     from fedhubert.reporting.console import log_to_terminal
     from fedhubert.reporting.summary import plot_curves
 
-    log_to_terminal()
+    console = log_to_terminal()
     try:
-        result = run_federation(grid, compose(shlex.split(str(context.run_config.get("overrides", "")))))
+        config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
+        if config.dry_run:
+            console.print(describe_federation(grid, config))
+            return
+        result = run_federation(grid, config)
     except FedhubertError as error:
         log.error("error: %s", error)
         raise
@@ -99,6 +104,7 @@ class _Run:
         self.first_round = 1
         self.state = RoundState()
         self.centroids: np.ndarray[Any, np.dtype[np.float32]] | None = None
+        self.targets_key = ""
         self.validation: dict[str, Any] = {}
 
     def run(self) -> RunResult:
@@ -121,8 +127,14 @@ class _Run:
         connect(self.federation)
         self._say_who_is_there()
         targets = prepare_targets(self.federation, self.centroids, self.record.kmeans, self.record.event)
-        self.federation.welcome = lambda shares: label_newcomers(self.federation, targets, shares)
-        self.centroids = targets.centroids
+        self.federation.welcome = lambda shares: label_newcomers(self.federation, targets, shares, self.record.event)
+        if self.centroids is not None and self.targets_key not in ("", targets.key):
+            raise CheckpointError(
+                f"targets.checkpoint={self.config.targets.checkpoint} is not the model that the run in {self.record.folder.path} began with: "
+                "name that one, or choose another out=...",
+                setting="targets.checkpoint",
+            )
+        self.centroids, self.targets_key = targets.centroids, targets.key
         if self.first_round == 1:
             self.record.event(targets.event())
         if self.first_round > self.config.federated.num_rounds or (self.record.history and self.record.is_over()):
@@ -146,6 +158,7 @@ class _Run:
         self.state = RoundState.from_plain(resumed.resume["rounds"])
         self.federation.fingerprints = {int(key): int(value) for key, value in resumed.resume["fingerprints"].items()}
         self.centroids = None if resumed.resume["centroids"] is None else resumed.resume["centroids"].numpy()
+        self.targets_key = str(resumed.resume.get("targets_key", ""))
         self.first_round = resumed.round + 1
 
     def _write_config(self) -> None:
@@ -255,6 +268,7 @@ class _Run:
     def _save(self, number: int) -> None:
         resume = {
             "server_optimizer": self.optimizer.state,
+            "targets_key": self.targets_key,
             "rounds": self.state.to_plain(),
             "fingerprints": {str(partition): value for partition, value in self.federation.fingerprints.items()},
             "centroids": None if self.centroids is None else torch.from_numpy(self.centroids.copy()),

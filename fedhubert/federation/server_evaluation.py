@@ -30,7 +30,8 @@ class ServerEvaluation:
         lengths = self._manifest.lengths(config.data.sample_rate_hz)
         rows = np.arange(len(self._manifest))
         self._plan = BatchPlan(lengths, rows, config.data, config.seed, 0, purpose="server-validation")
-        labels = assigned_labels(self._manifest, self._plan.rows, targets.centroids, config.data.num_workers)
+        workers = config.data.num_workers
+        labels = assigned_labels(self._manifest, self._plan.rows, targets.centroids, workers, source=targets.source)
         self._labels = LabelSource(labels.labels, labels.rate_hz)
 
     def score(self, model: HubertModel, model_round: int) -> dict[str, Any]:

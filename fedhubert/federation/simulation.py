@@ -7,6 +7,7 @@ place. Both ways run the same server and client code.
 import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 import warnings
@@ -89,6 +90,7 @@ def _ray(config: Config) -> Iterator[None]:
     path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
     options: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     if simulation.ray_address:
+        _check_address(simulation.ray_address)
         options["address"] = simulation.ray_address
     else:
         options |= {"num_cpus": simulation.num_workers, "num_gpus": simulation.num_gpus, "include_dashboard": False}
@@ -118,6 +120,20 @@ def _ray(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Knock at ``host:port``: Ray itself would try for minutes. Raises :class:`ConfigError`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or a name that Ray knows what to do with
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise ConfigError(
+            f"nothing answers at simulation.ray_address={address} ({error}); start Ray there, or leave it out to start one here",
+            setting="simulation.ray_address",
+        ) from None
 
 
 @contextlib.contextmanager

@@ -22,8 +22,13 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import partition_rows, split_rows
 from fedhubert.errors import ConfigError, DataError, TargetsError
 from fedhubert.federation.site_state import StateFolder
-from fedhubert.targets.labels import LabelStore, assigned_labels, cached_labels, precomputed_labels
-from fedhubert.targets.mfcc import fitting_features
+from fedhubert.targets.extractor import load_extractor
+from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
+from fedhubert.targets.kmeans import targets_key
+from fedhubert.targets.labels import LabelStore, assigned_labels, cached_labels, precomputed_labels, stated_clusters
+from fedhubert.targets.layers import LayerFeatures
+from fedhubert.targets.mfcc import MFCC
+from fedhubert.training.device import resolve_device
 
 Rows = npt.NDArray[np.int64]
 Features = npt.NDArray[np.float32]
@@ -37,6 +42,8 @@ class SiteSettings:
     Attributes:
         node: This node's number among ``num_nodes``.
         own_data: The node names its own manifest, which then is one client's data (no partitioning).
+        labels, label_rate_hz: Precomputed labels and their rate.
+        centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
     """
 
     node: int
@@ -46,6 +53,9 @@ class SiteSettings:
     root: str | None
     state_dir: Path
     device: str
+    labels: str | None = None
+    label_rate_hz: int = 100
+    centroids_hash: str = ""
 
     @classmethod
     def read(cls, node_config: NodeConfig, job: ClientJob) -> "SiteSettings":
@@ -70,6 +80,9 @@ class SiteSettings:
             root=str(root) if root else (None if own else job.data.root),
             state_dir=Path(str(state_dir)).expanduser().absolute(),
             device=str(node_config.get("device") or job.client.device),
+            labels=str(node_config["labels"]) if node_config.get("labels") else job.targets.labels,
+            label_rate_hz=int(node_config.get("label-rate-hz") or job.targets.label_rate_hz),
+            centroids_hash=str(node_config.get("centroids-hash") or ""),
         )
 
 
@@ -140,53 +153,78 @@ class Site:
             )
         return rows
 
-    def fitting_features(self, partition: Partition) -> Features:
-        """Return the features [F, 39] that k-means sees of a partition: a bounded sample of its training split, kept in the state folder."""
-        targets = self.job.targets
-        drawn = f"{targets.max_frames_per_client}-{self.job.seed}-{partition.number}"  # what the sample depends on
-        name = f"features-{self.manifest.fingerprint(partition.train_rows)}-{drawn}.npy"
-        path = self.settings.state_dir / "features" / name
-        try:
-            cached: Features = np.load(path, mmap_mode="r", allow_pickle=False)
-            return cached
-        except (OSError, ValueError, EOFError):
-            pass
-        features = fitting_features(
-            self.manifest,
-            partition.train_rows,
-            targets.max_frames_per_client,
-            self.job.seed,
-            partition.number,
-            self.job.data.num_workers,
-        )
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_name(f".{path.name}.{os.getpid()}.npy")
-            np.save(scratch, features)
-            os.replace(scratch, path)
-        except OSError as error:
-            raise TargetsError(f"cannot keep features in {path.parent}: {error.strerror}", setting="client.state_dir") from None
-        return features
+    def traits(self) -> dict[str, str | int]:
+        """Return what all sites of a run must have in common, for the preflight."""
+        targets, settings = self.job.targets, self.settings
+        stated = stated_clusters(settings.labels) if targets.kind == "precomputed" else None
+        return {
+            "sample_rate_hz": self.job.data.sample_rate_hz,
+            "label_rate_hz": settings.label_rate_hz,
+            "num_clusters": stated or targets.num_clusters,
+            "centroids_hash": settings.centroids_hash,
+        }
 
-    def labels(self, partition: Partition, key: str, centroids: Features | None = None) -> LabelStore:
-        """Return the pseudo-labels of a partition: precomputed, or those of the centroids whose hash is ``key``.
+    @property
+    def extractor_folder(self) -> Path:
+        """Where the models that features come from are kept."""
+        return self.settings.state_dir / "extractors"
+
+    def source(self, extractor: str) -> FeatureSource:
+        """Return what k-means sees: MFCC, or (under ``targets.source=layer:N``) features of the extractor of that key."""
+        if self.job.targets.layer is None:
+            return MFCC
+        longest = round(self.job.data.max_seconds * self.job.data.sample_rate_hz)
+        return _layer_features(self.extractor_folder, extractor, longest, self.settings.device)
+
+    def fitting_features(self, partition: Partition, extractor: str = "") -> Features:
+        """Return the features [F, D] that k-means sees of a partition: a bounded sample of its training split, kept in the state folder.
+
+        On disk: ``targets.max_frames_per_client`` x D x 4 bytes at most. Of layer features it is removed when the labels are made: computing
+        them anew in each iteration would run the model over the sample ``targets.max_iterations`` times.
+        """
+        job, source = self.job, self.source(extractor)
+        return kept_features(
+            self._sample_file(partition, source),
+            lambda allocate: fitting_features(
+                self.manifest,
+                partition.train_rows,
+                job.targets.max_frames_per_client,
+                job.seed,
+                partition.number,
+                job.data.num_workers,
+                source=source,
+                allocate=allocate,
+            ),
+        )
+
+    def _sample_file(self, partition: Partition, source: FeatureSource) -> Path:
+        drawn = f"{self.job.targets.max_frames_per_client}-{self.job.seed}-{partition.number}"  # what the sample depends on
+        name = "-".join(filter(None, ["features", source.key, self.manifest.fingerprint(partition.train_rows), drawn]))
+        return self.settings.state_dir / "features" / f"{name}.npy"
+
+    def labels(self, partition: Partition, key: str, centroids: Features | None = None, extractor: str = "") -> LabelStore:
+        """Return the pseudo-labels of a partition: precomputed, or those named by ``key`` (of centroids and extractor).
 
         With ``centroids`` they are made (and kept in the state folder) if they are not there yet; without, they must be.
         """
         if (partition.number, key) not in self._labels:
-            self._labels[partition.number, key] = self._find_labels(partition, key, centroids)
+            self._labels[partition.number, key] = self._find_labels(partition, key, centroids, extractor)
+        if centroids is not None and self.job.targets.layer:  # the centroids are settled: their sample has done its work
+            self._sample_file(partition, self.source(extractor)).unlink(missing_ok=True)
         return self._labels[partition.number, key]
 
-    def _find_labels(self, partition: Partition, key: str, centroids: Features | None) -> LabelStore:
-        targets, rows = self.job.targets, partition.rows
-        if targets.kind == "precomputed":
-            return precomputed_labels(self.manifest, rows, str(targets.labels), targets.label_rate_hz, targets.num_clusters)
-        build = (
-            None
-            if centroids is None
-            else functools.partial(assigned_labels, self.manifest, rows, centroids, self.job.data.num_workers)
-        )
-        return cached_labels(self.settings.state_dir / "labels", self.manifest, rows, key, build)
+    def _find_labels(self, partition: Partition, key: str, centroids: Features | None, extractor: str) -> LabelStore:
+        job, settings, rows = self.job, self.settings, partition.rows
+        if job.targets.kind == "precomputed":
+            return precomputed_labels(self.manifest, rows, str(settings.labels), settings.label_rate_hz, job.targets.num_clusters)
+        folder = settings.state_dir / "labels"
+        if centroids is None:
+            return cached_labels(folder, self.manifest, rows, key, None)
+        source = self.source(extractor)
+        if key != targets_key(centroids, source.key):
+            raise TargetsError("the centroids that arrived are not those that the server names", setting="targets.source")
+        build = functools.partial(assigned_labels, self.manifest, rows, centroids, job.data.num_workers, source=source)
+        return cached_labels(folder, self.manifest, rows, key, build)
 
     def state_folder(self, run_key: str, number: int) -> StateFolder:
         """Return where a run keeps what a partition carries from round to round."""
@@ -237,6 +275,16 @@ class _DataJob:
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+@functools.lru_cache(maxsize=1)
+def _layer_features(folder: Path, key: str, chunk_samples: int, device: str) -> LayerFeatures:
+    return LayerFeatures(key, lambda: load_extractor(folder, key), chunk_samples, resolve_device(device))
+
+
+def release_extractor() -> None:
+    """Let this process's extractor go, so that training has its memory."""
+    _layer_features.cache_clear()
 
 
 @functools.lru_cache(maxsize=4)

@@ -24,6 +24,7 @@ from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, tensor_of
 from fedhubert.federation.codecs import decode, encode
+from fedhubert.federation.exact_sum import peak
 from fedhubert.federation.folding import RoundFold, RoundOutcome
 from fedhubert.federation.journal import Entry, Journal
 from fedhubert.federation.nodes import Federation, describe_failures, refresh
@@ -179,7 +180,7 @@ class FederatedStrategy(Strategy):
         step_started = time.monotonic()
         self.between_steps = False
         updated = self.optimizer.step(self.incoming, self._fold.mean())
-        if not bool(torch.isfinite(updated).all()):
+        if not math.isfinite(peak(updated)):
             raise FederationError(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
                 setting="federated.strategy",

@@ -2,21 +2,29 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from flwr.app import Array
 
+from fedhubert.config import Config
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray
+from fedhubert.federation.extractor_phase import distribute, read_extractor
 from fedhubert.federation.nodes import Federation, describe_failures
+from fedhubert.federation.preflight import check_alike
 from fedhubert.federation.protocol import Failure, Reply
-from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, centroids_hash
+from fedhubert.targets.agreement import Agreement, agreement
+from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.features import FeatureSource
+from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, scale_of, targets_key
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
-from fedhubert.targets.mfcc import NUM_FEATURES
+from fedhubert.targets.layers import LayerFeatures
+from fedhubert.targets.mfcc import MFCC
 
 log = logging.getLogger("fedhubert")
 
@@ -25,16 +33,32 @@ PRECOMPUTED = "precomputed"
 
 @dataclass(frozen=True)
 class Targets:
-    """The run's pseudo-labels: ``key`` names them on the sites (the centroids' hash), counts are over all clients [K]."""
+    """The run's pseudo-labels.
+
+    Attributes:
+        key: Names them on the sites: the hash of the centroids, with that of the extractor.
+        centroids: float32[K, D]; None for precomputed labels.
+        train_counts, validation_counts: Over all clients [K].
+        source: What the centroids are of.
+        extractor: The model that ``source`` runs, if any.
+        agreement: With the labels of ``targets.label_column``, if any were found.
+    """
 
     key: str
     centroids: npt.NDArray[np.float32] | None
     train_counts: npt.NDArray[np.int64]
     validation_counts: npt.NDArray[np.int64]
+    source: FeatureSource = MFCC
+    extractor: Extractor | None = None
+    agreement: Agreement | None = None
 
     def arrays(self) -> dict[str, Array] | None:
         """Return what sites need to make the labels."""
         return None if self.centroids is None else {"centroids": HeldArray(self.centroids)}
+
+    def task(self) -> dict[str, Any]:
+        """Return what a request to label says."""
+        return {"targets": self.key, "extractor": "" if self.extractor is None else self.extractor.key}
 
     def event(self) -> dict[str, Any]:
         """Return what ``metrics.jsonl`` says of the labels: frames, entropy and most frequent share of each split."""
@@ -42,6 +66,7 @@ class Targets:
         return {
             "event": "targets",
             "key": self.key,
+            "agreement": None if self.agreement is None else asdict(self.agreement),
             **{
                 name: {
                     "frames": int(counts.sum()),
@@ -74,28 +99,84 @@ def prepare_targets(
 
     Raises:
         FederationError: a client that cannot take part; every client's frames count in the clustering, so none may be missing.
+        FedhubertError: nothing usable at ``targets.checkpoint``.
     """
-    if federation.config.targets.kind == "kmeans" and centroids is None:
-        centroids = _fit(federation, progress, on_event)
-    key = PRECOMPUTED if centroids is None else centroids_hash(centroids)
+    settings = federation.config.targets
+    extractor = read_extractor(federation.config)
+    source: FeatureSource = MFCC if extractor is None else _layer_features(federation.config, extractor)
+    if extractor is not None:
+        distribute(federation, extractor, list(federation.hosts), on_event)
+    task = {"extractor": "" if extractor is None else extractor.key}
+    if settings.kind == "kmeans" and centroids is None:
+        centroids = _fit(federation, task, source, progress, on_event)
+    key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
     log.info("labelling every client's audio%s", "" if centroids is None else f" with {len(centroids)} clusters")
-    counts = {name: np.zeros(federation.config.targets.num_clusters, np.int64) for name in ("train", "validation")}
-    targets = Targets(key, centroids, counts["train"], counts["validation"])
-    for reply in _ask_all(federation, protocol.LABEL, targets.arrays(), {"targets": key}):
+    counts = {name: np.zeros(settings.num_clusters, np.int64) for name in ("train", "validation")}
+    table = np.zeros((settings.num_clusters, len(settings.label_values)), np.int64)
+    targets = Targets(key, centroids, counts["train"], counts["validation"], source, extractor)
+    for reply in _ask_all(federation, protocol.LABEL, targets.arrays(), targets.task()):
+        if not reply.metrics:
+            continue
+        check_alike(reply.metrics, {"num_clusters": settings.num_clusters, "label_rate_hz": settings.label_rate_hz})
         for name in counts:
-            if name in reply.arrays:
-                counts[name] += reply.arrays[name]
-    return targets
+            counts[name] += _counts(reply, name, (settings.num_clusters,))
+        if settings.label_column:
+            table += _counts(reply, "contingency", table.shape)
+    found = agreement(table)
+    if settings.label_column:
+        _say_agreement(settings.label_column, found)
+    return replace(targets, agreement=found)
 
 
-def label_newcomers(federation: Federation, targets: Targets, shares: dict[int, list[int]]) -> list[Failure]:
+def label_newcomers(
+    federation: Federation, targets: Targets, shares: dict[int, list[int]], on_event: Callable[[dict[str, Any]], None]
+) -> list[Failure]:
     """Have nodes that join later label their audio; returns what went wrong."""
     timeout_s = federation.config.federated.round_timeout_s
-    replies = federation.ask(protocol.LABEL, shares, timeout_s=timeout_s, arrays=targets.arrays(), task={"targets": targets.key})
+    if targets.extractor is not None:
+        try:
+            distribute(federation, targets.extractor, list(shares), on_event)
+        except FederationError as error:
+            return [Failure(-1, error.code, error.setting)]
+    replies = federation.ask(protocol.LABEL, shares, timeout_s=timeout_s, arrays=targets.arrays(), task=targets.task())
     return [failure for reply in replies for failure in reply.failures]
 
 
-def _fit(federation: Federation, progress: KMeansProgress, on_event: Callable[[dict[str, Any]], None]) -> npt.NDArray[np.float32]:
+def _counts(reply: Reply, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    found = reply.arrays.get(name)
+    if found is None or found.shape != shape or found.dtype != np.int64 or (found < 0).any():
+        raise FederationError(f"a site's label counts `{name}` should be int64{list(shape)} of at least 0", setting="version")
+    return found
+
+
+def _layer_features(config: Config, extractor: Extractor) -> LayerFeatures:
+    """What the sites compute, for the server's own evaluation."""
+    longest = round(config.data.max_seconds * config.data.sample_rate_hz)
+    return LayerFeatures(extractor.key, lambda: extractor, longest, torch.device("cpu"))
+
+
+def _say_agreement(column: str, found: Agreement | None) -> None:
+    if found is None:
+        log.warning("no client has labels of targets.label_values in the column %s: no purity, no PNMI", column)
+        return
+    log.info(
+        "targets against %s: label purity %.3f (one cluster: %.3f), cluster purity %.3f, PNMI %.3f over %d frames",
+        column,
+        found.label_purity,
+        found.chance_purity,
+        found.cluster_purity,
+        found.pnmi,
+        found.frames,
+    )
+
+
+def _fit(
+    federation: Federation,
+    task: dict[str, Any],
+    source: FeatureSource,
+    progress: KMeansProgress,
+    on_event: Callable[[dict[str, Any]], None],
+) -> npt.NDArray[np.float32]:
     settings = federation.config.targets
     solver = FederatedKMeans(settings.num_clusters, federation.config.seed, settings.max_iterations, settings.tolerance)
     log.info("k-means: %d clusters over %s of %d clients", settings.num_clusters, settings.source, len(federation.connected))
@@ -104,28 +185,29 @@ def _fit(federation: Federation, progress: KMeansProgress, on_event: Callable[[d
         solver.load_state_dict(state)
         log.info("k-means: going on after iteration %d", len(solver.history))
     else:
-        solver.seed(_seeds(federation))
+        solver.seed(_seeds(federation, task))
         progress.save(solver.state_dict())
     while not solver.done:
         statistics = None
         assert solver.centroids is not None
-        for reply in _ask_all(federation, protocol.KMEANS_STEP, {"centroids": HeldArray(solver.centroids)}, {}):
+        scale_bits = scale_of(solver.centroids)
+        for reply in _ask_all(federation, protocol.KMEANS_STEP, {"centroids": HeldArray(solver.centroids)}, task):
             if reply.metrics:
-                part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, NUM_FEATURES)
+                part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, source.dimension, scale_bits)
                 statistics = part if statistics is None else statistics + part
         assert statistics is not None
         solver.step(statistics)
         iteration, inertia = len(solver.history), solver.history[-1]
-        log.info("k-means: iteration %d/%d, inertia per frame %.4f", iteration, settings.max_iterations, inertia)
+        log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
         on_event({"event": "kmeans", "iteration": iteration, "inertia_per_frame": inertia, "frames": statistics.num_frames})
         progress.save(solver.state_dict())
     assert solver.centroids is not None
     return solver.centroids
 
 
-def _seeds(federation: Federation) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def _seeds(federation: Federation, task: dict[str, Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
-    for reply in _ask_all(federation, protocol.KMEANS_SEED, None, {}):
+    for reply in _ask_all(federation, protocol.KMEANS_SEED, None, task):
         for partition in reply.metrics:
             seeds[partition] = (reply.arrays[f"centroids_{partition}"], reply.arrays[f"weights_{partition}"])
     return [seeds[partition] for partition in sorted(seeds)]

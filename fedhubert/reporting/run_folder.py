@@ -17,10 +17,11 @@ def resolve_out(config: Config) -> Path:
     ``out`` as given, or ``outputs/<experiment>/<date>-<time>``; a relative path starts from ``FEDHUBERT_HOME`` or, where that is not set, from
     the working directory of the process that runs the server (the shell of ``fedhubert train``, the SuperLink of ``flwr run``).
     """
-    return _absolute(config.out or str(Path("outputs", config.experiment, time.strftime("%Y%m%d-%H%M%S"))))
+    return on_server(config.out or str(Path("outputs", config.experiment, time.strftime("%Y%m%d-%H%M%S"))))
 
 
-def _absolute(path: str) -> Path:
+def on_server(path: str) -> Path:
+    """Return what a path in the server's part of the configuration means, by the rule of :func:`resolve_out`."""
     return (Path(os.environ.get("FEDHUBERT_HOME") or Path.cwd()) / Path(path).expanduser()).absolute()
 
 
@@ -34,7 +35,7 @@ class RunFolder:
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
         out = resolve_out(config)
-        checkpoints = _absolute(config.checkpoint_dir) if config.checkpoint_dir else out / "checkpoints"
+        checkpoints = on_server(config.checkpoint_dir) if config.checkpoint_dir else out / "checkpoints"
         return cls(out, checkpoints)
 
     @property

@@ -18,6 +18,7 @@ Ids = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float64]
 
 _BLOCK_ENTRIES = 2**20  # of the score matrix: 8 MB
+_CHECKED = 2**14  # frames
 _ROUNDING = 2.0**-53
 
 
@@ -47,7 +48,8 @@ def check_features(features_FD: Features, centroids_KD: Features) -> None:
         raise TargetsError(
             f"features of shape {features_FD.shape} do not fit centroids of shape {centroids_KD.shape}", setting="targets.source"
         )
-    if not (np.isfinite(features_FD).all() and np.isfinite(centroids_KD).all()):
+    blocks = (features_FD[start : start + _CHECKED] for start in range(0, len(features_FD), _CHECKED))  # features can lie on disk
+    if not (all(np.isfinite(block).all() for block in blocks) and np.isfinite(centroids_KD).all()):
         raise TargetsError("features or centroids are not finite", setting="targets.source")
 
 

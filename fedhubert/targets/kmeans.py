@@ -16,7 +16,7 @@ import torch
 from fedhubert.errors import TargetsError
 from fedhubert.seeding import generator
 from fedhubert.targets.assignment import Features, assign
-from fedhubert.targets.statistics import Integers, KMeansStatistics, accumulate
+from fedhubert.targets.statistics import Integers, KMeansStatistics, accumulate, scale_of
 
 __all__ = [
     "FederatedKMeans",
@@ -26,7 +26,9 @@ __all__ = [
     "centroids_hash",
     "local_seeds",
     "pooled_lloyd",
+    "scale_of",
     "seed_centroids",
+    "targets_key",
     "update_centroids",
 ]
 
@@ -172,7 +174,7 @@ def update_centroids(statistics: KMeansStatistics, centroids_KD: Features, rng: 
         if not len(widest):
             break  # every frame lies on a centroid: nothing to split
         source = widest[number % len(widest)]
-        variance = statistics.inertia_K[source] / (2.0**20 * statistics.counts_K[source] * moved.shape[1])
+        variance = statistics.variance_K[source] / moved.shape[1]
         direction = rng.standard_normal(moved.shape[1])
         moved[empty] = moved[source] + direction * np.sqrt(variance / np.square(direction).sum())
     new_KD = moved.astype(np.float32)
@@ -195,6 +197,12 @@ def pooled_lloyd(
     while not kmeans.step(accumulate(features_FD, kmeans.centroids, weights)):
         pass
     return kmeans.centroids, kmeans.history
+
+
+def targets_key(centroids_KD: Features, source_key: str = "") -> str:
+    """Return what names the labels that these centroids give to features of a source ('' for MFCC): the key of every cache of them."""
+    digest = centroids_hash(centroids_KD)
+    return f"{digest}-{source_key}" if source_key else digest
 
 
 def centroids_hash(centroids_KD: Features) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,14 +15,19 @@ import numpy.typing as npt
 from fedhubert.data.fairseq_files import parse_ids, read_km
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TargetsError
+from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import assign
-from fedhubert.targets.mfcc import FEATURE_RATE_HZ, SAMPLE_RATE_HZ, num_feature_frames, stream_features
+from fedhubert.targets.mfcc import MFCC, SAMPLE_RATE_HZ, num_feature_frames
+
+log = logging.getLogger("fedhubert.site")
 
 Rows = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.signedinteger[Any]]  # int16, or int32 beyond 32 768 clusters
 
 TOLERANCE_FRAMES = 2
 """How far a label count may be from the audio's frame count: tools disagree on the last window."""
+
+_LOGGED = 1000  # utterances named in the site's log
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,17 @@ def assigned_labels(
     centroids_KD: npt.NDArray[np.float32],
     num_workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    source: FeatureSource = MFCC,
 ) -> LabelStore:
-    """Label ``rows`` with the nearest centroid of each MFCC frame; audio is streamed, only ids are kept."""
-    ends = np.cumsum(num_feature_frames(manifest.lengths(SAMPLE_RATE_HZ)[rows])).tolist()
+    """Label ``rows`` with the nearest centroid of each frame; audio is streamed, only ids are kept. ``progress`` counts frames."""
+    ends = np.cumsum(source.num_frames(manifest.lengths(SAMPLE_RATE_HZ)[rows])).tolist()
     ids = np.empty(ends[-1] if ends else 0, _id_type(len(centroids_KD)))
-    for done, (_, features) in enumerate(stream_features(manifest, rows.tolist(), num_workers), start=1):
-        ids[ends[done - 1] - len(features) : ends[done - 1]] = assign(features, centroids_KD)[0]
-        progress(done, len(rows))
-    return LabelStore(ids, _offsets(rows, ends), FEATURE_RATE_HZ, len(centroids_KD))
+    done = 0
+    for _, _, features in source.stream(manifest, rows.tolist(), num_workers):
+        ids[done : done + len(features)] = assign(features, centroids_KD)[0]
+        done += len(features)
+        progress(done, len(ids))
+    return LabelStore(ids, _offsets(rows, ends), source.rate_hz, len(centroids_KD))
 
 
 def cached_labels(folder: Path, manifest: Manifest, rows: Rows, key: str, build: Callable[[], LabelStore] | None) -> LabelStore:
@@ -114,7 +123,8 @@ def precomputed_labels(manifest: Manifest, rows: Rows, labels: str, rate_hz: int
     """Read labels from a ``.km`` file (one line per manifest row), or from a manifest column (``column:NAME``), and check them.
 
     Raises:
-        TargetsError: another number of lines than utterances, or a row whose ids do not fit its audio; names the utterance.
+        TargetsError: another number of lines than utterances, or rows whose ids do not fit their audio: names the first, counts the others; all
+            are named in the site's log.
     """
     if labels.startswith("column:"):
         texts = manifest.column(labels.removeprefix("column:"))
@@ -128,10 +138,24 @@ def precomputed_labels(manifest: Manifest, rows: Rows, labels: str, rate_hz: int
             )
         ids = [lines[row] for row in rows.tolist()]
     lengths = manifest.lengths(SAMPLE_RATE_HZ)[rows]
-    for row, length, line in zip(rows.tolist(), lengths.tolist(), ids, strict=True):
-        _check(manifest.paths[row], line, int(length), rate_hz, num_clusters)
+    checked = zip(rows.tolist(), lengths.tolist(), ids, strict=True)
+    problems = [
+        found for row, length, line in checked if (found := _problem(manifest.paths[row], line, length, rate_hz, num_clusters))
+    ]
+    if problems:
+        raise _refused(problems)
     ends = np.cumsum([len(line) for line in ids]).tolist()
     return LabelStore(np.concatenate(ids).astype(_id_type(num_clusters)), _offsets(rows, ends), rate_hz, num_clusters)
+
+
+def stated_clusters(labels: str | None) -> int | None:
+    """Return the number of clusters that a ``dict.km.txt`` beside a ``.km`` file names, or None where there is none."""
+    if not labels or labels.startswith("column:"):
+        return None
+    try:
+        return sum(1 for line in Path(labels).expanduser().with_name("dict.km.txt").read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def unigram_entropy_nats(counts_K: npt.NDArray[np.int64]) -> float:
@@ -145,7 +169,8 @@ def most_frequent_share(counts_K: npt.NDArray[np.int64]) -> float:
     return float(counts_K.max() / max(1, counts_K.sum()))
 
 
-def _check(name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: int, num_clusters: int) -> None:
+def _problem(name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: int, num_clusters: int) -> tuple[str, str] | None:
+    """Return what is wrong with an utterance's labels and the setting to look at, or None."""
     mfcc_frames = int(num_feature_frames(np.array([num_samples]))[0])
     frames = {100: mfcc_frames, 50: (num_samples - 400) // 320 + 1}
     if abs(len(ids) - frames[rate_hz]) > TOLERANCE_FRAMES:
@@ -155,13 +180,21 @@ def _check(name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: int
             if abs(len(ids) - frames[other]) <= TOLERANCE_FRAMES
             else ""
         )
-        raise TargetsError(
-            f"{name}: {len(ids)} labels for {frames[rate_hz]} frames at {rate_hz} Hz{hint}", setting="targets.label_rate_hz"
-        )
+        return f"{name}: {len(ids)} labels for {frames[rate_hz]} frames at {rate_hz} Hz{hint}", "targets.label_rate_hz"
     if len(ids) and int(ids.max()) >= num_clusters:
-        raise TargetsError(
-            f"{name}: label {int(ids.max())}, but targets.num_clusters is {num_clusters}", setting="targets.num_clusters"
-        )
+        return f"{name}: label {int(ids.max())}, but targets.num_clusters is {num_clusters}", "targets.num_clusters"
+    return None
+
+
+def _refused(problems: list[tuple[str, str]]) -> TargetsError:
+    """Name the utterances in the site's log, and count them in the code: that alone leaves the site."""
+    for text, _ in problems[:_LOGGED]:
+        log.error("%s", text)
+    text, setting = problems[0]
+    others = f"; and {len(problems) - 1} more utterances" if len(problems) > 1 else ""
+    error = TargetsError(text + others, setting=setting)
+    error.code = f"labels_do_not_fit_{len(problems)}_utterances"
+    return error
 
 
 def _id_type(num_clusters: int) -> type[np.signedinteger[Any]]:

@@ -20,7 +20,6 @@ from torchaudio.compliance import kaldi
 from fedhubert.data.audio import read_audio
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TargetsError
-from fedhubert.seeding import generator
 
 SAMPLE_RATE_HZ = 16000
 FEATURE_RATE_HZ = 100
@@ -36,6 +35,9 @@ _BLOCK = 512  # frames computed together: their spectra take 1 MB
 
 Features = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Piece = tuple[int, int, Features]
+"""Manifest row, first frame, features from that frame on."""
+
 ResultT = TypeVar("ResultT")
 
 
@@ -77,34 +79,6 @@ def stream_features(manifest: Manifest, rows: Iterable[int], num_workers: int = 
         return row, _utterance_features(manifest, row, int(lengths[row]))
 
     return map_in_order(compute, (int(row) for row in rows), num_workers)
-
-
-def fitting_features(
-    manifest: Manifest,
-    rows: Rows,
-    max_frames: int,
-    seed: int,
-    partition: int,
-    num_workers: int = 0,
-    purpose: str = "kmeans/utterances",
-) -> Features:
-    """Return features [at most max_frames, 39] of whole utterances, drawn without replacement among ``rows`` and in the order drawn.
-
-    Utterances are added while they fit; if the first alone is too long, its beginning is used. What is drawn depends only on the
-    rows' lengths, ``max_frames``, ``seed`` and ``partition``. Memory: the result, and one utterance per worker.
-    """
-    if not len(rows):
-        raise TargetsError("no utterance to compute features of", setting="data.manifest")
-    drawn = np.asarray(rows, dtype=np.int64)[generator(seed, purpose, partition).permutation(len(rows))]
-    ends = np.cumsum(num_feature_frames(manifest.lengths(SAMPLE_RATE_HZ)[drawn]))
-    count = int(np.searchsorted(ends, max_frames, side="right"))
-    if count == 0:
-        needed = (max_frames - 1) * _SHIFT + _WINDOW
-        return _utterance_features(manifest, int(drawn[0]), needed)
-    features = np.empty((int(ends[count - 1]), NUM_FEATURES), dtype=np.float32)
-    for end, (_, part) in zip(ends, stream_features(manifest, drawn[:count], num_workers), strict=False):
-        features[end - len(part) : end] = part
-    return features
 
 
 def map_in_order(function: Callable[[int], ResultT], items: Iterable[int], num_workers: int) -> Iterator[ResultT]:
@@ -161,6 +135,23 @@ def _cepstra(waveform_N: torch.Tensor, num_frames: int) -> npt.NDArray[np.float3
         log_mels = (power @ mels).clamp_(min=torch.finfo(torch.float32).eps).log_()
         torch.mm(log_mels, cosines, out=cepstra[start : start + _BLOCK])
     return cepstra.numpy()
+
+
+class MfccFeatures:
+    """These features as a source for k-means (see :class:`fedhubert.targets.features.FeatureSource`): an utterance is one piece."""
+
+    key = ""
+    rate_hz = FEATURE_RATE_HZ
+    dimension = NUM_FEATURES
+
+    def num_frames(self, num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        return num_feature_frames(num_samples)
+
+    def stream(self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0) -> Iterator[Piece]:
+        return ((row, 0, features) for row, features in stream_features(manifest, rows, num_workers))
+
+
+MFCC = MfccFeatures()
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """What a client sends in an iteration of k-means: per cluster a sum, a count and an inertia, as integers.
 
-Each feature value is rounded once to a grid of 2**-20 (finer than float32 for values above 8) and added as an integer. Integers add
-exactly, so the total has the same bits however the frames are spread over clients and in whatever order the clients are added.
+Each feature value is rounded once to a grid, 2**-23 of the largest centroid coordinate or finer, and added as an integer. Integers add
+exactly, so the total has the same bits however the frames are spread over clients and in whatever order the clients are added. All clients
+have the same grid without a word, since it depends on the centroids alone; so features of any scale will do.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ from fedhubert.errors import TargetsError
 from fedhubert.targets.assignment import Features, assign_blocks, check_features
 
 GRID_BITS = 20
+CENTROID_BITS = 3
+"""Values are scaled by a power of two that brings the largest centroid coordinate into [2**2, 2**3)."""
 MAX_VALUE = 2.0**13
-"""Largest magnitude of a feature value. 2**42 / magnitude frames fit into one cluster: 9 000 hours of MFCC at 100 Hz."""
+"""Largest magnitude of a scaled value: 2**10 times the centroids'. 2**42 / magnitude frames fit into one cluster."""
 
 _GRID = 2.0**GRID_BITS
 _LIMIT = 2.0**62  # of any total, one bit below int64
@@ -29,12 +32,14 @@ Integers = npt.NDArray[np.int64]
 class KMeansStatistics:
     """Sums [K, D], counts [K] and inertia [K] (summed squared distances) of the frames nearest to each centroid.
 
-    Sums and inertia are in units of 2**-20. Add two of them with ``+``: :class:`TargetsError` when shapes differ or a total overflows.
+    Sums are in units of 2**-(20 + scale_bits), inertia of 2**-(20 + 2 * scale_bits) (:func:`scale_of`). Add two of them with ``+``:
+    :class:`TargetsError` when shapes or units differ or a total overflows.
     """
 
     sums_KD: Integers
     counts_K: Integers
     inertia_K: Integers
+    scale_bits: int = 0
 
     @property
     def num_frames(self) -> int:
@@ -43,30 +48,39 @@ class KMeansStatistics:
     @property
     def inertia(self) -> float:
         """Total squared distance, in squared feature units."""
-        return float(self.inertia_K.sum(dtype=np.float64) / _GRID)
+        return float(np.ldexp(self.inertia_K.sum(dtype=np.float64), -GRID_BITS - 2 * self.scale_bits))
+
+    @property
+    def variance_K(self) -> npt.NDArray[np.float64]:
+        """Mean squared distance of each cluster's frames to the centroid that they were counted under (0 where it is empty)."""
+        return np.ldexp(self.inertia_K / np.maximum(self.counts_K, 1), -GRID_BITS - 2 * self.scale_bits)
 
     @property
     def means_KD(self) -> npt.NDArray[np.float64]:
         """Mean of each cluster (0 where it is empty)."""
-        return self.sums_KD / (_GRID * np.maximum(self.counts_K, 1)[:, None])
+        return np.ldexp(self.sums_KD / np.maximum(self.counts_K, 1)[:, None], -GRID_BITS - self.scale_bits)
 
     def __add__(self, other: "KMeansStatistics") -> "KMeansStatistics":
-        if self.sums_KD.shape != other.sums_KD.shape:
+        if self.sums_KD.shape != other.sums_KD.shape or self.scale_bits != other.scale_bits:
             raise TargetsError(
-                f"statistics of shape {other.sums_KD.shape} added to {self.sums_KD.shape}", setting="targets.num_clusters"
+                f"statistics of shape {other.sums_KD.shape} added to {self.sums_KD.shape}, or of other centroids",
+                setting="targets.num_clusters",
             )
         pairs = [(self.sums_KD, other.sums_KD), (self.counts_K, other.counts_K), (self.inertia_K, other.inertia_K)]
         for ours, theirs in pairs:
             _check_range(_largest(ours) + _largest(theirs))
-        return KMeansStatistics(*(ours + theirs for ours, theirs in pairs))
+        sums, counts, inertia = (ours + theirs for ours, theirs in pairs)
+        return KMeansStatistics(sums, counts, inertia, self.scale_bits)
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Plain arrays for the wire; :meth:`from_arrays` is the inverse."""
         return {"sums": self.sums_KD, "counts": self.counts_K, "inertia": self.inertia_K}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], num_clusters: int, dimension: int) -> "KMeansStatistics":
-        """Check and wrap arrays that came from outside.
+    def from_arrays(
+        cls, arrays: Mapping[str, npt.NDArray[Any]], num_clusters: int, dimension: int, scale_bits: int = 0
+    ) -> "KMeansStatistics":
+        """Check and wrap arrays that came from outside; ``scale_bits`` is :func:`scale_of` the centroids that they are of.
 
         Raises:
             TargetsError: missing arrays, other shapes or types, negative counts or inertia, or sums that no features could have.
@@ -88,7 +102,13 @@ class KMeansStatistics:
             raise TargetsError(
                 "k-means statistics: counts, sums and inertia contradict each other", setting="targets.num_clusters"
             )
-        return cls(sums, counts, inertia)
+        return cls(sums, counts, inertia, scale_bits)
+
+
+def scale_of(centroids_KD: Features) -> int:
+    """Return k such that the centroids' largest magnitude times 2**k lies in [4, 8) (0 where all of them are 0)."""
+    peak = float(np.abs(centroids_KD).max(initial=0.0))
+    return CENTROID_BITS - int(np.frexp(peak)[1]) if peak else 0
 
 
 def accumulate(
@@ -97,18 +117,22 @@ def accumulate(
     """Return the statistics of frames under the given centroids; with integer weights, as if each frame were there that many times.
 
     Raises:
-        TargetsError: shapes that do not fit, values that are not finite or beyond 2**13, or a total out of range.
+        TargetsError: shapes that do not fit, values that are not finite or 2**10 times the centroids', or a total out of range.
     """
     check_features(features_FD, centroids_KD)
-    peak = max(float(features_FD.max()), -float(features_FD.min())) if len(features_FD) else 0.0
-    if peak > MAX_VALUE:
-        raise TargetsError(f"a feature value is larger than {MAX_VALUE:g}; scale the features", setting="targets.source")
+    scale_bits = scale_of(centroids_KD)
     num_clusters, dimension = centroids_KD.shape
     sums, counts, inertia = (
         torch.zeros(shape, dtype=torch.int64) for shape in [(num_clusters, dimension), num_clusters, num_clusters]
     )
     for start, ids, distances in assign_blocks(features_FD, centroids_KD, block_frames):
-        values = features_FD[start : start + len(ids)].astype(np.float64)
+        values = np.ldexp(features_FD[start : start + len(ids)].astype(np.float64), scale_bits)
+        distances = np.ldexp(distances, 2 * scale_bits)
+        peak = max(float(values.max()), -float(values.min()))
+        if peak > MAX_VALUE:
+            raise TargetsError(
+                "a feature value is more than 1000 times any centroid's; is the audio damaged?", setting="data.manifest"
+            )
         weights = np.ones(len(ids), np.int64) if weights_F is None else weights_F[start : start + len(ids)].astype(np.int64)
         added = _GRID * max(peak * float(weights.sum(dtype=np.float64)), float(distances @ weights.astype(np.float64)))
         _check_range(added + max(map(_largest, (sums.numpy(), inertia.numpy()))))
@@ -116,7 +140,7 @@ def accumulate(
         sums.index_add_(0, index, _to_grid(values) * torch.from_numpy(weights)[:, None])
         counts.index_add_(0, index, torch.from_numpy(weights))
         inertia.index_add_(0, index, _to_grid(distances) * torch.from_numpy(weights))
-    return KMeansStatistics(sums.numpy(), counts.numpy(), inertia.numpy())
+    return KMeansStatistics(sums.numpy(), counts.numpy(), inertia.numpy(), scale_bits)
 
 
 def _to_grid(values: npt.NDArray[np.float64]) -> torch.Tensor:

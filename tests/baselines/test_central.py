@@ -77,7 +77,7 @@ def test_a_client_alone_is_what_it_sends_in_its_first_round(settings: list[str],
     folder = train_baseline(config, BaselineOptions(local_only=True))
     pool = Pool(config)
     pool.label(lambda event: None)
-    clients.key, clients.centroids = pool._key, pool.centroids
+    clients.key, clients.centroids = pool.key, pool.centroids
     scores = {}
     for number in range(3):
         update = torch.from_numpy(clients.round(start, 1, [number], {})["arrays"]["update"])

@@ -17,8 +17,8 @@ from fedhubert.compose import compose
 from fedhubert.config import ModelConfig
 from fedhubert.data.manifest import Manifest
 from fedhubert.models.hubert import build_hubert
+from fedhubert.targets.features import fitting_features
 from fedhubert.targets.kmeans import seed_centroids
-from fedhubert.targets.mfcc import fitting_features
 
 DATA = ["data.min_seconds=0.5", "data.max_seconds=1.5", "data.batch_seconds=3", "targets.num_clusters=8"]
 Evaluate = Callable[..., dict[str, Any]]

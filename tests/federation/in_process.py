@@ -22,6 +22,7 @@ class InProcessGrid(Grid):
     Attributes:
         sent: Bytes of arrays by (node, message type).
         kinds: Messages by type.
+        answers: All replies so far.
     """
 
     def __init__(self, node_configs: list[dict[str, str | int]], order: Callable[[int], float] | None = None) -> None:
@@ -30,6 +31,7 @@ class InProcessGrid(Grid):
         self.configs = {100 + number: config for number, config in enumerate(node_configs)}
         self.app = ClientApp()
         register(self.app)
+        self.answers: list[Message] = []
         self.replies: dict[str, Message] = {}
         self.sent: Counter[tuple[int, str]] = Counter()
         self.kinds: Counter[str] = Counter()
@@ -62,6 +64,7 @@ class InProcessGrid(Grid):
             reply.metadata.__dict__["_src_node_id"] = node
             ids.append(str(sum(self.kinds.values())))
             self.replies[ids[-1]] = reply
+            self.answers.append(reply)
             self.due[ids[-1]] = self.order(node) if self.order else 0.0
         return ids
 

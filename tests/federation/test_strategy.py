@@ -19,6 +19,9 @@ from .conftest import LAYOUT, NUMEL, Played, reply
 
 TEN = ["federated.num_clients=10", "federated.client_fraction=0.5", "federated.strategy=FedAvg"]
 
+TRAITS = {"sample_rate_hz": 16000, "num_clusters": 50, "label_rate_hz": 100}
+"""What sites say of themselves, as the demo's configuration has it."""
+
 
 def failing(node: int, code: str = "data") -> Message:
     message = protocol.reply(Message(RecordDict(), node, "train.round"), failures=[Failure(-1, code)])
@@ -143,7 +146,7 @@ def test_sites_that_leave_are_passed_over_and_may_come_back() -> None:
         if "round" in task:
             return reply(node, round=task["round"])
         number = node - 100
-        info = {"node": number, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint}
+        info = {"node": number, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint, **TRAITS}
         about = {"train_audio_s": 1.0, "data_fingerprint": 7}
         metrics = {partition: dict(about) for partition in task["partitions"]}
         message = protocol.reply(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
@@ -170,7 +173,7 @@ def test_a_site_that_comes_back_with_other_data_is_not_let_in(caplog: pytest.Log
     def answer(node: int, task: dict[str, Any]) -> Message:
         if "round" in task:
             return reply(node, round=task["round"])
-        info = {"node": 3, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint}
+        info = {"node": 3, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint, **TRAITS}
         metrics = {3: {"train_audio_s": 1.0, "data_fingerprint": 7}} if task["partitions"] else None
         message = protocol.reply(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
         message.metadata.__dict__["_src_node_id"] = node

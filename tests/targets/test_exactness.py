@@ -152,7 +152,7 @@ def test_it_stops_when_settled_but_not_because_a_client_is_missing() -> None:
     assert not solver.step(accumulate(remote, solver.centroids))  # a higher inertia, but of other frames: no verdict
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e4])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e7])
 def test_values_that_cannot_be_summed_are_refused(value: float) -> None:
     features = noise(10)
     features[3, 5] = value
@@ -167,3 +167,35 @@ def test_an_overflow_is_refused_not_wrapped() -> None:
         huge + huge
     with pytest.raises(TargetsError, match="out of range"):
         accumulate(noise(10), noise(2), np.full(10, 2**40))
+
+
+@pytest.mark.parametrize("scale", [1e-20, 3e-7, 1.0, 4e3, 1e12])
+def test_features_of_any_scale_add_exactly_and_are_clustered_alike(scale: float) -> None:
+    """768 dimensions with a few that are a hundred times the others, as in deep layers."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(0, 3, (5, 768))
+    owner = rng.integers(0, 5, 600)
+    features = centers[owner] + rng.normal(0, 1, (600, 768))
+    features[:, :3] *= 100
+    features = (features * scale).astype(np.float32)
+    start = features[[int(np.flatnonzero(owner == k)[0]) for k in range(5)]]
+    parts = [accumulate(features[index], start) for index in np.array_split(rng.permutation(600), 7)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = part + total
+    assert equal(total, accumulate(features, start)) and total.num_frames == 600
+    arrays = {name: np.array(values) for name, values in total.to_arrays().items()}
+    assert equal(KMeansStatistics.from_arrays(arrays, 5, 768, total.scale_bits), total)
+    owner = assign(features, start)[0]
+    expected = np.stack([features[owner == k].mean(0, dtype=np.float64) for k in range(5)])
+    np.testing.assert_allclose(total.means_KD, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    inertia = np.square(features.astype(np.float64) - start[owner]).sum()
+    assert total.inertia == pytest.approx(inertia, rel=1e-6)
+    centroids, history = pooled_lloyd(features, start, 5, 0.0)
+    doubled, twice = pooled_lloyd(features * np.float32(2.0**9), start * np.float32(2.0**9), 5, 0.0)
+    assert np.array_equal(doubled, centroids * np.float32(2.0**9)) and twice == [value * 2.0**18 for value in history]
+
+
+def test_statistics_under_other_centroids_are_not_added() -> None:
+    with pytest.raises(TargetsError, match="other centroids"):
+        accumulate(noise(10), noise(2)) + accumulate(noise(10), noise(2) * 64)

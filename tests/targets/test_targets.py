@@ -14,6 +14,7 @@ from fedhubert.data.audio import read_audio
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TargetsError
 from fedhubert.targets import kmeans
+from fedhubert.targets.features import fitting_features
 from fedhubert.targets.labels import (
     assigned_labels,
     cached_labels,
@@ -21,7 +22,7 @@ from fedhubert.targets.labels import (
     precomputed_labels,
     unigram_entropy_nats,
 )
-from fedhubert.targets.mfcc import fitting_features, mfcc_features, stream_features
+from fedhubert.targets.mfcc import mfcc_features, stream_features
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,233 @@
+"""A node's part of a round: score the incoming model, train it on each of its partitions, and send what came of it."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedhubert.config import ClientJob
+from fedhubert.data.batching import Batch, BatchPlan
+from fedhubert.data.loading import LabelSource, load_batches, mask_spec
+from fedhubert.errors import FederationError
+from fedhubert.federation import faults
+from fedhubert.federation.codecs import Arrays, decode, encode
+from fedhubert.federation.exact_sum import ExactSum, UpdateRejected
+from fedhubert.federation.folding import norm_of
+from fedhubert.federation.handling import Handled, each_partition
+from fedhubert.federation.protocol import Metrics, Request
+from fedhubert.federation.server_optimizers import nova_coefficient
+from fedhubert.federation.site import NodeConfig, Partition, Site, open_site, release_extractor
+from fedhubert.federation.site_state import PartitionState
+from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.seeding import derive_seed
+from fedhubert.training.device import resolve_device
+from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
+from fedhubert.training.parameters import ParameterLayout
+
+log = logging.getLogger("fedhubert.site")
+
+
+@dataclass
+class Resident:
+    """The one model that a process keeps between messages."""
+
+    key: str
+    model: HubertModel
+    layout: ParameterLayout
+
+
+_resident: Resident | None = None
+
+
+def train_round(request: Request, node_config: NodeConfig) -> Handled:
+    """Score the incoming model on each partition's validation split, train it on the training split, and send the update.
+
+    One partition: its update, encoded. Several: the exact partial sum (see :mod:`fedhubert.federation.exact_sum`) of their updates as the server
+    would have decoded them, each behind the server's own guards.
+    """
+    release_extractor()
+    job, task = request.job, request.task
+    numbers = task["partitions"]
+    faults.crash_if_drawn(job.faults, job.seed, task["round"], task["attempt"], numbers)
+    resident, incoming = _incoming(request)
+    device = resolve_device(open_site(job, node_config).settings.device)
+    fold = ExactSum(incoming.numel()) if len(numbers) > 1 else None
+    arrays: Arrays = {}
+
+    def train(site: Site, partition: Partition) -> Metrics:
+        metrics = _evaluate(request, site, partition, resident, incoming, device)
+        result, state = _train(request, site, partition, resident, incoming, device)
+        encoded, decoded = _encoded_update(request, partition.number, resident, incoming, result, state)
+        if job.keeps_state:
+            folder = site.state_folder(request.run_key, partition.number)
+            folder.save(task["round"], state)
+            folder.prune([task["round"], task["site_rounds"][str(partition.number)]], task["checkpoints"])
+        weight = {"frames": result.masked_frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
+        norm = norm_of(decoded)
+        if fold is None:
+            arrays.update(encoded)
+        else:
+            if task["norm_limit"] is not None and norm > task["norm_limit"]:
+                raise UpdateRejected("norm")
+            fold.add(decoded, weight)
+        faults.wait_if_drawn(job.faults, job.seed, task["round"], task["attempt"], partition.number)
+        return {**metrics, **_training_metrics(result), "weight": weight, "update_norm": norm}
+
+    handled = each_partition(request, node_config, train)
+    info: dict[str, Any] = {"round": task["round"], "layout": resident.layout.fingerprint}
+    if fold is not None and fold.weight:
+        part = fold.partial()
+        arrays["sum"], info["bound"] = part.total.numpy(), part.bound
+    return {**handled, "arrays": arrays, "info": info}
+
+
+def _encoded_update(
+    request: Request,
+    number: int,
+    resident: Resident,
+    incoming: torch.Tensor,
+    result: LocalResult,
+    state: PartitionState,
+) -> tuple[Arrays, torch.Tensor]:
+    """Return the update as it travels and as the server decodes it; what the codec leaves over goes into ``state``."""
+    job, task = request.job, request.task
+    update = resident.layout.to_vector(resident.model).sub_(incoming)
+    if job.normalise_by_steps:
+        update /= nova_coefficient(result.steps, job.client.momentum if job.client.optimizer == "sgd" else 0.0)
+    if job.update_codec == "int8" and state.residual is not None:
+        update += state.residual
+    shapes = resident.layout.shapes
+    encoded = encode(job.update_codec, update, shapes, derive_seed(job.seed, "codec", task["round"], number))
+    decoded = decode(job.update_codec, encoded, shapes)
+    if job.update_codec == "int8":
+        state.residual = update.sub_(decoded)
+    spoilt = {
+        name: faults.spoil_if_drawn(job.faults, job.seed, task["round"], task["attempt"], number, array)
+        for name, array in encoded.items()
+        if array.dtype != np.int8  # which has no NaN: its scales do
+    }
+    if any(spoilt[name] is not encoded[name] for name in spoilt):
+        encoded = {**encoded, **spoilt}
+        decoded = decode(job.update_codec, encoded, shapes) if len(request.task["partitions"]) > 1 else decoded
+    return encoded, decoded
+
+
+def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:
+    """Score the incoming model on each partition's validation split."""
+    resident, incoming = _incoming(request)
+    device = resolve_device(open_site(request.job, node_config).settings.device)
+    return each_partition(
+        request, node_config, lambda site, partition: _evaluate(request, site, partition, resident, incoming, device)
+    )
+
+
+def _train(
+    request: Request,
+    site: Site,
+    partition: Partition,
+    resident: Resident,
+    incoming: torch.Tensor,
+    device: torch.device,
+) -> tuple[LocalResult, PartitionState]:
+    """Train from ``incoming`` on; returns also the partition's state for its next round."""
+    job, task, key = request.job, request.task, str(partition.number)
+    planned = (
+        job.client.local_steps or max(1, partition.train_plan.num_batches // job.client.accumulate) * job.client.local_epochs
+    )
+    exactly = task.get("steps", {}).get(key)  # a replayed round: as many as it took then, whatever the clock says
+    position = int(task["positions"][key])
+    state = (
+        site.state_folder(request.run_key, partition.number).load(task["site_rounds"][key])
+        if job.keeps_state
+        else PartitionState()
+    )
+    resident.layout.load_vector(resident.model, incoming)
+    deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
+    steps = 0
+
+    def should_stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps >= exactly if exactly is not None else time.monotonic() >= deadline
+
+    result = train_locally(
+        resident.model,
+        _batches(request, site, partition, partition.train_plan, range(position, position + planned * job.client.accumulate)),
+        client=job.client,
+        task=job.task,
+        progress=Progress(task["round"], job.num_rounds, planned),
+        seed=job.seed,
+        partition=partition.number,
+        device=device,
+        proximal_mu=job.proximal_mu,
+        optimizer_state=state.optimizer,
+        should_stop=should_stop,
+    )
+    return result, PartitionState(result.optimizer_state, state.residual)
+
+
+def _evaluate(
+    request: Request, site: Site, partition: Partition, resident: Resident, incoming: torch.Tensor, device: torch.device
+) -> Metrics:
+    client, plan = request.job.client, partition.validation_plan
+    resident.layout.load_vector(resident.model, incoming)
+    positions = range(min(plan.num_batches, client.validation_batches or plan.num_batches))
+    batches = _batches(request, site, partition, plan, positions)
+    result = evaluate(resident.model, batches, task=request.job.task, device=device, precision=client.precision)
+    return {
+        "validation_cross_entropy_sum": result.cross_entropy_sum,
+        "validation_masked_frames": result.masked_frames,
+        "validation_correct": result.correct,
+    }
+
+
+def _batches(request: Request, site: Site, partition: Partition, plan: BatchPlan, positions: range) -> Iterator[Batch]:
+    labels = site.labels(partition, request.task["targets"])
+    source = LabelSource(labels.labels, labels.rate_hz)
+    return load_batches(site.manifest, plan, positions, source, mask_spec(request.job.task), request.job.data)
+
+
+def _training_metrics(result: LocalResult) -> Metrics:
+    return {
+        "train_cross_entropy_sum": result.cross_entropy_sum,
+        "train_masked_frames": result.masked_frames,
+        "train_correct": result.correct,
+        "train_steps": result.steps,
+        "train_micro_batches": result.micro_batches,
+        "train_audio_s": result.audio_s,
+        "train_grad_norm": result.grad_norm,
+        "train_seconds": result.seconds,
+    }
+
+
+def resident_model(job: ClientJob) -> Resident:
+    global _resident
+    key = job.model.model_dump_json() + str(job.client.activation_checkpointing)
+    if _resident is None or _resident.key != key:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        log.info(
+            "process %d builds %s; CUDA_VISIBLE_DEVICES=%s", os.getpid(), job.model.name, "(not set)" if seen is None else seen
+        )
+        model = build_hubert(job.model, job.seed)
+        model.set_activation_checkpointing(job.client.activation_checkpointing)
+        _resident = Resident(key, model, ParameterLayout.of(model))
+    return _resident
+
+
+def _incoming(request: Request) -> tuple[Resident, torch.Tensor]:
+    """Return this process's model and the server's parameters [P] for it; raises :class:`FederationError` where they do not fit."""
+    resident = resident_model(request.job)
+    try:
+        incoming = decode(request.task["broadcast_codec"], {"update": request.arrays["model"]}, resident.layout.shapes)
+    except UpdateRejected:
+        incoming = torch.empty(0)
+    if resident.layout.fingerprint != request.task["layout"] or incoming.numel() != resident.layout.numel:
+        raise FederationError(
+            "the server's model has other parameters than this site builds from its configuration", setting="model"
+        )
+    return resident, incoming

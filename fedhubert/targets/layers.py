@@ -1,0 +1,133 @@
+"""Features from a layer of a trained model, at 50 Hz: frame t is the model's frame t of the whole, unpadded utterance.
+
+Utterances longer than a chunk are cut into chunks of nearly equal length whose frames follow each other without gap or overlap: a chunk that
+begins with frame a begins with sample 320 a. Every chunk goes through the model alone: padding changes what the group norm sees, and so
+each feature. Memory is that of one chunk, whatever the utterance's length.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedhubert.config import ModelConfig
+from fedhubert.data.audio import read_audio
+from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ
+from fedhubert.data.manifest import Manifest
+from fedhubert.errors import TargetsError
+from fedhubert.models.hubert import HubertModel, num_frames
+from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.mfcc import Features, Piece, map_in_order
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames [first_frame, first_frame + num_frames) of a manifest row, which ``num_samples`` samples from ``start`` on give."""
+
+    row: int
+    first_frame: int
+    num_frames: int
+    start: int
+    num_samples: int
+
+
+class LayerFeatures:
+    """The output of an extractor's last layer as a feature source (see :class:`fedhubert.targets.features.FeatureSource`).
+
+    Args:
+        extractor_key: What :attr:`Extractor.key` is.
+        load: Returns the extractor; called when features are first computed.
+        chunk_samples: Longest piece that goes through the model at once.
+        device: Where the model runs.
+    """
+
+    rate_hz = SAMPLE_RATE_HZ // FRAME_SAMPLES
+
+    def __init__(self, extractor_key: str, load: Callable[[], Extractor], chunk_samples: int, device: torch.device) -> None:
+        self.key = f"{extractor_key}-{chunk_samples}"
+        self._load = load
+        self._chunk_samples = chunk_samples
+        self._device = device
+
+    @property
+    def dimension(self) -> int:
+        return self._extractor.config.embed_dim
+
+    @cached_property
+    def _extractor(self) -> Extractor:
+        return self._load()
+
+    @cached_property
+    def _model(self) -> HubertModel:
+        return self._extractor.build().to(self._device)
+
+    def num_frames(self, num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Frames that ``num_samples`` samples at 16 kHz give (elementwise)."""
+        samples = np.asarray(num_samples, dtype=np.int64)
+        layers = self._extractor.config.conv_layers
+        return np.array([num_frames(int(count), layers) for count in samples.reshape(-1)], np.int64).reshape(samples.shape)
+
+    def stream(self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0) -> Iterator[Piece]:
+        """Yield (row, first frame, features) piece after piece; audio is read ahead in threads, the model runs in the caller's.
+
+        Raises:
+            DataError: audio that cannot be read or is shorter than the manifest says.
+            TargetsError: audio shorter than a frame, or features that are not finite. Both name the file.
+        """
+        lengths = manifest.lengths(SAMPLE_RATE_HZ)
+        chunks = [
+            chunk
+            for row in rows
+            for chunk in chunks_of(int(row), int(lengths[row]), self._chunk_samples, self._extractor.config, manifest.paths[row])
+        ]
+
+        def read(index: int) -> npt.NDArray[np.float32]:
+            chunk = chunks[index]
+            return read_audio(manifest.audio_path(chunk.row), SAMPLE_RATE_HZ, chunk.start, chunk.num_samples)
+
+        for chunk, waveform in zip(chunks, map_in_order(read, range(len(chunks)), num_workers), strict=True):
+            features = self.compute(waveform)
+            if not np.isfinite(features).all():
+                raise TargetsError(
+                    f"{manifest.paths[chunk.row]}: features that are not finite; look at the audio, or at targets.checkpoint",
+                    setting="targets.checkpoint",
+                )
+            yield chunk.row, chunk.first_frame, features[: chunk.num_frames]
+
+    def compute(self, waveform: npt.NDArray[np.float32]) -> Features:
+        """Return the features [frames, D] of a waveform [N] at 16 kHz, in one piece."""
+        with torch.inference_mode():
+            layers = self._model.extract_features(torch.from_numpy(waveform)[None].to(self._device))
+            return layers[-1][0].float().cpu().numpy()
+
+
+def chunks_of(row: int, num_samples: int, chunk_samples: int, config: ModelConfig, name: str = "") -> Sequence[Chunk]:
+    """Return the chunks of an utterance of ``num_samples`` samples, in order; one if it fits into ``chunk_samples``.
+
+    Raises:
+        TargetsError: it is too short for a frame.
+    """
+    frames = num_frames(num_samples, config.conv_layers)
+    if frames == 0:
+        raise TargetsError(f"{name}: {num_samples} samples are too short for one frame", setting="data.min_seconds")
+    count = -(-frames // max(1, num_frames(chunk_samples, config.conv_layers)))
+    edges = [frames * number // count for number in range(count + 1)]
+    window = receptive_samples(config)
+    chunks = []
+    for first, end in pairwise(edges):
+        start = first * FRAME_SAMPLES
+        stop = num_samples if end == frames else (end - 1) * FRAME_SAMPLES + window
+        chunks.append(Chunk(row, first, end - first, start, stop - start))
+    return chunks
+
+
+def receptive_samples(config: ModelConfig) -> int:
+    """Return how many samples one frame sees: 400 with HuBERT's convolutions."""
+    samples = 1
+    for _, kernel, stride in reversed(config.conv_layers):
+        samples = (samples - 1) * stride + kernel
+    return samples
