@@ -22,7 +22,9 @@ LAYERS = {
     "reporting": 3,
     "targets": 4,
     "training": 4,
+    "evaluation": 4,
     "federation": 5,
+    "baselines": 6,
     "cli": 6,
 }
 
