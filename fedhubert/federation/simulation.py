@@ -97,7 +97,9 @@ def _ray(config: Config) -> Iterator[None]:
         options["address"] = simulation.ray_address
     else:
         options |= {"num_cpus": simulation.num_workers, "num_gpus": simulation.num_gpus, "include_dashboard": False}
-        options["object_store_memory"] = object_store_bytes(_num_parameters(config), simulation.num_workers)
+        options["object_store_memory"] = object_store_bytes(
+            _num_parameters(config), simulation.num_workers, sharded=num_supernodes(config) < config.federated.num_clients
+        )
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no share of a GPU means that none is seen
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")  # a tip about the variable that is set above
     try:
@@ -126,14 +128,16 @@ def _ray(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
-def object_store_bytes(numel: int, num_workers: int) -> int:
+def object_store_bytes(numel: int, num_workers: int, *, sharded: bool) -> int:
     """Return the size of Ray's object store for a model of ``numel`` parameters.
 
-    It holds two models (this round's and, for a moment, the last one's) and the replies in flight, with as many again that are not yet freed, each
-    of up to 8 bytes a parameter. Without a limit it would go on to fresh memory before it uses again what was freed.
+    It holds two models (this round's and, for a moment, the last one's), the replies in flight and two that are being folded or freed. A reply is
+    float32, or, where nodes host several clients, the 8 bytes a parameter of their exact sums. Without a limit Ray would go on to fresh memory
+    before it uses again what was freed; above four fifths of the limit it moves objects to disk.
     """
-    replies = 2 * messages_in_flight(num_workers)
-    return max(_LEAST_STORE_BYTES, 4 * numel * 2 + 8 * numel * replies)
+    replies = messages_in_flight(num_workers) + 2
+    needed = numel * (2 * 4 + replies * (8 if sharded else 4))
+    return max(_LEAST_STORE_BYTES, int(needed / 0.75))
 
 
 def _num_parameters(config: Config) -> int:

@@ -117,7 +117,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
         _timed(strategy, federation.grid, initial, times)
         assert all(len(strategy.outcome.clients) == clients for _ in times)
 
-    _simulate(server_app, client_app, clients, object_store_memory=object_store_bytes(numel, NUM_WORKERS))
+    _simulate(server_app, client_app, clients, object_store_memory=object_store_bytes(numel, NUM_WORKERS, sharded=False))
     return times
 
 
