@@ -1,7 +1,7 @@
 """What a round costs besides training: seconds and memory per client update, ours and stock Flower's, in the simulation engine.
 
-Clients do nothing but send an update as large as the model. Every case runs in a process of its own: ``python -m tests.benchmarks.rounds case
-ours 95 16`` prints one JSON line; without arguments all cases run and the figures are compared.
+Clients do nothing but send an update as large as the model. Every case runs in a process of its own. ``python -m tests.benchmarks.rounds`` prints one
+JSON line per case, and the figures side by side.
 """
 
 import argparse
@@ -191,8 +191,9 @@ def case(way: str, millions: float, clients: int) -> dict[str, Any]:
 
 
 def case_alone(way: str, millions: float, clients: int) -> dict[str, Any]:
-    """Run one case in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.rounds", "case", way, str(millions), str(clients)]
+    """Run one case in a process of its own, as an imported module: what ``__main__`` defines travels by value, and clients could keep nothing."""
+    run = "from tests.benchmarks.rounds import main; main()"
+    command = [sys.executable, "-c", run, "case", way, str(millions), str(clients)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
