@@ -17,6 +17,7 @@ VERBS = {
     "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
+    "compare": "federated, central, local-only and untrained models over several seeds (takes Hydra overrides)",
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
@@ -76,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["train"]:
             return train(arguments[1:])
-        if arguments[:1] == ["central"]:
-            from fedhubert.baselines.command import central
+        if arguments[:1] in (["central"], ["compare"]):
+            from fedhubert.baselines import command
 
-            return central(arguments[1:])
+            return (command.central if arguments[0] == "central" else command.compare)(arguments[1:])
         if arguments[:1] == ["recipe"]:
             return recipe(arguments[1:])
         parser = _parser()
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    for name in ("train", "recipe", "central"):
+    for name in ("train", "recipe", "central", "compare"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
     forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
     forked.add_argument("source", metavar="RUN", help="folder of the run to start from")
