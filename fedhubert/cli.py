@@ -21,6 +21,7 @@ VERBS = {
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
+    "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
 }
 
@@ -109,13 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     from fedhubert.checkpoints import export
     from fedhubert.data import prepare
     from fedhubert.evaluation import command as evaluate
+    from fedhubert.reporting import report
 
     parser = argparse.ArgumentParser(
         prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
     )
     parser.add_argument("--version", action="version", version=f"fedhubert {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for name, module in (("prepare", prepare), ("export", export), ("evaluate", evaluate)):
+    for name, module in (("prepare", prepare), ("export", export), ("evaluate", evaluate), ("report", report)):
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
