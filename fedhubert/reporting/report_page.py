@@ -18,7 +18,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bo
 .wide { overflow-x: auto; } svg { width: 100%; height: auto; min-width: 34rem; }
 table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #999; }
+th { white-space: normal; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #999; }
 p.note, caption { color: #555; font-size: .88rem; text-align: left; } code { font-size: .9em; }
 """
 
