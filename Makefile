@@ -1,10 +1,10 @@
-# make demo | make test | make test-slow | make lint. Everything is installed into .venv from pyproject.toml.
+# make demo | make test | make test-slow | make docker-demo | make lint. Everything is installed into .venv from pyproject.toml.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 
-.PHONY: demo test test-slow lint format clean help
+.PHONY: demo docker-demo test test-slow lint format clean help
 
 help:
 	@sed -n '1p' Makefile
@@ -26,6 +26,9 @@ demo: $(VENV)/.installed
 	$(BIN)/fedhubert train experiment=demo out=$(OUT) resume=auto
 	@test -f $(OUT)/huggingface/config.json || $(BIN)/fedhubert export --checkpoint $(OUT) --format huggingface --out $(OUT)/huggingface
 	@echo "HuggingFace export: $(OUT)/huggingface"
+
+docker-demo:
+	docker/demo.sh
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -23,6 +23,7 @@ VERBS = {
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
     "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
+    "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 
 TRAIN_HELP = """\
@@ -109,6 +110,7 @@ def _fail(error: FedhubertError) -> int:
 def _parser() -> argparse.ArgumentParser:
     from fedhubert.checkpoints import export
     from fedhubert.data import prepare
+    from fedhubert.deployment import certs
     from fedhubert.evaluation import command as evaluate
     from fedhubert.reporting import report
 
@@ -117,7 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fedhubert {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for name, module in (("prepare", prepare), ("export", export), ("evaluate", evaluate), ("report", report)):
+    files = (("prepare", prepare), ("export", export), ("evaluate", evaluate), ("report", report), ("certs", certs))
+    for name, module in files:
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)

@@ -18,6 +18,7 @@ LAYERS = {
     "models": 2,
     "objectives": 3,
     "checkpoints": 3,
+    "deployment": 3,
     "reporting": 3,
     "targets": 4,
     "training": 4,

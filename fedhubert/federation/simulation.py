@@ -21,10 +21,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation.client import register
+from fedhubert.federation.grid import messages_in_flight
+from fedhubert.models.hubert import build_hubert
 
 log = logging.getLogger("fedhubert")
 
 MANY_CLIENTS = 64
+_LEAST_STORE_BYTES = 512 * 2**20
 
 
 def num_supernodes(config: Config) -> int:
@@ -94,6 +97,7 @@ def _ray(config: Config) -> Iterator[None]:
         options["address"] = simulation.ray_address
     else:
         options |= {"num_cpus": simulation.num_workers, "num_gpus": simulation.num_gpus, "include_dashboard": False}
+        options["object_store_memory"] = object_store_bytes(_num_parameters(config), simulation.num_workers)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no share of a GPU means that none is seen
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")  # a tip about the variable that is set above
     try:
@@ -120,6 +124,20 @@ def _ray(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def object_store_bytes(numel: int, num_workers: int) -> int:
+    """Return the size of Ray's object store for a model of ``numel`` parameters.
+
+    It holds two models (this round's and, for a moment, the last one's) and the replies in flight, with as many again that are not yet freed, each
+    of up to 8 bytes a parameter. Without a limit it would go on to fresh memory before it uses again what was freed.
+    """
+    replies = 2 * messages_in_flight(num_workers)
+    return max(_LEAST_STORE_BYTES, 4 * numel * 2 + 8 * numel * replies)
+
+
+def _num_parameters(config: Config) -> int:
+    return sum(parameter.numel() for parameter in build_hubert(config.model, config.seed).parameters())
 
 
 def _check_address(address: str) -> None:
