@@ -111,14 +111,111 @@ class ModelConfig(_Model):
         return self
 
 
-class TaskConfig(_Model):
-    """What is learned: masked prediction of pseudo-labels."""
+class MaskedTask(_Model):
+    """What every task has: which frames are hidden, and the penalty on the convolutions' power."""
 
-    name: Literal["pretrain"] = "pretrain"
+    name: str
     mask_probability: PositiveFraction = 0.8
     mask_length_frames: PositiveInt = 10
     min_masks: PositiveInt = 2
     feature_penalty: NonNegative = 10.0
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether pseudo-labels are predicted."""
+        return True
+
+
+class TaskConfig(MaskedTask):
+    """What is learned: masked prediction of pseudo-labels."""
+
+    name: Literal["pretrain"] = "pretrain"
+
+
+class ObjectivesConfig(_Model):
+    """Weights of the distillation objectives (see :mod:`fedhubert.objectives.distillation`); 0 leaves one out."""
+
+    layers: NonNegative = 1.0
+    hints: NonNegative = 0.0
+    logits: NonNegative = 0.0
+    pseudo_labels: NonNegative = 0.0
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names of the objectives that have a weight."""
+        return tuple(name for name, weight in self if weight > 0.0)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if not self.active:
+            raise ValueError("all weights are 0: give layers, hints, logits or pseudo_labels one")
+        return self
+
+
+class DistillConfig(MaskedTask):
+    """A student that learns from a frozen teacher.
+
+    Attributes:
+        teacher: Where the server finds the teacher; it is not sent to sites.
+        teacher_sha256, teacher_model: Digest and sizes of what is used of the teacher. The server fills them in; where a digest is given, another
+            teacher is refused.
+        layers: Teacher layers, from 1, that the student's last layer predicts, each through a linear head.
+        hints: Pairs (student layer, teacher layer), from 1.
+        init: What the student takes over: ``conv``, or ``prefix`` (all before the layers, and as many layers as it has; needs the teacher's width).
+        teacher_cache: Keep the teacher's outputs on the site, in at most ``teacher_cache_bytes``; results are the same.
+    """
+
+    name: Literal["distill"] = "distill"
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    layers: tuple[PositiveInt, ...] = (4, 8, 12)
+    cosine_weight: NonNegative = 1.0
+    hints: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    temperature: Positive = 1.0
+    teacher: str | None = None
+    teacher_sha256: str | None = None
+    teacher_model: ModelConfig | None = None
+    teacher_precision: Literal["fp32", "bf16"] = "fp32"
+    teacher_cache: bool = True
+    teacher_cache_bytes: PositiveInt = 20_000_000_000
+    init: Literal["conv", "prefix"] = "conv"
+    freeze_conv: bool = False
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.objectives.pseudo_labels > 0.0
+
+    @property
+    def predicts_masked(self) -> bool:
+        """Whether an objective scores masked frames, with the student's masked-prediction head."""
+        return self.objectives.pseudo_labels > 0.0 or self.objectives.logits > 0.0
+
+    @property
+    def layer_heads(self) -> tuple[int, ...]:
+        """Teacher layers that the student's last layer predicts."""
+        return self.layers if self.objectives.layers > 0.0 else ()
+
+    @property
+    def hint_heads(self) -> tuple[tuple[int, int], ...]:
+        """Pairs (student layer, teacher layer) in use."""
+        return self.hints if self.objectives.hints > 0.0 else ()
+
+    @property
+    def teacher_layers(self) -> tuple[int, ...]:
+        """Teacher layers in use, in order."""
+        return tuple(sorted({*self.layer_heads, *(theirs for _, theirs in self.hint_heads)}))
+
+    @model_validator(mode="after")
+    def _layers_given(self) -> Self:
+        for name in self.objectives.active:
+            if name in ("layers", "hints") and (
+                not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name))
+            ):
+                raise ValueError(f"objectives.{name} has a weight, so `{name}` must name at least one, and none of them twice")
+        return self
+
+
+_TASKS = ("pretrain", "distill")
+Task = Annotated[TaskConfig | DistillConfig, Field(discriminator="name")]
 
 
 class TargetsConfig(_Model):
@@ -334,7 +431,7 @@ class Config(_Model):
     init_from: str | None = None
     data: DataConfig = DataConfig()
     model: ModelConfig
-    task: TaskConfig = TaskConfig()
+    task: Task = TaskConfig()
     targets: TargetsConfig = TargetsConfig()
     federated: FederatedConfig = FederatedConfig()
     client: ClientConfig = ClientConfig()
@@ -358,6 +455,25 @@ class Config(_Model):
         if self.targets.layer and not self.targets.checkpoint:
             raise ValueError(
                 f"targets.source={self.targets.source} needs targets.checkpoint: a round checkpoint or the folder of a finished run"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _student_fits_its_task(self) -> Self:
+        if not isinstance(self.task, DistillConfig):
+            return self
+        if not self.task.teacher:
+            raise ValueError(
+                "task=distill needs task.teacher: a round checkpoint, a run's folder, or a file that `init_from` takes"
+            )
+        deepest = max((ours for ours, _ in self.task.hint_heads), default=0)
+        if deepest > self.model.num_layers:
+            raise ValueError(
+                f"task.hints names layer {deepest} of the student, which has {self.model.num_layers} (model.num_layers)"
+            )
+        if self.task.freeze_conv and self.init_from:
+            raise ValueError(
+                "task.freeze_conv=true takes the teacher's convolutions, and init_from brings others: leave one of them out"
             )
         return self
 
@@ -424,7 +540,7 @@ class ClientJob(_Model):
     update_codec: Literal["fp32", "bf16", "fp16", "int8"]
     data: DataConfig
     model: ModelConfig
-    task: TaskConfig
+    task: Task
     targets: TargetsConfig
     client: ClientConfig
     faults: FaultsConfig
@@ -447,7 +563,7 @@ def client_job(config: Config) -> ClientJob:
         update_codec=config.federated.update_codec,
         data=config.data,
         model=config.model,
-        task=config.task,
+        task=config.task.model_copy(update={"teacher": None}) if isinstance(config.task, DistillConfig) else config.task,
         targets=config.targets.model_copy(update={"checkpoint": None}),
         client=config.client,
         faults=config.faults,
@@ -467,8 +583,7 @@ def validate(cls: type[ModelT], values: Mapping[str, Any]) -> ModelT:
         return cls.model_validate(values)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
-        first = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise ConfigError("; ".join(lines), setting=first) from None
+        raise ConfigError("; ".join(lines), setting=_dotted(error.errors()[0]["loc"])) from None
 
 
 def from_json(cls: type[ModelT], text: str) -> ModelT:
@@ -482,8 +597,16 @@ def from_json(cls: type[ModelT], text: str) -> ModelT:
     return validate(cls, values)
 
 
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """Name a key; the kind of task that pydantic puts after ``task`` is no part of it."""
+    parts = [part for before, part in zip((None, *location), location, strict=False) if before != "task" or part not in _TASKS]
+    return ".".join(map(str, parts))
+
+
 def _explain(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"])
+    name = _dotted(item["loc"])
+    if item["type"] == "union_tag_invalid":
+        return f"{name}.name: {item['ctx']['tag']!r} is none of {', '.join(_TASKS)}"
     if item["type"] == "extra_forbidden":
         return f"unknown key `{name}`"
     if item["type"] == "missing":

@@ -14,7 +14,8 @@ MANIFEST = "data.manifest=/tmp/manifest.csv"
 
 @pytest.mark.parametrize("experiment", group_choices()["experiment"])
 def test_every_experiment_composes_and_validates(experiment: str) -> None:
-    config = compose([f"experiment={experiment}", MANIFEST, "targets.checkpoint=/tmp/run"])
+    teacher = ["task.teacher=/tmp/teacher"] if "distill" in experiment else []
+    config = compose([f"experiment={experiment}", MANIFEST, "targets.checkpoint=/tmp/run", *teacher])
     assert config.experiment == experiment
     assert config.model.num_classes == config.targets.num_clusters + 4
     assert "???" not in to_yaml(config)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fedhubert.checkpoints.fairseq_form import label_rate_of
 from fedhubert.config import ModelConfig, TaskConfig, validate
 from fedhubert.errors import CheckpointError
+from fedhubert.models.student import HEADS
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Source:
 
     Attributes:
         config: Sizes of the encoder.
-        state: Its weights in this package's names.
+        state: Its weights in this package's names, without the heads of a distillation.
         run: The run's configuration, plain values; it may hold the model's part alone.
         round: The round that the model comes out of.
         metrics: ``federated_metrics`` of that round.
@@ -41,7 +42,8 @@ class Source:
         if not isinstance(run.get("model"), dict):
             raise CheckpointError("the checkpoint's config has no `model`: it does not say which shape the weights have")
         config = validate(ModelConfig, run["model"])
-        return cls(config, checkpoint["model"], run, checkpoint["round"], checkpoint["federated_metrics"])
+        state = {name: tensor for name, tensor in checkpoint["model"].items() if not name.startswith(HEADS)}
+        return cls(config, state, run, checkpoint["round"], checkpoint["federated_metrics"])
 
     @property
     def label_rate_hz(self) -> float:

@@ -74,6 +74,7 @@ class BatchPlan:
         rows: The split's rows; those under ``data.min_seconds`` are left out (:attr:`num_too_short` counts them).
         data: Crop and batch sizes.
         seed, partition, purpose: Where the order comes from; plans of other purposes have other orders.
+        fixed_crops: An utterance is always cut at the same place and to the same length: the shortest of its bucket.
 
     Utterances are sorted by length, cut into buckets of similar length, and buckets into batches of at most ``data.batch_seconds``; these cuts
     never move. Each epoch shuffles utterances inside their bucket, the crops' starts, and the order of batches.
@@ -90,6 +91,7 @@ class BatchPlan:
         seed: int,
         partition: int,
         purpose: str = "train",
+        fixed_crops: bool = False,
     ) -> None:
         self.seed, self.partition, self.purpose = seed, partition, purpose
         rate = data.sample_rate_hz
@@ -110,6 +112,8 @@ class BatchPlan:
         clipped = np.minimum(self._lengths, self._longest)
         self._buckets = _bucket_edges(clipped)
         self._batches = _batch_edges(clipped, self._buckets, round(data.batch_seconds * rate))
+        first_of_bucket = np.array([0, *self._buckets])[np.searchsorted(self._buckets, self._batches[:-1], side="right")]
+        self._fixed_lengths = clipped[first_of_bucket] if fixed_crops else None
         self._cached: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
     @property
@@ -124,11 +128,19 @@ class BatchPlan:
         number = int(batch_order[index])
         members = places[self._batches[number] : self._batches[number + 1]]
         lengths = self._lengths[members]
+        rows = self.rows[members]
+        if self._fixed_lengths is not None:
+            num_samples = int(self._fixed_lengths[number])
+            rooms = ((lengths - num_samples) // FRAME_SAMPLES).tolist()
+            starts = [self._fixed_start(row, room) for row, room in zip(rows.tolist(), rooms, strict=True)]
+            return BatchSpec(rows, np.array(starts, np.int64) * FRAME_SAMPLES, num_samples)
         num_samples = min(int(lengths.min()), self._longest)
         room_frames = (lengths - num_samples) // FRAME_SAMPLES
         rng = generator(self.seed, f"{self.purpose}/crop", self.partition, position)
-        starts = rng.integers(0, room_frames + 1) * FRAME_SAMPLES
-        return BatchSpec(self.rows[members], starts, num_samples)
+        return BatchSpec(rows, rng.integers(0, room_frames + 1) * FRAME_SAMPLES, num_samples)
+
+    def _fixed_start(self, row: int, room_frames: int) -> int:
+        return int(generator(self.seed, f"{self.purpose}/fixed-crop", self.partition, row).integers(0, room_frames + 1))
 
     def _epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the epoch's arrangement of utterances and its order of batches."""

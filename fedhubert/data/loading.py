@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedhubert.config import DataConfig, TaskConfig
+from fedhubert.config import DataConfig, MaskedTask
 from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ, Batch, BatchPlan, BatchSpec
 from fedhubert.data.manifest import Manifest
@@ -31,7 +31,7 @@ class LabelSource:
     rate_hz: int
 
 
-def mask_spec(task: TaskConfig) -> MaskSpec:
+def mask_spec(task: MaskedTask) -> MaskSpec:
     """Return the task's masks."""
     return MaskSpec(task.mask_probability, task.mask_length_frames, task.min_masks)
 

@@ -17,6 +17,7 @@ from fedhubert.federation.client_round import evaluate_model, resident_model, tr
 from fedhubert.federation.handling import Handled, each_partition, failure_of
 from fedhubert.federation.protocol import Metrics, Request
 from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site
+from fedhubert.models.teacher import save_teacher, teacher_from_arrays
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
 from fedhubert.targets.extractor import find_extractor, from_arrays, save_extractor
@@ -29,6 +30,8 @@ def register(app: ClientApp) -> None:
     app.query("describe")(_answer(describe))
     app.query("extractor")(_answer(has_extractor))
     app.train("extractor")(_answer(receive_extractor))
+    app.query("teacher")(_answer(has_teacher))
+    app.train("teacher")(_answer(receive_teacher))
     app.train("kmeans_seed")(_answer(kmeans_seed))
     app.train("kmeans_step")(_answer(kmeans_step))
     app.train("label")(_answer(label))
@@ -87,6 +90,18 @@ def receive_extractor(request: Request, node_config: NodeConfig) -> Handled:
     """Keep the model whose layer gives this run's features."""
     extractor = from_arrays(request.task["model"], request.arrays, request.task["extractor"])
     save_extractor(extractor, open_site(request.job, node_config).extractor_folder)
+    return {"info": {"has": 1}}
+
+
+def has_teacher(request: Request, node_config: NodeConfig) -> Handled:
+    """Say whether the teacher that the server names is already here, and whole; a teacher of the site's own must be that one."""
+    return {"info": {"has": int(open_site(request.job, node_config).find_teacher(request.job.task) is not None)}}
+
+
+def receive_teacher(request: Request, node_config: NodeConfig) -> Handled:
+    """Keep the teacher of this run."""
+    teacher = teacher_from_arrays(request.task["model"], request.arrays, request.task["teacher"])
+    save_teacher(teacher, open_site(request.job, node_config).teacher_folder)
     return {"info": {"has": 1}}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedhubert.config import ClientJob
+from fedhubert.config import ClientJob, DistillConfig, Task
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.errors import FederationError
@@ -23,7 +23,10 @@ from fedhubert.federation.protocol import Metrics, Request
 from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.federation.site import NodeConfig, Partition, Site, open_site, release_extractor
 from fedhubert.federation.site_state import PartitionState
-from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.models.hubert import HubertModel
+from fedhubert.models.student import build_model, take_over
+from fedhubert.objectives.distillation import Distillation
+from fedhubert.objectives.objective import Objective
 from fedhubert.seeding import derive_seed
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
@@ -39,6 +42,7 @@ class Resident:
     key: str
     model: HubertModel
     layout: ParameterLayout
+    objective: Objective | None = None
 
 
 _resident: Resident | None = None
@@ -54,8 +58,9 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     job, task = request.job, request.task
     numbers = task["partitions"]
     faults.crash_if_drawn(job.faults, job.seed, task["round"], task["attempt"], numbers)
-    resident, incoming = _incoming(request)
-    device = resolve_device(open_site(job, node_config).settings.device)
+    site = open_site(job, node_config)
+    device = resolve_device(site.settings.device)
+    resident, incoming = _incoming(request, site, device)
     fold = ExactSum(incoming.numel()) if len(numbers) > 1 else None
     arrays: Arrays = {}
 
@@ -67,7 +72,7 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
             folder = site.state_folder(request.run_key, partition.number)
             folder.save(task["round"], state)
             folder.prune([task["round"], task["site_rounds"][str(partition.number)]], task["checkpoints"])
-        weight = {"frames": result.masked_frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
+        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
         norm = norm_of(decoded)
         if fold is None:
             arrays.update(encoded)
@@ -119,8 +124,9 @@ def _encoded_update(
 
 def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:
     """Score the incoming model on each partition's validation split."""
-    resident, incoming = _incoming(request)
-    device = resolve_device(open_site(request.job, node_config).settings.device)
+    site = open_site(request.job, node_config)
+    device = resolve_device(site.settings.device)
+    resident, incoming = _incoming(request, site, device)
     return each_partition(
         request, node_config, lambda site, partition: _evaluate(request, site, partition, resident, incoming, device)
     )
@@ -167,6 +173,7 @@ def _train(
         proximal_mu=job.proximal_mu,
         optimizer_state=state.optimizer,
         should_stop=should_stop,
+        objective=resident.objective,
     )
     return result, PartitionState(result.optimizer_state, state.residual)
 
@@ -178,25 +185,28 @@ def _evaluate(
     resident.layout.load_vector(resident.model, incoming)
     positions = range(min(plan.num_batches, client.validation_batches or plan.num_batches))
     batches = _batches(request, site, partition, plan, positions)
-    result = evaluate(resident.model, batches, task=request.job.task, device=device, precision=client.precision)
-    return {
-        "validation_cross_entropy_sum": result.cross_entropy_sum,
-        "validation_masked_frames": result.masked_frames,
-        "validation_correct": result.correct,
-    }
+    result = evaluate(
+        resident.model,
+        batches,
+        task=request.job.task,
+        device=device,
+        precision=client.precision,
+        objective=resident.objective,
+    )
+    return {f"validation_{name}": figure for name, figure in result.figures.items()}
 
 
 def _batches(request: Request, site: Site, partition: Partition, plan: BatchPlan, positions: range) -> Iterator[Batch]:
-    labels = site.labels(partition, request.task["targets"])
-    source = LabelSource(labels.labels, labels.rate_hz)
+    source = None
+    if request.job.task.needs_labels:
+        labels = site.labels(partition, request.task["targets"])
+        source = LabelSource(labels.labels, labels.rate_hz)
     return load_batches(site.manifest, plan, positions, source, mask_spec(request.job.task), request.job.data)
 
 
 def _training_metrics(result: LocalResult) -> Metrics:
     return {
-        "train_cross_entropy_sum": result.cross_entropy_sum,
-        "train_masked_frames": result.masked_frames,
-        "train_correct": result.correct,
+        **{f"train_{name}": figure for name, figure in result.figures.items()},
         "train_steps": result.steps,
         "train_micro_batches": result.micro_batches,
         "train_audio_s": result.audio_s,
@@ -207,21 +217,34 @@ def _training_metrics(result: LocalResult) -> Metrics:
 
 def resident_model(job: ClientJob) -> Resident:
     global _resident
-    key = job.model.model_dump_json() + str(job.client.activation_checkpointing)
+    key = job.model.model_dump_json() + str(job.client.activation_checkpointing) + _student_key(job.task)
     if _resident is None or _resident.key != key:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         log.info(
             "process %d builds %s; CUDA_VISIBLE_DEVICES=%s", os.getpid(), job.model.name, "(not set)" if seen is None else seen
         )
-        model = build_hubert(job.model, job.seed)
+        model = build_model(job.model, job.task, job.seed)
         model.set_activation_checkpointing(job.client.activation_checkpointing)
         _resident = Resident(key, model, ParameterLayout.of(model))
     return _resident
 
 
-def _incoming(request: Request) -> tuple[Resident, torch.Tensor]:
-    """Return this process's model and the server's parameters [P] for it; raises :class:`FederationError` where they do not fit."""
+def _student_key(task: Task) -> str:
+    return task.model_dump_json() if isinstance(task, DistillConfig) else ""
+
+
+def _incoming(request: Request, site: Site, device: torch.device) -> tuple[Resident, torch.Tensor]:
+    """Return this process's model, with its teacher, and the server's parameters [P] for it.
+
+    Raises:
+        FederationError: they do not fit.
+        CheckpointError: the teacher is not on this site.
+    """
     resident = resident_model(request.job)
+    if isinstance(request.job.task, DistillConfig) and resident.objective is None:
+        teacher, teaching = site.teach(request.job.task, device)
+        take_over(resident.model, teacher.state, request.job.task)
+        resident.objective = Distillation(request.job.task, teaching)
     try:
         incoming = decode(request.task["broadcast_codec"], {"update": request.arrays["model"]}, resident.layout.shapes)
     except UpdateRejected:

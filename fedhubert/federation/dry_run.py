@@ -11,7 +11,8 @@ from fedhubert.federation.extractor_phase import read_extractor
 from fedhubert.federation.grid import StreamingGrid
 from fedhubert.federation.nodes import Federation, connect
 from fedhubert.federation.protocol import Metrics
-from fedhubert.models.hubert import build_hubert
+from fedhubert.federation.teacher_phase import with_teacher
+from fedhubert.models.student import build_model
 from fedhubert.training.parameters import ParameterLayout
 
 
@@ -21,7 +22,8 @@ def describe_federation(grid: Grid, config: Config, *, stop: threading.Event | N
     Raises:
         FedhubertError: what would stop the run before its first round, by name.
     """
-    layout = ParameterLayout.of(build_hubert(config.model, config.seed))
+    config, _ = with_teacher(config)
+    layout = ParameterLayout.of(build_model(config.model, config.task, config.seed))
     federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout)
     read_extractor(config)
     connect(federation)

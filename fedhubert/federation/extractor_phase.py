@@ -4,13 +4,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from flwr.app import Array
-
 from fedhubert.checkpoints.importing import import_encoder
 from fedhubert.config import Config
-from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
-from fedhubert.federation.nodes import Federation, describe_failures
+from fedhubert.federation.delivery import Parcel, deliver
+from fedhubert.federation.nodes import Federation
 from fedhubert.reporting.run_folder import on_server
 from fedhubert.targets.extractor import Extractor
 
@@ -36,21 +34,22 @@ def distribute(
 ) -> None:
     """Make sure that each of ``nodes`` has ``extractor``.
 
-    Nodes are asked for its hash first. Of those that lack it one is sent it, then the others are asked again: nodes that share a state folder (a
-    simulation) get it once together.
-
     Raises:
         FederationError: a node that cannot keep it.
     """
-    lacking = _lacking(federation, extractor, nodes)
-    sent = 0
-    if lacking:
-        log.info("sending the extractor (%.1f MB) to sites that lack it", extractor.num_bytes / 1e6)
-        sent += _send(federation, extractor, lacking[:1])
-        others = _lacking(federation, extractor, lacking[1:])
-        sent += _send(federation, extractor, others)
+    parcel = Parcel(
+        "extractor", extractor.key, protocol.HAS_EXTRACTOR, protocol.SEND_EXTRACTOR, extractor.config, extractor.state
+    )
+    sent = deliver(federation, parcel, nodes)
     layer, width = extractor.config.num_layers, extractor.config.embed_dim
-    log.info("features: layer %d, %d wide; extractor sent to %d of %d nodes", layer, width, sent, len(nodes))
+    log.info(
+        "features: layer %d, %d wide; extractor (%.1f MB) sent to %d of %d nodes",
+        layer,
+        width,
+        extractor.num_bytes / 1e6,
+        sent,
+        len(nodes),
+    )
     on_event(
         {
             "event": "extractor",
@@ -61,31 +60,3 @@ def distribute(
             "bytes_down": sent * extractor.num_bytes,
         }
     )
-
-
-def _lacking(federation: Federation, extractor: Extractor, nodes: list[int]) -> list[int]:
-    lacking = [
-        node for node, has in _ask(federation, protocol.HAS_EXTRACTOR, nodes, {"extractor": extractor.key}, None) if not has
-    ]
-    return sorted(lacking, key=nodes.index)
-
-
-def _send(federation: Federation, extractor: Extractor, nodes: list[int]) -> int:
-    task = {"extractor": extractor.key, "model": extractor.config.model_dump_json()}
-    arrays = {name: Array(tensor.numpy()) for name, tensor in extractor.state.items()}
-    return len(_ask(federation, protocol.SEND_EXTRACTOR, nodes, task, arrays))
-
-
-def _ask(
-    federation: Federation, kind: str, nodes: list[int], task: dict[str, Any], arrays: dict[str, Array] | None
-) -> list[tuple[int, bool]]:
-    timeout_s = federation.config.federated.round_timeout_s
-    answers = []
-    for reply in federation.ask(kind, {node: [] for node in nodes}, timeout_s=timeout_s, arrays=arrays, task=task):
-        if reply.failures:
-            raise FederationError(
-                f"{kind} failed: {describe_failures(reply.failures)} (the site's log says more)",
-                setting=reply.failures[0].setting,
-            )
-        answers.append((reply.node_id, reply.info.get("has") == 1))
-    return answers

@@ -1,5 +1,7 @@
 """From a round's outcome to the figures that ``metrics.jsonl`` and checkpoints carry."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from fedhubert.federation.folding import RoundOutcome
@@ -8,20 +10,15 @@ from fedhubert.reporting.metrics import Event
 
 def round_event(outcome: RoundOutcome) -> Event:
     """Return the round's line of ``metrics.jsonl``."""
-    totals = {
-        name: sum(client[name] for client in outcome.clients.values())
-        for name in ("train_masked_frames", "train_audio_s", "train_steps")
-    }
+    clients = outcome.clients.values()
     return {
         "event": "round",
         "round": outcome.number,
         "train": {
             "model_round": outcome.number - 1,
-            "loss": _ratio(outcome, "train_cross_entropy_sum", "train_masked_frames"),
-            "masked_accuracy": _ratio(outcome, "train_correct", "train_masked_frames"),
-            "masked_frames": int(totals["train_masked_frames"]),
-            "audio_s": float(totals["train_audio_s"]),
-            "steps": int(totals["train_steps"]),
+            **figures_of(_sums(outcome, "train_")),
+            "audio_s": float(sum(client["train_audio_s"] for client in clients)),
+            "steps": int(sum(client["train_steps"] for client in clients)),
         },
         "validation": validation_figures(outcome, model_round=outcome.number - 1),
         "asked": outcome.asked,
@@ -36,17 +33,53 @@ def round_event(outcome: RoundOutcome) -> Event:
 
 
 def validation_figures(outcome: RoundOutcome, *, model_round: int) -> dict[str, Any]:
-    """Return loss and masked accuracy over the validation splits of the clients heard, weighted by masked frames; empty without any."""
-    frames = sum(int(client.get("validation_masked_frames", 0)) for client in outcome.clients.values())
-    if not frames:
+    """Return the figures over the validation splits of the clients heard, weighted by frames; empty without any."""
+    sums = _sums(outcome, "validation_")
+    if not sums.get("masked_frames", sums.get("frames", 0)):
         return {}
-    return {
-        "model_round": model_round,
-        "loss": _ratio(outcome, "validation_cross_entropy_sum", "validation_masked_frames"),
-        "masked_accuracy": _ratio(outcome, "validation_correct", "validation_masked_frames"),
-        "masked_frames": frames,
-        "clients": len(outcome.clients),
-    }
+    return {"model_round": model_round, **figures_of(sums), "clients": len(outcome.clients)}
+
+
+def figures_of(sums: Mapping[str, float]) -> dict[str, Any]:
+    """Return what is reported of an objective's sums.
+
+    Masked prediction: ``loss`` (nats), ``masked_accuracy``, ``masked_frames``. Distillation: ``loss`` (of all weighted objectives) per frame,
+    ``frames``; ``objectives``, each one's mean over its own frames; where layers are predicted ``cosine_distance`` (mean over frames of 1 - cosine)
+    and ``relative_l2``, both against the teacher; ``masked_accuracy`` where pseudo-labels are.
+    """
+    if "cross_entropy_sum" in sums:
+        frames = sums["masked_frames"]
+        return {
+            "loss": _ratio(sums["cross_entropy_sum"], frames),
+            "masked_accuracy": _ratio(sums["correct"], frames),
+            "masked_frames": int(frames),
+        }
+    figures: dict[str, Any] = {"loss": _ratio(sums["loss_sum"], sums["frames"]), "frames": int(sums["frames"])}
+    names = [name.removesuffix("_frames") for name in sums if name.endswith("_frames")]
+    figures["objectives"] = {name: _ratio(sums[f"{name}_sum"], sums[f"{name}_frames"]) for name in names}
+    if "cosine_distance_sum" in sums:
+        frames = max(sums.get("layers_frames", 0), sums.get("hints_frames", 0))
+        figures["cosine_distance"] = _ratio(sums["cosine_distance_sum"], frames)
+        figures["relative_l2"] = math.sqrt(sums["error_energy_sum"] / max(sums["teacher_energy_sum"], 1e-30))
+    if "correct" in sums:
+        figures["masked_accuracy"] = _ratio(sums["correct"], sums["pseudo_labels_frames"])
+    return figures
+
+
+def said(figures: Mapping[str, Any]) -> str:
+    """Return the figures in a few words."""
+    words = {"loss": "loss", "masked_accuracy": "accuracy", "cosine_distance": "distance"}
+    return " ".join(f"{word} {figures[name]:.4f}" for name, word in words.items() if name in figures)
+
+
+def _sums(outcome: RoundOutcome, prefix: str) -> dict[str, float]:
+    """Add the clients' figures up, in partition order, so that sums do not depend on who answered first."""
+    sums: dict[str, float] = {}
+    for partition in sorted(outcome.clients):
+        for name, value in outcome.clients[partition].items():
+            if name.startswith(prefix):
+                sums[name.removeprefix(prefix)] = sums.get(name.removeprefix(prefix), 0) + value
+    return sums
 
 
 def per_client(outcome: RoundOutcome) -> list[dict[str, Any]]:
@@ -58,10 +91,8 @@ def failed(outcome: RoundOutcome) -> list[dict[str, Any]]:
     return [{"partition": item.partition, "code": item.code, "setting": item.setting} for item in ordered]
 
 
-def _ratio(outcome: RoundOutcome, numerator: str, denominator: str) -> float:
-    """Sum in partition order, so that the figure does not depend on who answered first."""
-    ordered = [outcome.clients[partition] for partition in sorted(outcome.clients)]
-    return float(sum(client[numerator] for client in ordered)) / max(1.0, float(sum(client[denominator] for client in ordered)))
+def _ratio(numerator: float, denominator: float) -> float:
+    return float(numerator) / max(1.0, float(denominator))
 
 
 def brief(event: Event) -> Event:
@@ -80,9 +111,9 @@ def round_line(event: Event, num_rounds: int) -> str:
     train, validation, seconds = event["train"], event["validation"], event["seconds"]["round"]
     heard = "no validation"
     if validation:
-        heard = f"validation (round {validation['model_round']}) loss {validation['loss']:.4f} accuracy {validation['masked_accuracy']:.4f}"
+        heard = f"validation (round {validation['model_round']}) {said(validation)}"
     return (
-        f"round {event['round']}/{num_rounds}: train loss {train['loss']:.4f} accuracy {train['masked_accuracy']:.4f} | {heard} | "
+        f"round {event['round']}/{num_rounds}: train {said(train)} | {heard} | "
         f"{len(event['clients'])} of {len(event['asked'])} clients | {seconds:.1f} s, "
         f"about {_duration(seconds * (num_rounds - event['round']))} left"
     )

@@ -12,7 +12,7 @@ from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.resume import changes
 from fedhubert.federation.strategy import RoundState
-from fedhubert.models.hubert import build_hubert
+from fedhubert.models.student import build_model
 from fedhubert.reporting.metrics import append_event, read_events
 from fedhubert.reporting.run_folder import RunFolder
 
@@ -65,7 +65,7 @@ def fork(source: Path, overrides: Sequence[str], round_number: int | None = None
 
 def build_and_load(config: Config, state: dict[str, Any]) -> None:
     """Check that the model of ``config`` takes ``state``; raises :class:`CheckpointError` naming the parameter that differs."""
-    expected = build_hubert(config.model, config.seed).state_dict()
+    expected = build_model(config.model, config.task, config.seed).state_dict()
     for name in sorted(expected.keys() | state.keys()):
         shapes = [tuple(states[name].shape) if name in states else None for states in (expected, state)]
         if shapes[0] != shapes[1]:

@@ -20,6 +20,7 @@ from fedhubert.federation.resume import check_same_run
 from fedhubert.federation.server import RunResult, run_federation
 from fedhubert.federation.simulation import federation_config, num_supernodes, simulate
 from fedhubert.federation.site import open_site
+from fedhubert.federation.teacher_phase import with_teacher
 from fedhubert.reporting.console import RoundProgress, log_to_terminal
 from fedhubert.reporting.run_folder import RunFolder
 from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
@@ -31,6 +32,7 @@ def train_here(config: Config) -> float:
     config = _with_absolute_data(config)
     if config.dry_run:
         return _dry_run(config, console)
+    config, _ = with_teacher(config)
     if is_finished(config):
         folder = RunFolder.of(config)
         final = final_event(folder.metrics_file)

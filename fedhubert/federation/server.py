@@ -18,20 +18,23 @@ from flwr.superlink.grid import InMemoryGrid
 
 from fedhubert.checkpoints.importing import start_from
 from fedhubert.config import Config
-from fedhubert.errors import CheckpointError, FedhubertError
+from fedhubert.errors import CheckpointError, FederationError, FedhubertError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, SharedArray, tensor_of
 from fedhubert.federation.dry_run import describe_federation
-from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, validation_figures
+from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, said, validation_figures
 from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
+from fedhubert.federation.protocol import Failure
 from fedhubert.federation.record import RunRecord
 from fedhubert.federation.server_evaluation import ServerEvaluation
 from fedhubert.federation.server_optimizers import ServerOptimizer, build_server_optimizer
 from fedhubert.federation.strategy import ClientsDone, FederatedStrategy, RoundState
-from fedhubert.federation.targets_phase import Targets, label_newcomers, prepare_targets
-from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.federation.targets_phase import Targets, label_newcomers, no_targets, prepare_targets
+from fedhubert.federation.teacher_phase import prepare_student, send_teacher, server_objective, with_teacher
+from fedhubert.models.hubert import HubertModel
+from fedhubert.models.student import build_model
 from fedhubert.reporting.metrics import Event
 from fedhubert.reporting.run_folder import RunFolder
 from fedhubert.training.parameters import ParameterLayout
@@ -94,10 +97,11 @@ class _Run:
     """State that the phases of one run share."""
 
     def __init__(self, grid: StreamingGrid, config: Config, on_client: ClientsDone | None) -> None:
+        config, self.teacher = with_teacher(config)
         self.config = config
         self.on_client = on_client
         self.record = RunRecord(config)
-        self.model: HubertModel = build_hubert(config.model, config.seed)
+        self.model: HubertModel = build_model(config.model, config.task, config.seed)
         self.layout = ParameterLayout.of(self.model)
         self.optimizer: ServerOptimizer = build_server_optimizer(config.federated, self.layout.numel)
         self.federation = Federation(grid, config, self.record.folder.run_key(), self.layout)
@@ -121,13 +125,22 @@ class _Run:
 
     def _phases(self) -> RunResult:
         log.info("run folder: %s", self.record.folder.path)
+        if self.teacher is not None:
+            prepare_student(self.model, self.config, self.teacher)
         self._resume()
         self._write_config()
         log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
         connect(self.federation)
         self._say_who_is_there()
-        targets = prepare_targets(self.federation, self.centroids, self.record.kmeans, self.record.event)
-        self.federation.welcome = lambda shares: label_newcomers(self.federation, targets, shares, self.record.event)
+        if self.teacher is not None:
+            send_teacher(self.federation, self.teacher.teacher, list(self.federation.hosts), self.record.event)
+        needs_labels = self.config.task.needs_labels
+        targets = (
+            prepare_targets(self.federation, self.centroids, self.record.kmeans, self.record.event)
+            if needs_labels
+            else no_targets(self.config.targets.num_clusters)
+        )
+        self.federation.welcome = lambda shares: self._welcome(targets, shares)
         if self.centroids is not None and self.targets_key not in ("", targets.key):
             raise CheckpointError(
                 f"targets.checkpoint={self.config.targets.checkpoint} is not the model that the run in {self.record.folder.path} began with: "
@@ -135,7 +148,7 @@ class _Run:
                 setting="targets.checkpoint",
             )
         self.centroids, self.targets_key = targets.centroids, targets.key
-        if self.first_round == 1:
+        if self.first_round == 1 and needs_labels:
             self.record.event(targets.event())
         if self.first_round > self.config.federated.num_rounds or (self.record.history and self.record.is_over()):
             log.info("all rounds are done")
@@ -145,12 +158,23 @@ class _Run:
         self._final_evaluation(number, targets)
         return RunResult(self.record.folder, self.record.store.path(number), self.validation)
 
+    def _welcome(self, targets: Targets, shares: dict[int, list[int]]) -> list[Failure]:
+        """Prepare nodes that join later; returns what went wrong."""
+        if self.teacher is not None:
+            try:
+                send_teacher(self.federation, self.teacher.teacher, list(shares), self.record.event)
+            except FederationError as error:
+                return [Failure(-1, error.code, error.setting)]
+        return label_newcomers(self.federation, targets, shares, self.record.event) if self.config.task.needs_labels else []
+
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         resumed = self.record.resume()
         if resumed is None:
             if self.config.init_from is not None:
                 self.record.lineage.append({"init_from": start_from(self.model, self.config.init_from)})
+            if self.teacher is not None:
+                self.record.lineage.append({"teacher": dict(self.teacher.lineage)})
             return
         self.model.load_state_dict(resumed.checkpoint["model"])
         if resumed.resume["server_optimizer"] is not None:  # a forked run with another strategy begins with a fresh one
@@ -197,7 +221,8 @@ class _Run:
         """Drive the strategy with Flower's ``start()``; the last model is in ``self.model``."""
         federated = self.config.federated
         strategy = self._strategy(targets)
-        evaluation = ServerEvaluation(self.config, targets) if self.config.evaluation.manifest else None
+        objective = server_objective(self.config, self.teacher) if self.config.evaluation.manifest else None
+        evaluation = ServerEvaluation(self.config, targets, objective) if self.config.evaluation.manifest else None
         self._round_started = time.monotonic()
 
         def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -304,12 +329,7 @@ class _Run:
             }
         )
         if self.validation:
-            log.info(
-                "final model: validation loss %.4f, masked accuracy %.4f over %d clients",
-                self.validation["loss"],
-                self.validation["masked_accuracy"],
-                len(outcome.clients),
-            )
+            log.info("final model: validation %s over %d clients", said(self.validation), len(outcome.clients))
 
 
 def _publish(array: np.ndarray[Any, Any]) -> Array:

@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from fedhubert.config import ClientJob
+from fedhubert.checkpoints.importing import import_encoder
+from fedhubert.config import ClientJob, DistillConfig, Task
 from fedhubert.data.batching import BatchPlan
 from fedhubert.data.corpora import cache_folder, resolve_manifest
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import partition_rows, split_rows
-from fedhubert.errors import ConfigError, DataError, TargetsError
+from fedhubert.errors import CheckpointError, ConfigError, DataError, TargetsError
 from fedhubert.federation.site_state import StateFolder
+from fedhubert.models.teacher import Teacher, find_teacher
 from fedhubert.targets.extractor import load_extractor
 from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
 from fedhubert.targets.kmeans import targets_key
@@ -29,6 +32,8 @@ from fedhubert.targets.labels import LabelStore, assigned_labels, cached_labels,
 from fedhubert.targets.layers import LayerFeatures
 from fedhubert.targets.mfcc import MFCC
 from fedhubert.training.device import resolve_device
+from fedhubert.training.output_cache import OutputCache
+from fedhubert.training.teaching import Teaching
 
 Rows = npt.NDArray[np.int64]
 Features = npt.NDArray[np.float32]
@@ -43,6 +48,7 @@ class SiteSettings:
         node: This node's number among ``num_nodes``.
         own_data: The node names its own manifest, which then is one client's data (no partitioning).
         labels, label_rate_hz: Precomputed labels and their rate.
+        teacher: The site's own copy of a distillation's teacher, if it names one.
         centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
     """
 
@@ -56,6 +62,7 @@ class SiteSettings:
     labels: str | None = None
     label_rate_hz: int = 100
     centroids_hash: str = ""
+    teacher: str | None = None
 
     @classmethod
     def read(cls, node_config: NodeConfig, job: ClientJob) -> "SiteSettings":
@@ -83,6 +90,7 @@ class SiteSettings:
             labels=str(node_config["labels"]) if node_config.get("labels") else job.targets.labels,
             label_rate_hz=int(node_config.get("label-rate-hz") or job.targets.label_rate_hz),
             centroids_hash=str(node_config.get("centroids-hash") or ""),
+            teacher=str(node_config["teacher"]) if node_config.get("teacher") else None,
         )
 
 
@@ -129,8 +137,9 @@ class Site:
             raise DataError(f"partition {number} is not on this site (node {self.settings.node})", setting="partition-id")
         lengths = self.manifest.lengths(data.sample_rate_hz)
         train, validation = split_rows(self._rows_of(number), data.partition.validation_fraction, job.seed, number)
-        train_plan = BatchPlan(lengths, train, data, job.seed, number)
-        validation_plan = BatchPlan(lengths, validation, data, job.seed, number, purpose="validation")
+        fixed = isinstance(job.task, DistillConfig)  # so that what the teacher says can be kept
+        train_plan = BatchPlan(lengths, train, data, job.seed, number, fixed_crops=fixed)
+        validation_plan = BatchPlan(lengths, validation, data, job.seed, number, purpose="validation", fixed_crops=fixed)
         return Partition(number, train, validation, train_plan, validation_plan)
 
     def _rows_of(self, number: int) -> Rows:
@@ -168,6 +177,46 @@ class Site:
     def extractor_folder(self) -> Path:
         """Where the models that features come from are kept."""
         return self.settings.state_dir / "extractors"
+
+    @property
+    def teacher_folder(self) -> Path:
+        """Where teachers that were sent are kept."""
+        return self.settings.state_dir / "teachers"
+
+    def find_teacher(self, task: Task) -> Teacher | None:
+        """Return the teacher of a distillation: the site's own (``teacher=PATH`` in the node's configuration), or one that was sent.
+
+        Raises:
+            CheckpointError: the site's own cannot be read, or is another one than the server's.
+        """
+        if not isinstance(task, DistillConfig) or task.teacher_sha256 is None:
+            raise ConfigError("no teacher is named", setting="task.teacher")
+        if self.settings.teacher is None:
+            return find_teacher(self.teacher_folder, task.teacher_sha256)
+        imported = import_encoder(self.settings.teacher)
+        teacher = Teacher.cut(imported.config, imported.state, task)
+        if teacher.sha256 != task.teacher_sha256:
+            raise CheckpointError(
+                f"teacher={self.settings.teacher} in the node's configuration is not the server's: SHA-256 {teacher.sha256}, "
+                f"the server's {task.teacher_sha256}; leave it out to be sent the server's",
+                setting="teacher",
+            )
+        return teacher
+
+    def teach(self, task: DistillConfig, device: torch.device) -> tuple[Teacher, Teaching]:
+        """Return the teacher and its running model, with the site's cache if the task wants one.
+
+        Raises:
+            CheckpointError: it is not here.
+        """
+        teacher = self.find_teacher(task)
+        if teacher is None:
+            raise CheckpointError(
+                f"no teacher {task.teacher_sha256} in {self.teacher_folder}; start the run again, which sends it",
+                setting="client.state_dir",
+            )
+        cache = OutputCache(self.settings.state_dir / "teacher_outputs", task.teacher_cache_bytes) if task.teacher_cache else None
+        return teacher, Teaching(teacher, task, device, cache)
 
     def source(self, extractor: str) -> FeatureSource:
         """Return what k-means sees: MFCC, or (under ``targets.source=layer:N``) features of the extractor of that key."""
@@ -268,7 +317,7 @@ class _DataJob:
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return (self.job.seed, self.job.num_clients, self.job.data, self.job.targets)
+        return (self.job.seed, self.job.num_clients, self.job.data, self.job.targets, self.job.task.name)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _DataJob) and self._key == other._key

@@ -79,6 +79,11 @@ class Targets:
         }
 
 
+def no_targets(num_clusters: int) -> Targets:
+    """Return what a task without pseudo-labels has in their place."""
+    return Targets("", None, np.zeros(num_clusters, np.int64), np.zeros(num_clusters, np.int64))
+
+
 class KMeansProgress(Protocol):
     """Where the clustering of an interrupted run left off, and where it is kept."""
 

@@ -3,7 +3,7 @@
 Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, D encoder width, M masked frames, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -98,18 +98,35 @@ class HubertModel(nn.Module):
         Raises:
             ValueError: the mask's shape is not [B, T].
         """
-        conv_BTD = self.wav2vec2.feature_extractor(waveforms_BN, None)[0]
-        if self.config.feature_grad_mult < 1.0 and conv_BTD.requires_grad:
-            conv_BTD.register_hook(lambda gradient: gradient * self.config.feature_grad_mult)
-        conv_power = at_least_float32(conv_BTD).pow(2).mean()
-        x_BTD = self.wav2vec2.encoder.feature_projection(conv_BTD)
+        conv_BTD = self.convolve(waveforms_BN)
+        x_BTD = self.project(conv_BTD)
         if mask_BT is None:
             mask_BT = torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)
-        elif mask_BT.shape != x_BTD.shape[:2]:
-            raise ValueError(f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames")
         else:
-            x_BTD = self.mask_generator(x_BTD, mask_BT)
-        x_BTD = self._transform(x_BTD)
+            x_BTD = self.hide(x_BTD, mask_BT)
+        x_BTD, _ = self.transform(x_BTD)
+        return self.predict(x_BTD, mask_BT, conv_BTD)
+
+    def convolve(self, waveforms_BN: Tensor) -> Tensor:
+        """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the gradient that comes back to them."""
+        conv_BTD: Any = self.wav2vec2.feature_extractor(waveforms_BN, None)[0]
+        if self.config.feature_grad_mult < 1.0 and conv_BTD.requires_grad:
+            conv_BTD.register_hook(lambda gradient: gradient * self.config.feature_grad_mult)
+        return cast(Tensor, conv_BTD)
+
+    def project(self, conv_BTD: Tensor) -> Tensor:
+        """Return the transformer's input [B, T, D] for convolutional features."""
+        return cast(Tensor, self.wav2vec2.encoder.feature_projection(conv_BTD))
+
+    def hide(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return ``x_BTD`` with its masked frames replaced; raises ``ValueError`` for a mask of another shape."""
+        if mask_BT.shape != x_BTD.shape[:2]:
+            raise ValueError(f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames")
+        return cast(Tensor, self.mask_generator(x_BTD, mask_BT))
+
+    def predict(self, x_BTD: Tensor, mask_BT: Tensor, conv_BTD: Tensor) -> HubertOutput:
+        """Score the masked frames of the transformer's output."""
+        conv_power = at_least_float32(conv_BTD).pow(2).mean()
         return HubertOutput(self.logit_generator(x_BTD[mask_BT]), conv_power, x_BTD.shape[1])
 
     def extract_features(self, waveforms_BN: Tensor, num_layers: int | None = None) -> list[Tensor]:
@@ -119,17 +136,21 @@ class HubertModel(nn.Module):
         """
         return cast(list[Tensor], self.wav2vec2.extract_features(waveforms_BN, None, num_layers)[0])
 
-    def _transform(self, x_BTD: Tensor) -> Tensor:
+    def transform(self, x_BTD: Tensor, keep: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the transformer's output [B, T, D], and the outputs of the layers ``keep`` (from 1), as :meth:`extract_features` has them."""
         transformer = self.wav2vec2.encoder.transformer
         x_BTD = x_BTD + transformer.pos_conv_embed(x_BTD)
         if not self.config.layer_norm_first:
             x_BTD = transformer.layer_norm(x_BTD)
         x_BTD = transformer.dropout(x_BTD)
-        for layer in transformer.layers:
-            if self.training and self.config.layer_drop > 0.0 and torch.rand(()).item() < self.config.layer_drop:
-                continue
-            x_BTD = self._apply_layer(layer, x_BTD)
-        return cast(Tensor, transformer.layer_norm(x_BTD)) if self.config.layer_norm_first else x_BTD
+        kept: dict[int, Tensor] = {}
+        for number, layer in enumerate(transformer.layers, start=1):
+            dropped = self.training and self.config.layer_drop > 0.0 and torch.rand(()).item() < self.config.layer_drop
+            if not dropped:
+                x_BTD = self._apply_layer(layer, x_BTD)
+            if number in keep:
+                kept[number] = x_BTD
+        return cast(Tensor, transformer.layer_norm(x_BTD)) if self.config.layer_norm_first else x_BTD, kept
 
     def _apply_layer(self, layer: nn.Module, x_BTD: Tensor) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():

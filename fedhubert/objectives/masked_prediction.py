@@ -3,26 +3,16 @@
 Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, M masked frames.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedhubert.config import NUM_SPECIAL_ROWS, TaskConfig
+from fedhubert.config import NUM_SPECIAL_ROWS, MaskedTask
 from fedhubert.errors import TargetsError
-from fedhubert.models.hubert import HubertModel
-
-
-class LabelledBatch(Protocol):
-    """What the objective reads of a batch: audio, cluster ids (0 .. K - 1) per frame, and the frames to mask."""
-
-    @property
-    def waveforms_BN(self) -> Tensor: ...
-    @property
-    def labels_BT(self) -> Tensor | None: ...
-    @property
-    def mask_BT(self) -> Tensor: ...
+from fedhubert.models.hubert import HubertModel, HubertOutput
+from fedhubert.objectives.objective import LabelledBatch
 
 
 @dataclass(frozen=True)
@@ -42,21 +32,41 @@ class LossTerms:
     correct: Tensor
     masked_frames: int
 
+    @property
+    def frames(self) -> int:
+        """What ``loss_sum`` is to be divided by."""
+        return self.masked_frames
 
-def masked_prediction(model: HubertModel, batch: LabelledBatch, task: TaskConfig) -> LossTerms:
+    @property
+    def sums(self) -> Mapping[str, Tensor | int]:
+        """The figures by the names that reports have for them."""
+        return {"cross_entropy_sum": self.cross_entropy_sum, "masked_frames": self.masked_frames, "correct": self.correct}
+
+
+def masked_prediction(model: HubertModel, batch: LabelledBatch, task: MaskedTask) -> LossTerms:
     """Run ``model`` on ``batch`` (on the same device) and score its masked frames.
 
     Raises:
         TargetsError: the batch has no labels, or labels for another number of frames than the mask.
     """
+    check_labels(batch)
+    return score_masked(model(batch.waveforms_BN, batch.mask_BT), batch, task.feature_penalty)
+
+
+def check_labels(batch: LabelledBatch) -> None:
+    """Raise :class:`TargetsError` for a batch that :func:`masked_prediction` cannot score."""
     if batch.labels_BT is None:
         raise TargetsError("the batch has no pseudo-labels to predict", setting="targets.kind")
     if batch.labels_BT.shape != batch.mask_BT.shape:
         raise TargetsError(f"labels of shape {tuple(batch.labels_BT.shape)} for a mask of shape {tuple(batch.mask_BT.shape)}")
-    output = model(batch.waveforms_BN, batch.mask_BT)
+
+
+def score_masked(output: HubertOutput, batch: LabelledBatch, feature_penalty: float) -> LossTerms:
+    """Score a model's output for a batch that has labels."""
+    assert batch.labels_BT is not None
     target_M = batch.labels_BT[batch.mask_BT] + NUM_SPECIAL_ROWS
     cross_entropy = F.cross_entropy(output.logits_MC, target_M, reduction="sum")
     masked_frames = target_M.numel()
-    loss_sum = cross_entropy + task.feature_penalty * masked_frames * output.conv_power
+    loss_sum = cross_entropy + feature_penalty * masked_frames * output.conv_power
     correct = (output.logits_MC.detach().argmax(dim=-1) == target_M).sum()
     return LossTerms(loss_sum, cross_entropy.detach(), correct, masked_frames)

@@ -1,5 +1,6 @@
 """The end of a run: a table of its rounds and a plot of its curves, both made from ``metrics.jsonl`` alone."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,23 @@ def validation_by_round(events: list[Event]) -> dict[int, dict[str, Any]]:
 
 
 def rounds_table(metrics_file: Path) -> Table:
-    """Return one row per round: training and validation loss and masked accuracy of the round's model, clients, seconds."""
+    """Return one row per round: training and validation loss and masked accuracy of the round's model (of a student: its distance to the teacher),
+    clients, seconds."""
     events = list(read_events(metrics_file))
     validation = validation_by_round(events)
+    second, _, short = second_figure(events)
     table = Table(title="Rounds")
-    for name in ("round", "train loss", "train acc", "valid loss", "valid acc", "clients", "failed", "audio s", "seconds"):
+    for name in (
+        "round",
+        "train loss",
+        f"train {short}",
+        "valid loss",
+        f"valid {short}",
+        "clients",
+        "failed",
+        "audio s",
+        "seconds",
+    ):
         table.add_column(name, justify="right")
     for event in events:
         if event.get("event") != "round":
@@ -28,15 +41,23 @@ def rounds_table(metrics_file: Path) -> Table:
         table.add_row(
             str(event["round"]),
             _figure(train["loss"]),
-            _figure(train["masked_accuracy"]),
+            _figure(train.get(second)),
             _figure(scored.get("loss")),
-            _figure(scored.get("masked_accuracy")),
+            _figure(scored.get(second)),
             f"{len(event['clients'])}/{len(event['asked'])}",
             str(len(event["failed"])),
             f"{train['audio_s']:.0f}",
             f"{event['seconds']['round']:.1f}",
         )
     return table
+
+
+def second_figure(events: list[Event]) -> tuple[str, str, str]:
+    """Return the figure to show beside the loss: its key, its name, and a short one."""
+    rounds = [event["train"] for event in events if event.get("event") == "round"]
+    if rounds and "cosine_distance" in rounds[-1]:
+        return "cosine_distance", "cosine distance to the teacher", "dist"
+    return "masked_accuracy", "masked accuracy", "acc"
 
 
 def final_event(metrics_file: Path) -> Event:
@@ -51,8 +72,8 @@ def targets_of(events: list[Event]) -> Event:
 
 
 def plot_curves(metrics_file: Path, out: Path) -> None:
-    """Draw loss and masked accuracy per round, with the two levels that a model must pass to have learned anything: the entropy of the
-    labels' unigram distribution and the share of the most frequent label."""
+    """Draw loss and masked accuracy per round, with the two levels that a model must pass to have learned anything: the entropy of the labels'
+    unigram distribution and the share of the most frequent label. Of a student: its loss and its distance to the teacher."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -62,26 +83,28 @@ def plot_curves(metrics_file: Path, out: Path) -> None:
     rounds = [event for event in events if event.get("event") == "round"]
     validation = sorted(validation_by_round(events).items())
     levels = targets_of(events).get("validation_labels", {})
+    second, second_name, _ = second_figure(events)
+    loss_name = "masked loss (nats)" if second == "masked_accuracy" else "distillation loss"
     figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     for axis, key, level, name, line in (
-        (loss, "loss", "entropy_nats", "masked loss (nats)", "unigram entropy"),
-        (accuracy, "masked_accuracy", "most_frequent_share", "masked accuracy", "most frequent label"),
+        (loss, "loss", "entropy_nats", loss_name, "unigram entropy"),
+        (accuracy, second, "most_frequent_share", second_name, "most frequent label"),
     ):
         axis.plot(
             [event["round"] for event in rounds],
-            [event["train"][key] for event in rounds],
+            [event["train"].get(key, math.nan) for event in rounds],
             "o-",
             ms=3,
             label="train (during the round)",
         )
         axis.plot(
             [number for number, _ in validation],
-            [scored[key] for _, scored in validation],
+            [scored.get(key, math.nan) for _, scored in validation],
             "s-",
             ms=3,
             label="validation (round's model)",
         )
-        if level in levels:
+        if level in levels and second == "masked_accuracy":
             axis.axhline(levels[level], color="grey", linestyle=":", label=line)
         axis.set_xlabel("round")
         axis.set_title(name)

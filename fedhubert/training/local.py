@@ -9,31 +9,32 @@ from typing import Any
 
 import torch
 
-from fedhubert.config import ClientConfig, TaskConfig
+from fedhubert.config import ClientConfig, MaskedTask
 from fedhubert.data.batching import Batch
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
+from fedhubert.objectives.objective import Objective
 from fedhubert.training.schedule import learning_rate
-from fedhubert.training.stepping import Sums, Trainer, score
+from fedhubert.training.stepping import Figures, Sums, Trainer, objective_of, score
 
 
 @dataclass(frozen=True)
-class LocalResult:
+class LocalResult(Figures):
     """What a client's local work was.
 
     Attributes:
         steps: Optimiser steps taken.
         micro_batches: Micro-batches consumed: a run goes on at its position plus this.
-        cross_entropy_sum: In nats, over masked frames, as is ``correct``.
+        figures: The objective's sums, by name.
+        frames: What its loss was divided by, over all steps.
         grad_norm: Mean over the steps of the gradient's norm before clipping.
         optimizer_state: ``state_dict`` on the CPU, under ``client.optimizer_policy=keep``.
     """
 
     steps: int
     micro_batches: int
-    cross_entropy_sum: float
-    masked_frames: int
-    correct: int
+    figures: Mapping[str, float]
+    frames: int
     audio_s: float
     grad_norm: float
     seconds: float
@@ -41,12 +42,11 @@ class LocalResult:
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
-    """Sums over masked frames of an evaluation; cross-entropy in nats."""
+class EvaluationResult(Figures):
+    """An objective's sums over an evaluation, by name, and the frames that they are of."""
 
-    cross_entropy_sum: float
-    masked_frames: int
-    correct: int
+    figures: Mapping[str, float]
+    frames: int
     audio_s: float
 
 
@@ -71,7 +71,7 @@ def train_locally(
     batches: Iterator[Batch],
     *,
     client: ClientConfig,
-    task: TaskConfig,
+    task: MaskedTask,
     progress: Progress,
     seed: int,
     partition: int,
@@ -79,12 +79,13 @@ def train_locally(
     optimizer_state: Mapping[str, Any] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     proximal_mu: float = 0.0,
+    objective: Objective | None = None,
 ) -> LocalResult:
     """Take ``progress.num_steps`` optimiser steps, each on ``client.accumulate`` micro-batches of ``batches``; fewer if these run out.
 
-    Gradients of summed losses are added over a step's micro-batches and divided by its masked frames, as data-parallel fairseq does; then
-    clipped; then stepped. Dropout and layer drop draw from (seed, partition, micro-batch position), so a step gives the same bits wherever
-    it runs. A step that does not fit into the device's memory is taken in smaller pieces, with the same update but for dropout's draws.
+    Gradients of summed losses are added over a step's micro-batches and divided by its frames (masked prediction: its masked ones), as data-parallel
+    fairseq does; then clipped; then stepped. Dropout and layer drop draw from (seed, partition, micro-batch position), so a step gives the same
+    bits wherever it runs. A step that does not fit into the device's memory is taken in smaller pieces, with the same update but for dropout's draws.
 
     Args:
         model: Trained in place on ``device``; left in training mode.
@@ -93,6 +94,7 @@ def train_locally(
         should_stop: Asked after every step but the last: a round is at least one step.
         proximal_mu: FedProx (Li et al. 2020): adds mu / 2 * |w - w_0|^2, w_0 the weights on entry, to the mean loss per masked frame. Being
             part of the loss, its gradient is clipped, and goes through Adam's moments, with the rest.
+        objective: What is learned; None: masked prediction under ``task``.
 
     Raises:
         TrainingError: no batch; a loss or gradient that is not finite; one utterance, or the optimiser, that does not fit into the
@@ -101,7 +103,7 @@ def train_locally(
     started = time.monotonic()
     total, norms, steps, consumed = Sums(), 0.0, 0, 0
     with _closing(batches), _memory_errors(), _own_rng(device):
-        trainer = Trainer(model, client, task, seed, partition, device, proximal_mu)
+        trainer = Trainer(model, client, task, seed, partition, device, proximal_mu, objective)
         if optimizer_state is not None:
             trainer.restore(optimizer_state)
         for step in range(progress.num_steps):
@@ -121,9 +123,8 @@ def train_locally(
     return LocalResult(
         steps,
         consumed,
-        total.cross_entropy,
-        total.masked_frames,
-        total.correct,
+        total.figures,
+        total.frames,
         total.audio_s,
         norms / steps,
         time.monotonic() - started,
@@ -132,19 +133,25 @@ def train_locally(
 
 
 def evaluate(
-    model: HubertModel, batches: Iterator[Batch], *, task: TaskConfig, device: torch.device, precision: str = "fp32"
+    model: HubertModel,
+    batches: Iterator[Batch],
+    *,
+    task: MaskedTask,
+    device: torch.device,
+    precision: str = "fp32",
+    objective: Objective | None = None,
 ) -> EvaluationResult:
     """Score ``batches`` without dropout or gradients, then close them; the model's mode and the global generator are left as they were."""
-    training, total, parts = model.training, Sums(), 1
+    training, total, parts, scored = model.training, Sums(), 1, objective_of(task, objective)
     with _closing(batches), _memory_errors(), torch.inference_mode(), _own_rng(device):
         model.to(device).eval()
         try:
             for batch in batches:
-                sums, parts = score(model, batch.to(device), task, precision, parts)
+                sums, parts = score(model, batch.to(device), scored, precision, parts)
                 total.merge(sums)
         finally:
             model.train(training)
-    return EvaluationResult(total.cross_entropy, total.masked_frames, total.correct, total.audio_s)
+    return EvaluationResult(total.figures, total.frames, total.audio_s)
 
 
 @contextmanager

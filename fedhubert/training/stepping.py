@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from fedhubert.config import ClientConfig, TaskConfig
+from fedhubert.config import ClientConfig, MaskedTask
 from fedhubert.data.batching import Batch
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
-from fedhubert.objectives.masked_prediction import LossTerms, masked_prediction
+from fedhubert.objectives.masked_prediction import masked_prediction
+from fedhubert.objectives.objective import Objective, Terms
 from fedhubert.seeding import derive_seed
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -20,23 +21,46 @@ _LEAST_LOSS_SCALE = 2.0**-10
 _ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
-@dataclass
-class Sums:
-    """Cross-entropy in nats, masked frames, correct ones among them, and seconds of audio, added up."""
+class Figures:
+    """An objective's sums by name; those of masked prediction also as attributes (cross-entropy in nats, over masked frames)."""
 
-    cross_entropy: float = 0.0
-    masked_frames: int = 0
-    correct: int = 0
+    figures: Mapping[str, float]
+
+    @property
+    def cross_entropy_sum(self) -> float:
+        return self.figures["cross_entropy_sum"]
+
+    @property
+    def masked_frames(self) -> int:
+        return int(self.figures["masked_frames"])
+
+    @property
+    def correct(self) -> int:
+        return int(self.figures["correct"])
+
+
+@dataclass
+class Sums(Figures):
+    """An objective's figures by name, the frames that its loss is divided by, and seconds of audio, added up."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    frames: int = 0
     audio_s: float = 0.0
 
-    def add(self, terms: LossTerms, batch: Batch) -> None:
-        self.merge(Sums(float(terms.cross_entropy_sum), terms.masked_frames, int(terms.correct), batch.audio_s))
+    def add(self, terms: Terms, batch: Batch) -> None:
+        figures = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in terms.sums.items()}
+        self.merge(Sums(figures, terms.frames, batch.audio_s))
 
     def merge(self, other: "Sums") -> None:
-        self.cross_entropy += other.cross_entropy
-        self.masked_frames += other.masked_frames
-        self.correct += other.correct
+        for name, value in other.figures.items():
+            self.figures[name] = self.figures.get(name, 0) + value
+        self.frames += other.frames
         self.audio_s += other.audio_s
+
+
+def objective_of(task: MaskedTask, objective: Objective | None) -> Objective:
+    """Return ``objective``, or else masked prediction of pseudo-labels, which needs nothing but the task."""
+    return objective or (lambda model, batch: masked_prediction(model, batch, task))
 
 
 def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Optimizer:
@@ -54,14 +78,16 @@ class Trainer:
         self,
         model: HubertModel,
         client: ClientConfig,
-        task: TaskConfig,
+        task: MaskedTask,
         seed: int,
         partition: int,
         device: torch.device,
         proximal_mu: float,
+        objective: Objective | None = None,
     ) -> None:
         self.model = model.to(device).train()
-        self.client, self.task, self.seed, self.partition, self.device = client, task, seed, partition, device
+        self.client, self.seed, self.partition, self.device = client, seed, partition, device
+        self.objective = objective_of(task, objective)
         self.optimizer = build_optimizer(model, client)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=_FIRST_LOSS_SCALE, enabled=client.precision == "fp16")
         self.parameters: list[torch.nn.Parameter] = self.optimizer.param_groups[0]["params"]
@@ -98,7 +124,7 @@ class Trainer:
             if sums is None:
                 self.parts = _halved(self.parts, micro_batches)
                 continue
-            norm = self._finish(sums.masked_frames)
+            norm = self._finish(sums.frames)
             if math.isfinite(norm):
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
@@ -118,20 +144,20 @@ class Trainer:
             return None
         return sums
 
-    def _backward(self, batch: Batch) -> LossTerms:
+    def _backward(self, batch: Batch) -> Terms:
         with _autocast(self.device, self.client.precision):
-            terms = masked_prediction(self.model, batch, self.task)
+            terms = self.objective(self.model, batch)
         loss = float(terms.loss_sum.detach())
         if not math.isfinite(loss):
             raise _not_finite(f"the loss is {loss}")
         torch.autograd.backward(self.scaler.scale(terms.loss_sum))
         return terms
 
-    def _finish(self, masked_frames: int) -> float:
+    def _finish(self, frames: int) -> float:
         """Turn the gradients of sums into those of the step's mean loss, clipped; return their norm before."""
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        torch._foreach_div_(gradients, float(max(1, masked_frames)))
+        torch._foreach_div_(gradients, float(max(1, frames)))
         for parameter, anchor in zip(self.parameters, self.anchor, strict=False):  # no anchor without FedProx
             pull = (parameter.detach() - anchor) * self.mu
             parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
@@ -145,14 +171,14 @@ class Trainer:
         self.scaler.update(scale)
 
 
-def score(model: HubertModel, batch: Batch, task: TaskConfig, precision: str, parts: int) -> tuple[Sums, int]:
+def score(model: HubertModel, batch: Batch, objective: Objective, precision: str, parts: int) -> tuple[Sums, int]:
     """Return a batch's sums, and the ``parts`` that it had to be split into."""
     while True:
         sums = Sums()
         try:
             with _autocast(batch.waveforms_BN.device, precision):
                 for piece in batch.split(parts):
-                    sums.add(masked_prediction(model, piece, task), piece)
+                    sums.add(objective(model, piece), piece)
             return sums, parts
         except torch.OutOfMemoryError:
             pass

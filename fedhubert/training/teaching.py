@@ -1,0 +1,99 @@
+"""What the teacher says of a batch: computed crop by crop, rounded to float16, and kept on the site if the task wants it.
+
+A crop goes through the teacher alone: padding would change what the group norm sees, and batch mates can change the last bits of matrix
+products. So what is kept is what would be computed, and results do not depend on the cache.
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedhubert.config import DistillConfig
+from fedhubert.errors import TrainingError
+from fedhubert.models.hubert import HubertModel
+from fedhubert.models.teacher import Teacher
+from fedhubert.objectives.distillation import TeacherOutput
+from fedhubert.training.output_cache import OutputCache
+
+_CONV, _LOGITS, _LAYER = "conv", "logits", "layer."
+
+
+class Teaching:
+    """A teacher on a device (see :class:`fedhubert.objectives.distillation.TeacherSource`).
+
+    Args:
+        teacher: Not kept; the model built from it is.
+        task: Which outputs it is asked for: layers; logits; and the convolutions' features, where the student shares them frozen.
+        cache: Where outputs are kept, if anywhere.
+    """
+
+    def __init__(self, teacher: Teacher, task: DistillConfig, device: torch.device, cache: OutputCache | None = None) -> None:
+        self.model: HubertModel = teacher.build(device, task.teacher_precision)
+        self.cache = cache
+        self.computed = 0
+        """Crops that went through the teacher: those that were not in the cache."""
+        self._layers = task.teacher_layers
+        self._wants_logits = task.objectives.logits > 0.0
+        self._wants_conv = task.freeze_conv
+        about = (
+            teacher.sha256,
+            task.teacher_precision,
+            self._layers,
+            self._wants_logits,
+            self._wants_conv,
+            device.type,
+            torch.__version__,
+        )
+        self._about = repr(about).encode()
+
+    def __call__(self, waveforms_BN: Tensor, /) -> TeacherOutput:
+        """Return the teacher's outputs for crops of equal length.
+
+        Raises:
+            TrainingError: an output that float16 cannot hold.
+        """
+        if not (self._layers or self._wants_logits or self._wants_conv):
+            return TeacherOutput({})
+        rows = [self._row(waveform_N) for waveform_N in waveforms_BN]
+        outputs = {name: torch.stack([row[name].to(waveforms_BN.device) for row in rows]).float() for name in rows[0]}
+        layers = {layer: outputs[f"{_LAYER}{layer}"] for layer in self._layers}
+        return TeacherOutput(layers, outputs.get(_LOGITS), outputs.get(_CONV))
+
+    def _row(self, waveform_N: Tensor) -> Mapping[str, Tensor]:
+        if self.cache is None:
+            return self._compute(waveform_N)
+        key = self._key(waveform_N)
+        found = self.cache.get(key)
+        if found is None:
+            found = self._compute(waveform_N)
+            self.cache.put(key, found)
+        return found
+
+    def _key(self, waveform_N: Tensor) -> str:
+        """Name a crop by its samples, and by all that its outputs depend on."""
+        digest = hashlib.blake2b(self._about, digest_size=20)
+        digest.update(f"{torch.get_num_threads()}\0{waveform_N.numel()}\0".encode())
+        digest.update(waveform_N.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _compute(self, waveform_N: Tensor) -> dict[str, Tensor]:
+        """Return the crop's outputs [T, ...] in float16."""
+        self.computed += 1
+        dtype = next(self.model.parameters()).dtype
+        with torch.no_grad(), torch.autocast(waveform_N.device.type, enabled=False):
+            conv_1TD = self.model.convolve(waveform_N[None].to(dtype))
+            outputs = {_CONV: conv_1TD} if self._wants_conv else {}
+            if self._layers or self._wants_logits:
+                last_1TD, kept = self.model.transform(self.model.project(conv_1TD), self._layers)
+                outputs |= {f"{_LAYER}{layer}": kept[layer] for layer in self._layers}
+                if self._wants_logits:
+                    outputs[_LOGITS] = self.model.logit_generator(last_1TD[0])[None]
+            rounded = {name: output[0].to(torch.float16) for name, output in outputs.items()}
+        for name, output in rounded.items():
+            if not bool(torch.isfinite(output).all()):
+                raise TrainingError(
+                    f"the teacher's {name} has values that float16 cannot hold: use another teacher", setting="task.teacher"
+                )
+        return rounded

@@ -1,0 +1,160 @@
+"""Students: their sizes, what they take over from the teacher, what they refuse, and what of them travels."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fedhubert.compose import compose
+from fedhubert.config import DistillConfig, ModelConfig, ObjectivesConfig
+from fedhubert.errors import CheckpointError, ConfigError
+from fedhubert.models.hubert import HubertModel, build_hubert, encoder_parameters
+from fedhubert.models.student import HEADS, build_model, take_over
+from fedhubert.models.teacher import Teacher, find_teacher, save_teacher, teacher_file, teacher_from_arrays
+from fedhubert.training.parameters import ParameterLayout
+
+STUDENT = {"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}
+
+
+def task_of(config: ModelConfig, **changes: Any) -> DistillConfig:
+    objectives = ObjectivesConfig(**changes.pop("objectives", {"layers": 1.0}))
+    state = build_hubert(config, 0).state_dict()
+    task = DistillConfig(objectives=objectives, **({"layers": (1, 2)} | changes))
+    return task.model_copy(update={"teacher_model": Teacher.cut(config, state, task).config})
+
+
+def student_of(config: ModelConfig, task: DistillConfig, **changes: Any) -> HubertModel:
+    return build_model(config.model_copy(update=STUDENT | changes), task, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "ratio"),
+    [("student_384x6", 16_226_176, 5.8), ("student_384x10", 23_324_032, 4.0), ("student_768x2", 23_492_224, 4.0)],
+)
+def test_shipped_students_have_the_stated_sizes(name: str, parameters: int, ratio: float) -> None:
+    model = build_hubert(compose([f"model={name}", "targets.num_clusters=500"]).model, seed=0)
+    assert encoder_parameters(model) == parameters
+    assert 94_370_944 / parameters == pytest.approx(ratio, abs=0.06)
+
+
+def test_heads_travel_and_what_is_not_trained_does_not(tiny_model_config: ModelConfig) -> None:
+    model = student_of(tiny_model_config, task_of(tiny_model_config))
+    layout = ParameterLayout.of(model)
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    assert shapes[f"{HEADS}layers.2.weight"] == (48, 32)
+    assert not any(name.startswith(("logit_generator", "mask_generator")) for name in shapes)
+    assert any(name.startswith("wav2vec2.feature_extractor") for name in shapes)
+    frozen = ParameterLayout.of(student_of(tiny_model_config, task_of(tiny_model_config, freeze_conv=True)))
+    assert set(layout.names) - set(frozen.names) == {name for name in shapes if name.startswith("wav2vec2.feature_extractor")}
+    masked = ParameterLayout.of(
+        student_of(tiny_model_config, task_of(tiny_model_config, objectives={"layers": 0.0, "pseudo_labels": 1.0}))
+    )
+    assert "logit_generator.label_embeddings" in masked.names and not any(name.startswith(HEADS) for name in masked.names)
+
+
+def test_a_student_depends_on_configuration_and_seed_alone(tiny_model_config: ModelConfig) -> None:
+    task = task_of(tiny_model_config, objectives={"layers": 1.0, "hints": 1.0}, hints=((1, 2),))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    first, second = (student_of(tiny_model_config, task).state_dict() for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert f"{HEADS}hints.1-2.weight" in first
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_convolutions_are_the_teachers(tiny_model_config: ModelConfig) -> None:
+    state, task = build_hubert(tiny_model_config, 0).state_dict(), task_of(tiny_model_config)
+    model = student_of(tiny_model_config, task)
+    names = take_over(model, state, task)
+    assert names and all(name.startswith("wav2vec2.feature_extractor.") for name in names)
+    waveforms = torch.randn(1, 4000)
+    teacher = build_hubert(tiny_model_config, 0)
+    assert torch.equal(model.eval().convolve(waveforms), teacher.eval().convolve(waveforms))
+
+
+def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(tiny_model_config: ModelConfig) -> None:
+    task = task_of(tiny_model_config, init="prefix", layers=(2,))
+    model = build_model(tiny_model_config.model_copy(update={"num_layers": 1}), task, seed=1)
+    teacher = build_hubert(tiny_model_config, 0).eval()
+    take_over(model, teacher.state_dict(), task)
+    waveforms = torch.randn(2, 6400)
+    assert torch.equal(model.eval().extract_features(waveforms)[0], teacher.extract_features(waveforms)[0])
+
+
+@pytest.mark.parametrize(
+    ("student", "changes", "named"),
+    [
+        ({"conv_layers": ((16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2)}, {}, "model.conv_layers"),
+        ({"conv_norm": "layer_norm"}, {}, "model.conv_norm"),
+        ({}, {"init": "prefix"}, "model.embed_dim"),
+        ({"num_classes": 54}, {"objectives": {"logits": 1.0}}, "targets.num_clusters"),
+    ],
+)
+def test_a_student_that_does_not_fit_is_refused_by_name(
+    tiny_model_config: ModelConfig, student: dict[str, Any], changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        student_of(tiny_model_config, task_of(tiny_model_config, **changes), **student)
+
+
+def test_layers_that_the_teacher_lacks_are_refused(tiny_model_config: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match="layer 3"):
+        task_of(tiny_model_config, layers=(1, 3))
+
+
+def test_a_student_without_a_teacher_is_refused(tiny_model_config: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match=r"task\.teacher"):
+        build_model(tiny_model_config, DistillConfig(), seed=0)
+
+
+def test_only_what_the_task_needs_of_a_teacher_is_kept(tiny_model_config: ModelConfig) -> None:
+    model = build_hubert(tiny_model_config, 0).eval()
+    first = Teacher.cut(tiny_model_config, model.state_dict(), DistillConfig(layers=(1,)))
+    assert first.config.num_layers == 1 and not first.has_head
+    waveforms = torch.randn(1, 5000)
+    built = first.build(torch.device("cpu"))
+    assert not built.training and not any(parameter.requires_grad for parameter in built.parameters())
+    assert torch.equal(built.extract_features(waveforms)[0], model.extract_features(waveforms)[0])
+    whole = Teacher.cut(
+        tiny_model_config, model.state_dict(), DistillConfig(layers=(1,), objectives=ObjectivesConfig(logits=1.0))
+    )
+    assert whole.has_head and whole.config.num_layers == 2
+    assert torch.equal(whole.build(torch.device("cpu"))(waveforms).logits_MC, model(waveforms).logits_MC)
+    assert whole.sha256 != first.sha256
+
+
+def test_a_bf16_teacher_says_nearly_the_same(tiny_model_config: ModelConfig) -> None:
+    teacher = Teacher.cut(tiny_model_config, build_hubert(tiny_model_config, 0).state_dict(), DistillConfig(layers=(2,)))
+    waveforms = torch.randn(1, 8000)
+    exact = teacher.build(torch.device("cpu")).extract_features(waveforms)[1]
+    rough = teacher.build(torch.device("cpu"), "bf16").extract_features(waveforms.bfloat16())[1].float()
+    assert 0 < float((rough - exact).norm() / exact.norm()) < 0.03
+
+
+def test_a_headless_teacher_has_no_logits(tiny_model_config: ModelConfig) -> None:
+    encoder = {
+        name: tensor for name, tensor in build_hubert(tiny_model_config, 0).state_dict().items() if name.startswith("wav2vec2.")
+    }
+    with pytest.raises(CheckpointError, match="cluster head"):
+        Teacher.cut(tiny_model_config, encoder, DistillConfig(layers=(1,), objectives=ObjectivesConfig(logits=1.0)))
+
+
+def test_a_kept_teacher_is_whole_or_absent(tiny_model_config: ModelConfig, tmp_path: Any) -> None:
+    teacher = Teacher.cut(tiny_model_config, build_hubert(tiny_model_config, 0).state_dict(), DistillConfig(layers=(1,)))
+    assert find_teacher(tmp_path, teacher.sha256) is None
+    save_teacher(teacher, tmp_path)
+    found = find_teacher(tmp_path, teacher.sha256)
+    assert found is not None and found.sha256 == teacher.sha256
+    path = teacher_file(tmp_path, teacher.sha256)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    assert find_teacher(tmp_path, teacher.sha256) is None
+    path.write_bytes(damaged[: len(damaged) // 2])
+    assert find_teacher(tmp_path, teacher.sha256) is None
+    arrays = {name: tensor.numpy() for name, tensor in teacher.state.items()}
+    assert teacher_from_arrays(teacher.config.model_dump_json(), arrays, teacher.sha256).sha256 == teacher.sha256
+    with pytest.raises(CheckpointError, match="announced"):
+        teacher_from_arrays(teacher.config.model_dump_json(), arrays, "0" * 64)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        find_teacher(tmp_path, "../../etc/passwd")

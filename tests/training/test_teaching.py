@@ -1,0 +1,199 @@
+"""The teacher on a site: bits that depend on the crop alone, a cache that changes nothing but time, and the cache's limits."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedhubert.config import ClientConfig, DataConfig, DistillConfig, ModelConfig, ObjectivesConfig
+from fedhubert.data.batching import Batch, BatchPlan
+from fedhubert.errors import TrainingError
+from fedhubert.models.hubert import build_hubert, num_frames
+from fedhubert.models.masking import MaskSpec, span_mask
+from fedhubert.models.student import build_model, take_over
+from fedhubert.models.teacher import Teacher
+from fedhubert.objectives.distillation import Distillation
+from fedhubert.training.local import LocalResult, Progress, train_locally
+from fedhubert.training.output_cache import OutputCache
+from fedhubert.training.parameters import ParameterLayout
+from fedhubert.training.teaching import Teaching
+
+CPU = torch.device("cpu")
+
+
+def batch_of(seed: int, utterances: int = 3, num_samples: int = 6400) -> Batch:
+    rng = np.random.default_rng(seed)
+    frames = num_frames(num_samples)
+    return Batch(
+        torch.from_numpy(rng.standard_normal((utterances, num_samples), dtype=np.float32)),
+        torch.from_numpy(rng.integers(0, 100, (utterances, frames))),
+        torch.from_numpy(span_mask(utterances, frames, MaskSpec(0.65, 5, 2), rng)),
+        seed,
+    )
+
+
+def teaching(config: ModelConfig, cache: OutputCache | None = None, **changes: Any) -> tuple[DistillConfig, Teacher, Teaching]:
+    task = DistillConfig(**({"layers": (1, 2)} | changes))
+    teacher = Teacher.cut(config, build_hubert(config, 0).state_dict(), task)
+    task = task.model_copy(update={"teacher_model": teacher.config, "teacher_sha256": teacher.sha256})
+    return task, teacher, Teaching(teacher, task, CPU, cache)
+
+
+def test_a_crops_bits_do_not_depend_on_its_batch(tiny_model_config: ModelConfig) -> None:
+    _, _, teacher = teaching(tiny_model_config, objectives=ObjectivesConfig(logits=1.0))
+    waveforms = batch_of(0, 5).waveforms_BN
+    together, alone, pair = teacher(waveforms), teacher(waveforms[2:3]), teacher(waveforms[[4, 2]])
+    for layer in (1, 2):
+        assert torch.equal(together.layers[layer][2], alone.layers[layer][0])
+        assert torch.equal(together.layers[layer][2], pair.layers[layer][1])
+    assert together.logits_BTC is not None and alone.logits_BTC is not None
+    assert torch.equal(together.logits_BTC[2], alone.logits_BTC[0])
+    assert torch.equal(together.layers[1], together.layers[1].half().float())
+
+
+def test_outputs_are_the_teachers_rounded(tiny_model_config: ModelConfig) -> None:
+    _, _, teacher = teaching(tiny_model_config, freeze_conv=True, objectives=ObjectivesConfig(logits=1.0))
+    model, waveforms = build_hubert(tiny_model_config, 0).eval(), batch_of(0, 1).waveforms_BN
+    output = teacher(waveforms)
+    with torch.no_grad():
+        for layer, features in enumerate(model.extract_features(waveforms), start=1):
+            assert torch.equal(output.layers[layer], features.half().float())
+        assert output.conv_BTD is not None and torch.equal(output.conv_BTD, model.convolve(waveforms).half().float())
+        assert output.logits_BTC is not None and torch.equal(output.logits_BTC[0], model(waveforms).logits_MC.half().float())
+
+
+def test_an_output_that_float16_cannot_hold_is_an_error(tiny_model_config: ModelConfig) -> None:
+    _, _, teacher = teaching(tiny_model_config)
+    teacher.model.wav2vec2.encoder.transformer.layers[1].final_layer_norm.weight.fill_(1e6)
+    with pytest.raises(TrainingError, match=r"layer\.2.*float16"):
+        teacher(batch_of(0).waveforms_BN)
+
+
+def train(config: ModelConfig, cache: OutputCache | None, **changes: Any) -> tuple[torch.Tensor, LocalResult, Teaching]:
+    task, teacher, source = teaching(config, cache, **changes)
+    student = build_model(config.model_copy(update={"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}), task, seed=1)
+    take_over(student, teacher.state, task)
+    result = train_locally(
+        student,
+        iter([batch_of(seed) for seed in (0, 1, 0, 1)]),
+        client=ClientConfig(lr=1e-3),
+        task=task,
+        progress=Progress(1, 1, 4),
+        seed=0,
+        partition=0,
+        device=CPU,
+        objective=Distillation(task, source),
+    )
+    return ParameterLayout.of(student).to_vector(student), result, source
+
+
+@pytest.mark.parametrize("freeze_conv", [False, True])
+def test_the_cache_changes_nothing_but_what_is_computed(
+    tiny_model_config: ModelConfig, tmp_path: Path, freeze_conv: bool
+) -> None:
+    settings: dict[str, Any] = {
+        "freeze_conv": freeze_conv,
+        "objectives": ObjectivesConfig(hints=1.0, logits=1.0),
+        "hints": ((1, 2),),
+    }
+    without, plain, live = train(tiny_model_config, None, **settings)
+    filled, first, filling = train(tiny_model_config, OutputCache(tmp_path, 10**9), **settings)
+    again, second, reading = train(tiny_model_config, OutputCache(tmp_path, 10**9), **settings)
+    assert (live.computed, filling.computed, reading.computed) == (12, 6, 0)
+    assert torch.equal(without, filled) and torch.equal(without, again)
+    assert plain.figures == first.figures == second.figures
+    other = train(tiny_model_config, OutputCache(tmp_path, 10**9), **settings, teacher_precision="bf16")[2]
+    assert other.computed == 6  # another precision is another output
+
+
+def test_with_frozen_convolutions_the_student_never_runs_them(
+    tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, teacher, source = teaching(tiny_model_config, freeze_conv=True)
+    student = build_model(tiny_model_config, task, seed=1)
+    take_over(student, teacher.state, task)
+    monkeypatch.setattr(student, "convolve", lambda waveforms: pytest.fail("the student's convolutions ran"))
+    assert Distillation(task, source)(student, batch_of(0)).frames > 0
+
+
+def tensors(number: int) -> dict[str, torch.Tensor]:
+    return {"layer.1": torch.full((100,), float(number), dtype=torch.float16)}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.stem for path in folder.glob("*/*.safetensors")}
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    probe = OutputCache(tmp_path / "probe", 10**9)
+    probe.put("aa", tensors(0))
+    size = next((tmp_path / "probe").glob("*/*.safetensors")).stat().st_size
+    cache = OutputCache(tmp_path / "cache", 4 * size)
+    for number, key in enumerate(("aa", "bb", "cc", "dd")):
+        cache.put(key, tensors(number))
+        time.sleep(0.01)
+    found = cache.get("aa")
+    assert found is not None and torch.equal(found["layer.1"], tensors(0)["layer.1"])
+    cache.put("ee", tensors(4))
+    assert "aa" in names(cache.folder) and "ee" in names(cache.folder) and "bb" not in names(cache.folder)
+    assert sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors")) <= 4 * size
+    OutputCache(tmp_path / "cache", size // 2).put("ff", tensors(5))
+    assert "ff" not in names(cache.folder)
+
+
+def test_two_processes_hold_one_limit(tmp_path: Path) -> None:
+    first, second = OutputCache(tmp_path, 3000), OutputCache(tmp_path, 3000)
+    for number in range(40):
+        (first, second)[number % 2].put(f"{number:02d}", tensors(number))
+        assert sum(path.stat().st_size for path in tmp_path.glob("*/*.safetensors")) <= 3000
+    assert names(tmp_path)
+
+
+def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
+    cache = OutputCache(tmp_path, 10**9)
+    cache.put("aa", tensors(1))
+    (path,) = tmp_path.glob("*/*.safetensors")
+    path.write_bytes(path.read_bytes()[:20])
+    assert cache.get("aa") is None and not path.exists()
+    assert cache.get("bb") is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    cache = OutputCache(tmp_path / "cache", 10**9)
+    cache.put("aa", tensors(1))
+    assert cache.get("aa") is None
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_folders_place_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("not a folder")
+    cache = OutputCache(tmp_path / "cache", 10**9)
+    cache.put("aa", tensors(1))
+    assert cache.get("aa") is None
+
+
+def test_fixed_crops_are_the_same_in_every_epoch() -> None:
+    lengths = np.random.default_rng(0).integers(16000, 60000, 50)
+    data = DataConfig(min_seconds=1.0, max_seconds=2.0, batch_seconds=8.0)
+    plan = BatchPlan(lengths, np.arange(50), data, seed=0, partition=3, fixed_crops=True)
+    crops: dict[int, set[tuple[int, int]]] = {}
+    orders = []
+    for epoch in range(3):
+        specs = [plan.batch(epoch * plan.num_batches + index) for index in range(plan.num_batches)]
+        orders.append([row for spec in specs for row in spec.rows.tolist()])
+        for spec in specs:
+            for row, start in zip(spec.rows.tolist(), spec.starts.tolist(), strict=True):
+                crops.setdefault(row, set()).add((start, spec.num_samples))
+                assert start % 320 == 0 and start + spec.num_samples <= lengths[row]
+    assert len(crops) == 50 and all(len(seen) == 1 for seen in crops.values())
+    assert orders[0] != orders[1]
+    starts = {start for row, seen in crops.items() for start, _ in seen if lengths[row] > 40000}
+    assert len(starts) > 5  # not all at the beginning
+    kept = sum(samples for seen in crops.values() for _, samples in seen) / sum(np.minimum(lengths, 32000))
+    assert kept > 0.85
