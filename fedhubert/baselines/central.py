@@ -1,8 +1,11 @@
 """``fedhubert central``: the same audio trained on without federation, in one model (central) or one per client (local only)."""
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +63,24 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
     torch.set_num_threads(config.client.threads)
     handler = log_to_file(folder.log_file)
     try:
-        (_train_local if options.local_only else _train_central)(config, options, folder)
+        with _terminated_as_interrupted():
+            (_train_local if options.local_only else _train_central)(config, options, folder)
     finally:
         stop_logging_to(handler)
     return folder
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Treat SIGTERM (a scheduler, ``timeout``) like Ctrl-C, so that the last finished round is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def is_finished(folder: RunFolder, config: Config, options: BaselineOptions) -> bool:

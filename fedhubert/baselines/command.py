@@ -15,7 +15,7 @@ usage: fedhubert central [KEY=VALUE ...] [local_only=true] [reset_each_round=tru
 
 Train without federation on the union of the clients' training splits: as many steps in a row as the federated run of the
 same settings, on exactly its audio, with its schedule, seed and clusters, and scored as it is. KEY=VALUE are the Hydra
-overrides of `fedhubert train`. Runs in one process; Ctrl-C keeps the last finished round.
+overrides of `fedhubert train`. Runs in one process; Ctrl-C and SIGTERM keep the last finished round.
 
   fedhubert central experiment=demo out=outputs/demo-central
   fedhubert central experiment=demo out=outputs/demo-alone local_only=true
