@@ -16,7 +16,7 @@ from fedhubert.baselines.pool import ClientScore, Pool, figures
 from fedhubert.checkpoints.importing import start_from
 from fedhubert.checkpoints.store import RoundStore
 from fedhubert.compose import to_yaml
-from fedhubert.config import Config
+from fedhubert.config import Config, TaskConfig
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.resume import check_same_run
@@ -175,6 +175,8 @@ class _Run:
         self._pool, self._folder, self._config, self._asked, self._alone = pool, folder, config, asked, alone
         self._kind = options.kind
         self._store = RoundStore(folder.checkpoints)
+        if not isinstance(config.task, TaskConfig):
+            raise ConfigError("there is no central baseline of task=distill yet; give task=pretrain", setting="task")
         self.model: HubertModel = build_hubert(config.model, config.seed)
         if config.init_from is not None:
             start_from(self.model, config.init_from)
@@ -299,7 +301,7 @@ def _training(plan: RoundPlan, result: RoundResult) -> dict[str, Any]:
     frames = max(1, result.sums.masked_frames)
     return {
         "model_round": plan.number - 1,
-        "loss": result.sums.cross_entropy / frames,
+        "loss": result.sums.cross_entropy_sum / frames,
         "masked_accuracy": result.sums.correct / frames,
         "masked_frames": result.sums.masked_frames,
         "audio_s": result.sums.audio_s,

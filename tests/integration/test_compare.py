@@ -5,7 +5,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_compare_trains_evaluates_and_then_skips(
     command: Callable[..., list[str]], environment: dict[str, str], manifest: Path, tone_folder: Path, tmp_path: Path
 ) -> None:
