@@ -1,10 +1,10 @@
-# make demo | make test | make test-slow | make lint. Everything is installed into .venv from pyproject.toml.
+# make demo | test | test-slow | test-deployment | bench | docker-demo | lint. Everything is installed into .venv from pyproject.toml.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 
-.PHONY: demo test test-slow lint format clean help
+.PHONY: demo docker-demo test test-slow test-deployment bench lint format clean help
 
 help:
 	@sed -n '1p' Makefile
@@ -27,12 +27,23 @@ demo: $(VENV)/.installed
 	@test -f $(OUT)/huggingface/config.json || $(BIN)/fedhubert export --checkpoint $(OUT) --format huggingface --out $(OUT)/huggingface
 	@echo "HuggingFace export: $(OUT)/huggingface"
 
+docker-demo:
+	docker/demo.sh
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/fedhubert prepare sample
 	$(BIN)/python -m pytest -m slow -rA
+
+test-deployment: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m deployment -rA tests/deployment
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.rounds
+	@test -n "$$FEDHUBERT_CORPUS" || { echo "the codec benchmark needs FEDHUBERT_CORPUS: a folder of speech with a manifest.csv"; exit 1; }
+	$(BIN)/python -m tests.benchmarks.codecs
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check fedhubert server_app client_app tests

@@ -16,9 +16,14 @@ EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
 VERBS = {
     "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
+    "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
+    "compare": "federated, central, local-only and untrained models over several seeds (takes Hydra overrides)",
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
+    "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
+    "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
+    "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 
 TRAIN_HELP = """\
@@ -74,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["train"]:
             return train(arguments[1:])
+        if arguments[:1] in (["central"], ["compare"]):
+            from fedhubert.baselines import command
+
+            return (command.central if arguments[0] == "central" else command.compare)(arguments[1:])
         if arguments[:1] == ["recipe"]:
             return recipe(arguments[1:])
         parser = _parser()
@@ -101,17 +110,21 @@ def _fail(error: FedhubertError) -> int:
 def _parser() -> argparse.ArgumentParser:
     from fedhubert.checkpoints import export
     from fedhubert.data import prepare
+    from fedhubert.deployment import certs
+    from fedhubert.evaluation import command as evaluate
+    from fedhubert.reporting import report
 
     parser = argparse.ArgumentParser(
         prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
     )
     parser.add_argument("--version", action="version", version=f"fedhubert {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    for name, module in (("prepare", prepare), ("export", export)):
+    files = (("prepare", prepare), ("export", export), ("evaluate", evaluate), ("report", report), ("certs", certs))
+    for name, module in files:
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    for name in ("train", "recipe"):
+    for name in ("train", "recipe", "central", "compare"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
     forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
     forked.add_argument("source", metavar="RUN", help="folder of the run to start from")

@@ -170,3 +170,8 @@ def test_the_resolved_configuration_is_printed() -> None:
     assert "num_classes: 54" in done.stdout
     help_text = run("train", "--help").stdout
     assert "resume=auto" in help_text and "hubert_base" in help_text
+
+
+def test_what_an_experiment_sets_wins_over_the_root() -> None:
+    assert compose(["experiment=demo"]).checkpoint.every == 2
+    assert compose(["experiment=demo", "checkpoint.every=7"]).checkpoint.every == 7

@@ -18,10 +18,13 @@ LAYERS = {
     "models": 2,
     "objectives": 3,
     "checkpoints": 3,
+    "deployment": 3,
     "reporting": 3,
     "targets": 4,
     "training": 4,
+    "evaluation": 4,
     "federation": 5,
+    "baselines": 6,
     "cli": 6,
 }
 

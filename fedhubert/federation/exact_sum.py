@@ -42,6 +42,8 @@ class ExactSum:
     def __init__(self, numel: int) -> None:
         self._total = torch.zeros(numel, dtype=torch.int64)
         self._buffer = torch.empty(min(_CHUNK, max(numel, 1)), dtype=torch.float64)
+        self._magic = torch.tensor(_MAGIC, dtype=torch.float64)
+        self._magics = 0
         self._bound = 0.0
         self.weight = 0
 
@@ -67,20 +69,27 @@ class ExactSum:
         bound = largest * weight * 2.0**GRID_BITS
         if self._bound + bound >= _LIMIT:
             raise UpdateRejected("range")
-        scale = float(weight) * 2.0**GRID_BITS
+        scale, small = float(weight) * 2.0**GRID_BITS, bound < 2.0**51
         for start in range(0, update.numel(), _CHUNK):
-            self._add_chunk(update[start : start + _CHUNK], scale, start, small=bound < 2.0**51)
+            self._add_chunk(update[start : start + _CHUNK], scale, start, small=small)
+        self._magics += small
         self._bound += bound
         self.weight += weight
 
     def _add_chunk(self, chunk: torch.Tensor, scale: float, start: int, *, small: bool) -> None:
         scaled = self._buffer[: chunk.numel()]
-        scaled.copy_(chunk).mul_(scale)
+        scaled.copy_(chunk)
         target = self._total[start : start + chunk.numel()]
         if small:  # the same integers as round(), an order of magnitude faster
-            target.add_(scaled.add_(_MAGIC).view(torch.int64)).sub_(_MAGIC_BITS)
+            target.add_(torch.add(self._magic, scaled, alpha=scale, out=scaled).view(torch.int64))
         else:
-            target.add_(scaled.round_().to(torch.int64))
+            target.add_(scaled.mul_(scale).round_().to(torch.int64))
+
+    def _settle(self) -> None:
+        """Take off the bits of the magic numbers that were added; they and the sum wrap around at 2**64 alike."""
+        excess = self._magics * _MAGIC_BITS % 2**64
+        self._total.sub_(excess - 2**64 if excess >= 2**63 else excess)
+        self._magics = 0
 
     def merge(self, part: PartialSum) -> None:
         """Add a shard's partial sum; raises :class:`UpdateRejected` like :meth:`add`."""
@@ -97,12 +106,14 @@ class ExactSum:
 
     def partial(self) -> PartialSum:
         """Return the sum so far, to be merged elsewhere (shares memory with this object)."""
+        self._settle()
         return PartialSum(self._total, self.weight, self._bound)
 
     def mean(self) -> torch.Tensor:
         """Return the weighted mean [P] in float32; raises ``ValueError`` when nothing was added."""
         if self.weight == 0:
             raise ValueError("mean of no updates")
+        self._settle()
         mean = torch.empty(self.numel, dtype=torch.float32)
         divisor = float(self.weight) * 2.0**GRID_BITS
         for start in range(0, self.numel, _CHUNK):

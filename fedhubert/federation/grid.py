@@ -18,6 +18,11 @@ from fedhubert.errors import FedhubertError
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.5
 
 
+def messages_in_flight(num_workers: int) -> int:
+    """Return the window of a simulation: one message more than there are workers, so that none waits for work while the server folds."""
+    return num_workers + 1
+
+
 class RunInterrupted(FedhubertError):
     """The run was asked to stop (Ctrl-C, SIGTERM, a scheduler's warning); it can be resumed."""
 

@@ -67,6 +67,11 @@ class RunRecord:
                 setting="resume",
             )
         checkpoint, resume = found.load()
+        if "rounds" not in resume:
+            raise CheckpointError(
+                f"the run in {self.folder.path} is no federated one, or of an older version; choose another out=...",
+                setting="out",
+            )
         check_same_run(checkpoint["config"], self.config, self.folder.path)
         number = found.round
         self.history = list(checkpoint["federated_metrics"]["history"])

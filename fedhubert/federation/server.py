@@ -24,7 +24,7 @@ from fedhubert.federation.arrays import HeldArray, SharedArray, tensor_of
 from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, said, validation_figures
 from fedhubert.federation.folding import RoundOutcome
-from fedhubert.federation.grid import StreamingGrid
+from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.record import RunRecord
@@ -85,7 +85,7 @@ def run_federation(
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
     simulated = isinstance(grid, InMemoryGrid)
-    window = config.simulation.num_workers + 2 if simulated else _SITES_IN_FLIGHT
+    window = messages_in_flight(config.simulation.num_workers) if simulated else _SITES_IN_FLIGHT
     return _Run(StreamingGrid(grid, window=window, stop=stop), config, on_client).run()
 
 

@@ -21,10 +21,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation.client import register
+from fedhubert.federation.grid import messages_in_flight
+from fedhubert.models.hubert import build_hubert
 
 log = logging.getLogger("fedhubert")
 
 MANY_CLIENTS = 64
+_LEAST_STORE_BYTES = 512 * 2**20
 
 
 def num_supernodes(config: Config) -> int:
@@ -94,6 +97,9 @@ def _ray(config: Config) -> Iterator[None]:
         options["address"] = simulation.ray_address
     else:
         options |= {"num_cpus": simulation.num_workers, "num_gpus": simulation.num_gpus, "include_dashboard": False}
+        options["object_store_memory"] = object_store_bytes(
+            _num_parameters(config), simulation.num_workers, sharded=num_supernodes(config) < config.federated.num_clients
+        )
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no share of a GPU means that none is seen
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")  # a tip about the variable that is set above
     try:
@@ -120,6 +126,22 @@ def _ray(config: Config) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def object_store_bytes(numel: int, num_workers: int, *, sharded: bool) -> int:
+    """Return the size of Ray's object store for a model of ``numel`` parameters.
+
+    It holds two models (this round's and, for a moment, the last one's), the replies in flight and two that are being folded or freed. A reply is
+    float32, or, where nodes host several clients, the 8 bytes a parameter of their exact sums. Without a limit Ray would go on to fresh memory
+    before it uses again what was freed; above four fifths of the limit it moves objects to disk.
+    """
+    replies = messages_in_flight(num_workers) + 2
+    needed = numel * (2 * 4 + replies * (8 if sharded else 4))
+    return max(_LEAST_STORE_BYTES, int(needed / 0.75))
+
+
+def _num_parameters(config: Config) -> int:
+    return sum(parameter.numel() for parameter in build_hubert(config.model, config.seed).parameters())
 
 
 def _check_address(address: str) -> None:

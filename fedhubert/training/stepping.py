@@ -64,10 +64,10 @@ def objective_of(task: MaskedTask, objective: Objective | None) -> Objective:
 
 
 def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Optimizer:
-    """AdamW with weight decay on all parameters, as the recipe has it, or SGD without momentum; torch picks the implementation."""
+    """AdamW with weight decay on all parameters, as the recipe has it, or SGD; torch picks the implementation."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if client.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=client.lr, weight_decay=client.weight_decay)
+        return torch.optim.SGD(parameters, lr=client.lr, momentum=client.momentum, weight_decay=client.weight_decay)
     return torch.optim.AdamW(parameters, lr=client.lr, betas=client.betas, eps=client.eps, weight_decay=client.weight_decay)
 
 
@@ -97,7 +97,8 @@ class Trainer:
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         """Take over the moments of an earlier round, without changing ``kept``."""
-        wanted = _ADAM_STATE if self.client.optimizer == "adamw" else set()
+        momentum = {"momentum_buffer"} if self.client.momentum else set()
+        wanted = _ADAM_STATE if self.client.optimizer == "adamw" else momentum
         state = {index: {key: value.clone() for key, value in entry.items()} for index, entry in kept["state"].items()}
         for index, entry in state.items():
             shapes = {value.shape for value in entry.values() if value.dim()}

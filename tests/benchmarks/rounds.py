@@ -1,7 +1,7 @@
 """What a round costs besides training: seconds and memory per client update, ours and stock Flower's, in the simulation engine.
 
-Clients do nothing but send an update as large as the model. Every case runs in a process of its own: ``python -m tests.benchmarks.rounds case
-ours 95 16`` prints one JSON line; without arguments all cases run and the figures are compared.
+Clients do nothing but send an update as large as the model. Every case runs in a process of its own. ``python -m tests.benchmarks.rounds`` prints one
+JSON line per case, and the figures side by side.
 """
 
 import argparse
@@ -72,8 +72,8 @@ def _children(pid: int, name: str) -> list[int]:
     return found
 
 
-def ours(numel: int, clients: int) -> list[float]:
-    """Return the seconds of each round under our strategy."""
+def ours(numel: int, clients: int) -> list[tuple[float, float]]:
+    """Return the wall and CPU seconds of each round under our strategy."""
     from flwr.app import ArrayRecord, Context, Message
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
@@ -81,10 +81,11 @@ def ours(numel: int, clients: int) -> list[float]:
     from fedhubert.compose import compose
     from fedhubert.federation import protocol
     from fedhubert.federation.arrays import HeldArray
-    from fedhubert.federation.grid import StreamingGrid
+    from fedhubert.federation.grid import StreamingGrid, messages_in_flight
     from fedhubert.federation.nodes import Federation
     from fedhubert.federation.server import _publish
     from fedhubert.federation.server_optimizers import FedAvg
+    from fedhubert.federation.simulation import object_store_bytes
     from fedhubert.federation.strategy import FederatedStrategy
     from fedhubert.training.parameters import ParameterLayout
 
@@ -101,13 +102,13 @@ def ours(numel: int, clients: int) -> list[float]:
         (partition,) = request.task["partitions"]
         return protocol.reply(message, metrics={partition: metrics}, arrays={"update": _update(numel)}, info=info)
 
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         while len(nodes := list(grid.get_node_ids())) < clients:
             time.sleep(0.1)
-        federation = Federation(StreamingGrid(grid, window=NUM_WORKERS + 2), config, "bench", layout)
+        federation = Federation(StreamingGrid(grid, window=messages_in_flight(NUM_WORKERS)), config, "bench", layout)
         federation.hosts = {node: [number] for number, node in enumerate(nodes)}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
         strategy = FederatedStrategy(federation, FedAvg(1.0), publish=_publish)
@@ -116,12 +117,12 @@ def ours(numel: int, clients: int) -> list[float]:
         _timed(strategy, federation.grid, initial, times)
         assert all(len(strategy.outcome.clients) == clients for _ in times)
 
-    _simulate(server_app, client_app, clients)
+    _simulate(server_app, client_app, clients, object_store_memory=object_store_bytes(numel, NUM_WORKERS, sharded=False))
     return times
 
 
-def stock(numel: int, clients: int) -> list[float]:
-    """Return the seconds of each round under Flower's FedAvg."""
+def stock(numel: int, clients: int) -> list[tuple[float, float]]:
+    """Return the wall and CPU seconds of each round under Flower's FedAvg."""
     from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
@@ -135,7 +136,7 @@ def stock(numel: int, clients: int) -> list[float]:
         arrays = ArrayRecord({"weights": Array(model + _update(numel))})
         return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -156,26 +157,27 @@ def _update(numel: int) -> Any:
     return _kept[numel]
 
 
-def _timed(strategy: Any, grid: Any, initial: Any, times: list[float]) -> None:
-    started = time.monotonic()
+def _timed(strategy: Any, grid: Any, initial: Any, times: list[tuple[float, float]]) -> None:
+    """Append each round's wall seconds and the driver's CPU seconds."""
+    started = time.monotonic(), time.process_time()
 
     def after(server_round: int, arrays: Any) -> None:
         nonlocal started
         if server_round:
-            times.append(time.monotonic() - started)
-        started = time.monotonic()
+            times.append((time.monotonic() - started[0], time.process_time() - started[1]))
+        started = time.monotonic(), time.process_time()
 
     strategy.start(grid, initial, num_rounds=NUM_ROUNDS, timeout=600, evaluate_fn=after)
 
 
-def _simulate(server_app: Any, client_app: Any, clients: int) -> None:
+def _simulate(server_app: Any, client_app: Any, clients: int, **options: Any) -> None:
     import logging
 
     import ray
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
     run_simulation(server_app, client_app, clients, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
 
 
@@ -183,13 +185,15 @@ def case(way: str, millions: float, clients: int) -> dict[str, Any]:
     """Run one case in this process."""
     with PeakMemory() as peak:
         times = {"ours": ours, "stock": stock}[way](int(millions * 1e6), clients)
-    seconds = min(times) / clients
-    return {"way": way, "clients": clients, "s_per_update": seconds, "driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
+    seconds, cpu = min(wall for wall, _ in times) / clients, min(cpu for _, cpu in times) / clients
+    memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
+    return {"way": way, "clients": clients, "s_per_update": seconds, "driver_cpu_s_per_update": cpu, **memory}
 
 
 def case_alone(way: str, millions: float, clients: int) -> dict[str, Any]:
-    """Run one case in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.rounds", "case", way, str(millions), str(clients)]
+    """Run one case in a process of its own, as an imported module: what ``__main__`` defines travels by value, and clients could keep nothing."""
+    run = "from tests.benchmarks.rounds import main; main()"
+    command = [sys.executable, "-c", run, "case", way, str(millions), str(clients)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -20,7 +20,7 @@ from fedhubert.federation.exact_sum import ExactSum
 from fedhubert.federation.faults import InjectedCrash
 from fedhubert.federation.folding import RoundFold, RoundOutcome
 from fedhubert.federation.protocol import Reply, Request
-from fedhubert.federation.server_optimizers import FedAvg
+from fedhubert.federation.server_optimizers import FedAvg, nova_coefficient
 from fedhubert.federation.site import open_site
 from fedhubert.federation.site_state import StateFolder
 from fedhubert.models.hubert import HubertModel, build_hubert
@@ -287,3 +287,22 @@ def test_the_weight_of_an_update_is_what_the_configuration_says(settings: list[s
         clients = Clients([*settings, "client.local_steps=1", f"federated.weight_by={weight_by}"])
         handled = clients.round(clients.initial(), 1, [0], {})
         assert handled["metrics"][0]["weight"] == expected(handled["metrics"][0])
+
+
+def test_fednova_is_exact_for_sgd_with_momentum(settings: list[str]) -> None:
+    """What a client sends, times the paper's coefficient, is the update that SGD with momentum made."""
+    sgd = [
+        *settings,
+        "client.optimizer=sgd",
+        "client.momentum=0.9",
+        "client.lr=0.01",
+        "client.weight_decay=0",
+        "client.local_steps=4",
+    ]
+    start = Clients(sgd).initial()
+    plain, nova = (Clients([*sgd, f"federated.strategy={name}"]).round(start, 1, [0], {}) for name in ("FedAvg", "FedNova"))
+    without = Clients([*sgd, "federated.strategy=FedAvg", "client.momentum=0"]).round(start, 1, [0], {})
+    update = torch.from_numpy(plain["arrays"]["update"])
+    scaled = torch.from_numpy(nova["arrays"]["update"]) * nova_coefficient(4, 0.9)
+    torch.testing.assert_close(scaled, update, rtol=1e-5, atol=1e-8)
+    assert float(update.norm()) > 1.5 * float(torch.from_numpy(without["arrays"]["update"]).norm())

@@ -57,7 +57,7 @@ def test_the_order_of_arrival_changes_nothing(slow: int) -> None:
 def test_over_committing_takes_the_first_that_suffice_and_writes_them_down(tmp_path: Path) -> None:
     played = Played([*TEN, "federated.over_commit=1.4"], journal=Journal(tmp_path))
     slow = 100 + ranking(0, 1, 10)[0]
-    played.grid.delays = {slow: 50}
+    played.grid.delays = {slow: 12}
     played.run(1)
     (outcome,) = played.outcomes
     assert len(outcome.asked) == 7 and len(outcome.clients) == 5 and slow - 100 not in outcome.clients
@@ -68,10 +68,10 @@ def test_over_committing_takes_the_first_that_suffice_and_writes_them_down(tmp_p
 
 def test_a_replayed_round_accepts_who_was_accepted_and_reports_what_was_reported(tmp_path: Path) -> None:
     first = Played([*TEN, "federated.over_commit=1.4"], journal=Journal(tmp_path))
-    first.grid.delays = {100 + number: 30 for number in ranking(0, 1, 10)[:2]}
+    first.grid.delays = {100 + number: 6 for number in ranking(0, 1, 10)[:2]}
     first.run(2)
     again = Played([*TEN, "federated.over_commit=1.4"], journal=Journal(tmp_path))  # now others would be fast
-    again.grid.delays = {100 + number: 30 for number in ranking(0, 1, 10)[3:5]}
+    again.grid.delays = {100 + number: 6 for number in ranking(0, 1, 10)[3:5]}
     assert np.array_equal(again.run(2), first.models[-1])
     for before, now in zip(first.outcomes, again.outcomes, strict=True):
         assert (before.asked, before.clients, before.failures) == (now.asked, now.clients, now.failures)

@@ -29,6 +29,7 @@ def recipe(manifest: Path, tone_folder: Path, environment: dict[str, str]) -> Re
     return run
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
     recipe: Recipe, train: Train, finished: Path, manifest: Path, tone_folder: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,152 @@
+"""``fedhubert compare``: federated, central, local-only and untrained models of the same settings, over several seeds."""
+
+import argparse
+import json
+import logging
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedhubert.baselines.central import BaselineOptions, client_folder, train_baseline
+from fedhubert.config import Config
+from fedhubert.errors import ConfigError
+from fedhubert.evaluation.command import evaluate_checkpoint, write_results
+from fedhubert.evaluation.study import best_layers
+from fedhubert.reporting.metrics import read_events
+from fedhubert.reporting.run_folder import RunFolder
+from fedhubert.reporting.summary import final_event
+
+log = logging.getLogger("fedhubert")
+
+FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC = "federated", "central", "local only", "random init", "mfcc"
+SYSTEMS = (FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC)
+
+Train = Callable[[Config], object]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare: one configuration per seed, and what to probe with (None: masked prediction only)."""
+
+    configs: Mapping[int, Config]
+    out: Path
+    probing: argparse.Namespace | None = None
+    local_clients: int = 1
+
+
+def compare(comparison: Comparison, train_federated: Train, console: Console) -> dict[str, Any]:
+    """Train what is not there yet, evaluate, and return the figures of each seed and their summary.
+
+    Every training goes into its own folder below ``out`` and is skipped once it is finished; ``compare.json`` there is written after each seed.
+
+    Raises:
+        FedhubertError: as the trainings and the evaluation.
+    """
+    seeds: dict[str, Any] = {}
+    for seed, config in comparison.configs.items():
+        log.info("seed %d", seed)
+        seeds[str(seed)] = _one_seed(comparison, config, comparison.out / f"seed_{seed}", train_federated, console)
+        results = {"seeds": seeds, "summary": summarise(list(seeds.values()))}
+        write_results(comparison.out / "compare.json", results)
+    return results
+
+
+def _one_seed(comparison: Comparison, config: Config, out: Path, train_federated: Train, console: Console) -> dict[str, Any]:
+    def placed(name: str) -> Config:
+        return config.model_copy(update={"out": str(out / name), "checkpoint_dir": None, "resume": "auto"})
+
+    train_federated(placed("federated"))
+    central = train_baseline(placed("central"), BaselineOptions())
+    local = train_baseline(placed("local_only"), BaselineOptions(local_only=True))
+    federated = RunFolder.of(placed("federated"))
+    _check_same_labels(federated, central, local)
+    systems: dict[str, dict[str, Any]] = {
+        FEDERATED: _masked(final_event(federated.metrics_file)),
+        CENTRAL: _masked(final_event(central.metrics_file)),
+        LOCAL_ONLY: _masked(final_event(local.metrics_file)),
+        UNTRAINED: _masked(next(event for event in read_events(central.metrics_file) if event["event"] == "initial")),
+        MFCC: {},
+    }
+    if comparison.probing is not None:
+        clients = [client_folder(local, number) for number in range(min(comparison.local_clients, config.federated.num_clients))]
+        probed = {FEDERATED: [federated], CENTRAL: [central], LOCAL_ONLY: clients}
+        for name, folders in probed.items():
+            studies = [best_layers(_study(folder, comparison.probing, console)) for folder in folders]
+            for task, rows in studies[0].items():
+                accuracies = [study[task]["checkpoint"]["accuracy"] for study in studies]
+                systems[name][task] = statistics.fmean(accuracies)
+                for reference in (UNTRAINED, MFCC):
+                    systems[reference].setdefault(task, rows[reference]["accuracy"])
+    return systems
+
+
+def _masked(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: event["validation"][name] for name in ("masked_accuracy", "loss")}
+
+
+def _check_same_labels(*folders: RunFolder) -> None:
+    """Accuracies under different pseudo-labels cannot be compared."""
+    keys = {event["key"] for folder in folders for event in read_events(folder.metrics_file) if event.get("event") == "targets"}
+    if len(keys) > 1:
+        raise ConfigError(
+            f"the runs below {folders[0].path.parent} have different pseudo-labels (did the data change?); remove them, or choose another out=...",
+            setting="out",
+        )
+
+
+def _study(folder: RunFolder, probing: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Return the evaluation of a run's last checkpoint, from ``results.json`` where the same was asked before."""
+    path = folder.path / "results.json"
+    asked = {name: str(value) for name, value in sorted(vars(probing).items()) if name != "cache_gb"}
+    newest = max((file.stat().st_mtime for file in folder.checkpoints.glob("round_*_checkpoint.pt")), default=0.0)
+    try:
+        known: dict[str, Any] = json.loads(path.read_text())
+        if known.get("asked") == asked and os.stat(path).st_mtime > newest:
+            return known
+    except (OSError, ValueError):
+        pass
+    results = {**evaluate_checkpoint(str(folder.path), probing, console), "asked": asked}
+    write_results(path, results)
+    return results
+
+
+def summarise(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Return system -> figure -> mean, standard deviation (of a sample; 0 for one seed) and number of seeds."""
+    summary: dict[str, dict[str, dict[str, float | int]]] = {}
+    for system in SYSTEMS:
+        figures: dict[str, list[float]] = {}
+        for systems in seeds:
+            for name, value in systems.get(system, {}).items():
+                figures.setdefault(name, []).append(float(value))
+        summary[system] = {
+            name: {
+                "mean": statistics.fmean(values),
+                "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "seeds": len(values),
+            }
+            for name, values in figures.items()
+        }
+    return summary
+
+
+def comparison_table(summary: Mapping[str, Mapping[str, Mapping[str, float | int]]]) -> Table:
+    """Return one row per system: mean and standard deviation of each figure over seeds."""
+    names = list(dict.fromkeys(name for figures in summary.values() for name in figures))
+    table = Table(title="Mean and standard deviation over seeds")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name if name in ("masked_accuracy", "loss") else f"{name} (best layer)", justify="right")
+    for system, figures in summary.items():
+        if figures:
+            table.add_row(system, *(_figure(figures.get(name)) for name in names))
+    return table
+
+
+def _figure(figure: Mapping[str, float | int] | None) -> str:
+    return "" if figure is None else f"{figure['mean']:.4f} ± {figure['sd']:.4f}"

@@ -1,0 +1,173 @@
+"""The audio of all clients in one place, cut and labelled exactly as the federated run would: same splits, crops, masks, clusters."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.config import ClientJob, Config, client_job
+from fedhubert.data.batching import Batch, BatchPlan
+from fedhubert.data.loading import LabelSource, load_batches, mask_spec
+from fedhubert.federation.extractor_phase import read_extractor
+from fedhubert.federation.sampling import ranking
+from fedhubert.federation.site import Partition, Site, open_site, release_extractor
+from fedhubert.models.hubert import HubertModel
+from fedhubert.reporting.metrics import Event
+from fedhubert.targets import kmeans
+from fedhubert.targets.agreement import agreement, contingency
+from fedhubert.targets.extractor import save_extractor
+from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
+from fedhubert.targets.mfcc import map_in_order
+from fedhubert.training.central import MicroBatch, rounds_of_clients
+from fedhubert.training.device import resolve_device
+from fedhubert.training.local import evaluate
+
+log = logging.getLogger("fedhubert")
+
+PRECOMPUTED = "precomputed"
+
+ClientScore = dict[str, int | float]
+
+
+class Pool:
+    """All clients' data on this host.
+
+    Attributes:
+        centroids: The run's clusters; None before :meth:`label`, and with precomputed labels.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.job: ClientJob = client_job(config)
+        self.site: Site = open_site(self.job, {"partition-id": 0, "num-partitions": 1})
+        self.device = resolve_device(self.site.settings.device)
+        self.clients: list[Partition] = [self.site.partition(number) for number in range(self.job.num_clients)]
+        self.centroids: npt.NDArray[np.float32] | None = None
+        self.key = PRECOMPUTED
+        self._extractor = self._keep_extractor()
+
+    def _keep_extractor(self) -> str:
+        """Put the model of a second iteration where the site looks for it; return its key."""
+        extractor = read_extractor(self.config)
+        if extractor is None:
+            return ""
+        save_extractor(extractor, self.site.extractor_folder)
+        return extractor.key
+
+    def rounds(self) -> dict[int, dict[int, int]]:
+        """Return round -> client -> steps of the federated run in which every client asked first answers."""
+        federated, client = self.config.federated, self.job.client
+        steps = {
+            part.number: client.local_steps or max(1, part.train_plan.num_batches // client.accumulate) * client.local_epochs
+            for part in self.clients
+        }
+        asked = [
+            sorted(ranking(self.config.seed, number, federated.num_clients)[: federated.clients_per_round])
+            for number in range(1, federated.num_rounds + 1)
+        ]
+        return rounds_of_clients(asked, steps)
+
+    def label(self, on_event: Callable[[Event], None], centroids: npt.NDArray[np.float32] | None = None) -> None:
+        """Cluster (unless ``centroids`` are given) and label everyone's audio; tells of each iteration and of the labels."""
+        targets = self.config.targets
+        if targets.kind == "kmeans":
+            self.centroids = self._fit(on_event) if centroids is None else centroids
+            self.key = kmeans.targets_key(self.centroids, self.site.source(self._extractor).key)
+        counts = {name: np.zeros(targets.num_clusters, np.int64) for name in ("train_labels", "validation_labels")}
+        table = np.zeros((targets.num_clusters, len(targets.label_values)), np.int64)
+        for part in self.clients:
+            store = self.site.labels(part, self.key, self.centroids, self._extractor)
+            counts["train_labels"] += store.counts(part.train_rows)
+            counts["validation_labels"] += store.counts(part.validation_rows)
+            if targets.label_column:
+                table += contingency(store, part.rows, self.site.manifest, targets.label_column, targets.label_values)
+        release_extractor()
+        found = agreement(table)
+        about = {"key": self.key, "agreement": None if found is None else asdict(found)}
+        on_event({"event": "targets", **about, **{name: _about(count) for name, count in counts.items()}})
+
+    def _fit(self, on_event: Callable[[Event], None]) -> npt.NDArray[np.float32]:
+        """Lloyd's algorithm over everyone's frames from the federation's own seeds: to the bit what the federation finds."""
+        settings, seed = self.config.targets, self.config.seed
+        features = [self.site.fitting_features(part, self._extractor) for part in self.clients]
+        solver = kmeans.FederatedKMeans(settings.num_clusters, seed, settings.max_iterations, settings.tolerance)
+        solver.seed(
+            [
+                kmeans.local_seeds(seen[: settings.seed_frames_per_client], settings.num_clusters, seed, part.number)
+                for part, seen in zip(self.clients, features, strict=True)
+            ]
+        )
+        while not solver.done:
+            assert solver.centroids is not None
+            statistics = kmeans.accumulate(features[0], solver.centroids)
+            for seen in features[1:]:
+                statistics = statistics + kmeans.accumulate(seen, solver.centroids)
+            solver.step(statistics)
+            iteration, inertia = len(solver.history), solver.history[-1]
+            log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
+            on_event({"event": "kmeans", "iteration": iteration, "inertia_per_frame": inertia, "frames": statistics.num_frames})
+        assert solver.centroids is not None
+        return solver.centroids
+
+    def batches(self, order: Sequence[MicroBatch], *, alone: bool = False) -> Iterator[Batch]:
+        """Yield training micro-batches in the order given, read ahead in ``data.num_workers`` threads.
+
+        Their positions, from which dropout draws, are made unique over clients, unless a client is trained ``alone``.
+        """
+        count = len(self.clients)
+
+        def load(index: int) -> Batch:
+            number, position = order[index]
+            (batch,) = self._load(self.clients[number], self.clients[number].train_plan, [position], num_workers=0)
+            return batch if alone else replace(batch, position=position * count + number)
+
+        return map_in_order(load, range(len(order)), self.job.data.num_workers)
+
+    def score(self, model: HubertModel, clients: Iterable[int]) -> dict[int, ClientScore]:
+        """Score a model on clients' validation splits: the same crops and masks as the federation's evaluation."""
+        scores = {}
+        for number in clients:
+            plan, client = self.clients[number].validation_plan, self.job.client
+            positions = range(min(plan.num_batches, client.validation_batches or plan.num_batches))
+            batches = self._load(self.clients[number], plan, positions, num_workers=self.job.data.num_workers)
+            result = evaluate(model, batches, task=self.job.task, device=self.device, precision=client.precision)
+            scores[number] = {
+                "validation_cross_entropy_sum": result.cross_entropy_sum,
+                "validation_masked_frames": result.masked_frames,
+                "validation_correct": result.correct,
+            }
+        return scores
+
+    def _load(self, part: Partition, plan: BatchPlan, positions: Iterable[int], num_workers: int) -> Iterator[Batch]:
+        store = self.site.labels(part, self.key)
+        data = self.job.data.model_copy(update={"num_workers": num_workers})
+        source = LabelSource(store.labels, store.rate_hz)
+        return load_batches(self.site.manifest, plan, positions, source, mask_spec(self.job.task), data)
+
+
+def figures(scores: dict[int, ClientScore], model_round: int) -> dict[str, Any]:
+    """Return loss and masked accuracy over clients' validation splits, as a federated run's events have them."""
+    totals = {
+        name: sum(score[f"validation_{name}"] for _, score in sorted(scores.items()))
+        for name in ("cross_entropy_sum", "correct", "masked_frames")
+    }
+    frames = max(1, int(totals["masked_frames"]))
+    return {
+        "model_round": model_round,
+        "loss": float(totals["cross_entropy_sum"]) / frames,
+        "masked_accuracy": float(totals["correct"]) / frames,
+        "masked_frames": int(totals["masked_frames"]),
+        "clients": len(scores),
+    }
+
+
+def _about(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+    return {
+        "frames": int(counts.sum()),
+        "clusters_used": int((counts > 0).sum()),
+        "entropy_nats": unigram_entropy_nats(counts),
+        "most_frequent_share": most_frequent_share(counts),
+    }

@@ -1,0 +1,192 @@
+"""``fedhubert evaluate``: what a checkpoint has learned, in a table and a JSON file."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedhubert.evaluation.study import Annotated, StudySettings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's flags."""
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="C",
+        help="round checkpoint, run folder, HuggingFace folder, or any encoder that can be imported",
+    )
+    parser.add_argument("--manifest", required=True, type=Path, metavar="M", help="audio to evaluate on")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="where its paths start (default: its own folder)")
+    add_annotation_arguments(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
+
+
+def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags that name annotations and say how much to compute."""
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="labels of utterances: path,task,label lines, or a column per task"
+    )
+    parser.add_argument("--phones", type=Path, metavar="FILE", help="alignment: path,start_sample,end_sample,phone lines")
+    parser.add_argument(
+        "--probe",
+        action="append",
+        metavar="NAME",
+        help="probe for this task of the labels file or manifest column; may be repeated (default: all tasks of the labels file)",
+    )
+    parser.add_argument(
+        "--purity", action="append", metavar="NAME", help="also compare clusters of frames with these labels; may be repeated"
+    )
+    parser.add_argument(
+        "--train-manifest", type=Path, metavar="M", help="fit utterance probes on other audio (default: cross-validation)"
+    )
+    parser.add_argument("--train-root", type=Path, metavar="DIR", help="where its paths start")
+    parser.add_argument("--train-labels", type=Path, metavar="FILE", help="its labels")
+    parser.add_argument("--layers", metavar="I,J", help="layers to look at, 0 being the transformer's input (default: all)")
+    parser.add_argument("--clusters", type=_positive, default=100, metavar="K", help="clusters of frames (default: %(default)s)")
+    parser.add_argument(
+        "--folds", type=_positive, default=5, metavar="N", help="parts of cross-validation (default: %(default)s)"
+    )
+    parser.add_argument("--max-frames", type=_positive, default=20_000, metavar="N", help="frames drawn (default: %(default)s)")
+    parser.add_argument(
+        "--max-utterances", type=_positive, default=4_000, metavar="N", help="utterances drawn (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, and of k-means (default: %(default)s)")
+    parser.add_argument(
+        "--cache-gb", type=float, default=2.0, metavar="GB", help="features kept in the cache folder (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate as the flags say, print tables; returns 0."""
+    from rich.console import Console
+
+    from fedhubert.reporting.console import log_to_terminal
+
+    console = log_to_terminal()
+    results = evaluate_checkpoint(args.checkpoint, args, console)
+    output = Console()
+    print_results(output if output.is_terminal else Console(width=110), results)
+    if args.out:
+        write_results(args.out, results)
+        output.print(f"results: {args.out}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def evaluate_checkpoint(source: str, args: argparse.Namespace, console: "Console") -> dict[str, Any]:
+    """Return all figures of a checkpoint on ``args.manifest``; raises :class:`FedhubertError`."""
+    from fedhubert.data.corpora import cache_folder
+    from fedhubert.evaluation.features import FeatureCache
+    from fedhubert.evaluation.progress import Passes
+    from fedhubert.evaluation.sklearn_extra import require_sklearn
+    from fedhubert.evaluation.study import masked_section, run_study
+
+    evaluated = _annotated(args.manifest, args.root, args.labels, args.phones)
+    fitted_on = _annotated(args.train_manifest, args.train_root, args.train_labels, None) if args.train_manifest else None
+    settings = _settings(args, evaluated)
+    if settings.probes or settings.purities or evaluated.alignment:
+        require_sklearn()
+    cache = FeatureCache(cache_folder() / "evaluation", round(args.cache_gb * 1e9))
+    masked = masked_section(Path(source), evaluated.manifest, args.device)
+    with Passes(console) as passes:
+        study = run_study(source, evaluated, settings, cache, passes.start, fitted_on)
+    return {"manifest": str(args.manifest), "utterances": len(evaluated.manifest), "masked": masked, **study}
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write JSON; raises :class:`ConfigError` when the file cannot be written."""
+    import json
+
+    from fedhubert.errors import ConfigError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another --out", setting="--out") from None
+
+
+def print_results(console: "Console", results: Mapping[str, Any]) -> None:
+    """Print one table per measurement."""
+    from rich.table import Table
+
+    masked = results["masked"]
+    if "skipped" in masked:
+        console.print(f"masked prediction: not scored ({masked['skipped']})", highlight=False, soft_wrap=True, markup=False)
+    else:
+        console.print(
+            f"masked prediction on {masked['utterances']} utterances ({masked['left_out']} too short): loss {masked['loss']:.4f} nats "
+            f"(unigram entropy {masked['entropy_nats']:.4f}), accuracy {masked['masked_accuracy']:.4f} "
+            f"(most frequent label {masked['most_frequent_share']:.4f})",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for task, probe in results["probes"].items():
+        first = probe["rows"][0]
+        title = f"Probe: {task} ({first['items']} items, {first['classes']} labels, {probe['split']})"
+        table = _table(Table(title=title), "accuracy", "lowest fold", "highest fold", "majority")
+        for row in probe["rows"]:
+            _add_row(table, row, row["accuracy"], min(row["fold_accuracies"]), max(row["fold_accuracies"]), row["majority"])
+        console.print(table)
+    for task, part in results["clusters"].items():
+        title = f"Clusters: {task} ({part['rows'][0]['frames']} frames, k = {part['k']})"
+        table = _table(Table(title=title), "PNMI", "label purity", "cluster purity")
+        for row in part["rows"]:
+            _add_row(table, row, row["pnmi"], row["label_purity"], row["cluster_purity"])
+        console.print(table)
+
+
+def _table(table: Any, *names: str) -> Any:
+    table.add_column("features")
+    for name in ("layer", *names):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _add_row(table: Any, row: Mapping[str, Any], *figures: float) -> None:
+    layer = "" if row["layer"] is None else str(row["layer"])
+    table.add_row(row["encoder"], layer, *(f"{figure:.3f}" for figure in figures))
+
+
+def _annotated(manifest: Path, root: Path | None, labels: Path | None, phones: Path | None) -> "Annotated":
+    from fedhubert.data.manifest import Manifest
+    from fedhubert.evaluation.annotations import Alignment, Labels
+    from fedhubert.evaluation.study import Annotated
+
+    return Annotated(
+        Manifest.read(manifest, root),
+        Labels.read(labels) if labels else Labels({}),
+        Alignment.read(phones) if phones else None,
+    )
+
+
+def _settings(args: argparse.Namespace, evaluated: "Annotated") -> "StudySettings":
+    from fedhubert.errors import ConfigError
+    from fedhubert.evaluation.study import StudySettings
+
+    try:
+        layers = None if args.layers is None else tuple(int(layer) for layer in args.layers.split(","))
+    except ValueError:
+        raise ConfigError(f"--layers {args.layers!r}: give numbers, for example 0,6,12", setting="--layers") from None
+    return StudySettings(
+        probes=tuple(args.probe) if args.probe else tuple(evaluated.labels.tasks),
+        purities=tuple(args.purity or ()),
+        layers=layers,
+        clusters=args.clusters,
+        folds=args.folds,
+        max_frames=args.max_frames,
+        max_utterances=args.max_utterances,
+        seed=args.seed,
+        device=getattr(args, "device", "cpu"),
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value

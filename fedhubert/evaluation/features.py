@@ -1,0 +1,141 @@
+"""Features of whole, unpadded utterances, one at a time (the group norm sees padding), kept in a cache of bounded size.
+
+Shape suffixes: L layers, T 50-Hz frames of an utterance, F chosen frames of many, U utterances, D width.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.data.audio import read_audio
+from fedhubert.data.batching import FRAME_SAMPLES, RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
+from fedhubert.data.manifest import Manifest
+from fedhubert.evaluation.encoders import Encoder, Features
+
+Rows = npt.NDArray[np.int64]
+Tick = Callable[[], None]
+
+DEFAULT_CACHE_BYTES = 2 * 2**30
+_LOW_WATER = 0.9  # how full the cache is left after making room
+
+
+class FeatureCache:
+    """A folder of arrays by key that never grows beyond ``max_bytes``: the least recently used go first.
+
+    Whatever cannot be read back, or has another shape, counts as absent; what cannot be written is left out.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+        self._folder, self._max_bytes = folder, max_bytes
+        self._used = sum(size for _, size, _ in self._entries())
+
+    def get(self, key: str, shape: tuple[int | None, ...]) -> Features | None:
+        """Return the array, or None; None in ``shape`` stands for any length."""
+        path = self._path(key)
+        try:
+            found = np.load(path, allow_pickle=False)
+            os.utime(path)
+        except (OSError, ValueError, EOFError):
+            return None
+        fits = found.ndim == len(shape) and all(wanted in (None, size) for wanted, size in zip(shape, found.shape, strict=True))
+        return found if fits and found.dtype == np.float32 else None
+
+    def put(self, key: str, features: Features) -> None:
+        """Keep an array, making room for it if need be."""
+        size = features.nbytes + 128
+        if size > self._max_bytes:
+            return
+        if self._used + size > self._max_bytes:
+            self._make_room(int(self._max_bytes * _LOW_WATER) - size)
+        path = self._path(key)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            np.save(scratch, features, allow_pickle=False)
+            os.replace(scratch, path)
+            self._used += size
+        except OSError:
+            scratch.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{key}.npy"
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """Return (last use, bytes, file) of what is there."""
+        entries = []
+        for path in self._folder.glob("*.npy") if self._folder.is_dir() else ():
+            try:
+                about = path.stat()
+            except FileNotFoundError:  # another process made room
+                continue
+            entries.append((about.st_mtime, about.st_size, path))
+        return entries
+
+    def _make_room(self, target: int) -> None:
+        entries = sorted(self._entries())
+        self._used = sum(size for _, size, _ in entries)
+        for _, size, path in entries:
+            if self._used <= target:
+                break
+            path.unlink(missing_ok=True)
+            self._used -= size
+
+
+def num_model_frames(num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Frames at 50 Hz of so many samples at 16 kHz (elementwise)."""
+    samples = np.asarray(num_samples, dtype=np.int64)
+    return np.where(samples < RECEPTIVE_SAMPLES, 0, (samples - RECEPTIVE_SAMPLES) // FRAME_SAMPLES + 1)
+
+
+class Extractor:
+    """Features of one encoder, of the given layers, on one manifest."""
+
+    def __init__(self, encoder: Encoder, layers: Sequence[int], manifest: Manifest, cache: FeatureCache) -> None:
+        self.encoder, self.layers, self.manifest = encoder, tuple(layers), manifest
+        self._cache = cache
+        self._frames = num_model_frames(manifest.lengths(SAMPLE_RATE_HZ))
+
+    def pooled(self, rows: Rows, tick: Tick = lambda: None) -> Features:
+        """Return the mean over frames of each utterance [L, U, D]; raises :class:`DataError` for audio that cannot be read."""
+        means = []
+        for row in rows.tolist():
+            means.append(self._kept(row, "mean", lambda frames_LTD: frames_LTD.mean(axis=1)))
+            tick()
+        return np.stack(means, axis=1)
+
+    def frames(self, chosen: Mapping[int, Rows], tick: Tick = lambda: None) -> Features:
+        """Return frames [L, F, D]: of each row in ``chosen``, in its order, those at the given places."""
+        picked = []
+        for row, places in chosen.items():
+            picked.append(self._kept(row, "frames", lambda frames_LTD: frames_LTD)[:, places])
+            tick()
+        return np.concatenate(picked, axis=1)
+
+    def _kept(self, row: int, kind: str, reduce: Callable[[Features], Features]) -> Features:
+        if not self.encoder.key:
+            return reduce(self._compute(row))
+        key = self._key(row, kind)
+        length = int(self._frames[row])
+        shape = (len(self.layers), None) if kind == "mean" else (len(self.layers), length, None)
+        found = self._cache.get(key, shape)
+        if found is None:
+            found = np.ascontiguousarray(reduce(self._compute(row)), dtype=np.float32)
+            self._cache.put(key, found)
+        return found
+
+    def _compute(self, row: int) -> Features:
+        samples = int(self.manifest.lengths(SAMPLE_RATE_HZ)[row])
+        layers = self.encoder.forward(read_audio(self.manifest.audio_path(row), SAMPLE_RATE_HZ, 0, samples))
+        places = [self.encoder.layers.index(layer) for layer in self.layers]
+        return np.stack([layers[place] for place in places])
+
+    def _key(self, row: int, kind: str) -> str:
+        """Encoder, layers and the file's content: a file that is changed in place gives other features."""
+        with self.manifest.audio_path(row).open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        text = f"{self.encoder.key} {self.layers} {kind} {self.manifest.num_samples[row]} {digest.hexdigest()}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,201 @@
+"""What a report knows of a run, read from its folder; whatever a run (an older one, an interrupted one, a baseline) lacks is left out."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedhubert.errors import DataError
+from fedhubert.reporting.metrics import Event, read_events
+from fedhubert.reporting.summary import validation_by_round
+
+PHASES = ("train", "validation", "server_step", "server_validation", "checkpoint")
+"""Parts of a round's time that runs may tell; what is left of the round is shown as other."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A client's validation figures."""
+
+    loss: float
+    masked_accuracy: float
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run, under the name that tells it from the others."""
+
+    name: str
+    folder: Path
+    events: list[Event]
+    config: Mapping[str, Any]
+    results: Mapping[str, Any]
+    comparison: Mapping[str, Any]
+
+    @cached_property
+    def rounds(self) -> list[Event]:
+        """The events of its rounds, each number once (the last one told)."""
+        return list(
+            {event["round"]: event for event in self.events if event.get("event") == "round" and "round" in event}.values()
+        )
+
+    @property
+    def final(self) -> Event:
+        return next((event for event in reversed(self.events) if event.get("event") == "final"), {})
+
+    @property
+    def targets(self) -> Event:
+        return next((event for event in reversed(self.events) if event.get("event") == "targets"), {})
+
+    @property
+    def kind(self) -> str:
+        """``federated``, ``central`` or ``local_only``."""
+        return str(next((event.get("kind", "") for event in self.events if event.get("event") == "baseline"), "federated"))
+
+    def training(self, figure: str) -> list[tuple[int, float]]:
+        """Return (round, figure) of what clients measured while they trained."""
+        return [(event["round"], value) for event in self.rounds if (value := _number(event.get("train"), figure)) is not None]
+
+    def validation(self, figure: str) -> list[tuple[int, float]]:
+        """Return (round of the model, figure) on the clients' validation splits."""
+        scored = sorted(validation_by_round([event for event in self.events if _scored(event)]).items())
+        return [(number, value) for number, figures in scored if (value := _number(figures, figure)) is not None]
+
+    def client_scores(self) -> Iterator[tuple[int, dict[int, Score]]]:
+        """Yield (round of the model, client -> score), in the order of events."""
+        for event in self.events:
+            if not _scored(event):
+                continue
+            scores = {client["partition"]: score for client in event.get("clients") or () if (score := _score(client))}
+            if scores:
+                yield event["validation"]["model_round"], scores
+
+    def last_scores(self) -> dict[int, Score]:
+        """Return every client's score of the last model that it scored: of the final one, where the run came to its end."""
+        last: dict[int, Score] = {}
+        for _, scores in self.client_scores():
+            last |= scores
+        return last
+
+    def participation(self) -> tuple[Counter[int], Counter[int], Counter[tuple[int, str]]]:
+        """Return rounds asked per client, updates used per client, and failures per (client, code)."""
+        asked: Counter[int] = Counter()
+        used: Counter[int] = Counter()
+        failures: Counter[tuple[int, str]] = Counter()
+        for event in self.rounds:
+            asked.update(event.get("asked") or ())
+            used.update(client["partition"] for client in event.get("clients") or () if "partition" in client)
+            failures.update((item.get("partition", -1), str(item.get("code", "unknown"))) for item in event.get("failed") or ())
+        return asked, used, failures
+
+    def bytes_sent(self) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+        """Return (round, bytes so far) down to the clients and up from them."""
+        totals: dict[str, list[tuple[int, float]]] = {"bytes_down": [], "bytes_up": []}
+        for name, series in totals.items():
+            total = 0.0
+            for event in self.rounds:
+                total += _number(event, name) or 0.0
+                series.append((event["round"], total))
+        return totals["bytes_down"], totals["bytes_up"]
+
+    def seconds(self) -> dict[str, float]:
+        """Return the time of all rounds by phase; empty where the run does not tell."""
+        spent = {phase: sum(_number(event.get("seconds"), phase) or 0.0 for event in self.rounds) for phase in PHASES}
+        whole = sum(_number(event.get("seconds"), "round") or 0.0 for event in self.rounds)
+        spent = {phase: seconds for phase, seconds in spent.items() if seconds}
+        other = whole - sum(spent.values())
+        return {**spent, **({"other": other} if other > 0 else {})}
+
+    def total(self, figure: str) -> float:
+        """Return a figure of training (``audio_s``, ``masked_frames``) added up over rounds."""
+        return sum(_number(event.get("train"), figure) or 0.0 for event in self.rounds)
+
+
+def read_runs(folders: list[Path]) -> list[RunData]:
+    """Read run folders, under names that tell them apart.
+
+    Raises:
+        DataError: a folder that holds no run.
+    """
+    names = _names(folders)
+    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def config_differences(runs: list[RunData]) -> list[tuple[str, list[str]]]:
+    """Return (dotted key, value of each run) of the settings in which runs differ; places and names of runs are no settings."""
+    flat = [dict(_flatten(run.config)) for run in runs]
+    keys = sorted({key for values in flat for key in values} - {"out", "resume", "checkpoint_dir"})
+    rows = [(key, [_text(values[key]) if key in values else "not set" for values in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _read(folder: Path, name: str) -> RunData:
+    events = list(read_events(folder / "metrics.jsonl"))
+    comparison = _json(folder / "compare.json")
+    if not events and not comparison:
+        raise DataError(f"{folder} holds no run: there is no metrics.jsonl with events in it, and no compare.json", setting="RUN")
+    return RunData(name, folder, events, _yaml(folder / "config.yaml"), _json(folder / "results.json"), comparison)
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """Return the shortest endings of the paths that differ."""
+    parts = [folder.absolute().parts for folder in folders]
+    for length in range(1, max((len(part) for part in parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder} ({number})" for number, folder in enumerate(folders, start=1)]
+
+
+def _scored(event: Event) -> bool:
+    validation = event.get("validation")
+    return isinstance(validation, dict) and "model_round" in validation
+
+
+def _score(client: Mapping[str, Any]) -> Score | None:
+    frames = _number(client, "validation_masked_frames")
+    loss, correct = _number(client, "validation_cross_entropy_sum"), _number(client, "validation_correct")
+    if not frames or loss is None or correct is None or "partition" not in client:
+        return None
+    return Score(loss / frames, correct / frames)
+
+
+def _number(values: Any, name: str) -> float | None:
+    found = values.get(name) if isinstance(values, dict) else None
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, OmegaConfBaseException):
+        return {}
+    except Exception:  # a YAML parser's own kinds, of a file that somebody edited
+        return {}
+    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else json.dumps(value) if isinstance(value, (list, bool)) else str(value)

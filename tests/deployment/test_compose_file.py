@@ -1,0 +1,81 @@
+"""What ``docker/compose.yaml`` promises, read from the file: who can reach whom, who sees which keys and audio, and that nothing is open."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+DOCKER = Path(__file__).parents[2] / "docker"
+SITES = (0, 1, 2)
+LONG_LIVED = ["superlink", "superlink-exec", *(f"{kind}-{site}" for kind in ("supernode", "site") for site in SITES)]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    return loaded
+
+
+def mounts(service: dict[str, Any]) -> dict[str, str]:
+    """Return volume -> mode of a service's mounts."""
+    return {volume.split(":")[0]: volume.split(":")[-1] for volume in service.get("volumes", [])}
+
+
+def test_transport_and_nodes_are_authenticated(compose: dict[str, Any]) -> None:
+    superlink = compose["services"]["superlink"]["command"]
+    assert {"--enable-supernode-auth", "--ssl-keyfile=/certs/server.key"} <= set(superlink) and "--insecure" not in superlink
+    for site in SITES:
+        node = compose["services"][f"supernode-{site}"]["command"]
+        assert "--auth-supernode-private-key=/certs/node.key" in node and "--insecure" not in node
+        assert any(f"partition-id={site} num-partitions={len(SITES)} " in argument for argument in node)
+    for name in LONG_LIVED:
+        assert any("secret" in argument for argument in compose["services"][name]["command"]), name
+
+
+def test_code_that_sees_audio_has_no_way_out(compose: dict[str, Any]) -> None:
+    for site in SITES:
+        trainer, node = compose["services"][f"site-{site}"], compose["services"][f"supernode-{site}"]
+        assert trainer["networks"] == [f"site-{site}"] and compose["networks"][f"site-{site}"]["internal"]
+        assert mounts(trainer)[f"site-{site}-data"] == "ro"
+        assert node["networks"] == [f"link-{site}", f"site-{site}"]
+        assert not any("data" in volume for volume in mounts(node))
+        assert not any("certs" in volume for volume in mounts(trainer))
+
+
+def test_every_key_is_where_it_is_needed_only(compose: dict[str, Any]) -> None:
+    users: dict[str, set[str]] = {}
+    for name, service in compose["services"].items():
+        for volume in mounts(service):
+            users.setdefault(volume, set()).add(name)
+    assert users["pki"] == {"certs"}
+    assert users["superlink-certs"] == {"certs", "superlink"}  # the SuperExec beside it runs others' code
+    for site in SITES:
+        assert users[f"node-{site}-certs"] == {"certs", f"supernode-{site}"}
+        assert users[f"site-{site}-data"] == {"data", f"site-{site}"}
+    assert set(users) == set(compose["volumes"])
+
+
+def test_nothing_is_published_or_privileged(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert not service.keys() & {"ports", "privileged", "cap_add", "user"}, name
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
+    for name in LONG_LIVED:
+        assert compose["services"][name]["restart"] == "unless-stopped" and compose["services"][name]["healthcheck"], name
+
+
+def test_the_image_is_pinned_and_not_root() -> None:
+    dockerfile = (DOCKER / "Dockerfile").read_text()
+    assert re.search(r"^USER fedhubert$", dockerfile, re.M) and re.search(r"^FROM python:3\.\d+-slim-\w+$", dockerfile, re.M)
+    lines = [line for line in (DOCKER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines)
+    assert {"flwr", "hydra-core", "soundfile", "cryptography"} <= {line.split("==")[0] for line in lines}
+
+
+def test_the_gpu_file_gives_every_site_a_gpu(compose: dict[str, Any]) -> None:
+    override = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())["services"]
+    assert set(override) == {f"site-{site}" for site in SITES} <= set(compose["services"])
+    for service in override.values():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device["capabilities"] == ["gpu"]

@@ -1,0 +1,206 @@
+"""The HTML report: what it says of runs by hand, of old and broken ones, and of a run as it comes."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedhubert.cli import main
+from fedhubert.reporting.report_data import config_differences, read_runs
+from fedhubert.reporting.report_page import MAX_CLIENTS
+
+
+def client(number: int, loss: float, correct: int) -> dict[str, Any]:
+    return {
+        "partition": number,
+        "validation_cross_entropy_sum": 100 * loss,
+        "validation_masked_frames": 100,
+        "validation_correct": correct,
+    }
+
+
+def round_event(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "event": "round",
+        "round": number,
+        "train": {"loss": 4.0 - number, "masked_accuracy": 0.1 * number, "audio_s": 1800.0, "masked_frames": 10, "steps": 4},
+        "validation": {
+            "model_round": number - 1,
+            "loss": 4.5 - number,
+            "masked_accuracy": 0.1,
+            "masked_frames": 200,
+            "clients": 2,
+        },
+        "asked": [0, 1, 2],
+        "clients": [client(0, 3.0, 20), client(1, 3.5, 5 * number)],
+        "failed": [{"partition": 2, "code": "update_not_finite", "setting": "client.lr"}],
+        "bytes_down": 2_000_000,
+        "bytes_up": 1_000_000,
+        "bytes_down_fp32": 4_000_000,
+        "bytes_up_fp32": 4_000_000,
+        "seconds": {"train": 60.0, "server_step": 1.0, "round": 65.0},
+        **changes,
+    }
+
+
+TARGETS = {"event": "targets", "validation_labels": {"entropy_nats": 3.8, "most_frequent_share": 0.05}}
+FINAL = {
+    "event": "final",
+    "round": 2,
+    "validation": {"model_round": 2, "loss": 2.25, "masked_accuracy": 0.31, "masked_frames": 200, "clients": 2},
+    "clients": [client(0, 2.0, 40), client(1, 2.5, 22)],
+    "failed": [],
+}
+
+
+def write(folder: Path, events: list[dict[str, Any]], config: str = "seed: 0\n") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (folder / "config.yaml").write_text(config)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write(tmp_path / "first", [TARGETS, round_event(1), round_event(2), FINAL], "seed: 0\nclient:\n  lr: 0.001\nout: a\n")
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and collects text, table rows and addresses."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.addresses += [str(found[name]) for name in ("src", "href", "xlink:href") if name in found]
+        if "id" in found:
+            self.ids.append(str(found["id"]))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in ("meta", "br"):
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+def report(tmp_path: Path, *runs: Path) -> tuple[str, Page]:
+    out = tmp_path / "pages" / "report.html"
+    assert main(["report", *map(str, runs), "--out", str(out)]) == 0
+    text = out.read_text()
+    return text, Page(text)
+
+
+def test_figures_of_a_run_by_hand(run: Path, tmp_path: Path) -> None:
+    text, page = report(tmp_path, run)
+    summary = next(row for row in page.rows if row[0] == "first")
+    assert summary == ["first", "federated", "2 (finished)", "2.2500", "3.8000", "0.3100", "0.0500", "1.00", "6.0", "2 min 10 s"]
+    assert ["first", "2", "0.3100", "client 1: 0.2200", "2.5000", "client 0: 0.4000", "0.1800"] in page.rows
+    assert ["client 2", "2", "0", "2", "update_not_finite (2)", ""] in page.rows
+    assert ["client 1", "2", "2", "0", "", "0.2200"] in page.rows
+    assert "4 updates used of 6 asked, 2 failures" in text
+    assert ["first", "2.00", "1.00", "37.5%", "train 2 min 00 s, server step 2.0 s, other 8.0 s"] in page.rows
+    assert text.count("<svg") == 3
+
+
+def test_the_page_stands_alone(run: Path, tmp_path: Path) -> None:
+    text, page = report(tmp_path, run)
+    assert all(address.startswith("#") for address in page.addresses)
+    assert "<script" not in text and "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert len(text) < 300_000
+
+
+def test_two_runs_with_their_differing_settings_and_evaluations(run: Path, tmp_path: Path) -> None:
+    about = {"event": "baseline", "kind": "central", "reset_each_round": False}
+    other = write(
+        tmp_path / "second", [about, TARGETS, round_event(1, failed=[])], "seed: 0\nclient:\n  lr: 0.01\nout: b\nextra: [1]\n"
+    )
+    row = {"encoder": "checkpoint", "layer": 2, "accuracy": 0.4321, "majority": 0.1}
+    cluster = {"encoder": "mfcc", "layer": None, "pnmi": 0.37, "label_purity": 0.41, "cluster_purity": 0.13}
+    results = {
+        "probes": {"phone": {"split": "speaker-disjoint", "rows": [row]}},
+        "clusters": {"phone": {"k": 100, "rows": [cluster]}},
+    }
+    (other / "results.json").write_text(json.dumps(results))
+    summary = {"federated": {"loss": {"mean": 2.0, "sd": 0.1, "seeds": 3}}, "mfcc": {}}
+    compared = tmp_path / "compared"
+    compared.mkdir()
+    (compared / "compare.json").write_text(json.dumps({"summary": summary}))
+    _, page = report(tmp_path, run, other, compared)
+    assert ["client.lr", "0.001", "0.01", "not set"] in page.rows and ["extra", "not set", "[1]", "not set"] in page.rows
+    assert not any(row[0] in ("out", "seed") and len(set(row[1:3])) > 1 for row in page.rows)
+    assert next(row for row in page.rows if row[0] == "second")[1:3] == ["central", "1 (not finished)"]
+    assert ["checkpoint", "2", "0.4321", "0.1000"] in page.rows and ["mfcc", "", "0.3700", "0.4100", "0.1300"] in page.rows
+    assert ["federated", "2.0000 ± 0.1000"] in page.rows
+    assert [key for key, _ in config_differences(read_runs([run, other]))] == ["client.lr", "extra"]
+
+
+def test_names_from_outside_are_text(run: Path, tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    other = write(tmp_path / r"<b>&x $\frac{$", [round_event(1, failed=[{"partition": 1, "code": evil}])], f"seed: '{evil}'\n")
+    text, page = report(tmp_path, run, other)
+    assert "<script" not in text and "<b>" not in text
+    assert any(evil in cell for row in page.rows for cell in row)
+
+
+def test_old_interrupted_and_damaged_runs_are_reported_as_far_as_they_go(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", [{"event": "round", "round": 1, "train": {"loss": 4.2}}])
+    (old / "config.yaml").write_text("seed: [")
+    (old / "results.json").write_text("{")
+    cut = write(tmp_path / "cut", [{"event": "kmeans", "iteration": 1}])
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "rou')
+    nulls = write(
+        tmp_path / "nulls", [round_event(1, train={"loss": None}, validation=None, clients=None, seconds=None, asked=None)]
+    )
+    _, page = report(tmp_path, old, cut, nulls)
+    assert [row[2] for row in page.rows if row[0] in ("old", "cut", "nulls") and len(row) == 10] == [
+        "1 (not finished)",
+        "0 (not finished)",
+        "1 (not finished)",
+    ]
+
+
+def test_a_resumed_round_counts_once_and_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    events = [round_event(1), round_event(2), round_event(2), FINAL]
+    runs = [write(tmp_path / side / "run", events) for side in ("left", "right")]
+    _, page = report(tmp_path, *runs)
+    assert next(row for row in page.rows if row[0] == "left/run")[2] == "2 (finished)"
+    assert any(row[0] == "right/run" for row in page.rows)
+
+
+def test_of_many_clients_the_troubled_ones_are_listed(tmp_path: Path) -> None:
+    number = 3 * MAX_CLIENTS
+    clients = [client(place, 3.0, 50 if place != 77 else 1) for place in range(number - 1)]
+    failures = [{"partition": number - 1, "code": "no_answer", "setting": ""}]
+    run = write(tmp_path / "many", [round_event(1, asked=list(range(number)), clients=clients, failed=failures)])
+    text, page = report(tmp_path, run)
+    assert f"{MAX_CLIENTS} of {number} clients shown" in text
+    listed = [row[0] for row in page.rows if len(row) == 6]
+    assert f"client {number - 1}" in listed and "client 77" in listed and len(listed) == MAX_CLIENTS + 1
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 1
+    assert f"{tmp_path} holds no run" in capsys.readouterr().err
