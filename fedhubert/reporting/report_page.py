@@ -43,6 +43,7 @@ def render(runs: Sequence[RunData]) -> str:
 
 def _summary(runs: Sequence[RunData]) -> str:
     rows = []
+    students = any(run.validation("cosine_distance") for run in runs)
     for run in (run for run in runs if run.events):
         loss, accuracy = run.validation("loss"), run.validation("masked_accuracy")
         labels = run.targets.get("validation_labels") or {}
@@ -58,6 +59,7 @@ def _summary(runs: Sequence[RunData]) -> str:
                 _decimal(labels.get("entropy_nats")),
                 _decimal(accuracy[-1][1] if accuracy else None),
                 _decimal(labels.get("most_frequent_share")),
+                *([_first_and_last(run.validation("cosine_distance"))] if students else []),
                 f"{run.total('audio_s') / 3600:.2f}",
                 f"{sent:.1f}",
                 _duration(sum(run.seconds().values())),
@@ -71,6 +73,7 @@ def _summary(runs: Sequence[RunData]) -> str:
         "unigram entropy",
         "masked accuracy",
         "most frequent label",
+        *(["distance to the teacher (1 - cosine, first and last)"] if students else []),
         "audio (h)",
         "sent (MB)",
         "time",
@@ -82,11 +85,18 @@ def _summary(runs: Sequence[RunData]) -> str:
     )
 
 
+def _first_and_last(series: Sequence[tuple[int, float]]) -> str:
+    return f"{_decimal(series[0][1])}, {_decimal(series[-1][1])}" if series else ""
+
+
 def _curves(runs: Sequence[RunData]) -> str:
     if not any(run.rounds for run in runs):
         return ""
     note = "Solid: on the clients' validation splits, by the round of the model. Dashed: while training. Dotted: what ignoring the input gives."
-    return _plot(report_plots.curves(runs)) + f'<p class="note">{note}</p>'
+    plots = _plot(report_plots.curves(runs))
+    if any(run.validation("cosine_distance") for run in runs):
+        plots += _plot(report_plots.distances(runs))
+    return plots + f'<p class="note">{note}</p>'
 
 
 def _clients(runs: Sequence[RunData]) -> str:

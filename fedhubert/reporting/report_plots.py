@@ -32,6 +32,20 @@ def curves(runs: Sequence[RunData]) -> str:
     return _figure("Loss and masked accuracy by round", draw)
 
 
+def distances(runs: Sequence[RunData]) -> str:
+    """How far students are from their teachers, by round: dashed while training, solid on validation splits."""
+
+    def draw(left: Axes, right: Axes) -> None:
+        for axes, figure, title in ((left, "cosine_distance", "1 - cosine"), (right, "relative_l2", "relative L2 distance")):
+            for number, run in enumerate(runs):
+                _line(axes, run.training(figure), number, linestyle="--", alpha=0.6)
+                _line(axes, run.validation(figure), number, marker="o", label=run.name)
+            _finish(axes, title, "round")
+            _legend(axes)
+
+    return _figure("Distance to the teacher by round", draw)
+
+
 def clients(runs: Sequence[RunData]) -> str:
     """Each client's masked accuracy under the last model, sorted; and the worst and best client of each round."""
 

@@ -204,3 +204,20 @@ def test_of_many_clients_the_troubled_ones_are_listed(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 1
     assert f"{tmp_path} holds no run" in capsys.readouterr().err
+
+
+def test_a_students_distance_to_its_teacher_is_shown(tmp_path: Path) -> None:
+    def student(number: int) -> dict[str, Any]:
+        figures = {"loss": 1.0, "frames": 9, "cosine_distance": 0.8 / number, "relative_l2": 0.5}
+        return round_event(
+            number, train={**figures, "audio_s": 1.0, "steps": 1}, validation={"model_round": number - 1, **figures}
+        )
+
+    write(tmp_path / "student", [student(1), student(2)])
+    write(tmp_path / "pretrained", [round_event(1)])
+    out = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "student"), str(tmp_path / "pretrained"), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "distance to the teacher" in text and "0.8000, 0.4000" in text and "Distance to the teacher by round" in text
+    assert main(["report", str(tmp_path / "pretrained"), "--out", str(tmp_path / "other.html")]) == 0
+    assert "distance to the teacher" not in (tmp_path / "other.html").read_text()

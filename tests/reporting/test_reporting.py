@@ -54,6 +54,28 @@ def test_the_run_key_stays_after_a_resume(tmp_path: Path) -> None:
     assert folder.run_key() == folder.run_key() != other.run_key()
 
 
+def test_a_students_table_and_plot_show_its_distance(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    for number in (1, 2):
+        figures = {"loss": 1.0, "frames": 5, "cosine_distance": 0.75 / number, "relative_l2": 0.5, "audio_s": 1.0, "steps": 1}
+        validation = {"model_round": number - 1, **figures}
+        event = {
+            "event": "round",
+            "round": number,
+            "train": figures,
+            "validation": validation,
+            "asked": [0],
+            "clients": [{"partition": 0}],
+        }
+        append_event(log, {**event, "failed": [], "seconds": {"round": 1.0}})
+    table = rounds_table(log)
+    assert [column.header for column in table.columns][2] == "train dist"
+    assert list(table.columns[2].cells) == ["0.7500", "0.3750"]
+    assert list(table.columns[4].cells) == ["0.3750", ""]
+    plot_curves(log, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
 def test_table_and_plot_are_made_from_the_log(tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     append_event(log, {"event": "targets", "validation_labels": {"entropy_nats": 3.0, "most_frequent_share": 0.1}})
