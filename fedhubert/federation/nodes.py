@@ -272,6 +272,7 @@ def describe_failures(failures: Sequence[Failure]) -> str:
 def _named(partitions: list[int]) -> str:
     if partitions[0] < 0:
         return "node" if len(partitions) == 1 else f"{len(partitions)} nodes"
+    partitions = sorted(set(partitions))  # one that is asked again may fail again
     shown = ", ".join(map(str, partitions[:10])) + (f" and {len(partitions) - 10} more" if len(partitions) > 10 else "")
     return f"client {shown}" if len(partitions) == 1 else f"clients {shown}"
 
