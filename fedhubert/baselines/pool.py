@@ -11,14 +11,13 @@ import numpy.typing as npt
 from fedhubert.config import ClientJob, Config, client_job
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
-from fedhubert.federation.extractor_phase import read_extractor
 from fedhubert.federation.sampling import ranking
 from fedhubert.federation.site import Partition, Site, open_site, release_extractor
 from fedhubert.models.hubert import HubertModel
 from fedhubert.reporting.metrics import Event
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import agreement, contingency
-from fedhubert.targets.extractor import save_extractor
+from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
 from fedhubert.targets.mfcc import map_in_order
 from fedhubert.training.central import MicroBatch, rounds_of_clients
@@ -51,10 +50,10 @@ class Pool:
 
     def _keep_extractor(self) -> str:
         """Put the model of a second iteration where the site looks for it; return its key."""
-        extractor = read_extractor(self.config)
+        extractor = Extractor.of(self.config.targets)
         if extractor is None:
             return ""
-        save_extractor(extractor, self.site.extractor_folder)
+        extractor.save(self.site.extractor_folder)
         return extractor.key
 
     def rounds(self) -> dict[int, dict[int, int]]:

@@ -16,6 +16,7 @@ from fedhubert.checkpoints.sources import Found, find
 from fedhubert.config import NUM_SPECIAL_ROWS, ModelConfig, validate
 from fedhubert.errors import CheckpointError
 from fedhubert.models.hubert import HubertModel
+from fedhubert.reporting.run_folder import on_server
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,11 @@ def import_encoder(source: str | Path, *, like: ModelConfig | None = None) -> Im
     config = validate(ModelConfig, {"name": Path(str(source)).stem} | fields)
     _check(state, config, found.where)
     return ImportedEncoder(config, state, found.format, encoder_sha256(state), found.normalize, tuple(assumed), tuple(ignored))
+
+
+def import_on_server(source: str) -> ImportedEncoder:
+    """Like :func:`import_encoder`, for a path in the server's part of the configuration: relative ones start where those of ``out`` do."""
+    return import_encoder(source if source.startswith("torchaudio:") else on_server(source))
 
 
 def load_into(model: HubertModel, imported: ImportedEncoder) -> LoadReport:

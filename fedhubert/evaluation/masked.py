@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.checkpoints.content import load_plain
-from fedhubert.checkpoints.importing import import_encoder
 from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.config import DataConfig, ModelConfig, TargetsConfig, TaskConfig, validate
 from fedhubert.data.batching import BatchPlan
@@ -18,7 +17,6 @@ from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import CheckpointError, TargetsError
 from fedhubert.models.hubert import HubertModel, build_hubert
-from fedhubert.reporting.run_folder import on_server
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import targets_key
@@ -87,12 +85,8 @@ def _centroids(checkpoint: Path) -> tuple[npt.NDArray[np.float32], str]:
 
 def _source(targets: TargetsConfig, data: DataConfig, device: torch.device) -> FeatureSource:
     """Return what the run's clusters are of."""
-    if targets.layer is None:
-        return MFCC
-    named = str(targets.checkpoint)
-    imported = import_encoder(named if named.startswith("torchaudio:") else on_server(named))
-    extractor = Extractor.cut(imported.config, imported.state, targets.layer)
-    return LayerFeatures(extractor.key, lambda: extractor, round(data.max_seconds * data.sample_rate_hz), device)
+    extractor = Extractor.of(targets)
+    return MFCC if extractor is None else LayerFeatures.of(extractor, data, device)
 
 
 def score_model(

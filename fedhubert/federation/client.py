@@ -17,10 +17,10 @@ from fedhubert.federation.client_round import evaluate_model, resident_model, tr
 from fedhubert.federation.handling import Handled, each_partition, failure_of
 from fedhubert.federation.protocol import Metrics, Request
 from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site
-from fedhubert.models.teacher import save_teacher, teacher_from_arrays
+from fedhubert.models.teacher import Teacher
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
-from fedhubert.targets.extractor import find_extractor, from_arrays, save_extractor
+from fedhubert.targets.extractor import Extractor
 
 log = logging.getLogger("fedhubert.site")
 
@@ -83,13 +83,13 @@ def describe(request: Request, node_config: NodeConfig) -> Handled:
 def has_extractor(request: Request, node_config: NodeConfig) -> Handled:
     """Say whether the extractor that the server names is already here, and whole."""
     folder = open_site(request.job, node_config).extractor_folder
-    return {"info": {"has": int(find_extractor(folder, request.task["extractor"]) is not None)}}
+    return {"info": {"has": int(Extractor.find(folder, request.task["extractor"]) is not None)}}
 
 
 def receive_extractor(request: Request, node_config: NodeConfig) -> Handled:
     """Keep the model whose layer gives this run's features."""
-    extractor = from_arrays(request.task["model"], request.arrays, request.task["extractor"])
-    save_extractor(extractor, open_site(request.job, node_config).extractor_folder)
+    extractor = Extractor.received(request.task["model"], request.arrays, request.task["extractor"])
+    extractor.save(open_site(request.job, node_config).extractor_folder)
     return {"info": {"has": 1}}
 
 
@@ -100,8 +100,8 @@ def has_teacher(request: Request, node_config: NodeConfig) -> Handled:
 
 def receive_teacher(request: Request, node_config: NodeConfig) -> Handled:
     """Keep the teacher of this run."""
-    teacher = teacher_from_arrays(request.task["model"], request.arrays, request.task["teacher"])
-    save_teacher(teacher, open_site(request.job, node_config).teacher_folder)
+    teacher = Teacher.received(request.task["model"], request.arrays, request.task["teacher"])
+    teacher.save(open_site(request.job, node_config).teacher_folder)
     return {"info": {"has": 1}}
 
 

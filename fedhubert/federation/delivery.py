@@ -1,15 +1,13 @@
 """Brings a trained model to the sites: at most once to each."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Array
-from torch import Tensor
 
-from fedhubert.config import ModelConfig
 from fedhubert.errors import FederationError
 from fedhubert.federation.nodes import Federation, describe_failures
+from fedhubert.models.kept import KeptModel
 
 
 @dataclass(frozen=True)
@@ -18,16 +16,13 @@ class Parcel:
 
     Attributes:
         name: What requests call its key.
-        key: Digest of its content.
         ask, send: Kinds of the messages that ask whether it is there, and that bring it.
     """
 
     name: str
-    key: str
     ask: str
     send: str
-    config: ModelConfig
-    state: Mapping[str, Tensor]
+    model: KeptModel
 
 
 def deliver(federation: Federation, parcel: Parcel, nodes: list[int]) -> int:
@@ -47,13 +42,13 @@ def deliver(federation: Federation, parcel: Parcel, nodes: list[int]) -> int:
 
 
 def _lacking(federation: Federation, parcel: Parcel, nodes: list[int]) -> list[int]:
-    lacking = [node for node, has in _ask(federation, parcel.ask, nodes, {parcel.name: parcel.key}, None) if not has]
+    lacking = [node for node, has in _ask(federation, parcel.ask, nodes, {parcel.name: parcel.model.key}, None) if not has]
     return sorted(lacking, key=nodes.index)
 
 
 def _send(federation: Federation, parcel: Parcel, nodes: list[int]) -> int:
-    task = {parcel.name: parcel.key, "model": parcel.config.model_dump_json()}
-    arrays = {name: Array(tensor.numpy()) for name, tensor in parcel.state.items()} if nodes else {}
+    task = {parcel.name: parcel.model.key, "model": parcel.model.config.model_dump_json()}
+    arrays = {name: Array(tensor.numpy()) for name, tensor in parcel.model.state.items()} if nodes else {}
     return len(_ask(federation, parcel.send, nodes, task, arrays))
 
 

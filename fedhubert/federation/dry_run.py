@@ -7,12 +7,12 @@ from flwr.serverapp import Grid
 from rich.table import Table
 
 from fedhubert.config import Config
-from fedhubert.federation.extractor_phase import read_extractor
 from fedhubert.federation.grid import StreamingGrid
 from fedhubert.federation.nodes import Federation, connect
 from fedhubert.federation.protocol import Metrics
 from fedhubert.federation.teacher_phase import with_teacher
 from fedhubert.models.student import build_model
+from fedhubert.targets.extractor import Extractor
 from fedhubert.training.parameters import ParameterLayout
 
 
@@ -25,7 +25,7 @@ def describe_federation(grid: Grid, config: Config, *, stop: threading.Event | N
     config, _ = with_teacher(config)
     layout = ParameterLayout.of(build_model(config.model, config.task, config.seed))
     federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout)
-    read_extractor(config)
+    Extractor.of(config.targets)
     connect(federation)
     numbers = {partitions[0]: number for number, partitions in enumerate(federation.hosts.values()) if len(partitions) == 1}
     return partitions_table(federation.partitions, numbers)

@@ -4,29 +4,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from fedhubert.checkpoints.importing import import_encoder
-from fedhubert.config import Config
 from fedhubert.federation import protocol
 from fedhubert.federation.delivery import Parcel, deliver
 from fedhubert.federation.nodes import Federation
-from fedhubert.reporting.run_folder import on_server
 from fedhubert.targets.extractor import Extractor
 
 log = logging.getLogger("fedhubert")
-
-
-def read_extractor(config: Config) -> Extractor | None:
-    """Return the model that ``targets.source=layer:N`` names, cut down to that layer; None for other sources.
-
-    Raises:
-        CheckpointError, TargetsError: nothing usable at ``targets.checkpoint``, or a model of fewer layers.
-    """
-    layer = config.targets.layer
-    if layer is None:
-        return None
-    source = str(config.targets.checkpoint)
-    imported = import_encoder(source if source.startswith("torchaudio:") else on_server(source))
-    return Extractor.cut(imported.config, imported.state, layer)
 
 
 def distribute(
@@ -37,9 +20,7 @@ def distribute(
     Raises:
         FederationError: a node that cannot keep it.
     """
-    parcel = Parcel(
-        "extractor", extractor.key, protocol.HAS_EXTRACTOR, protocol.SEND_EXTRACTOR, extractor.config, extractor.state
-    )
+    parcel = Parcel("extractor", protocol.HAS_EXTRACTOR, protocol.SEND_EXTRACTOR, extractor)
     sent = deliver(federation, parcel, nodes)
     layer, width = extractor.config.num_layers, extractor.config.embed_dim
     log.info(

@@ -24,12 +24,12 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import partition_rows, split_rows
 from fedhubert.errors import CheckpointError, ConfigError, DataError, TargetsError
 from fedhubert.federation.site_state import StateFolder
-from fedhubert.models.teacher import Teacher, find_teacher
+from fedhubert.models.teacher import Teacher
 from fedhubert.targets.extractor import load_extractor
 from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
 from fedhubert.targets.kmeans import targets_key
 from fedhubert.targets.labels import LabelStore, assigned_labels, cached_labels, precomputed_labels, stated_clusters
-from fedhubert.targets.layers import LayerFeatures
+from fedhubert.targets.layers import LayerFeatures, longest_chunk_samples
 from fedhubert.targets.mfcc import MFCC
 from fedhubert.training.device import resolve_device
 from fedhubert.training.output_cache import OutputCache
@@ -192,12 +192,12 @@ class Site:
         if not isinstance(task, DistillConfig) or task.teacher_sha256 is None:
             raise ConfigError("no teacher is named", setting="task.teacher")
         if self.settings.teacher is None:
-            return find_teacher(self.teacher_folder, task.teacher_sha256)
+            return Teacher.find(self.teacher_folder, task.teacher_sha256)
         imported = import_encoder(self.settings.teacher)
         teacher = Teacher.cut(imported.config, imported.state, task)
-        if teacher.sha256 != task.teacher_sha256:
+        if teacher.key != task.teacher_sha256:
             raise CheckpointError(
-                f"teacher={self.settings.teacher} in the node's configuration is not the server's: SHA-256 {teacher.sha256}, "
+                f"teacher={self.settings.teacher} in the node's configuration is not the server's: SHA-256 {teacher.key}, "
                 f"the server's {task.teacher_sha256}; leave it out to be sent the server's",
                 setting="teacher",
             )
@@ -222,7 +222,7 @@ class Site:
         """Return what k-means sees: MFCC, or (under ``targets.source=layer:N``) features of the extractor of that key."""
         if self.job.targets.layer is None:
             return MFCC
-        longest = round(self.job.data.max_seconds * self.job.data.sample_rate_hz)
+        longest = longest_chunk_samples(self.job.data)
         return _layer_features(self.extractor_folder, extractor, longest, self.settings.device)
 
     def fitting_features(self, partition: Partition, extractor: str = "") -> Features:

@@ -10,11 +10,10 @@ import numpy.typing as npt
 import torch
 from flwr.app import Array
 
-from fedhubert.config import Config
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray
-from fedhubert.federation.extractor_phase import distribute, read_extractor
+from fedhubert.federation.extractor_phase import distribute
 from fedhubert.federation.nodes import Federation, describe_failures
 from fedhubert.federation.preflight import check_alike
 from fedhubert.federation.protocol import Failure, Reply
@@ -107,8 +106,10 @@ def prepare_targets(
         FedhubertError: nothing usable at ``targets.checkpoint``.
     """
     settings = federation.config.targets
-    extractor = read_extractor(federation.config)
-    source: FeatureSource = MFCC if extractor is None else _layer_features(federation.config, extractor)
+    extractor = Extractor.of(settings)
+    source: FeatureSource = (  # the server's own evaluation computes them too
+        MFCC if extractor is None else LayerFeatures.of(extractor, federation.config.data, torch.device("cpu"))
+    )
     if extractor is not None:
         distribute(federation, extractor, list(federation.hosts), on_event)
     task = {"extractor": "" if extractor is None else extractor.key}
@@ -152,12 +153,6 @@ def _counts(reply: Reply, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.i
     if found is None or found.shape != shape or found.dtype != np.int64 or (found < 0).any():
         raise FederationError(f"a site's label counts `{name}` should be int64{list(shape)} of at least 0", setting="version")
     return found
-
-
-def _layer_features(config: Config, extractor: Extractor) -> LayerFeatures:
-    """What the sites compute, for the server's own evaluation."""
-    longest = round(config.data.max_seconds * config.data.sample_rate_hz)
-    return LayerFeatures(extractor.key, lambda: extractor, longest, torch.device("cpu"))
 
 
 def _say_agreement(column: str, found: Agreement | None) -> None:

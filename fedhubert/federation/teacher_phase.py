@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhubert.checkpoints.importing import encoder_sha256, import_encoder
+from fedhubert.checkpoints.importing import encoder_sha256, import_on_server
 from fedhubert.config import Config, DistillConfig, ModelConfig
 from fedhubert.errors import CheckpointError
 from fedhubert.federation import protocol
@@ -19,7 +19,6 @@ from fedhubert.models.student import take_over
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.objective import Objective
-from fedhubert.reporting.run_folder import on_server
 from fedhubert.training.teaching import Teaching
 
 log = logging.getLogger("fedhubert")
@@ -46,7 +45,7 @@ def load_teacher(source: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
     Raises:
         CheckpointError: nothing usable there.
     """
-    imported = import_encoder(source if source.startswith("torchaudio:") else on_server(source))
+    imported = import_on_server(source)
     if imported.assumed:
         log.warning("%s does not say %s: taken as in the released HuBERTs of its width", source, ", ".join(imported.assumed))
     if imported.normalize:
@@ -66,14 +65,14 @@ def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
         return config, None
     sizes, state = load_teacher(str(task.teacher))
     teacher = Teacher.cut(sizes, state, task)
-    if task.teacher_sha256 not in (None, teacher.sha256):
+    if task.teacher_sha256 not in (None, teacher.key):
         raise CheckpointError(
-            f"task.teacher={task.teacher} gives a teacher with SHA-256 {teacher.sha256}, task.teacher_sha256 names another: {task.teacher_sha256}",
+            f"task.teacher={task.teacher} gives a teacher with SHA-256 {teacher.key}, task.teacher_sha256 names another: {task.teacher_sha256}",
             setting="task.teacher",
         )
-    filled = task.model_copy(update={"teacher_sha256": teacher.sha256, "teacher_model": teacher.config})
+    filled = task.model_copy(update={"teacher_sha256": teacher.key, "teacher_model": teacher.config})
     parameters = sum(tensor.numel() for name, tensor in state.items() if name.startswith("wav2vec2."))
-    lineage = {"encoder_sha256": encoder_sha256(state), "sha256": teacher.sha256, "encoder_parameters": parameters}
+    lineage = {"encoder_sha256": encoder_sha256(state), "sha256": teacher.key, "encoder_parameters": parameters}
     return config.model_copy(update={"task": filled}), ServerTeacher(teacher, parameters, lineage)
 
 
@@ -107,13 +106,13 @@ def server_objective(config: Config, teacher: ServerTeacher | None) -> Objective
 
 def send_teacher(federation: Federation, teacher: Teacher, nodes: list[int], on_event: Callable[[dict[str, Any]], None]) -> None:
     """Make sure that each of ``nodes`` has the teacher; raises :class:`FederationError` for one that cannot keep it or has another."""
-    parcel = Parcel("teacher", teacher.sha256, protocol.HAS_TEACHER, protocol.SEND_TEACHER, teacher.config, teacher.state)
+    parcel = Parcel("teacher", protocol.HAS_TEACHER, protocol.SEND_TEACHER, teacher)
     sent = deliver(federation, parcel, nodes)
     log.info("teacher (%.1f MB) sent to %d of %d nodes; the others have it", teacher.num_bytes / 1e6, sent, len(nodes))
     on_event(
         {
             "event": "teacher",
-            "sha256": teacher.sha256,
+            "sha256": teacher.key,
             "nodes": len(nodes),
             "sent_to": sent,
             "bytes_down": sent * teacher.num_bytes,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedhubert.config import ModelConfig
+from fedhubert.config import DataConfig, ModelConfig
 from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
@@ -35,6 +35,11 @@ class Chunk:
     num_samples: int
 
 
+def longest_chunk_samples(data: DataConfig) -> int:
+    """Return the longest piece that goes through an extractor at once: as long as the longest training crop."""
+    return round(data.max_seconds * data.sample_rate_hz)
+
+
 class LayerFeatures:
     """The output of an extractor's last layer as a feature source (see :class:`fedhubert.targets.features.FeatureSource`).
 
@@ -52,6 +57,11 @@ class LayerFeatures:
         self._load = load
         self._chunk_samples = chunk_samples
         self._device = device
+
+    @classmethod
+    def of(cls, extractor: Extractor, data: DataConfig, device: torch.device) -> "LayerFeatures":
+        """Return the features of an extractor that is at hand, under a run's ``data``."""
+        return cls(extractor.key, lambda: extractor, longest_chunk_samples(data), device)
 
     @property
     def dimension(self) -> int:

@@ -38,7 +38,7 @@ class Teaching:
         self._wants_logits = task.objectives.logits > 0.0
         self._wants_conv = task.freeze_conv
         about = (
-            teacher.sha256,
+            teacher.key,
             task.teacher_precision,
             self._layers,
             self._wants_logits,

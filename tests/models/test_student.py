@@ -10,7 +10,7 @@ from fedhubert.config import DistillConfig, ModelConfig, ObjectivesConfig
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.models.hubert import HubertModel, build_hubert, encoder_parameters
 from fedhubert.models.student import HEADS, build_model, take_over
-from fedhubert.models.teacher import Teacher, find_teacher, save_teacher, teacher_file, teacher_from_arrays
+from fedhubert.models.teacher import Teacher
 from fedhubert.training.parameters import ParameterLayout
 
 STUDENT = {"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}
@@ -120,7 +120,7 @@ def test_only_what_the_task_needs_of_a_teacher_is_kept(tiny_model_config: ModelC
     )
     assert whole.has_head and whole.config.num_layers == 2
     assert torch.equal(whole.build(torch.device("cpu"))(waveforms).logits_MC, model(waveforms).logits_MC)
-    assert whole.sha256 != first.sha256
+    assert whole.key != first.key
 
 
 def test_a_bf16_teacher_says_nearly_the_same(tiny_model_config: ModelConfig) -> None:
@@ -141,20 +141,20 @@ def test_a_headless_teacher_has_no_logits(tiny_model_config: ModelConfig) -> Non
 
 def test_a_kept_teacher_is_whole_or_absent(tiny_model_config: ModelConfig, tmp_path: Any) -> None:
     teacher = Teacher.cut(tiny_model_config, build_hubert(tiny_model_config, 0).state_dict(), DistillConfig(layers=(1,)))
-    assert find_teacher(tmp_path, teacher.sha256) is None
-    save_teacher(teacher, tmp_path)
-    found = find_teacher(tmp_path, teacher.sha256)
-    assert found is not None and found.sha256 == teacher.sha256
-    path = teacher_file(tmp_path, teacher.sha256)
+    assert Teacher.find(tmp_path, teacher.key) is None
+    teacher.save(tmp_path)
+    found = Teacher.find(tmp_path, teacher.key)
+    assert found is not None and found.key == teacher.key
+    path = Teacher.file(tmp_path, teacher.key)
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    assert find_teacher(tmp_path, teacher.sha256) is None
+    assert Teacher.find(tmp_path, teacher.key) is None
     path.write_bytes(damaged[: len(damaged) // 2])
-    assert find_teacher(tmp_path, teacher.sha256) is None
+    assert Teacher.find(tmp_path, teacher.key) is None
     arrays = {name: tensor.numpy() for name, tensor in teacher.state.items()}
-    assert teacher_from_arrays(teacher.config.model_dump_json(), arrays, teacher.sha256).sha256 == teacher.sha256
+    assert Teacher.received(teacher.config.model_dump_json(), arrays, teacher.key).key == teacher.key
     with pytest.raises(CheckpointError, match="announced"):
-        teacher_from_arrays(teacher.config.model_dump_json(), arrays, "0" * 64)
+        Teacher.received(teacher.config.model_dump_json(), arrays, "0" * 64)
     with pytest.raises(CheckpointError, match="SHA-256"):
-        find_teacher(tmp_path, "../../etc/passwd")
+        Teacher.find(tmp_path, "../../etc/passwd")

@@ -16,7 +16,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TargetsError
 from fedhubert.models.hubert import build_hubert
 from fedhubert.models.masking import MaskSpec
-from fedhubert.targets.extractor import Extractor, extractor_file, find_extractor, from_arrays, load_extractor, save_extractor
+from fedhubert.targets.extractor import Extractor, load_extractor
 from fedhubert.targets.features import fitting_features, kept_features
 from fedhubert.targets.kmeans import assign
 from fedhubert.targets.labels import assigned_labels, cached_labels
@@ -222,27 +222,27 @@ def test_models_that_do_not_fit_are_refused(tiny_model_config: ModelConfig) -> N
         Extractor.cut(narrower, state, 1)
     arrays = {name: tensor.numpy() for name, tensor in Extractor.cut(tiny_model_config, state, 1).state.items()}
     with pytest.raises(TargetsError, match="not the one announced"):
-        from_arrays(tiny_model_config.model_dump_json(), arrays, "0" * 32)
+        Extractor.received(tiny_model_config.model_dump_json(), arrays, "0" * 32)
 
 
 def test_a_kept_extractor_is_whole_or_absent(extractor: Extractor, tmp_path: Path) -> None:
-    assert find_extractor(tmp_path, extractor.key) is None
+    assert Extractor.find(tmp_path, extractor.key) is None
     with pytest.raises(TargetsError, match="missing or damaged; start the run again"):
         load_extractor(tmp_path, extractor.key)
-    save_extractor(extractor, tmp_path)
+    extractor.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{extractor.key}.safetensors"]
     again = load_extractor(tmp_path, extractor.key)
     assert again.config == extractor.config and all(
         torch.equal(again.state[name], extractor.state[name]) for name in extractor.state
     )
-    path = extractor_file(tmp_path, extractor.key)
+    path = Extractor.file(tmp_path, extractor.key)
     whole = path.read_bytes()
     for position in np.linspace(0, len(whole) - 1, 60).astype(int).tolist():
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        assert find_extractor(tmp_path, extractor.key) is None, position
+        assert Extractor.find(tmp_path, extractor.key) is None, position
     for text in ("../../etc/passwd", "", "A" * 32, extractor.key + "0"):
         with pytest.raises(TargetsError):
-            find_extractor(tmp_path, text)
+            Extractor.find(tmp_path, text)
 
 
 def test_labels_of_another_extractor_or_chunk_length_have_another_place(

@@ -41,7 +41,7 @@ class Lesson:
         self.model: HubertModel = build_hubert(config, 0).eval()
         task = DistillConfig(feature_penalty=0.0, mask_probability=0.65, mask_length_frames=5, **changes)
         teacher = Teacher.cut(config, self.model.state_dict(), task)
-        self.task = task.model_copy(update={"teacher_model": teacher.config, "teacher_sha256": teacher.sha256})
+        self.task = task.model_copy(update={"teacher_model": teacher.config, "teacher_sha256": teacher.key})
         self.student = build_model(config.model_copy(update={"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}), self.task, seed=1)
         take_over(self.student, teacher.state, self.task)
         self.objective = Distillation(self.task, Teaching(teacher, self.task, CPU))

@@ -39,7 +39,7 @@ def batch_of(seed: int, utterances: int = 3, num_samples: int = 6400) -> Batch:
 def teaching(config: ModelConfig, cache: OutputCache | None = None, **changes: Any) -> tuple[DistillConfig, Teacher, Teaching]:
     task = DistillConfig(**({"layers": (1, 2)} | changes))
     teacher = Teacher.cut(config, build_hubert(config, 0).state_dict(), task)
-    task = task.model_copy(update={"teacher_model": teacher.config, "teacher_sha256": teacher.sha256})
+    task = task.model_copy(update={"teacher_model": teacher.config, "teacher_sha256": teacher.key})
     return task, teacher, Teaching(teacher, task, CPU, cache)
 
 
