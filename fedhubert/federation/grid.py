@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedhubert.errors import FedhubertError
+from fedhubert.federation.arrays import release
 
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.5
 
@@ -96,7 +97,10 @@ class StreamingGrid(Grid):
                     for reply in self._grid.pull_messages([message_id]):
                         del in_flight[message_id]
                         any_arrived = True
-                        yield reply
+                        try:
+                            yield reply
+                        finally:
+                            release(reply)
                 if time.monotonic() > deadline:
                     self.unanswered += [*in_flight.values(), *(message.metadata.dst_node_id for message in waiting)]
                     return
@@ -125,5 +129,6 @@ class StreamingGrid(Grid):
     def _drop_late_replies(self) -> None:
         """Take replies that nobody waits for any more out of Flower's state, where they would pile up; one at a time, as they may be large."""
         for message_id in list(self._late):
-            for _ in self._grid.pull_messages([message_id]):
+            for reply in self._grid.pull_messages([message_id]):
                 del self._late[message_id]
+                release(reply)
