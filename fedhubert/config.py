@@ -322,6 +322,7 @@ class FederatedConfig(_Model):
     round_timeout_s: Positive = 3600.0
     round_retries: Count = 2
     connect_timeout_s: Positive = 300.0
+    node_keys: str | None = None
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
 
     @property

@@ -1,7 +1,8 @@
 """What a client of a large cohort costs: a linear model of 0.9 M parameters, one SGD step on one batch per client, many clients per round.
 
-Ours plays all clients on a few nodes, which hand in exact partial sums; beside it stock Flower's simulation, and pfl-research's simulator in one
-process (extra ``bench``). Model, batch and step are the same. ``python -m tests.benchmarks.cohorts`` prints one JSON line per case, and the ratios.
+Ours plays all clients on a few nodes, which hand in exact partial sums, on two workers and on one; beside it stock Flower's simulation on two, and
+pfl-research's simulator, which is one process (extra ``bench``). Model, batch and step are the same.
+``python -m tests.benchmarks.cohorts`` prints one JSON line per case, and the ratios.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def step(client: int) -> tuple[Linear, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def ours(clients: int) -> list[tuple[float, float]]:
+def ours(clients: int, workers: int) -> list[tuple[float, float]]:
     """Return the wall and the driver's CPU seconds of each round."""
     from flwr.app import ArrayRecord, Context, Message
     from flwr.clientapp import ClientApp
@@ -81,7 +82,7 @@ def ours(clients: int) -> list[tuple[float, float]]:
     from fedhubert.federation.strategy import FederatedStrategy
     from fedhubert.training.parameters import ParameterLayout
 
-    overrides = ["federated.client_fraction=1", "federated.strategy=FedAvg", f"simulation.num_workers={NUM_WORKERS}"]
+    overrides = ["federated.client_fraction=1", "federated.strategy=FedAvg", f"simulation.num_workers={workers}"]
     config = compose([f"federated.num_clients={clients}", *overrides])
     layout = ParameterLayout.of(Linear())
     client_app, server_app = ClientApp(), ServerApp()
@@ -108,7 +109,7 @@ def ours(clients: int) -> list[tuple[float, float]]:
     def main(grid: Grid, context: Context) -> None:
         while len(nodes := list(grid.get_node_ids())) < num_supernodes(config):
             time.sleep(0.1)
-        federation = Federation(StreamingGrid(grid, window=messages_in_flight(NUM_WORKERS)), config, "bench", layout)
+        federation = Federation(StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout)
         federation.hosts = {node: list(range(clients)) for node in nodes}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
         strategy = FederatedStrategy(federation, FedAvg(1.0))
@@ -117,12 +118,12 @@ def ours(clients: int) -> list[tuple[float, float]]:
         timed(strategy, federation.grid, initial, times)
         assert len(strategy.outcome.clients) == clients
 
-    store = object_store_bytes(layout.numel, NUM_WORKERS, sharded=True)
-    simulate(server_app, client_app, num_supernodes(config), object_store_memory=store)
+    store = object_store_bytes(layout.numel, workers, sharded=True)
+    simulate(server_app, client_app, num_supernodes(config), num_workers=workers, object_store_memory=store)
     return times
 
 
-def stock(clients: int) -> list[tuple[float, float]]:
+def stock(clients: int, workers: int) -> list[tuple[float, float]]:
     """The same clients as Flower's quickstarts write them: state dict in, step, state dict out."""
     from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
@@ -146,16 +147,16 @@ def stock(clients: int) -> list[tuple[float, float]]:
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
         timed(strategy, grid, ArrayRecord(Linear().state_dict()), times)
 
-    simulate(server_app, client_app, clients)
+    simulate(server_app, client_app, clients, num_workers=workers)
     return times
 
 
-def pfl(clients: int) -> list[tuple[float, float]]:
-    """The same under pfl-research's simulator, which is this process alone."""
+def pfl(clients: int, workers: int) -> list[tuple[float, float]]:
+    """The same under pfl-research's simulator, which is this process alone, whatever ``workers``."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams
     from pfl.algorithm.federated_averaging import FederatedAveraging
-    from pfl.callback import TrainingProcessCallback
+    from pfl.callback.base import TrainingProcessCallback
     from pfl.data import FederatedDataset
     from pfl.data.dataset import Dataset
     from pfl.data.sampling import MinimizeReuseUserSampler
@@ -194,40 +195,48 @@ def pfl(clients: int) -> list[tuple[float, float]]:
     return times
 
 
-def case(way: str, clients: int) -> dict[str, Any]:
+def case(way: str, clients: int, workers: int) -> dict[str, Any]:
     """Run one case in this process."""
     with PeakMemory() as peak:
-        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](clients)
+        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](clients, workers)
     memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
-    return {"way": way, "clients": clients, "ms_per_client": min(wall for wall, _ in times) / clients * 1e3, **memory}
+    about = {"way": way, "clients": clients, "workers": workers}
+    return {**about, "ms_per_client": min(wall for wall, _ in times) / clients * 1e3, **memory}
 
 
 def compare(our_clients: list[int], stock_clients: int, pfl_clients: int) -> None:
     """Print the figures of all cases, one JSON line each; pfl's only where it is installed."""
-    mine = [case_alone(__spec__.name, "ours", clients) for clients in our_clients]
-    theirs = [case_alone(__spec__.name, "stock", stock_clients)]
+    mine = [case_alone(__spec__.name, "ours", clients, NUM_WORKERS) for clients in our_clients]
+    peers = [("stock", stock_clients, NUM_WORKERS)]
     if importlib.util.find_spec("pfl"):
-        theirs.append(case_alone(__spec__.name, "pfl", pfl_clients))
+        mine.append(case_alone(__spec__.name, "ours", our_clients[-1], 1))
+        peers.append(("pfl", pfl_clients, 1))
+    theirs = [case_alone(__spec__.name, *peer) for peer in peers]
     for result in [*mine, *theirs]:
         print(json.dumps(result), flush=True)
     for peer in theirs:
-        our, their = mine[-1]["ms_per_client"], peer["ms_per_client"]
-        line = {"name": f"cohort: ms per client beside {peer['way']}", "ours": round(our, 2), "peer": round(their, 2)}
+        our = next(result["ms_per_client"] for result in reversed(mine) if result["workers"] == peer["workers"])
+        their = peer["ms_per_client"]
+        line = {
+            "name": f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers",
+            "ours": round(our, 2),
+            "peer": round(their, 2),
+        }
         print(json.dumps({**line, "ratio": round(their / our, 2), "unit": "ms"}))
-    peaks = [round(result["driver_mb"] + result["store_mb"]) for result in mine]
+    peaks = [round(result["driver_mb"] + result["store_mb"]) for result in mine if result["workers"] == NUM_WORKERS]
     print(json.dumps({"name": f"cohort: server memory, {our_clients} clients", "ours": peaks, "unit": "MB"}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", help="case WAY CLIENTS")
+    parser.add_argument("what", nargs="*", help="case WAY CLIENTS WORKERS")
     parser.add_argument("--clients", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--stock-clients", type=int, default=200)
     parser.add_argument("--pfl-clients", type=int, default=1000)
     arguments = parser.parse_args()
     if arguments.what:  # as case_alone asks for it
-        _, way, clients = arguments.what
-        print(json.dumps(case(way, int(clients))))
+        _, way, clients, workers = arguments.what
+        print(json.dumps(case(way, int(clients), int(workers))))
     else:
         compare(arguments.clients, arguments.stock_clients, arguments.pfl_clients)
 
