@@ -377,6 +377,7 @@ class ClientConfig(_Model):
     threads: PositiveInt = 1
     validation_batches: Count = 0
     state_dir: str | None = None
+    state_max_gb: Positive | None = 100.0
 
 
 class SimulationConfig(_Model):

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid
 
+from fedhubert.checkpoints.files import exclusively
 from fedhubert.checkpoints.importing import start_from
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FederationError, FedhubertError
@@ -115,7 +116,8 @@ class _Run:
 
         handler = log_to_file(self.record.folder.log_file)
         try:
-            return self._phases()
+            with exclusively(self.record.folder.checkpoints, setting="out"):
+                return self._phases()
         except FedhubertError as error:
             log.error("run stopped: %s", error)
             raise
