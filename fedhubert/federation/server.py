@@ -22,7 +22,16 @@ from fedhubert.errors import CheckpointError, FederationError, FedhubertError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, tensor_of
 from fedhubert.federation.dry_run import describe_federation
-from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, said, validation_figures
+from fedhubert.federation.figures import (
+    brief,
+    data_summary,
+    failed,
+    per_client,
+    round_event,
+    round_line,
+    said,
+    validation_figures,
+)
 from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
@@ -151,6 +160,7 @@ class _Run:
         self.centroids, self.targets_key = targets.centroids, targets.key
         if self.first_round == 1 and needs_labels:
             self.record.event(targets.event())
+            self.record.lineage.append({"targets": targets.lineage()})
         if self.first_round > self.config.federated.num_rounds or (self.record.history and self.record.is_over()):
             log.info("all rounds are done")
         else:
@@ -192,17 +202,14 @@ class _Run:
         self.record.folder.config_file.write_text(to_yaml(self.config))
 
     def _say_who_is_there(self) -> None:
-        about = self.federation.partitions.values()
-        train_h = sum(float(numbers["train_audio_s"]) for numbers in about) / 3600
-        validation_h = sum(float(numbers["validation_audio_s"]) for numbers in about) / 3600
-        utterances = sum(int(numbers["train_utterances"]) + int(numbers["validation_utterances"]) for numbers in about)
+        self.record.data = data = data_summary(self.federation.partitions)
         log.info(
             "%d clients on %d nodes: %d utterances, %.2f h to train on, %.2f h held out",
-            len(about),
+            data["clients"],
             len(self.federation.hosts),
-            utterances,
-            train_h,
-            validation_h,
+            data["utterances"],
+            data["train_audio_s"] / 3600,
+            data["validation_audio_s"] / 3600,
         )
 
     def _strategy(self, targets: Targets) -> FederatedStrategy:
