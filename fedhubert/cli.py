@@ -36,6 +36,7 @@ Train federated on this host: Flower's simulation engine plays every client. KEY
   fedhubert train experiment=E out=DIR resume=auto           go on where DIR was left
   fedhubert train data.manifest=PATH federated.num_rounds=20 your own audio (see `fedhubert prepare folder`)
   fedhubert train -m seed=1,2,3                              a sweep: one folder per job
+  fedhubert train experiment=full_recipe ...                 the same as `fedhubert recipe full ...`
 
 options:
   --cfg job          print the resolved configuration and exit
@@ -172,6 +173,9 @@ def train(arguments: Sequence[str]) -> int:
         return _multirun(overrides)
     from fedhubert import compose
 
+    for name in compose.recipe_names():
+        if f"experiment={name}_recipe" in overrides and not flags:
+            return recipe([name, *(text for text in overrides if text != f"experiment={name}_recipe")])
     config = compose.compose(overrides)
     if flags:
         print(compose.to_yaml(config), end="")

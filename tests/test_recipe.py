@@ -1,5 +1,6 @@
 """Recipes: stages in order, checkpoints handed on, and what is wrong found before anything runs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ def test_overrides_reach_all_stages_or_one_and_odd_paths_survive(tmp_path: Path)
     assert (first.federated.num_rounds, second.federated.num_rounds) == (3, 8)
     assert second.targets.checkpoint == f"{out}/iteration1/checkpoints/round_003_checkpoint.pt"
     assert plan.out == out
+
+
+def test_a_recipe_is_an_experiment_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Sequence[str]]] = []
+    monkeypatch.setattr("fedhubert.federation.recipe.run_recipe", lambda name, arguments: calls.append((name, arguments)))
+    assert main(["train", f"out={tmp_path}", "experiment=full_recipe", "iteration2:client.lr=0.1"]) == 0
+    assert calls == [("full", [f"out={tmp_path}", "iteration2:client.lr=0.1"])]
 
 
 @pytest.mark.parametrize(
