@@ -60,6 +60,10 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         log.info("%s is done", folder.path)
         return folder
     _begin(folder, config, options)
+    if config.privacy.enabled:
+        log.warning(
+            "privacy.mechanism=central protects the clients of federated rounds: this run has none, and no such protection"
+        )
     torch.set_num_threads(config.client.threads)
     handler = log_to_file(folder.log_file)
     try:

@@ -18,6 +18,7 @@ from fedhubert.config import Config
 from fedhubert.errors import CheckpointError
 from fedhubert.federation.journal import Journal
 from fedhubert.federation.resume import changes, check_same_run
+from fedhubert.federation.secret import forget_secret
 from fedhubert.reporting.metrics import Event, append_event, keep_events
 from fedhubert.reporting.run_folder import RunFolder
 
@@ -135,6 +136,7 @@ class RunRecord:
         if state is None:
             metrics.unlink(missing_ok=True)
             self.journal().clear()
+            forget_secret(self.folder.checkpoints)
             self.kmeans.save({})
             return
         iterations = len(state.get("history", []))

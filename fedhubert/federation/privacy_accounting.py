@@ -1,0 +1,76 @@
+"""How much privacy a run has spent: epsilon of the rounds released so far, by ``dp-accounting`` (Google's library; extra ``privacy``).
+
+A round is one Gaussian mechanism on a Poisson sample of the clients; data sets are neighbours when one has one client more. Rounds compose by their
+privacy loss distributions, whose discretisation errs upwards: the epsilon is an upper bound.
+"""
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from fedhubert.errors import ConfigError
+from fedhubert.federation.journal import Journal
+
+Spent = tuple[float, float, int]
+"""Rounds of one kind: probability with which a client was sampled, noise multiplier, how many."""
+
+_INTERVAL = 1e-4
+_WIDE = 400.0
+
+
+@functools.lru_cache(maxsize=256)
+def epsilon_of(spent: tuple[Spent, ...], delta: float) -> float:
+    """Return epsilon at ``delta`` of all rounds together; infinite where one had no noise.
+
+    Raises:
+        ConfigError: ``dp-accounting`` is not installed.
+    """
+    try:
+        from dp_accounting import NeighboringRelation, dp_event
+        from dp_accounting.pld import PLDAccountant
+    except ImportError:
+        raise ConfigError(
+            "privacy.mechanism=central needs dp-accounting: pip install 'fedhubert[privacy]'", setting="privacy.mechanism"
+        ) from None
+    if not all(noise for _, noise, _ in spent):
+        return math.inf
+    width = sum(
+        rounds / noise**2 for _, noise, rounds in spent
+    )  # twice the largest loss to expect: coarser steps where that is huge
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, _INTERVAL * max(1.0, width / _WIDE))
+    for sampling, noise, rounds in spent:
+        accountant.compose(dp_event.PoissonSampledDpEvent(sampling, dp_event.GaussianDpEvent(noise)), rounds)
+    return float(accountant.get_epsilon(delta))
+
+
+class Ledger:
+    """What a run has released, by its journal.
+
+    A round that is replayed after an interruption to the same bits is the same release. One that comes out differently is a further release
+    of the same cohort, with noise of its own: k releases of a round count as one with the noise multiplier divided by sqrt(k).
+
+    Args:
+        sampling: Probability with which a client is sampled.
+        noise: Noise multiplier of a release.
+        before: What was spent before round ``begin`` + 1 by the run that this one was forked from.
+        journal: Where releases are written down before the model moves.
+    """
+
+    def __init__(
+        self, sampling: float, noise: float, before: Sequence[Spent] = (), begin: int = 0, journal: Journal | None = None
+    ) -> None:
+        self._sampling, self._noise, self._journal = sampling, noise, journal
+        self.before, self.begin = tuple(before), begin
+
+    def through(self, number: int, again: int | None = None) -> tuple[Spent, ...]:
+        """Return what is spent when rounds up to ``number`` are released, and round ``again`` once more."""
+        counts = self._journal.releases() if self._journal else {}
+        if again is not None:
+            counts[again] = max(1, counts.get(again, 0)) + 1
+        kinds = Counter(max(1, counts.get(round_number, 0)) for round_number in range(self.begin + 1, number + 1))
+        return (*self.before, *((self._sampling, self._noise / math.sqrt(count), kinds[count]) for count in sorted(kinds)))
+
+    def newest(self, number: int) -> int:
+        """Return the last round that was released, ``number`` or a later one of before an interruption."""
+        return max(number, *self._journal.releases(), self.begin) if self._journal else number
