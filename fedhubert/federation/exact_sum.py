@@ -10,6 +10,8 @@ total weight.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 GRID_BITS = 33
@@ -110,15 +112,17 @@ class ExactSum:
         self._settle()
         return PartialSum(self._total, self.weight, self._bound)
 
-    def add_noise(self, std: float, standard_normal: Callable[[int], torch.Tensor]) -> None:
+    def add_noise(self, std: float, standard_normal: Callable[[int], npt.NDArray[np.float64]]) -> None:
         """Add to each entry a normal variable of standard deviation ``std``, at most 2**26, rounded to the grid.
 
         Args:
-            standard_normal: Draws so many values of standard deviation 1, float64.
+            standard_normal: Draws so many values of standard deviation 1.
         """
         self._settle()
-        for part in torch.split(self._total, _CHUNK):
-            part.add_(standard_normal(part.numel()).mul_(std * 2.0**GRID_BITS).round_().to(torch.int64))
+        total = self._total.numpy()
+        for start in range(0, self.numel, _CHUNK):
+            part = total[start : start + _CHUNK]
+            part += np.rint(standard_normal(len(part)) * (std * 2.0**GRID_BITS)).astype(np.int64)
 
     def mean(self, denominator: float | None = None) -> torch.Tensor:
         """Return the sum [P] over ``denominator``, by default the total weight, in float32; raises ``ValueError`` when nothing was added then."""

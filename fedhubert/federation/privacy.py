@@ -92,7 +92,7 @@ class CentralPrivacy:
         quantile = self._settings.target_quantile
         if quantile is None:
             return self.clip_norm
-        noised = unclipped + self._count_noise * float(secret.derive("count").stream().normal(1))
+        noised = unclipped + self._count_noise * float(secret.derive("count").stream().normal(1)[0])
         share = 0.5 + noised / self._federated.expected_cohort
         factor = math.exp(-self._settings.clip_learning_rate * (share - quantile))
         return min(self.clip_norm * factor, self._settings.largest_clip_norm(self._federated.num_clients))

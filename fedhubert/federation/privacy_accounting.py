@@ -16,7 +16,7 @@ Spent = tuple[float, float, int]
 """Rounds of one kind: probability with which a client was sampled, noise multiplier, how many."""
 
 _INTERVAL = 1e-4
-_WIDE = 400.0
+_WIDE_ROUND, _WIDE_RUN = 4.0, 400.0
 
 
 @functools.lru_cache(maxsize=256)
@@ -35,10 +35,10 @@ def epsilon_of(spent: tuple[Spent, ...], delta: float) -> float:
         ) from None
     if not all(noise for _, noise, _ in spent):
         return math.inf
-    width = sum(
-        rounds / noise**2 for _, noise, rounds in spent
-    )  # twice the largest loss to expect: coarser steps where that is huge
-    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, _INTERVAL * max(1.0, width / _WIDE))
+    losses = [noise**-2 for _, noise, _ in spent]  # twice what to expect of a round; where it is huge, coarser steps tell as much
+    run = sum(loss * rounds for loss, (_, _, rounds) in zip(losses, spent, strict=True))
+    interval = _INTERVAL * max(1.0, run / _WIDE_RUN, max(losses, default=0.0) / _WIDE_ROUND)
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
     for sampling, noise, rounds in spent:
         accountant.compose(dp_event.PoissonSampledDpEvent(sampling, dp_event.GaussianDpEvent(noise)), rounds)
     return float(accountant.get_epsilon(delta))
