@@ -8,6 +8,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from fedhubert.errors import ConfigError
 from fedhubert.federation.journal import Journal
@@ -26,22 +27,32 @@ def epsilon_of(spent: tuple[Spent, ...], delta: float) -> float:
     Raises:
         ConfigError: ``dp-accounting`` is not installed.
     """
-    try:
-        from dp_accounting import NeighboringRelation, dp_event
-        from dp_accounting.pld import PLDAccountant
-    except ImportError:
-        raise ConfigError(
-            "privacy.mechanism=central needs dp-accounting: pip install 'fedhubert[privacy]'", setting="privacy.mechanism"
-        ) from None
     if not all(noise for _, noise, _ in spent):
         return math.inf
     losses = [noise**-2 for _, noise, _ in spent]  # twice what to expect of a round; where it is huge, coarser steps tell as much
     run = sum(loss * rounds for loss, (_, _, rounds) in zip(losses, spent, strict=True))
-    interval = _INTERVAL * max(1.0, run / _WIDE_RUN, max(losses, default=0.0) / _WIDE_ROUND)
-    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, interval)
-    for sampling, noise, rounds in spent:
-        accountant.compose(dp_event.PoissonSampledDpEvent(sampling, dp_event.GaussianDpEvent(noise)), rounds)
-    return float(accountant.get_epsilon(delta))
+    coarser = max(1.0, run / _WIDE_RUN, max(losses, default=0.0) / _WIDE_ROUND)
+    interval = _INTERVAL * 2.0 ** math.ceil(math.log2(coarser))
+    parts = [_one_round(sampling, noise, interval).self_compose(rounds) for sampling, noise, rounds in spent]
+    return float(functools.reduce(lambda left, right: left.compose(right), parts).get_epsilon_for_delta(delta)) if parts else 0.0
+
+
+@functools.lru_cache(maxsize=32)
+def _one_round(sampling: float, noise: float, interval: float) -> Any:
+    """Return the privacy loss distribution of one round on a grid of ``interval``."""
+    try:
+        from dp_accounting import NeighboringRelation
+        from dp_accounting.pld import privacy_loss_distribution
+    except ImportError:
+        raise ConfigError(
+            "privacy.mechanism=central needs dp-accounting: pip install 'fedhubert[privacy]'", setting="privacy.mechanism"
+        ) from None
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise,
+        value_discretization_interval=interval,
+        sampling_prob=sampling,
+        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+    )
 
 
 class Ledger:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dp_accounting
 import pytest
+from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from fedhubert.federation.journal import Entry, Journal
@@ -30,6 +31,14 @@ def test_with_sampling_it_is_below_what_renyi_accounting_guarantees_and_not_by_m
     ours = epsilon_of(((sampling, noise, rounds),), DELTA)
     assert 0.7 * renyi.get_epsilon(DELTA) < ours < renyi.get_epsilon(DELTA)
     assert ours < dp_accounting.get_epsilon_gaussian(noise / math.sqrt(rounds), DELTA)
+
+
+def test_rounds_of_several_kinds_add_up_as_in_dp_accountings_own_accountant() -> None:
+    spent = ((0.5, 1.0, 4), (0.5, 1.0 / math.sqrt(2.0), 1), (0.2, 3.0, 7))
+    accountant = PLDAccountant()
+    for sampling, noise, rounds in spent:
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise)), rounds)
+    assert epsilon_of(spent, DELTA) == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
 
 
 def test_one_sampled_round_has_the_delta_that_its_two_densities_give() -> None:

@@ -229,4 +229,4 @@ def test_clients_that_fail_leave_the_others_as_they_are(run: Run, known_secret: 
 def test_without_dp_accounting_the_extra_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
     with pytest.raises(ConfigError, match=r"fedhubert\[privacy\]"):
-        run("run", "privacy.delta=1.1e-5")
+        run("run", "privacy.noise_multiplier=1.01")
