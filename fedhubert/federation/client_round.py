@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,11 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     clip_norm = task.get("clip_norm")
 
     def train(site: Site, partition: Partition) -> Metrics:
+        state = site.state_folder(request.run_key, partition.number)
+        with state.exclusively() if job.keeps_state else nullcontext():
+            return train_alone(site, partition)
+
+    def train_alone(site: Site, partition: Partition) -> Metrics:
         metrics = _evaluate(request, site, partition, resident, incoming, device)
         result, state = _train(request, site, partition, resident, incoming, device)
         encoded, decoded, clipping = _encoded_update(request, partition.number, resident, incoming, result, state)

@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -12,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid
 
+from fedhubert.checkpoints.files import exclusively
 from fedhubert.checkpoints.importing import start_from
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FederationError, FedhubertError
 from fedhubert.federation import protocol
-from fedhubert.federation.arrays import HeldArray, SharedArray, tensor_of
+from fedhubert.federation.arrays import HeldArray, tensor_of
 from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, said, validation_figures
 from fedhubert.federation.folding import RoundOutcome
@@ -117,7 +117,8 @@ class _Run:
 
         handler = log_to_file(self.record.folder.log_file)
         try:
-            return self._phases()
+            with exclusively(self.record.folder.checkpoints, setting="out"):
+                return self._phases()
         except FedhubertError as error:
             log.error("run stopped: %s", error)
             raise
@@ -224,7 +225,6 @@ class _Run:
             state=self.state,
             journal=self.record.journal(),
             targets_key=targets.key,
-            publish=_publish,
             checkpoints=self.record.checkpoints,
             privacy=self.privacy,
             on_client=self.on_client,
@@ -346,9 +346,3 @@ class _Run:
         )
         if self.validation:
             log.info("final model: validation %s over %d clients", said(self.validation), len(outcome.clients))
-
-
-def _publish(array: np.ndarray[Any, Any]) -> Array:
-    """Make the model ready to be sent to many."""
-    ray = sys.modules.get("ray")  # nobody imports it on a real server
-    return SharedArray(array) if ray is not None and ray.is_initialized() else HeldArray(array)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from fedhubert.checkpoints import files
+from fedhubert.checkpoints.files import FolderInUse
 from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.cli import main
 from fedhubert.compose import amend, compose
@@ -105,6 +107,38 @@ def test_a_partition_whose_data_changed_is_refused_on_resume(run: Run, data: lis
     manifest.write_text("\n".join(lines[:changed] + lines[changed + 1 :]) + "\n")
     with pytest.raises(FederationError, match=r"data_has_changed_since_the_run_began \(see data.manifest\)"):
         run("run", *own, "resume=auto")
+
+
+def test_a_folder_that_another_run_is_writing_to_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LOCK_PATIENCE_S", 0.1)
+    with (
+        files.exclusively(tmp_path / "run/checkpoints", setting="out"),
+        pytest.raises(FolderInUse, match="run/checkpoints is in use"),
+    ):
+        run("run", "federated.num_rounds=1")
+    run("run", "federated.num_rounds=1")
+
+
+def test_a_partition_that_another_process_is_training_fails_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_PATIENCE_S", 0.1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text('{"run_key": "abc"}')
+    with files.exclusively(tmp_path / "state/runs/abc/partition_00001", setting="client.state_dir"):
+        result = run("run", "federated.num_rounds=1", "federated.update_codec=int8", "federated.min_clients=2")
+    (event,) = rounds(result)
+    assert event["failed"] == [{"partition": 1, "code": "folder_in_use", "setting": "client.state_dir"}]
+    assert [client["partition"] for client in event["clients"]] == [0, 2]
+
+
+def test_a_full_state_folder_makes_room_and_keeps_this_run(run: Run, tmp_path: Path) -> None:
+    old = tmp_path / "state/runs/old/partition_00000/round_00001.pt"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(bytes(3_000_000))
+    result = run("run", "federated.num_rounds=1", "client.state_max_gb=0.002", "federated.update_codec=int8")
+    assert not old.parent.parent.exists()
+    assert list((tmp_path / "state/runs" / result.folder.run_key()).rglob("round_00001.pt"))
 
 
 def test_crashing_nodes_are_outlived(run: Run) -> None:
