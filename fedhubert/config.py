@@ -387,6 +387,11 @@ class PrivacyConfig(_Model):
     def enabled(self) -> bool:
         return self.mechanism == "central"
 
+    @property
+    def hides_figures(self) -> bool:
+        """Whether the clients' exact figures stay out of checkpoints."""
+        return self.enabled and not self.client_metrics
+
     def largest_clip_norm(self, num_clients: int) -> float:
         """Return the norm up to which the sum of all clients' updates and its noise stay within the exact sum's integers."""
         return 2.0**27 / max(num_clients, 16.0 * self.noise_multiplier)

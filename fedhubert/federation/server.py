@@ -22,7 +22,16 @@ from fedhubert.errors import CheckpointError, FederationError, FedhubertError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, tensor_of
 from fedhubert.federation.dry_run import describe_federation
-from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, said, validation_figures
+from fedhubert.federation.figures import (
+    brief,
+    data_summary,
+    failed,
+    per_client,
+    round_event,
+    round_line,
+    said,
+    validation_figures,
+)
 from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
@@ -154,6 +163,7 @@ class _Run:
         self.centroids, self.targets_key = targets.centroids, targets.key
         if self.first_round == 1 and needs_labels:
             self.record.event(targets.event())
+            self.record.lineage.append({"targets": targets.lineage()})
         if self._is_over():
             log.info("all rounds are done")
         else:
@@ -204,17 +214,16 @@ class _Run:
         self.record.folder.config_file.write_text(to_yaml(self.config))
 
     def _say_who_is_there(self) -> None:
-        about = self.federation.partitions.values()
-        train_h = sum(float(numbers["train_audio_s"]) for numbers in about) / 3600
-        validation_h = sum(float(numbers["validation_audio_s"]) for numbers in about) / 3600
-        utterances = sum(int(numbers["train_utterances"]) + int(numbers["validation_utterances"]) for numbers in about)
+        data = data_summary(self.federation.partitions)
+        if not self.config.privacy.hides_figures:
+            self.record.data = data
         log.info(
             "%d clients on %d nodes: %d utterances, %.2f h to train on, %.2f h held out",
-            len(about),
+            data["clients"],
             len(self.federation.hosts),
-            utterances,
-            train_h,
-            validation_h,
+            data["utterances"],
+            data["train_audio_s"] / 3600,
+            data["validation_audio_s"] / 3600,
         )
 
     def _strategy(self, targets: Targets) -> FederatedStrategy:
@@ -276,9 +285,7 @@ class _Run:
         self.validation = event["validation"] or self.validation
         event["seconds"]["checkpoint"] = self.record.checkpoint_seconds  # of the last one: this event is written before its own
         event["seconds"]["round"] = time.monotonic() - self._round_started
-        self.record.history.append(
-            brief(event, clients_figures=not self.config.privacy.enabled or self.config.privacy.client_metrics)
-        )
+        self.record.history.append(brief(event, clients_figures=not self.config.privacy.hides_figures))
         self.record.event(event)
         self._say_round(event)
         if self.config.checkpoint.keep_best and self.record.best_round() == outcome.number - 1 > 0:

@@ -1,6 +1,6 @@
 """What lossy codecs cost and save: int8 updates with a bf16 broadcast beside float32, on the speech that FEDHUBERT_CORPUS names.
 
-``python -m tests.benchmarks.codecs --rounds 40 --seeds 0 1 2`` runs both for each seed and prints one JSON line per seed.
+``python -m tests.benchmarks.codecs --rounds 20 --seeds 0 1 2`` runs both for each seed and prints one JSON line per seed.
 """
 
 import argparse
@@ -29,19 +29,14 @@ def figures(events: list[dict[str, Any]]) -> dict[str, float]:
     return {"first_loss": rounds[0]["validation"]["loss"], "loss": final["validation"]["loss"], "bytes": sent}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=None)
-    arguments = parser.parse_args()
-    out = arguments.out or Path(tempfile.mkdtemp(prefix="codecs-"))
-    for seed in arguments.seeds:
-        same = [f"seed={seed}", f"federated.num_rounds={arguments.rounds}"]
+def compare(seeds: list[int], out: Path, settings: list[str]) -> None:
+    """Print the figures of each seed, one JSON line each."""
+    for seed in seeds:
+        same = [f"seed={seed}", *settings]
         exact = figures(train(out / f"fp32-{seed}", *same))
         lossy = figures(train(out / f"int8-{seed}", *same, *LOSSY))
         line = {
-            "name": f"int8 up, bf16 down, seed {seed}, {arguments.rounds} rounds",
+            "name": f"int8 up, bf16 down, seed {seed}: {' '.join(settings)}",
             "fp32_loss_fell_by_nats": round(exact["first_loss"] - exact["loss"], 3),
             "fp32_loss": round(exact["loss"], 4),
             "lossy_loss": round(lossy["loss"], 4),
@@ -49,6 +44,16 @@ def main() -> None:
             "bytes_ratio": round(lossy["bytes"] / exact["bytes"], 4),
         }
         print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=None)
+    arguments = parser.parse_args()
+    out = arguments.out or Path(tempfile.mkdtemp(prefix="codecs-"))
+    compare(arguments.seeds, out, [f"federated.num_rounds={arguments.rounds}"])
 
 
 if __name__ == "__main__":

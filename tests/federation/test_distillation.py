@@ -187,6 +187,20 @@ def test_a_resumed_distillation_is_the_same(run: Run, tmp_path: Path) -> None:
     assert all(torch.equal(last[name], tensor) for name, tensor in weights(resumed).items())
 
 
+def test_pseudo_labels_of_the_teachers_own_layer(run: Run, teacher: Path) -> None:
+    """DiceHuBERT's targets: k-means on a layer of the teacher itself; student, teacher and extractor are three models of a site."""
+    only = ["task.objectives.layers=0", "task.objectives.pseudo_labels=1"]
+    layer = ["targets.source=layer:2", f"targets.checkpoint={teacher}", "targets.max_iterations=2"]
+    result, grid = run("run", *only, *layer, "federated.num_rounds=1")
+    assert grid.kinds["train.extractor"] == grid.kinds["train.teacher"] == 1
+    (targets,) = events(result, "targets")
+    frames = targets["train_labels"]["frames"]
+    assert frames > 0 and targets["train_labels"]["clusters_used"] > 1
+    assert result.validation["objectives"].keys() == {"pseudo_labels"} and 0 <= result.validation["masked_accuracy"] <= 1
+    teachers, labels = load_checkpoint(result.checkpoint)["federated_metrics"]["lineage"]
+    assert teachers.keys() == {"teacher"} and len(labels["targets"]["extractor"]) == 32
+
+
 def test_another_teacher_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="names another"):
         run("run", f"task.teacher_sha256={'0' * 64}")

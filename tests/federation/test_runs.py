@@ -1,6 +1,7 @@
 """Whole runs through the server's phases and the clients' handlers, in this process: only Flower's transport is left out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from fedhubert.checkpoints import files
+from fedhubert.checkpoints.export import export
 from fedhubert.checkpoints.files import FolderInUse
 from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.cli import main
@@ -46,9 +48,12 @@ def run(data: list[str], tmp_path: Path) -> Run:
     return go
 
 
+def events(result: RunResult) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (result.folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
 def rounds(result: RunResult) -> list[dict[str, Any]]:
-    lines = (result.folder.path / "metrics.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == "round"]
+    return [event for event in events(result) if event["event"] == "round"]
 
 
 def model(result: RunResult) -> torch.Tensor:
@@ -73,6 +78,16 @@ def test_bytes_before_and_after_the_codecs_are_reported(run: Run) -> None:
     (event,) = rounds(run("run", "federated.update_codec=int8", "federated.broadcast_codec=bf16", "federated.num_rounds=1"))
     assert event["bytes_down"] * 2 == event["bytes_down_fp32"] == event["bytes_up_fp32"]
     assert event["bytes_up_fp32"] * 0.25 < event["bytes_up"] < event["bytes_up_fp32"] * 0.3  # one byte each, and scales
+
+
+def test_the_model_card_says_of_which_data_and_targets(run: Run, tmp_path: Path) -> None:
+    result = run("run", "federated.num_rounds=1")
+    export(load_checkpoint(result.checkpoint), "huggingface", tmp_path / "exported")
+    card = (tmp_path / "exported/README.md").read_text()
+    (targets,) = [event for event in events(result) if event["event"] == "targets"]
+    assert f"| 1.targets.key | {targets['key']} |" in card
+    said = re.search(r"3 clients on 3 nodes: (\d+) utterances", (tmp_path / "run/federated_training.log").read_text())
+    assert said and f"| utterances | {said.group(1)} |" in card and "| clients | 3 |" in card
 
 
 def test_early_stopping_ends_with_a_checkpoint_and_its_evaluation(run: Run) -> None:
@@ -161,7 +176,8 @@ def test_a_fork_goes_on_under_other_settings_and_says_where_it_comes_from(run: R
     assert config.client.lr == 1e-4 and config.resume == "auto"
     result = play(config)
     assert [event["round"] for event in rounds(result)] == [1, 2, 3, 4]
-    (entry,) = load_checkpoint(result.checkpoint)["federated_metrics"]["lineage"]
+    targets, entry = load_checkpoint(result.checkpoint)["federated_metrics"]["lineage"]
+    assert len(targets["targets"]["key"]) == 32
     assert entry["round"] == 2 and set(entry["changed"]) == {"federated.num_rounds", "federated.strategy", "client.lr"}
     assert entry["changed"]["client.lr"] == [load_checkpoint(source.checkpoint)["config"]["client"]["lr"], 1e-4]
     assert fork(source.folder.path, overrides, round_number=2) == config  # the same command goes on
