@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -336,6 +336,11 @@ class FederatedConfig(_Model):
         return self.min_clients or -(-self.clients_per_round // 2)
 
     @property
+    def expected_cohort(self) -> float:
+        """Clients of a round on average, where each is sampled by itself (differential privacy)."""
+        return self.client_fraction * self.num_clients
+
+    @property
     def is_robust(self) -> bool:
         """Whether the strategy looks at all updates at once, which needs each of them in the server's memory."""
         return self.strategy in ("FedMedian", "FedTrimmedAvg", "Krum")
@@ -351,6 +356,56 @@ class FederatedConfig(_Model):
             )
         if self.bias_correction == "flower" and self.strategy != "FedAdam":
             raise ValueError("bias_correction=flower is for strategy=FedAdam: Flower corrects no other")
+        return self
+
+
+class PrivacyConfig(_Model):
+    """Central differential privacy of the clients (see :mod:`fedhubert.federation.privacy`).
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise in units of ``clip_norm``, as it is accounted for; 0 clips only, and protects nothing.
+        clip_norm: Longest update; with ``target_quantile``, in the first round.
+        target_quantile: Share of the updates to be left as they are, which the norm then follows at ``clip_learning_rate``; None: the norm is fixed.
+        count_noise: Standard deviation of the noise on the number of updates left as they are; None: a twentieth of the expected cohort, and at
+            least ``noise_multiplier``.
+        delta: The probability with which epsilon may fail.
+        max_epsilon: The budget: the run ends before the round that would exceed it.
+        client_metrics: Whether checkpoints carry the clients' exact figures, which epsilon does not cover.
+    """
+
+    mechanism: Literal["none", "central"] = "none"
+    noise_multiplier: Annotated[float, Field(ge=0.0, le=1e3)] = 1.0
+    clip_norm: Positive = 1.0
+    target_quantile: Probability | None = None
+    clip_learning_rate: Positive = 0.2
+    count_noise: Positive | None = None
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    max_epsilon: Positive | None = None
+    client_metrics: bool = False
+
+    @property
+    def enabled(self) -> bool:
+        return self.mechanism == "central"
+
+    @property
+    def hides_figures(self) -> bool:
+        """Whether the clients' exact figures stay out of checkpoints."""
+        return self.enabled and not self.client_metrics
+
+    def largest_clip_norm(self, num_clients: int) -> float:
+        """Return the norm up to which the sum of all clients' updates and its noise stay within the exact sum's integers."""
+        return 2.0**27 / max(num_clients, 16.0 * self.noise_multiplier)
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> Self:
+        if self.count_noise is not None and 2.0 * self.count_noise <= self.noise_multiplier:
+            raise ValueError(
+                f"count_noise={self.count_noise} must be more than half of noise_multiplier={self.noise_multiplier}, which covers the count, too"
+            )
+        if self.max_epsilon is not None and self.noise_multiplier == 0.0:
+            raise ValueError(
+                "noise_multiplier=0 has an infinite epsilon, and max_epsilon would allow no round: leave one of them out"
+            )
         return self
 
 
@@ -437,6 +492,7 @@ class Config(_Model):
     targets: TargetsConfig = TargetsConfig()
     federated: FederatedConfig = FederatedConfig()
     client: ClientConfig = ClientConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     simulation: SimulationConfig = SimulationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -450,6 +506,12 @@ class Config(_Model):
                 f"federated.strategy={self.federated.strategy} needs every client's own update, and with simulation.num_supernodes={nodes} "
                 "nodes reply with sums over several clients: leave simulation.num_supernodes out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _privacy_can_be_kept(self) -> Self:
+        if self.privacy.enabled and (reasons := list(_against_privacy(self))):
+            raise ValueError("privacy.mechanism=central: " + "; ".join(reasons))
         return self
 
     @model_validator(mode="after")
@@ -488,6 +550,32 @@ class Config(_Model):
                 f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to have it derived"
             )
         return self
+
+
+def _against_privacy(config: Config) -> Iterator[str]:
+    """Name what would let one client's data reach the model other than through its one clipped update, and what to do about it."""
+    federated, privacy, exact = (
+        config.federated,
+        config.privacy,
+        "goes by the clients' exact figures, which epsilon does not cover",
+    )
+    if federated.strategy in ("FedNova", "FedMedian", "FedTrimmedAvg", "Krum"):
+        yield f"federated.strategy={federated.strategy} does more with updates than add them up: choose FedAvg, FedAvgM, FedAdam, ..."
+    if federated.weight_by != "uniform":
+        yield f"federated.weight_by={federated.weight_by} has data decide what an update counts: set federated.weight_by=uniform"
+    if federated.over_commit > 1.0:
+        yield f"federated.over_commit={federated.over_commit} leaves out who is slow: set federated.over_commit=1"
+    if federated.max_norm_ratio > 0.0:
+        yield f"federated.max_norm_ratio={federated.max_norm_ratio} drops updates by the norms of others: set federated.max_norm_ratio=0"
+    if config.checkpoint.keep_best and not privacy.client_metrics:
+        yield f"checkpoint.keep_best {exact}: set checkpoint.keep_best=false, or privacy.client_metrics=true"
+    if federated.early_stopping.patience is not None and not privacy.client_metrics:
+        yield f"federated.early_stopping {exact}: leave out its patience, or set privacy.client_metrics=true"
+    if privacy.delta >= 1.0 / federated.num_clients:
+        yield f"privacy.delta={privacy.delta:g} must be below 1/federated.num_clients, better far below"
+    largest = privacy.largest_clip_norm(federated.num_clients)
+    if privacy.clip_norm > largest:
+        yield f"privacy.clip_norm={privacy.clip_norm:g} is above {largest:g}, up to which the sums are exact"
 
 
 class Stage(_Model):

@@ -62,6 +62,8 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         return folder
     with exclusively(folder.checkpoints, setting="out"):
         _begin(folder, config, options)
+        if config.privacy.enabled:
+            log.warning("privacy.mechanism=central protects the clients of federated rounds, which this run has none of")
         torch.set_num_threads(config.client.threads)
         handler = log_to_file(folder.log_file)
         try:

@@ -59,7 +59,7 @@ _TRAINING = (
     "client.precision",
 )
 _DATA = ("clients", "utterances", "train_audio_s", "validation_audio_s")
-_FIGURES = ("train", "validation", "server_validation")
+_FIGURES = ("train", "validation", "server_validation", "privacy")
 
 
 def write_model_card(source: Source, format_name: str, folder: Path) -> None:

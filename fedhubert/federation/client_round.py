@@ -1,6 +1,7 @@
 """A node's part of a round: score the incoming model, train it on each of its partitions, and send what came of it."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.errors import FederationError
 from fedhubert.federation import faults
+from fedhubert.federation.clipping import clipped
 from fedhubert.federation.codecs import Arrays, decode, encode
 from fedhubert.federation.exact_sum import ExactSum, UpdateRejected
 from fedhubert.federation.folding import norm_of
@@ -53,7 +55,8 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     """Score the incoming model on each partition's validation split, train it on the training split, and send the update.
 
     One partition: its update, encoded. Several: the exact partial sum (see :mod:`fedhubert.federation.exact_sum`) of their updates as the server
-    would have decoded them, each behind the server's own guards.
+    would have decoded them, each behind the server's own guards. With differential privacy updates are clipped before they are encoded, and
+    again, as the server would, after decoding.
     """
     release_extractor()
     job, task = request.job, request.task
@@ -64,6 +67,7 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     resident, incoming = _incoming(request, site, device)
     fold = ExactSum(incoming.numel()) if len(numbers) > 1 else None
     arrays: Arrays = {}
+    clip_norm = task.get("clip_norm")
 
     def train(site: Site, partition: Partition) -> Metrics:
         state = site.state_folder(request.run_key, partition.number)
@@ -73,21 +77,26 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     def train_alone(site: Site, partition: Partition) -> Metrics:
         metrics = _evaluate(request, site, partition, resident, incoming, device)
         result, state = _train(request, site, partition, resident, incoming, device)
-        encoded, decoded = _encoded_update(request, partition.number, resident, incoming, result, state)
+        encoded, decoded, clipping = _encoded_update(request, partition.number, resident, incoming, result, state)
         if job.keeps_state:
             folder = site.state_folder(request.run_key, partition.number)
             folder.save(task["round"], state)
             folder.prune([task["round"], task["site_rounds"][str(partition.number)]], task["checkpoints"])
+        if fold is not None and clip_norm is not None:
+            decoded, _ = clipped(decoded, clip_norm)
         weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
         norm = norm_of(decoded)
+        metrics |= {**_training_metrics(result), **clipping, "weight": weight, "update_norm": norm}
         if fold is None:
             arrays.update(encoded)
         else:
             if task["norm_limit"] is not None and norm > task["norm_limit"]:
                 raise UpdateRejected("norm")
+            if not all(map(math.isfinite, metrics.values())):
+                raise UpdateRejected("metrics")  # the server would reject the sum, and the other clients with it
             fold.add(decoded, weight)
         faults.wait_if_drawn(job.faults, job.seed, task["round"], task["attempt"], partition.number)
-        return {**metrics, **_training_metrics(result), "weight": weight, "update_norm": norm}
+        return metrics
 
     handled = each_partition(request, node_config, train)
     info: dict[str, Any] = {"round": task["round"], "layout": resident.layout.fingerprint}
@@ -104,14 +113,21 @@ def _encoded_update(
     incoming: torch.Tensor,
     result: LocalResult,
     state: PartitionState,
-) -> tuple[Arrays, torch.Tensor]:
-    """Return the update as it travels and as the server decodes it; what the codec leaves over goes into ``state``."""
+) -> tuple[Arrays, torch.Tensor, Metrics]:
+    """Return the update as it travels, as the server decodes it, and, where it is clipped, whether it was short enough as it is.
+
+    What the codec leaves over goes into ``state``.
+    """
     job, task = request.job, request.task
     update = resident.layout.to_vector(resident.model).sub_(incoming)
     if job.normalise_by_steps:
         update /= nova_coefficient(result.steps, job.client.momentum if job.client.optimizer == "sgd" else 0.0)
     if job.update_codec == "int8" and state.residual is not None:
         update += state.residual
+    clipping: Metrics = {}
+    if task.get("clip_norm") is not None:
+        update, norm = clipped(update, task["clip_norm"])
+        clipping["update_unclipped"] = int(norm <= task["clip_norm"])
     shapes = resident.layout.shapes
     encoded = encode(job.update_codec, update, shapes, derive_seed(job.seed, "codec", task["round"], number))
     decoded = decode(job.update_codec, encoded, shapes)
@@ -125,7 +141,7 @@ def _encoded_update(
     if any(spoilt[name] is not encoded[name] for name in spoilt):
         encoded = {**encoded, **spoilt}
         decoded = decode(job.update_codec, encoded, shapes) if len(request.task["partitions"]) > 1 else decoded
-    return encoded, decoded
+    return encoded, decoded, clipping
 
 
 def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:

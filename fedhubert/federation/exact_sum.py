@@ -7,8 +7,11 @@ so the product is exact in float64 and the one rounding is all the error there i
 total weight.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 GRID_BITS = 33
@@ -109,13 +112,25 @@ class ExactSum:
         self._settle()
         return PartialSum(self._total, self.weight, self._bound)
 
-    def mean(self) -> torch.Tensor:
-        """Return the weighted mean [P] in float32; raises ``ValueError`` when nothing was added."""
-        if self.weight == 0:
+    def add_noise(self, std: float, standard_normal: Callable[[int], npt.NDArray[np.float64]]) -> None:
+        """Add to each entry a normal variable of standard deviation ``std``, at most 2**26, rounded to the grid.
+
+        Args:
+            standard_normal: Draws so many values of standard deviation 1.
+        """
+        self._settle()
+        total = self._total.numpy()
+        for start in range(0, self.numel, _CHUNK):
+            part = total[start : start + _CHUNK]
+            part += np.rint(standard_normal(len(part)) * (std * 2.0**GRID_BITS)).astype(np.int64)
+
+    def mean(self, denominator: float | None = None) -> torch.Tensor:
+        """Return the sum [P] over ``denominator``, by default the total weight, in float32; raises ``ValueError`` when nothing was added then."""
+        if denominator is None and self.weight == 0:
             raise ValueError("mean of no updates")
         self._settle()
         mean = torch.empty(self.numel, dtype=torch.float32)
-        divisor = float(self.weight) * 2.0**GRID_BITS
+        divisor = float(self.weight if denominator is None else denominator) * 2.0**GRID_BITS
         for start in range(0, self.numel, _CHUNK):
             part = self._total[start : start + _CHUNK]
             mean[start : start + _CHUNK] = part.to(torch.float64).div_(divisor).to(torch.float32)

@@ -29,6 +29,7 @@ def round_event(outcome: RoundOutcome) -> Event:
         "bytes_up": outcome.bytes_up,
         "bytes_down_fp32": outcome.bytes_down_fp32,
         "bytes_up_fp32": outcome.bytes_up_fp32,
+        **({"privacy": outcome.privacy} if outcome.privacy else {}),
         "seconds": dict(outcome.seconds),
     }
 
@@ -59,6 +60,8 @@ def figures_of(sums: Mapping[str, float]) -> dict[str, Any]:
     ``frames``; ``objectives``, each one's mean over its own frames; where layers are predicted ``cosine_distance`` (mean over frames of 1 - cosine)
     and ``relative_l2``, both against the teacher; ``masked_accuracy`` where pseudo-labels are.
     """
+    if not sums:
+        return {}
     if "cross_entropy_sum" in sums:
         frames = sums["masked_frames"]
         return {
@@ -107,14 +110,27 @@ def _ratio(numerator: float, denominator: float) -> float:
     return float(numerator) / max(1.0, float(denominator))
 
 
-def brief(event: Event) -> Event:
-    """The part of a round's event that checkpoints carry: no timings, so that equal runs have equal checkpoints."""
+def brief(event: Event, *, clients_figures: bool = True) -> Event:
+    """The part of a round's event that checkpoints carry: no timings, so that equal runs have equal checkpoints.
+
+    Without ``clients_figures`` nothing in it is measured on clients, or tells how many took part.
+    """
+    private = {"privacy": event["privacy"]} if "privacy" in event else {}
+    if not clients_figures:
+        return {
+            "round": event["round"],
+            "train": {},
+            "validation": {},
+            "server_validation": event.get("server_validation"),
+            **private,
+        }
     kept = {key: event[key] for key in ("round", "train", "validation", "bytes_down", "bytes_up")}
     return {
         **kept,
         "server_validation": event.get("server_validation"),
         "clients": len(event["clients"]),
         "failed": len(event["failed"]),
+        **private,
     }
 
 
@@ -126,9 +142,16 @@ def round_line(event: Event, num_rounds: int) -> str:
         heard = f"validation (round {validation['model_round']}) {said(validation)}"
     return (
         f"round {event['round']}/{num_rounds}: train {said(train)} | {heard} | "
-        f"{len(event['clients'])} of {len(event['asked'])} clients | {seconds:.1f} s, "
+        f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{seconds:.1f} s, "
         f"about {_duration(seconds * (num_rounds - event['round']))} left"
     )
+
+
+def _spent(event: Event) -> str:
+    if "privacy" not in event:
+        return ""
+    epsilon = event["privacy"]["epsilon"]
+    return f"epsilon {'infinite' if epsilon is None else f'{epsilon:.3f}'} | "
 
 
 def _duration(seconds: float) -> str:

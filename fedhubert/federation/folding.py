@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedhubert.config import FederatedConfig
 from fedhubert.federation.arrays import tensor_of
+from fedhubert.federation.clipping import clipped, norm_in_double
 from fedhubert.federation.codecs import decode
-from fedhubert.federation.exact_sum import MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
+from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.robust import robust_mean
 from fedhubert.federation.server_optimizers import nova_coefficient
@@ -23,7 +25,7 @@ _REQUIRED = {"weight", "train_micro_batches", "train_steps", "update_norm"}
 class RoundOutcome:
     """What happened in a round: per-partition metrics of the clients whose updates were folded, and who failed and why.
 
-    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32.
+    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32. ``privacy`` is empty without differential privacy.
     """
 
     number: int
@@ -34,6 +36,7 @@ class RoundOutcome:
     bytes_up: int = 0
     bytes_down_fp32: int = 0
     bytes_up_fp32: int = 0
+    privacy: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -54,6 +57,7 @@ class RoundFold:
         model: The round's model [P].
         outcome: Filled in as replies come.
         norm_limit: Updates longer than this are rejected; None: no limit yet.
+        clip_norm: Updates longer than this are scaled down to it, and count one each (differential privacy); None: as they are.
     """
 
     def __init__(
@@ -64,9 +68,10 @@ class RoundFold:
         model: torch.Tensor,
         outcome: RoundOutcome,
         norm_limit: float | None,
+        clip_norm: float | None = None,
     ) -> None:
         self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
-        self._outcome, self._norm_limit = outcome, norm_limit
+        self._outcome, self._norm_limit, self._clip_norm = outcome, norm_limit, clip_norm
         self._sum = ExactSum(0 if config.is_robust else layout.numel)
         self._updates: dict[int, tuple[torch.Tensor, int]] = {}
         self._shares: Mapping[int, list[int]] = {}
@@ -99,6 +104,11 @@ class RoundFold:
         others = sorted(set(asked) - set(named) - accepted)
         outcome.failures += [*named.values(), *(Failure(partition, code, whole.setting if whole else "") for partition in others)]
 
+    @property
+    def total(self) -> ExactSum:
+        """The sum of the updates accepted."""
+        return self._sum
+
     def mean(self) -> torch.Tensor:
         """Return the mean update [P] of the clients accepted; raises ``ValueError`` without any."""
         clients = self._outcome.clients
@@ -121,7 +131,10 @@ class RoundFold:
             raise UpdateRejected("layout")
         if not set(reply.metrics) <= expected:
             raise UpdateRejected("partition")
+        private = self._clip_norm is not None
         for metrics in reply.metrics.values():
+            if private and (metrics["weight"] != 1 or "update_unclipped" not in metrics):
+                raise UpdateRejected("weight")
             if not set(metrics) >= _REQUIRED or not all(np.isfinite(value) for value in metrics.values()):
                 raise UpdateRejected("metrics")
             if not 1 <= int(metrics["weight"]) <= MAX_WEIGHT:
@@ -139,10 +152,15 @@ class RoundFold:
             if self._config.is_robust:
                 raise UpdateRejected("sum")
             weight = sum(int(metrics["weight"]) for metrics in reply.metrics.values())
-            self._sum.merge(PartialSum(tensor_of(reply.arrays["sum"]), weight, float(reply.info["bound"])))
+            total = tensor_of(reply.arrays["sum"])
+            if self._clip_norm is not None and norm_in_double(total) > weight * self._clip_norm * 2.0**GRID_BITS:
+                raise UpdateRejected("norm")  # its node has not clipped
+            self._sum.merge(PartialSum(total, weight, float(reply.info["bound"])))
             return
         ((partition, metrics),) = reply.metrics.items()
         update = decode(self._config.update_codec, reply.arrays, self._layout.shapes)
+        if self._clip_norm is not None:
+            update, _ = clipped(update, self._clip_norm)  # whatever the client did, and its codec made of it
         metrics["update_norm"] = norm_of(update)  # our own figure, whatever the client says
         if not np.isfinite(metrics["update_norm"]):
             raise UpdateRejected("not_finite")

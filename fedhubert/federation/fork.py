@@ -8,9 +8,12 @@ from typing import Any
 from fedhubert.checkpoints.files import sha256_of
 from fedhubert.checkpoints.store import Found, RoundStore
 from fedhubert.compose import amend
-from fedhubert.config import Config
+from fedhubert.config import Config, validate
 from fedhubert.errors import CheckpointError, ConfigError
+from fedhubert.federation.journal import Journal
+from fedhubert.federation.privacy_phase import fork_privacy
 from fedhubert.federation.resume import changes
+from fedhubert.federation.secret import create_secret
 from fedhubert.federation.strategy import RoundState
 from fedhubert.models.student import build_model
 from fedhubert.reporting.metrics import append_event, read_events
@@ -51,6 +54,12 @@ def fork(source: Path, overrides: Sequence[str], round_number: int | None = None
         _check_forked_before(store, entry)
         return config
     build_and_load(config, checkpoint["model"])
+    source_config = validate(Config, checkpoint["config"])
+    resume["privacy"] = fork_privacy(
+        source_config, resume.get("privacy"), Journal(found.path.parent), checkpoint["round"], config
+    )
+    if config.privacy.enabled:
+        create_secret(folder.checkpoints)
     metrics = {**checkpoint["federated_metrics"], "lineage": [*checkpoint["federated_metrics"].get("lineage", []), entry]}
     for event in read_events(source / "metrics.jsonl"):
         if int(event.get("round", 0)) <= checkpoint["round"] and event.get("event") != "final":

@@ -22,6 +22,7 @@ class Entry:
     Attributes:
         steps: Accepted partition -> optimiser steps that it took.
         failures: (partition, code, setting) of those that failed.
+        release: With differential privacy, the name of what was released (:class:`fedhubert.federation.privacy.Release`).
     """
 
     round: int
@@ -29,6 +30,7 @@ class Entry:
     steps: dict[int, int]
     failures: list[Failure] = field(default_factory=list)
     bytes: dict[str, int] = field(default_factory=dict)
+    release: str = ""
 
 
 class Journal:
@@ -37,21 +39,26 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "accepted.jsonl"
         self._entries: dict[int, Entry] = {}
+        self._releases: dict[int, set[str]] = {}
         if self._path.is_file():
             for line in self._path.read_text().splitlines():
                 try:
                     entry = _entry(json.loads(line))
                 except (ValueError, KeyError, TypeError):
                     continue  # cut short by a kill: that round had not stepped the model yet
-                self._entries[entry.round] = entry
+                self._keep(entry)
 
     def get(self, round_number: int) -> Entry | None:
         """Return how the round went before the run was interrupted, or None."""
         return self._entries.get(round_number)
 
+    def releases(self) -> dict[int, int]:
+        """Return round -> how many different releases of it are written down."""
+        return {number: len(tags) for number, tags in self._releases.items()}
+
     def write(self, entry: Entry) -> None:
         """Append ``entry`` and force it to the disk; raises :class:`CheckpointError` when it cannot be written."""
-        self._entries[entry.round] = entry
+        self._keep(entry)
         try:
             with self._path.open("a+b") as file:
                 if file.tell() and _last_byte(file) != b"\n":
@@ -67,7 +74,13 @@ class Journal:
     def clear(self) -> None:
         """Forget everything: a new run begins."""
         self._entries.clear()
+        self._releases.clear()
         self._path.unlink(missing_ok=True)
+
+    def _keep(self, entry: Entry) -> None:
+        self._entries[entry.round] = entry
+        if entry.release:
+            self._releases.setdefault(entry.round, set()).add(entry.release)
 
 
 def _last_byte(file: Any) -> bytes:
@@ -82,4 +95,5 @@ def _entry(values: Mapping[str, Any]) -> Entry:
         {int(partition): int(steps) for partition, steps in values["steps"].items()},
         [Failure(int(item["partition"]), str(item["code"]), str(item["setting"])) for item in values["failures"]],
         {str(name): int(count) for name, count in values["bytes"].items()},
+        str(values.get("release", "")),
     )

@@ -18,6 +18,7 @@ from fedhubert.config import Config
 from fedhubert.errors import CheckpointError
 from fedhubert.federation.journal import Journal
 from fedhubert.federation.resume import changes, check_same_run
+from fedhubert.federation.secret import forget_secret
 from fedhubert.reporting.metrics import Event, append_event, keep_events
 from fedhubert.reporting.run_folder import RunFolder
 
@@ -39,7 +40,7 @@ class RunRecord:
     Attributes:
         history: One brief event per finished round; checkpoints carry it, and
         lineage: what this run began from: an imported encoder, the rounds of other runs that it was forked from.
-        data: Counts over all clients' data, which checkpoints carry.
+        data: Counts over all clients' data, which checkpoints carry; empty where they must not.
         saved_round: The round of the newest checkpoint.
     """
 
@@ -137,6 +138,7 @@ class RunRecord:
         if state is None:
             metrics.unlink(missing_ok=True)
             self.journal().clear()
+            forget_secret(self.folder.checkpoints)
             self.kmeans.save({})
             return
         iterations = len(state.get("history", []))

@@ -35,6 +35,7 @@ from fedhubert.federation.figures import (
 from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
+from fedhubert.federation.privacy_phase import announce, open_privacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.record import RunRecord
 from fedhubert.federation.server_evaluation import ServerEvaluation
@@ -99,7 +100,7 @@ def run_federation(
 
 
 class _StoppedEarly(Exception):
-    """Ends Flower's loop of rounds where early stopping does."""
+    """Ends Flower's loop of rounds before the last; says why."""
 
 
 class _Run:
@@ -139,6 +140,8 @@ class _Run:
             prepare_student(self.model, self.config, self.teacher)
         self._resume()
         self._write_config()
+        if self.privacy and not self._is_over():
+            announce(self.privacy, self.config, self.first_round)
         log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
         connect(self.federation)
         self._say_who_is_there()
@@ -161,13 +164,20 @@ class _Run:
         if self.first_round == 1 and needs_labels:
             self.record.event(targets.event())
             self.record.lineage.append({"targets": targets.lineage()})
-        if self.first_round > self.config.federated.num_rounds or (self.record.history and self.record.is_over()):
+        if self._is_over():
             log.info("all rounds are done")
         else:
             self._rounds(targets)
         number = self.record.history[-1]["round"]
         self._final_evaluation(number, targets)
         return RunResult(self.record.folder, self.record.store.path(number), self.validation)
+
+    def _is_over(self) -> bool:
+        """Whether there is no round left to train."""
+        spent = self.privacy is not None and self.first_round > 1 and not self.privacy.allows(self.first_round)
+        return (
+            self.first_round > self.config.federated.num_rounds or (bool(self.record.history) and self.record.is_over()) or spent
+        )
 
     def _welcome(self, targets: Targets, shares: dict[int, list[int]]) -> list[Failure]:
         """Prepare nodes that join later; returns what went wrong."""
@@ -181,6 +191,8 @@ class _Run:
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         resumed = self.record.resume()
+        privacy = resumed.resume.get("privacy") if resumed else None
+        self.privacy = open_privacy(self.config, self.record.folder.checkpoints, privacy, self.record.journal())
         if resumed is None:
             if self.config.init_from is not None:
                 self.record.lineage.append({"init_from": start_from(self.model, self.config.init_from)})
@@ -202,7 +214,9 @@ class _Run:
         self.record.folder.config_file.write_text(to_yaml(self.config))
 
     def _say_who_is_there(self) -> None:
-        self.record.data = data = data_summary(self.federation.partitions)
+        data = data_summary(self.federation.partitions)
+        if not self.config.privacy.hides_figures:
+            self.record.data = data
         log.info(
             "%d clients on %d nodes: %d utterances, %.2f h to train on, %.2f h held out",
             data["clients"],
@@ -221,6 +235,7 @@ class _Run:
             journal=self.record.journal(),
             targets_key=targets.key,
             checkpoints=self.record.checkpoints,
+            privacy=self.privacy,
             on_client=self.on_client,
         )
 
@@ -249,12 +264,8 @@ class _Run:
                 train_config=ConfigRecord(),
                 evaluate_fn=after_round,
             )
-        except _StoppedEarly:
-            log.info(
-                "early stopping: round %d has had the best model for %s rounds",
-                self.record.best_round(),
-                federated.early_stopping.patience,
-            )
+        except _StoppedEarly as reason:
+            log.info("%s", reason)
         except FedhubertError:
             if strategy.between_steps:
                 self._save_unsaved()
@@ -274,7 +285,7 @@ class _Run:
         self.validation = event["validation"] or self.validation
         event["seconds"]["checkpoint"] = self.record.checkpoint_seconds  # of the last one: this event is written before its own
         event["seconds"]["round"] = time.monotonic() - self._round_started
-        self.record.history.append(brief(event))
+        self.record.history.append(brief(event, clients_figures=not self.config.privacy.hides_figures))
         self.record.event(event)
         self._say_round(event)
         if self.config.checkpoint.keep_best and self.record.best_round() == outcome.number - 1 > 0:
@@ -283,7 +294,11 @@ class _Run:
         if last or outcome.number % self.config.checkpoint.every == 0:
             self._save(outcome.number)
         if self.record.is_over():
-            raise _StoppedEarly
+            patience = self.config.federated.early_stopping.patience
+            raise _StoppedEarly(f"early stopping: round {self.record.best_round()} has had the best model for {patience} rounds")
+        if self.privacy and not last and not self.privacy.allows(outcome.number + 1):
+            budget = self.config.privacy.max_epsilon
+            raise _StoppedEarly(f"privacy budget: one more round would exceed privacy.max_epsilon={budget}; the run ends here")
 
     def _save_best(self, best: torch.Tensor, current: np.ndarray[Any, Any]) -> None:
         """Keep the model that this round began with: only now has it been scored."""
@@ -303,6 +318,7 @@ class _Run:
             "targets_key": self.targets_key,
             "rounds": self.state.to_plain(),
             "fingerprints": {str(partition): value for partition, value in self.federation.fingerprints.items()},
+            "privacy": self.privacy.to_plain() if self.privacy else None,
             "centroids": None if self.centroids is None else torch.from_numpy(self.centroids.copy()),
         }
         self.record.save(number, self.model.state_dict(), resume)

@@ -28,6 +28,7 @@ from fedhubert.federation.exact_sum import peak
 from fedhubert.federation.folding import RoundFold, RoundOutcome
 from fedhubert.federation.journal import Entry, Journal
 from fedhubert.federation.nodes import Federation, describe_failures, refresh
+from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.sampling import assign_to_nodes, ranking
 from fedhubert.federation.server_optimizers import ServerOptimizer
@@ -98,6 +99,7 @@ class FederatedStrategy(Strategy):
         state: What earlier rounds left; advanced as rounds are accepted.
         journal: Where the accepted clients are written before each step; rounds already in it are replayed as they went.
         checkpoints: Returns the rounds that a resume may go back to, for which sites keep their state.
+        privacy: Draws the cohorts and adds the noise; None: no differential privacy.
         on_client: Progress callback.
     """
 
@@ -111,6 +113,7 @@ class FederatedStrategy(Strategy):
         journal: Journal | None = None,
         targets_key: str = "",
         checkpoints: Callable[[], list[int]] = list,
+        privacy: CentralPrivacy | None = None,
         on_client: ClientsDone | None = None,
     ) -> None:
         self.federation = federation
@@ -125,6 +128,8 @@ class FederatedStrategy(Strategy):
         self._journal = journal
         self._targets_key = targets_key
         self._checkpoints = checkpoints
+        self._privacy = privacy
+        self._silent_rounds = 0
         self._on_client = on_client or (lambda round_number, done, asked: None)
         self._keeps_state = client_job(federation.config).keeps_state
 
@@ -147,15 +152,28 @@ class FederatedStrategy(Strategy):
         self._message_array, self._reference = self.pack(self.incoming)
         self._replayed = self._journal.get(number) if self._journal else None
         federated = self.federation.config.federated
-        self._wanted = len(self._replayed.steps) if self._replayed else federated.clients_per_round
-        self._queue = (
-            sorted(self._replayed.steps)
-            if self._replayed
-            else ranking(self.federation.config.seed, number, federated.num_clients)
-        )
         self.outcome = RoundOutcome(number, [])
+        if self._replayed:
+            self._queue = sorted(self._replayed.steps)
+            self._wanted = len(self._queue)
+        elif self._privacy:
+            self._queue = self._privacy.cohort(number)
+            self._wanted = len(self._queue)
+            away = set(self._queue) - self.federation.connected
+            self.outcome.failures = [Failure(partition, "not_connected") for partition in sorted(away)]
+        else:
+            self._queue = ranking(self.federation.config.seed, number, federated.num_clients)
+            self._wanted = federated.clients_per_round
         self._norm_limit = self.state.norm_limit(federated.max_norm_ratio)
-        self._fold = RoundFold(federated, self._momentum, self.federation.layout, self._reference, self.outcome, self._norm_limit)
+        self._fold = RoundFold(
+            federated,
+            self._momentum,
+            self.federation.layout,
+            self._reference,
+            self.outcome,
+            self._norm_limit,
+            self._privacy.clip_norm if self._privacy else None,
+        )
         self._attempt = 0
         self._started = time.monotonic()
         return self._ask(self._wanted if self._replayed else math.ceil(self._wanted * federated.over_commit))
@@ -172,11 +190,12 @@ class FederatedStrategy(Strategy):
             self._ask_again()
         outcome.asked.sort()
         self._check_quorum()
-        self._write_journal()
         outcome.seconds["train"] = time.monotonic() - self._started
         step_started = time.monotonic()
+        release = self._privacy.release(outcome.number, self._fold.total, outcome.clients) if self._privacy else None
+        self._write_journal(release.tag if release else "")
         self.between_steps = False
-        updated = self.optimizer.step(self.incoming, self._fold.mean())
+        updated = self.optimizer.step(self.incoming, release.mean if release else self._fold.mean())
         if not math.isfinite(peak(updated)):
             raise FederationError(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
@@ -185,6 +204,9 @@ class FederatedStrategy(Strategy):
         self.between_steps = True
         outcome.seconds["server_step"] = time.monotonic() - step_started
         self.state.accept(outcome)
+        if self._privacy and release:
+            outcome.privacy = self._privacy.figures(outcome.number)
+            self._privacy.clip_norm = release.next_clip_norm
         record = ArrayRecord()
         record["model"] = HeldArray(updated.numpy())
         return record, MetricRecord({"clients": len(outcome.clients)})
@@ -235,8 +257,13 @@ class FederatedStrategy(Strategy):
         outcome.failures += [Failure(partition, "no_answer") for node in sorted(unheard) for partition in self._shares[node]]
 
     def _too_few(self) -> bool:
-        """Below the quorum; or, in a replay, without all that were accepted before."""
+        """Below the quorum; or, in a replay, without all that were accepted before.
+
+        Never with differential privacy: whether others fail must not decide who is asked.
+        """
         accepted = len(self.outcome.clients)
+        if self._privacy and not self._replayed:
+            return False
         return accepted < self._wanted if self._replayed else accepted < self.federation.config.federated.quorum
 
     def _ask_again(self) -> None:
@@ -260,7 +287,9 @@ class FederatedStrategy(Strategy):
 
     def _check_quorum(self) -> None:
         accepted, needed = len(self.outcome.clients), self.federation.config.federated.quorum
-        if accepted < needed:
+        if self._privacy:
+            self._check_not_silent()
+        elif accepted < needed:
             absent = sorted(set(range(self.federation.config.federated.num_clients)) - self.federation.connected)
             away = f" Not connected: {absent}." if absent else ""
             raise FederationError(
@@ -269,15 +298,29 @@ class FederatedStrategy(Strategy):
                 setting="federated.min_clients",
             )
 
-    def _write_journal(self) -> None:
-        """Make the accepted set durable, or, in a replay, check that it is the one of before."""
+    def _check_not_silent(self) -> None:
+        """With differential privacy a round of noise alone is one like any other; a row of them in which clients were asked has broken down."""
+        self._silent_rounds = self._silent_rounds + 1 if self._wanted and not self.outcome.clients else 0
+        if self._silent_rounds > self.federation.config.federated.round_retries:
+            raise FederationError(
+                f"round {self.outcome.number}: no usable update in {self._silent_rounds} rounds in a row (federated.round_retries), only noise. "
+                f"{describe_failures(self.outcome.failures)}",
+                setting="federated.round_retries",
+            )
+
+    def _write_journal(self, release: str) -> None:
+        """Make the accepted set, and the name of what is ``release``d of it, durable; or, in a replay, check that they are those of before."""
         outcome = self.outcome
-        if self._replayed and set(outcome.clients) == set(self._replayed.steps):
+        same = self._replayed is not None and set(outcome.clients) == set(self._replayed.steps)
+        if self._replayed and same:
             outcome.asked, outcome.failures = list(self._replayed.asked), list(self._replayed.failures)
             for name, count in self._replayed.bytes.items():
                 setattr(outcome, name, count)
-            return
-        if self._replayed:
+            if release == self._replayed.release:
+                return
+        if self._replayed and self._privacy:
+            self._privacy.check_replay(outcome.number, sorted(outcome.clients))
+        elif self._replayed:
             log.warning(
                 "round %d accepted clients %s before the interruption, and now only %s answer: from here the run is another",
                 outcome.number,
@@ -287,7 +330,7 @@ class FederatedStrategy(Strategy):
         if self._journal:
             steps = {partition: int(outcome.clients[partition]["train_steps"]) for partition in sorted(outcome.clients)}
             counts = {name: getattr(outcome, name) for name in ("bytes_down", "bytes_up", "bytes_down_fp32", "bytes_up_fp32")}
-            self._journal.write(Entry(outcome.number, outcome.asked, steps, outcome.failures, counts))
+            self._journal.write(Entry(outcome.number, outcome.asked, steps, outcome.failures, counts, release))
 
     def _request(self, node: int, kind: str, partitions: list[int], number: int) -> Message:
         federated = self.federation.config.federated
@@ -302,6 +345,8 @@ class FederatedStrategy(Strategy):
         }
         if kind == protocol.TRAIN:
             task |= {"attempt": self._attempt, "norm_limit": self._norm_limit}
+            if self._privacy:
+                task["clip_norm"] = self._privacy.clip_norm
             if self._replayed:
                 task["steps"] = {str(partition): self._replayed.steps[partition] for partition in partitions}
             if self._keeps_state:

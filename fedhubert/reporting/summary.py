@@ -40,7 +40,7 @@ def rounds_table(metrics_file: Path) -> Table:
         train = event["train"]
         table.add_row(
             str(event["round"]),
-            _figure(train["loss"]),
+            _figure(train.get("loss")),
             _figure(train.get(second)),
             _figure(scored.get("loss")),
             _figure(scored.get(second)),
@@ -55,7 +55,7 @@ def rounds_table(metrics_file: Path) -> Table:
 def second_figure(events: list[Event]) -> tuple[str, str, str]:
     """Return the figure to show beside the loss: its key, its name, and a short one."""
     rounds = [event["train"] for event in events if event.get("event") == "round"]
-    if rounds and "cosine_distance" in rounds[-1]:
+    if any("cosine_distance" in train for train in rounds):
         return "cosine_distance", "cosine distance to the teacher", "dist"
     return "masked_accuracy", "masked accuracy", "acc"
 

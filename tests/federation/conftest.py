@@ -17,6 +17,9 @@ from fedhubert.federation.arrays import HeldArray
 from fedhubert.federation.grid import StreamingGrid
 from fedhubert.federation.journal import Journal
 from fedhubert.federation.nodes import Federation
+from fedhubert.federation.privacy import CentralPrivacy
+from fedhubert.federation.privacy_accounting import Ledger
+from fedhubert.federation.secret import Secret
 from fedhubert.federation.server_optimizers import build_server_optimizer
 from fedhubert.federation.strategy import FederatedStrategy, RoundState
 from fedhubert.training.parameters import ParameterLayout
@@ -86,7 +89,13 @@ class PlayedGrid:
 class Played:
     """A strategy over a played grid."""
 
-    def __init__(self, overrides: list[str], answer: Answer | None = None, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        overrides: list[str],
+        answer: Answer | None = None,
+        journal: Journal | None = None,
+        secret: bytes = bytes(32),
+    ) -> None:
         self.config = compose(["client.local_steps=1", *overrides])
         count = self.config.federated.num_clients
         played: Answer = answer or (lambda node, task: reply(node, round=task["round"]))
@@ -95,7 +104,11 @@ class Played:
         self.federation.hosts = {100 + number: [number] for number in range(count)}
         self.federation.partitions = {number: {"train_audio_s": 1.0} for number in range(count)}
         optimizer = build_server_optimizer(self.config.federated, NUMEL)
-        self.strategy = FederatedStrategy(self.federation, optimizer, state=RoundState(), journal=journal)
+        self.privacy = None
+        if self.config.privacy.enabled:
+            ledger = Ledger(self.config.federated.client_fraction, self.config.privacy.noise_multiplier, journal=journal)
+            self.privacy = CentralPrivacy(self.config, Secret(secret), ledger)
+        self.strategy = FederatedStrategy(self.federation, optimizer, state=RoundState(), journal=journal, privacy=self.privacy)
         self.models = [np.zeros(NUMEL, np.float32)]
         self.outcomes: list[Any] = []
 

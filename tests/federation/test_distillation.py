@@ -259,3 +259,11 @@ def test_no_audio_path_or_utterance_leaves_a_site(run: Run, tone_folder: Path) -
         assert "utterance0" not in text and "speaker0" not in text and str(tone_folder) not in text
         for record in answer.content.array_records.values():
             assert all(array.numpy().size != frames for array in record.values())
+
+
+def test_a_distillation_can_be_private(run: Run) -> None:
+    result, _ = run("run", "privacy=central", "privacy.clip_norm=1e-3", "federated.client_fraction=1", "federated.num_rounds=2")
+    for event in events(result, "round"):
+        assert event["privacy"]["epsilon"] > 0 and len(event["clients"]) == 3
+        assert all(0.9e-3 < client["update_norm"] <= 1e-3 and client["weight"] == 1 for client in event["clients"])
+    assert "k-means" not in (result.folder.path / "federated_training.log").read_text()  # it has no labels to be made

@@ -3,12 +3,14 @@
 import hashlib
 import multiprocessing
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from fedhubert.checkpoints.content import load_plain
+from fedhubert.federation.journal import Journal
 
 from . import killable
 from .conftest import SMALL
@@ -47,12 +49,16 @@ KILLS = [
 ]
 
 
-def run(out: Path, manifest: Path, root: Path, point: str = "kmeans", call: int = 0) -> int:
+PRIVATE = ["privacy=central", "privacy.clip_norm=0.1", "privacy.target_quantile=0.5", "federated.num_rounds=4"]
+PRIVATE_KILLS = ["journal 1", "journal 2", "optimiser step 3", "round booked 2", "checkpoint begun 1", "folding 4"]
+
+
+def run(out: Path, manifest: Path, root: Path, point: str = "kmeans", call: int = 0, also: Sequence[str] = ()) -> int:
     """Run in a process of its own and return its exit code; what it logs is in the run's folder."""
     context = multiprocessing.get_context("forkserver")  # each process starts with everything imported
     context.set_forkserver_preload(["tests.integration.killable"])
     data = [f"data.manifest={manifest}", f"data.root={root}", f"out={out}", f"client.state_dir={out / 'state'}"]
-    process = context.Process(target=killable.main, args=(point, str(call), *SETTINGS, *data))
+    process = context.Process(target=killable.main, args=(point, str(call), *SETTINGS, *also, *data))
     process.start()
     process.join(timeout=120)
     assert process.exitcode is not None, "the run hangs"
@@ -97,6 +103,24 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(manifest: Path, tone_f
     assert [name for name in expected if found[name] != expected[name]] == []
     assert comparable(killed) == comparable(alone)
     assert any(event["failed"] for event in comparable(alone) if event["event"] == "round")
+
+
+def test_a_private_run_killed_again_and_again_releases_the_same_models_once(
+    manifest: Path, tone_folder: Path, tmp_path: Path
+) -> None:
+    """Before and after a round's release is written down, and between it and the model's step; the cohorts are drawn from the secret."""
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert run(alone, manifest, tone_folder, also=PRIVATE) == 0
+    hit = 0
+    for kill in PRIVATE_KILLS:
+        point, _, call = kill.rpartition(" ")
+        hit += run(killed, manifest, tone_folder, point, int(call), PRIVATE) == -signal.SIGKILL
+    assert hit >= 5, f"only {hit} of {len(PRIVATE_KILLS)} kills happened"
+    assert run(killed, manifest, tone_folder, also=PRIVATE) == 0
+    assert state_of(killed) == state_of(alone)
+    assert comparable(killed) == comparable(alone)
+    assert set(Journal(killed / "checkpoints").releases().values()) == {1}
+    assert len({len(event["asked"]) for event in comparable(alone) if event["event"] == "round"}) > 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "bit flipped"])
