@@ -26,6 +26,7 @@ from fedhubert.federation.figures import (
     brief,
     data_summary,
     failed,
+    fairness_of,
     per_client,
     round_event,
     round_line,
@@ -347,6 +348,7 @@ class _Run:
                 "num_rounds": self.config.federated.num_rounds,
                 "best_round": self.record.best_round(),
                 "validation": self.validation,
+                "fairness": fairness_of(outcome),
                 "clients": per_client(outcome),
                 "failed": failed(outcome),
             }
