@@ -460,6 +460,13 @@ class EvaluationConfig(_Model):
     root: str | None = None
 
 
+class ReportingConfig(_Model):
+    """Where else a run's figures go (see :mod:`fedhubert.reporting.trackers`); ``project`` is its name there."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    project: Annotated[str, Field(min_length=1)] = "fedhubert"
+
+
 class FaultsConfig(_Model):
     """Failures to rehearse with: each client of each round draws, from the run's seed, whether it fails and how.
 
@@ -496,6 +503,7 @@ class Config(_Model):
     simulation: SimulationConfig = SimulationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    reporting: ReportingConfig = ReportingConfig()
     faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="after")

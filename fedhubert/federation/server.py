@@ -133,6 +133,7 @@ class _Run:
             log.error("run stopped: %s", error)
             raise
         finally:
+            self.record.close()
             stop_logging_to(handler)
 
     def _phases(self) -> RunResult:
@@ -141,6 +142,7 @@ class _Run:
             prepare_student(self.model, self.config, self.teacher)
         self._resume()
         self._write_config()
+        self.record.open_trackers()
         if self.privacy and not self._is_over():
             announce(self.privacy, self.config, self.first_round)
         log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
