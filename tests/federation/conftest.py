@@ -19,9 +19,10 @@ from fedhubert.federation.journal import Journal
 from fedhubert.federation.nodes import Federation
 from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.privacy_accounting import Ledger
+from fedhubert.federation.round_state import RoundState
 from fedhubert.federation.secret import Secret
 from fedhubert.federation.server_optimizers import build_server_optimizer
-from fedhubert.federation.strategy import FederatedStrategy, RoundState
+from fedhubert.federation.strategy import FederatedStrategy
 from fedhubert.training.parameters import ParameterLayout
 
 LAYOUT = ParameterLayout(("weight", "bias"), ((2, 2), (1,)))

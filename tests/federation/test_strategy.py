@@ -12,8 +12,8 @@ from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.journal import Entry, Journal
 from fedhubert.federation.protocol import Failure
+from fedhubert.federation.round_state import RoundState
 from fedhubert.federation.sampling import ranking
-from fedhubert.federation.strategy import RoundState
 
 from .conftest import LAYOUT, NUMEL, Played, reply
 
