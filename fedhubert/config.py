@@ -434,6 +434,11 @@ class ClientConfig(_Model):
     state_dir: str | None = None
     state_max_gb: Positive | None = 100.0
 
+    @property
+    def sgd_momentum(self) -> float:
+        """The momentum that FedNova has to know of; AdamW's counts as none."""
+        return self.momentum if self.optimizer == "sgd" else 0.0
+
 
 class SimulationConfig(_Model):
     """Size of the single host that plays all clients (``fedhubert train``; ``flwr run`` takes Flower's own options)."""

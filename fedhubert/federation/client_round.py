@@ -121,7 +121,7 @@ def _encoded_update(
     job, task = request.job, request.task
     update = resident.layout.to_vector(resident.model).sub_(incoming)
     if job.normalise_by_steps:
-        update /= nova_coefficient(result.steps, job.client.momentum if job.client.optimizer == "sgd" else 0.0)
+        update /= nova_coefficient(result.steps, job.client.sgd_momentum)
     if job.update_codec == "int8" and state.residual is not None:
         update += state.residual
     clipping: Metrics = {}

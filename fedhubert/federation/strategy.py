@@ -116,7 +116,7 @@ class FederatedStrategy(Strategy):
         self._norm_limit = self.state.norm_limit(federated.max_norm_ratio)
         self._fold = RoundFold(
             federated,
-            self._momentum,
+            self.federation.config.client.sgd_momentum,
             self.federation.layout,
             self._reference,
             self.outcome,
@@ -171,11 +171,6 @@ class FederatedStrategy(Strategy):
         self._message_array, self._reference = self.pack(model)
         for node, partitions in self.federation.everyone().items():
             yield self._request(node, protocol.EVALUATE, partitions, number)
-
-    @property
-    def _momentum(self) -> float:
-        client = self.federation.config.client
-        return client.momentum if client.optimizer == "sgd" else 0.0
 
     def _ask(self, count: int) -> Iterator[Message]:
         """Return messages to the next ``count`` partitions of the queue that are connected."""
