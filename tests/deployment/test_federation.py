@@ -101,7 +101,8 @@ def test_what_a_registered_node_may_send_does_no_harm(deployment: Deployment, tm
 def test_a_killed_server_app_goes_on_in_a_new_run(deployment: Deployment, simulated: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = deployment.run(out)
-    wait_until(lambda: any(event["event"] == "round" for event in events(out)), "first round", LONG_S, deployment.logs)
+    saved = out / "checkpoints/round_001_checkpoint.sha256"  # written last
+    wait_until(saved.is_file, "first checkpoint", LONG_S, deployment.logs)
     (server_app,) = deployment.processes("flwr-serverapp")
     os.kill(server_app, signal.SIGKILL)
     assert not any(event["event"] == "final" for event in events(out))
