@@ -235,6 +235,7 @@ class TargetsConfig(_Model):
     tolerance: NonNegative = 1e-4
     max_frames_per_client: PositiveInt = 200_000
     seed_frames_per_client: PositiveInt = 20_000
+    min_frames: PositiveInt = 20
     label_column: str | None = None
     label_values: tuple[str, ...] = ()
 

@@ -12,15 +12,14 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedhubert.federation import faults, protocol
+from fedhubert.federation import faults, protocol, site_figures
 from fedhubert.federation.client_round import evaluate_model, resident_model, train_round
 from fedhubert.federation.handling import Handled, each_partition, failure_of
 from fedhubert.federation.protocol import Metrics, Request
 from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site
 from fedhubert.models.teacher import Teacher
-from fedhubert.targets import kmeans
-from fedhubert.targets.agreement import contingency
 from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.kmeans import KMeansStatistics
 
 log = logging.getLogger("fedhubert.site")
 
@@ -110,15 +109,9 @@ def kmeans_seed(request: Request, node_config: NodeConfig) -> Handled:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def seeds(site: Site, partition: Partition) -> Metrics:
-        features = site.fitting_features(partition, request.task["extractor"])
-        centroids, weights = kmeans.local_seeds(
-            features[: request.job.targets.seed_frames_per_client],
-            request.job.targets.num_clusters,
-            request.job.seed,
-            partition.number,
-        )
+        centroids, weights, metrics = site_figures.seeds(site, partition, request.task["extractor"])
         arrays[f"centroids_{partition.number}"], arrays[f"weights_{partition.number}"] = centroids, weights
-        return {"frames": len(features)}
+        return metrics
 
     return {**each_partition(request, node_config, seeds), "arrays": arrays}
 
@@ -126,12 +119,12 @@ def kmeans_seed(request: Request, node_config: NodeConfig) -> Handled:
 def kmeans_step(request: Request, node_config: NodeConfig) -> Handled:
     """Send sums, counts and inertia of the partitions' features under the given centroids, added up over this node's partitions."""
     centroids = request.arrays["centroids"]
-    total: list[kmeans.KMeansStatistics] = []
+    total: list[KMeansStatistics] = []
 
     def accumulate(site: Site, partition: Partition) -> Metrics:
-        statistics = kmeans.accumulate(site.fitting_features(partition, request.task["extractor"]), centroids)
+        statistics, metrics = site_figures.statistics(site, partition, centroids, request.task["extractor"])
         total[:] = [total[0] + statistics if total else statistics]
-        return {"frames": statistics.num_frames}
+        return metrics
 
     handled = each_partition(request, node_config, accumulate)
     return {**handled, "arrays": total[0].to_arrays() if total else {}}
@@ -144,17 +137,10 @@ def label(request: Request, node_config: NodeConfig) -> Handled:
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
 
-    targets = request.job.targets
-
-    def add(name: str, counts: np.ndarray[Any, Any]) -> None:
-        arrays[name] = arrays[name] + counts if name in arrays else counts
-
     def count(site: Site, partition: Partition) -> Metrics:
         store = site.labels(partition, request.task["targets"], request.arrays.get("centroids"), request.task["extractor"])
-        add("train", store.counts(partition.train_rows))
-        add("validation", store.counts(partition.validation_rows))
-        if targets.label_column:
-            add("contingency", contingency(store, partition.rows, site.manifest, targets.label_column, targets.label_values))
+        for name, counts in site_figures.label_counts(site, partition, store).items():
+            arrays[name] = arrays[name] + counts if name in arrays else counts
         return {"frames": store.num_frames, "label_rate_hz": store.rate_hz, "num_clusters": store.num_clusters}
 
     return {**each_partition(request, node_config, count), "arrays": arrays}

@@ -50,6 +50,8 @@ class SiteSettings:
         labels, label_rate_hz: Precomputed labels and their rate.
         teacher: The site's own copy of a distillation's teacher, if it names one.
         centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
+        min_frames: Figures over fewer frames do not leave the site, whatever ``targets.min_frames`` allows.
+        label_column: The manifest column that may be counted against the clusters, where the site has a manifest of its own.
     """
 
     node: int
@@ -63,6 +65,8 @@ class SiteSettings:
     label_rate_hz: int = 100
     centroids_hash: str = ""
     teacher: str | None = None
+    min_frames: int = 1
+    label_column: str | None = None
 
     @classmethod
     def read(cls, node_config: NodeConfig, job: ClientJob) -> "SiteSettings":
@@ -91,6 +95,8 @@ class SiteSettings:
             label_rate_hz=int(node_config.get("label-rate-hz") or job.targets.label_rate_hz),
             centroids_hash=str(node_config.get("centroids-hash") or ""),
             teacher=str(node_config["teacher"]) if node_config.get("teacher") else None,
+            min_frames=max(job.targets.min_frames, int(node_config.get("min-frames") or 1)),
+            label_column=str(node_config.get("label-column") or "") if own else job.targets.label_column,
         )
 
 

@@ -1,6 +1,7 @@
 """Pseudo-labels before the first round: federated k-means (sums and counts travel, never features), then labelling on each site."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -188,21 +189,35 @@ def _fit(
         solver.seed(_seeds(federation, task))
         progress.save(solver.state_dict())
     while not solver.done:
-        statistics = None
+        statistics, total = None, Counter[str]()
         assert solver.centroids is not None
         scale_bits = scale_of(solver.centroids)
         for reply in _ask_all(federation, protocol.KMEANS_STEP, {"centroids": HeldArray(solver.centroids)}, task):
             if reply.metrics:
                 part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, source.dimension, scale_bits)
                 statistics = part if statistics is None else statistics + part
+                for metrics in reply.metrics.values():
+                    total.update(metrics)
         assert statistics is not None
         solver.step(statistics)
         iteration, inertia = len(solver.history), solver.history[-1]
         log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
-        on_event({"event": "kmeans", "iteration": iteration, "inertia_per_frame": inertia, "frames": statistics.num_frames})
+        on_event(kmeans_event(solver, statistics, total))
         progress.save(solver.state_dict())
     assert solver.centroids is not None
     return solver.centroids
+
+
+def kmeans_event(solver: FederatedKMeans, statistics: KMeansStatistics, total: Mapping[str, int | float]) -> dict[str, Any]:
+    """Return what ``metrics.jsonl`` says of an iteration; ``total``: what the clients said of their statistics, added up."""
+    return {
+        "event": "kmeans",
+        "iteration": len(solver.history),
+        "inertia_per_frame": solver.history[-1],
+        "frames": statistics.num_frames,
+        "withheld_frames": int(total["frames"]) - statistics.num_frames,
+        "withheld_clusters": int(total["withheld_clusters"]),
+    }
 
 
 def _seeds(federation: Federation, task: dict[str, Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
