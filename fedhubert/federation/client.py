@@ -13,10 +13,11 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedhubert.federation import faults, protocol, site_figures
+from fedhubert.federation.audit import write_down
 from fedhubert.federation.client_round import evaluate_model, resident_model, train_round
 from fedhubert.federation.handling import Handled, each_partition, failure_of
 from fedhubert.federation.protocol import Metrics, Request
-from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site
+from fedhubert.federation.site import NodeConfig, Partition, Site, log_on_site, open_site, state_dir_of
 from fedhubert.models.teacher import Teacher
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.kmeans import KMeansStatistics
@@ -39,19 +40,25 @@ def register(app: ClientApp) -> None:
 
 
 def _answer(handler: Callable[[Request, NodeConfig], Handled]) -> Callable[[Message, Context], Message]:
-    """Wrap a handler so that it always replies."""
+    """Wrap a handler so that it always replies, and that what it replies is written down first."""
 
     def answer(message: Message, context: Context) -> Message:
+        node_config, request = context.node_config, None
         try:
             request = protocol.read_request(message)
             torch.set_num_threads(request.job.client.threads)
-            log_on_site(SiteSettings.read(context.node_config, request.job).state_dir)
-            return protocol.reply(message, **handler(request, context.node_config))
+            log_on_site(state_dir_of(node_config, request.job))
+            reply = protocol.reply(message, **handler(request, node_config))
         except faults.InjectedCrash:
             raise
         except Exception as error:
-            node = str(context.node_config.get("partition-id", ""))
-            return protocol.reply(message, failures=[failure_of(-1, error)], info={"node": node})
+            info = {"node": str(node_config.get("partition-id", ""))}
+            reply = protocol.reply(message, failures=[failure_of(-1, error)], info=info)
+        try:
+            write_down(node_config, message.metadata.message_type, request, reply.content)
+        except Exception as error:
+            return protocol.reply(message, failures=[failure_of(-1, error)])  # all that leaves unwritten: the word `audit`
+        return reply
 
     return answer
 

@@ -81,7 +81,6 @@ class SiteSettings:
             raise ConfigError(
                 "no manifest: set data.manifest, or manifest=... in the node's configuration", setting="data.manifest"
             )
-        state_dir = node_config.get("state-dir") or job.client.state_dir or cache_folder() / "state"
         root = node_config.get("audio-root")
         return cls(
             node=int(node_config["partition-id"]),
@@ -89,7 +88,7 @@ class SiteSettings:
             own_data=bool(own),
             manifest=manifest,
             root=str(root) if root else (None if own else job.data.root),
-            state_dir=Path(str(state_dir)).expanduser().absolute(),
+            state_dir=state_dir_of(node_config, job),
             device=str(node_config.get("device") or job.client.device),
             labels=str(node_config["labels"]) if node_config.get("labels") else job.targets.labels,
             label_rate_hz=int(node_config.get("label-rate-hz") or job.targets.label_rate_hz),
@@ -289,6 +288,12 @@ class Site:
         """Return 48 bits that change with the partition's data; salted with the run's key, so that they tell nothing about it."""
         text = f"{run_key} {self.manifest.fingerprint(partition.rows)}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+
+
+def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
+    """Return a node's state folder; ``job`` has the server's word, where there is one."""
+    named = node_config.get("state-dir") or (job and job.client.state_dir) or cache_folder() / "state"
+    return Path(str(named)).expanduser().absolute()
 
 
 def log_on_site(state_dir: Path) -> None:
