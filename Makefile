@@ -42,6 +42,7 @@ test-deployment: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.rounds
+	$(BIN)/python -m tests.benchmarks.cohorts
 	@test -n "$$FEDHUBERT_CORPUS" || { echo "the codec benchmark needs FEDHUBERT_CORPUS: a folder of speech with a manifest.csv"; exit 1; }
 	$(BIN)/python -m tests.benchmarks.codecs
 

@@ -23,6 +23,7 @@ VERBS = {
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
     "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
+    "state": "what a site keeps between rounds and runs, and how to remove it",
     "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 
@@ -110,7 +111,7 @@ def _fail(error: FedhubertError) -> int:
 def _parser() -> argparse.ArgumentParser:
     from fedhubert.checkpoints import export
     from fedhubert.data import prepare
-    from fedhubert.deployment import certs
+    from fedhubert.deployment import certs, state
     from fedhubert.evaluation import command as evaluate
     from fedhubert.reporting import report
 
@@ -119,7 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fedhubert {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    files = (("prepare", prepare), ("export", export), ("evaluate", evaluate), ("report", report), ("certs", certs))
+    files = (
+        ("prepare", prepare),
+        ("export", export),
+        ("evaluate", evaluate),
+        ("report", report),
+        ("state", state),
+        ("certs", certs),
+    )
     for name, module in files:
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)

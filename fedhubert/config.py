@@ -323,6 +323,7 @@ class FederatedConfig(_Model):
     round_timeout_s: Positive = 3600.0
     round_retries: Count = 2
     connect_timeout_s: Positive = 300.0
+    node_keys: str | None = None
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
 
     @property
@@ -377,6 +378,7 @@ class ClientConfig(_Model):
     threads: PositiveInt = 1
     validation_batches: Count = 0
     state_dir: str | None = None
+    state_max_gb: Positive | None = 100.0
 
 
 class SimulationConfig(_Model):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fedhubert.baselines.pool import ClientScore, Pool, figures
+from fedhubert.checkpoints.files import exclusively
 from fedhubert.checkpoints.importing import start_from
 from fedhubert.checkpoints.store import RoundStore
 from fedhubert.compose import to_yaml
@@ -59,14 +60,15 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
     if config.resume == "auto" and is_finished(folder, config, options):
         log.info("%s is done", folder.path)
         return folder
-    _begin(folder, config, options)
-    torch.set_num_threads(config.client.threads)
-    handler = log_to_file(folder.log_file)
-    try:
-        with _terminated_as_interrupted():
-            (_train_local if options.local_only else _train_central)(config, options, folder)
-    finally:
-        stop_logging_to(handler)
+    with exclusively(folder.checkpoints, setting="out"):
+        _begin(folder, config, options)
+        torch.set_num_threads(config.client.threads)
+        handler = log_to_file(folder.log_file)
+        try:
+            with _terminated_as_interrupted():
+                (_train_local if options.local_only else _train_central)(config, options, folder)
+        finally:
+            stop_logging_to(handler)
     return folder
 
 

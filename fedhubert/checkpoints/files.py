@@ -1,17 +1,27 @@
 """Files and folders that appear whole or not at all, also when the process is killed or the disk is full. Needs no torch."""
 
+import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from fedhubert.errors import CheckpointError
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".writing-", ".tmp"
+LOCK_NAME, LOCK_PATIENCE_S = ".lock", 10.0  # what a killed process has forked may outlive it by seconds
+
+
+class FolderInUse(CheckpointError):
+    """Another process works in the folder."""
+
+    code = "folder_in_use"
 
 
 class HashingFile:
@@ -109,6 +119,52 @@ def explaining_write_errors(folder: Path, *, setting: str) -> Iterator[None]:
         raise CheckpointError(
             f"cannot write to {folder}: {reason}; free some space there or choose another folder", setting=setting
         ) from error
+
+
+@contextmanager
+def exclusively(folder: Path, *, setting: str) -> Iterator[None]:
+    """Hold the lock of ``folder`` (made if it is not there), which ends with the process however that ends.
+
+    Raises:
+        FolderInUse: another process holds it; named by number and host.
+        CheckpointError: the folder cannot be written.
+    """
+    with explaining_write_errors(folder, setting=setting):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK_NAME, "a+")  # noqa: SIM115
+    with file:
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                raise FolderInUse(f"{folder} is in use by {holder}: wait for its end, or choose another folder", setting=setting)
+            time.sleep(0.1)
+        with explaining_write_errors(folder, setting=setting):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of ``folder``."""
+    try:
+        with open(folder / LOCK_NAME) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def publish_folder(out: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:

@@ -6,13 +6,14 @@ simulation's Ray, once, and messages carry a reference to it.
 """
 
 import io
+import sys
 import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.app import Array
+from flwr.app import Array, Message
 
 NDArray = npt.NDArray[Any]
 
@@ -57,6 +58,24 @@ class SharedArray(HeldArray):
 
         ndarray: NDArray = ray.get(self.__dict__["_ref"])
         return ndarray
+
+    def release(self) -> None:
+        """Give up the reference; arrays already read stay valid."""
+        self.__dict__.pop("_ref", None)
+
+
+def release(message: Message) -> None:
+    """Let go of what ``message`` refers to in the object store: threads of Flower's engine hold on to the last messages that they have seen."""
+    for record in message.content.array_records.values() if message.has_content() else ():
+        for array in record.values():
+            if isinstance(array, SharedArray):
+                array.release()
+
+
+def publish(ndarray: NDArray) -> Array:
+    """Make an array ready to be sent to many."""
+    ray = sys.modules.get("ray")  # nobody imports it on a real server
+    return SharedArray(ndarray) if ray is not None and ray.is_initialized() else HeldArray(ndarray)
 
 
 def tensor_of(ndarray: NDArray) -> torch.Tensor:

@@ -79,6 +79,7 @@ def describe(request: Request, node_config: NodeConfig) -> Handled:
         }
 
     site = open_site(request.job, node_config)
+    site.tidy(request.run_key)
     settings = site.settings
     handled = each_partition(request, node_config, count)
     info: dict[str, str | int] = {"node": settings.node, "num_nodes": settings.num_nodes, "hosts_all": int(site.hosts_all)}

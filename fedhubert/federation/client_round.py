@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,11 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     arrays: Arrays = {}
 
     def train(site: Site, partition: Partition) -> Metrics:
+        state = site.state_folder(request.run_key, partition.number)
+        with state.exclusively() if job.keeps_state else nullcontext():
+            return train_alone(site, partition)
+
+    def train_alone(site: Site, partition: Partition) -> Metrics:
         metrics = _evaluate(request, site, partition, resident, incoming, device)
         result, state = _train(request, site, partition, resident, incoming, device)
         encoded, decoded = _encoded_update(request, partition.number, resident, incoming, result, state)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedhubert.federation.folding import RoundOutcome
+from fedhubert.federation.protocol import Metrics
 from fedhubert.reporting.metrics import Event
 
 
@@ -17,7 +18,7 @@ def round_event(outcome: RoundOutcome) -> Event:
         "train": {
             "model_round": outcome.number - 1,
             **figures_of(_sums(outcome, "train_")),
-            "audio_s": float(sum(client["train_audio_s"] for client in clients)),
+            "audio_s": math.fsum(client["train_audio_s"] for client in clients),  # whatever the order
             "steps": int(sum(client["train_steps"] for client in clients)),
         },
         "validation": validation_figures(outcome, model_round=outcome.number - 1),
@@ -29,6 +30,17 @@ def round_event(outcome: RoundOutcome) -> Event:
         "bytes_down_fp32": outcome.bytes_down_fp32,
         "bytes_up_fp32": outcome.bytes_up_fp32,
         "seconds": dict(outcome.seconds),
+    }
+
+
+def data_summary(partitions: Mapping[int, Metrics]) -> dict[str, int | float]:
+    """Return counts over all clients' data."""
+    about = partitions.values()
+    return {
+        "clients": len(about),
+        "utterances": int(sum(client["train_utterances"] + client["validation_utterances"] for client in about)),
+        "train_audio_s": math.fsum(client["train_audio_s"] for client in about),
+        "validation_audio_s": math.fsum(client["validation_audio_s"] for client in about),
     }
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedhubert.errors import FedhubertError
+from fedhubert.federation.arrays import release
 
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.5
 
@@ -62,6 +64,9 @@ class StreamingGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         return self._grid.get_node_ids()
 
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return self._grid.get_nodes()
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         return self._grid.push_messages(messages)
 
@@ -96,7 +101,10 @@ class StreamingGrid(Grid):
                     for reply in self._grid.pull_messages([message_id]):
                         del in_flight[message_id]
                         any_arrived = True
-                        yield reply
+                        try:
+                            yield reply
+                        finally:
+                            release(reply)
                 if time.monotonic() > deadline:
                     self.unanswered += [*in_flight.values(), *(message.metadata.dst_node_id for message in waiting)]
                     return
@@ -125,5 +133,6 @@ class StreamingGrid(Grid):
     def _drop_late_replies(self) -> None:
         """Take replies that nobody waits for any more out of Flower's state, where they would pile up; one at a time, as they may be large."""
         for message_id in list(self._late):
-            for _ in self._grid.pull_messages([message_id]):
+            for reply in self._grid.pull_messages([message_id]):
                 del self._late[message_id]
+                release(reply)

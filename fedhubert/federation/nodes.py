@@ -17,6 +17,7 @@ from fedhubert.config import Config, client_job
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.grid import StreamingGrid
+from fedhubert.federation.node_keys import NodeKeys
 from fedhubert.federation.preflight import check_alike, check_versions
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.sampling import assign_to_nodes
@@ -52,6 +53,18 @@ class Federation:
 
     def __post_init__(self) -> None:
         self._job_json = client_job(self.config).model_dump_json()
+        self._keys = NodeKeys.read(self.config.federated.node_keys)
+
+    def present(self) -> set[int]:
+        """Return the nodes that are connected, those without one of ``federated.node_keys`` left out."""
+        return set(self._keys.claims(self.grid) if self._keys.numbers else self.grid.get_node_ids())
+
+    def impostor(self, node: int, number: int) -> str:
+        """Return why ``node``, which says that it is number ``number``, is not; an empty string when its key says so, too."""
+        if not self._keys.numbers:
+            return ""
+        belongs = self._keys.claims(self.grid).get(node)
+        return "" if belongs == number else f"it says that it is node {number}, and has the key of node {belongs}"
 
     @property
     def connected(self) -> set[int]:
@@ -146,7 +159,7 @@ def connect(federation: Federation) -> None:
 
 def refresh(federation: Federation) -> None:
     """Let go of nodes that have left, and take in those that have come; what is wrong with one of them is logged, and it is asked again later."""
-    present = set(federation.grid.get_node_ids())
+    present = federation.present()
     for node in set(federation.hosts) - present:
         log.warning("node of clients %s has left", federation.hosts.pop(node)[:10])
     now = time.monotonic()
@@ -163,6 +176,8 @@ def _join(federation: Federation, node: int) -> str:
     (reply,) = federation.ask(protocol.DESCRIBE, {node: []}, timeout_s=_JOIN_TIMEOUT_S)
     if reply.failures or "node" not in reply.info:
         return describe_failures(reply.failures)
+    if impostor := federation.impostor(node, _number(reply)):
+        return f"{impostor} (federated.node_keys)"
     hosted = _hosted(federation, reply)
     try:
         check_versions(reply)
@@ -211,8 +226,12 @@ def _describe_all(federation: Federation) -> dict[int, Reply]:
     expected = 1
     while True:
         federation.grid.check_stop()
-        new = [node for node in federation.grid.get_node_ids() if node not in described]
+        new = sorted(federation.present() - described.keys() - federation.refused.keys())
         for reply in federation.ask(protocol.DESCRIBE, {node: [] for node in new}, timeout_s=timeout_s):
+            if "node" in reply.info and (impostor := federation.impostor(reply.node_id, _number(reply))):
+                log.warning("a node is left out: %s (federated.node_keys)", impostor)
+                federation.refused[reply.node_id] = time.monotonic() + _TRY_AGAIN_S
+                continue
             check_versions(reply)
             if reply.failures or "node" not in reply.info:
                 raise FederationError(
@@ -232,9 +251,11 @@ def _describe_all(federation: Federation) -> dict[int, Reply]:
         if time.monotonic() > deadline:
             enough = federated.min_clients is not None and expected == num_clients and len(described) >= federated.min_clients
             if not enough:
+                strangers = len(set(federation.grid.get_node_ids())) - len(described)
+                others = f" ({strangers} others have no key of federated.node_keys, or another node's)" if strangers else ""
                 raise FederationError(
-                    f"{len(described)} of {expected} nodes connected within {timeout_s:.0f} s; start the others, raise federated.connect_timeout_s, "
-                    "or set federated.min_clients to begin with fewer",
+                    f"{len(described)} of {expected} nodes connected within {timeout_s:.0f} s{others}; start the others, raise "
+                    "federated.connect_timeout_s, or set federated.min_clients to begin with fewer",
                     setting="federated.connect_timeout_s",
                 )
             log.warning(

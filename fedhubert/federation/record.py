@@ -39,6 +39,7 @@ class RunRecord:
     Attributes:
         history: One brief event per finished round; checkpoints carry it, and
         lineage: what this run began from: an imported encoder, the rounds of other runs that it was forked from.
+        data: Counts over all clients' data, which checkpoints carry.
         saved_round: The round of the newest checkpoint.
     """
 
@@ -50,6 +51,7 @@ class RunRecord:
         self.kmeans = KMeansFile(self.folder.checkpoints / "start.pt", config)
         self.history: list[Event] = []
         self.lineage: list[dict[str, Any]] = []
+        self.data: dict[str, int | float] = {}
         self.saved_round = 0
         self.checkpoint_seconds = 0.0
 
@@ -142,7 +144,7 @@ class RunRecord:
 
     def _metrics(self) -> dict[str, Any]:
         lineage = {"lineage": self.lineage} if self.lineage else {}
-        return {**self.history[-1], "history": self.history, **lineage}
+        return {**self.history[-1], "history": self.history, "data": self.data, **lineage}
 
     def _plain_config(self) -> dict[str, Any]:
         return self.config.model_dump(mode="json")

@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -12,17 +11,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid
 
+from fedhubert.checkpoints.files import exclusively
 from fedhubert.checkpoints.importing import start_from
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FederationError, FedhubertError
 from fedhubert.federation import protocol
-from fedhubert.federation.arrays import HeldArray, SharedArray, tensor_of
+from fedhubert.federation.arrays import HeldArray, tensor_of
 from fedhubert.federation.dry_run import describe_federation
-from fedhubert.federation.figures import brief, failed, per_client, round_event, round_line, said, validation_figures
+from fedhubert.federation.figures import (
+    brief,
+    data_summary,
+    failed,
+    per_client,
+    round_event,
+    round_line,
+    said,
+    validation_figures,
+)
 from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
@@ -116,7 +125,8 @@ class _Run:
 
         handler = log_to_file(self.record.folder.log_file)
         try:
-            return self._phases()
+            with exclusively(self.record.folder.checkpoints, setting="out"):
+                return self._phases()
         except FedhubertError as error:
             log.error("run stopped: %s", error)
             raise
@@ -150,6 +160,7 @@ class _Run:
         self.centroids, self.targets_key = targets.centroids, targets.key
         if self.first_round == 1 and needs_labels:
             self.record.event(targets.event())
+            self.record.lineage.append({"targets": targets.lineage()})
         if self.first_round > self.config.federated.num_rounds or (self.record.history and self.record.is_over()):
             log.info("all rounds are done")
         else:
@@ -191,17 +202,14 @@ class _Run:
         self.record.folder.config_file.write_text(to_yaml(self.config))
 
     def _say_who_is_there(self) -> None:
-        about = self.federation.partitions.values()
-        train_h = sum(float(numbers["train_audio_s"]) for numbers in about) / 3600
-        validation_h = sum(float(numbers["validation_audio_s"]) for numbers in about) / 3600
-        utterances = sum(int(numbers["train_utterances"]) + int(numbers["validation_utterances"]) for numbers in about)
+        self.record.data = data = data_summary(self.federation.partitions)
         log.info(
             "%d clients on %d nodes: %d utterances, %.2f h to train on, %.2f h held out",
-            len(about),
+            data["clients"],
             len(self.federation.hosts),
-            utterances,
-            train_h,
-            validation_h,
+            data["utterances"],
+            data["train_audio_s"] / 3600,
+            data["validation_audio_s"] / 3600,
         )
 
     def _strategy(self, targets: Targets) -> FederatedStrategy:
@@ -212,7 +220,6 @@ class _Run:
             state=self.state,
             journal=self.record.journal(),
             targets_key=targets.key,
-            publish=_publish,
             checkpoints=self.record.checkpoints,
             on_client=self.on_client,
         )
@@ -330,9 +337,3 @@ class _Run:
         )
         if self.validation:
             log.info("final model: validation %s over %d clients", said(self.validation), len(outcome.clients))
-
-
-def _publish(array: np.ndarray[Any, Any]) -> Array:
-    """Make the model ready to be sent to many."""
-    ray = sys.modules.get("ray")  # nobody imports it on a real server
-    return SharedArray(array) if ray is not None and ray.is_initialized() else HeldArray(array)

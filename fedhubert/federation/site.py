@@ -22,6 +22,7 @@ from fedhubert.data.batching import BatchPlan
 from fedhubert.data.corpora import cache_folder, resolve_manifest
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import partition_rows, split_rows
+from fedhubert.deployment import state
 from fedhubert.errors import CheckpointError, ConfigError, DataError, TargetsError
 from fedhubert.federation.site_state import StateFolder
 from fedhubert.models.teacher import Teacher
@@ -67,6 +68,7 @@ class SiteSettings:
     teacher: str | None = None
     min_frames: int = 1
     label_column: str | None = None
+    state_max_gb: float | None = None
 
     @classmethod
     def read(cls, node_config: NodeConfig, job: ClientJob) -> "SiteSettings":
@@ -96,6 +98,7 @@ class SiteSettings:
             teacher=str(node_config["teacher"]) if node_config.get("teacher") else None,
             min_frames=max(job.targets.min_frames, int(node_config.get("min-frames") or 1)),
             label_column=str(node_config.get("label-column") or "") if own else job.targets.label_column,
+            state_max_gb=float(node_config["state-max-gb"]) if "state-max-gb" in node_config else job.client.state_max_gb,
         )
 
 
@@ -283,6 +286,12 @@ class Site:
     def state_folder(self, run_key: str, number: int) -> StateFolder:
         """Return where a run keeps what a partition carries from round to round."""
         return StateFolder(self.settings.state_dir / "runs" / run_key / f"partition_{number:05d}")
+
+    def tidy(self, run_key: str) -> None:
+        """Bring the state folder down to its limit, the least recently used first; this run's state stays."""
+        if self.settings.state_max_gb is not None:
+            kept = [item for item in state.items(self.settings.state_dir) if item.name != run_key]
+            state.remove(self.settings.state_dir, state.surplus(kept, self.settings.state_max_gb * state.GB))
 
     def fingerprint(self, partition: Partition, run_key: str) -> int:
         """Return 48 bits that change with the partition's data; salted with the run's key, so that they tell nothing about it."""

@@ -8,13 +8,14 @@ checkpoint could need.
 import os
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
-from fedhubert.checkpoints.files import temporary_path, write_temporary
+from fedhubert.checkpoints.files import exclusively, temporary_path, write_temporary
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation.protocol import STATE_MISSING
 
@@ -40,6 +41,10 @@ class StateFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def exclusively(self) -> AbstractContextManager[None]:
+        """Keep other processes out of this partition's state; raises :class:`fedhubert.checkpoints.files.FolderInUse` when one is in it."""
+        return exclusively(self._folder, setting="client.state_dir")
 
     def load(self, round_number: int) -> PartitionState:
         """Return the state that ``round_number`` left; an empty one for round 0.

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import Strategy
 from fedhubert.config import client_job
 from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
-from fedhubert.federation.arrays import HeldArray, tensor_of
+from fedhubert.federation.arrays import HeldArray, publish, tensor_of
 from fedhubert.federation.codecs import decode, encode
 from fedhubert.federation.exact_sum import peak
 from fedhubert.federation.folding import RoundFold, RoundOutcome
@@ -97,7 +97,6 @@ class FederatedStrategy(Strategy):
         first_round: Our number of the round that ``start()`` calls 1.
         state: What earlier rounds left; advanced as rounds are accepted.
         journal: Where the accepted clients are written before each step; rounds already in it are replayed as they went.
-        publish: Wraps the model for messages; in a simulation it puts it where all workers reach it.
         checkpoints: Returns the rounds that a resume may go back to, for which sites keep their state.
         on_client: Progress callback.
     """
@@ -111,7 +110,6 @@ class FederatedStrategy(Strategy):
         state: RoundState | None = None,
         journal: Journal | None = None,
         targets_key: str = "",
-        publish: Callable[[np.ndarray[Any, Any]], Array] = HeldArray,
         checkpoints: Callable[[], list[int]] = list,
         on_client: ClientsDone | None = None,
     ) -> None:
@@ -126,7 +124,6 @@ class FederatedStrategy(Strategy):
         self._offset = first_round - 1
         self._journal = journal
         self._targets_key = targets_key
-        self._publish = publish
         self._checkpoints = checkpoints
         self._on_client = on_client or (lambda round_number, done, asked: None)
         self._keeps_state = client_job(federation.config).keeps_state
@@ -196,7 +193,7 @@ class FederatedStrategy(Strategy):
         """Return ``model`` [P] as it travels, and as the clients read it."""
         codec, shapes = self.federation.config.federated.broadcast_codec, self.federation.layout.shapes
         arrays = encode(codec, model, shapes)
-        return self._publish(arrays["update"]), decode(codec, arrays, shapes)
+        return publish(arrays["update"]), decode(codec, arrays, shapes)
 
     def evaluation_messages(self, model: torch.Tensor, number: int) -> Iterator[Message]:
         """Yield messages that have every client score ``model`` on its validation split."""

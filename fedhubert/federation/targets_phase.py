@@ -60,6 +60,10 @@ class Targets:
         """Return what a request to label says."""
         return {"targets": self.key, "extractor": "" if self.extractor is None else self.extractor.key}
 
+    def lineage(self) -> dict[str, str]:
+        """Return what checkpoints say of where the labels are from: the hash that names them, and that of the model whose layer was clustered."""
+        return {"key": self.key} | ({} if self.extractor is None else {"extractor": self.extractor.key})
+
     def event(self) -> dict[str, Any]:
         """Return what ``metrics.jsonl`` says of the labels: frames, entropy and most frequent share of each split."""
         splits = {"train_labels": self.train_counts, "validation_labels": self.validation_counts}

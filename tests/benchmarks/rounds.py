@@ -6,70 +6,12 @@ JSON line per case, and the figures side by side.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-NUM_WORKERS, NUM_ROUNDS = 2, 3
-
-
-class PeakMemory:
-    """Samples, 20 times a second, the private memory of this process and what its Ray object store has touched, in MB."""
-
-    def __init__(self) -> None:
-        self.driver_mb = self.store_mb = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-
-    def __enter__(self) -> "PeakMemory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *ignored: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        raylets: list[int] = []
-        while not self._stop.wait(0.05):
-            self.driver_mb = max(self.driver_mb, _status_mb(os.getpid(), "RssAnon"))
-            raylets = raylets or _children(os.getpid(), "raylet")
-            self.store_mb = max([self.store_mb, *map(_store_mb, raylets)])
-
-
-def _status_mb(pid: int, field: str) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), 0.0)
-
-
-def _store_mb(raylet: int) -> float:
-    """Return how much of the object store's file in shared memory has ever been written to."""
-    total = 0
-    try:
-        for descriptor in Path(f"/proc/{raylet}/fd").iterdir():
-            if "plasma" in os.readlink(descriptor):
-                total += os.stat(descriptor).st_blocks * 512
-    except OSError:
-        return 0.0
-    return total / 2**20
-
-
-def _children(pid: int, name: str) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                found.append(child)
-    return found
+from tests.benchmarks.engine import NUM_WORKERS, PeakMemory, case_alone, simulate, timed
 
 
 def ours(numel: int, clients: int) -> list[tuple[float, float]]:
@@ -83,7 +25,6 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     from fedhubert.federation.arrays import HeldArray
     from fedhubert.federation.grid import StreamingGrid, messages_in_flight
     from fedhubert.federation.nodes import Federation
-    from fedhubert.federation.server import _publish
     from fedhubert.federation.server_optimizers import FedAvg
     from fedhubert.federation.simulation import object_store_bytes
     from fedhubert.federation.strategy import FederatedStrategy
@@ -111,13 +52,13 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
         federation = Federation(StreamingGrid(grid, window=messages_in_flight(NUM_WORKERS)), config, "bench", layout)
         federation.hosts = {node: [number] for number, node in enumerate(nodes)}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
-        strategy = FederatedStrategy(federation, FedAvg(1.0), publish=_publish)
+        strategy = FederatedStrategy(federation, FedAvg(1.0))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(numel, np.float32))
-        _timed(strategy, federation.grid, initial, times)
+        timed(strategy, federation.grid, initial, times)
         assert all(len(strategy.outcome.clients) == clients for _ in times)
 
-    _simulate(server_app, client_app, clients, object_store_memory=object_store_bytes(numel, NUM_WORKERS, sharded=False))
+    simulate(server_app, client_app, clients, object_store_memory=object_store_bytes(numel, NUM_WORKERS, sharded=False))
     return times
 
 
@@ -141,9 +82,9 @@ def stock(numel: int, clients: int) -> list[tuple[float, float]]:
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
-        _timed(strategy, grid, ArrayRecord({"weights": Array(np.zeros(numel, np.float32))}), times)
+        timed(strategy, grid, ArrayRecord({"weights": Array(np.zeros(numel, np.float32))}), times)
 
-    _simulate(server_app, client_app, clients)
+    simulate(server_app, client_app, clients)
     return times
 
 
@@ -157,30 +98,6 @@ def _update(numel: int) -> Any:
     return _kept[numel]
 
 
-def _timed(strategy: Any, grid: Any, initial: Any, times: list[tuple[float, float]]) -> None:
-    """Append each round's wall seconds and the driver's CPU seconds."""
-    started = time.monotonic(), time.process_time()
-
-    def after(server_round: int, arrays: Any) -> None:
-        nonlocal started
-        if server_round:
-            times.append((time.monotonic() - started[0], time.process_time() - started[1]))
-        started = time.monotonic(), time.process_time()
-
-    strategy.start(grid, initial, num_rounds=NUM_ROUNDS, timeout=600, evaluate_fn=after)
-
-
-def _simulate(server_app: Any, client_app: Any, clients: int, **options: Any) -> None:
-    import logging
-
-    import ray
-    from flwr.simulation import run_simulation
-
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    ray.init(num_cpus=NUM_WORKERS, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
-    run_simulation(server_app, client_app, clients, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
-
-
 def case(way: str, millions: float, clients: int) -> dict[str, Any]:
     """Run one case in this process."""
     with PeakMemory() as peak:
@@ -190,25 +107,16 @@ def case(way: str, millions: float, clients: int) -> dict[str, Any]:
     return {"way": way, "clients": clients, "s_per_update": seconds, "driver_cpu_s_per_update": cpu, **memory}
 
 
-def case_alone(way: str, millions: float, clients: int) -> dict[str, Any]:
-    """Run one case in a process of its own, as an imported module: what ``__main__`` defines travels by value, and clients could keep nothing."""
-    run = "from tests.benchmarks.rounds import main; main()"
-    command = [sys.executable, "-c", run, "case", way, str(millions), str(clients)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=900)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def compare(millions: float, our_clients: list[int], stock_clients: list[int]) -> None:
     """Print the figures of all cases, one JSON line each."""
-    mine = [case_alone("ours", millions, clients) for clients in our_clients]
-    theirs = [case_alone("stock", millions, clients) for clients in stock_clients]
+    mine = [case_alone(__spec__.name, "ours", millions, clients) for clients in our_clients]
+    theirs = [case_alone(__spec__.name, "stock", millions, clients) for clients in stock_clients]
     for result in [*mine, *theirs]:
         print(json.dumps(result), flush=True)
     peaks = [result["driver_mb"] + result["store_mb"] for result in mine]
     last = theirs[-1]
     for name, our, peer, unit in (
-        ("round: seconds per client update", mine[0]["s_per_update"], last["s_per_update"], "s"),
+        ("round: seconds per client update", mine[-1]["s_per_update"], last["s_per_update"], "s"),
         ("round: server memory", max(peaks), last["driver_mb"] + last["store_mb"], "MB"),
     ):
         print(
@@ -225,7 +133,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--stock-clients", type=int, nargs="+", default=[2, 4, 6])
     arguments = parser.parse_args()
-    if arguments.what:
+    if arguments.what:  # as case_alone asks for it
         _, way, millions, clients = arguments.what
         print(json.dumps(case(way, float(millions), int(clients))))
     else:

@@ -61,6 +61,27 @@ def test_who_is_kept_out(deployment: Deployment, tmp_path: Path) -> None:
     assert deployment.nodes() == dict.fromkeys(range(NODES), "online")
 
 
+def test_a_node_may_not_be_another(deployment: Deployment, tmp_path: Path) -> None:
+    """A registered node that says it is client 0 is left out of a run that knows the nodes' keys; the run goes on with the others."""
+    deployment.node[0].terminate()
+    deployment.node[1].terminate()
+    ours = f"--root-certificates={deployment.certs / 'ca.crt'}"
+    key_of_1 = f"--auth-supernode-private-key={deployment.certs / 'node-1.key'}"
+    wait_until(lambda: list(deployment.nodes().values()).count("online") == 1, "nodes 0 and 1 offline", LONG_S, deployment.logs)
+    impostor = deployment.start_node(0, ours, key_of_1)
+    impostor.wait_for("SuperNode ID:")
+    deployment.node[0] = deployment.restart_node(0)
+    out = tmp_path / "run"
+    known = [f"federated.node_keys={deployment.certs}", "federated.min_clients=2", "federated.connect_timeout_s=20"]
+    assert deployment.finish(deployment.run(out, *known)) == "finished:completed", deployment.logs()
+    log = (out / "federated_training.log").read_text()
+    assert "it says that it is node 0, and has the key of node 1" in log and "2 of 3 nodes connected" in log
+    (final,) = [event for event in events(out) if event["event"] == "final"]
+    assert [client["partition"] for client in final["clients"]] == [0, 2]
+    impostor.terminate()
+    deployment.node[1] = deployment.restart_node(1)
+
+
 def test_a_killed_server_app_goes_on_in_a_new_run(deployment: Deployment, simulated: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = deployment.run(out)

@@ -1,10 +1,12 @@
 """Replies as they arrive, in a window, until a deadline."""
 
+import weakref
 from collections.abc import Iterator
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
+from fedhubert.federation.arrays import SharedArray
 from fedhubert.federation.grid import RunInterrupted, StreamingGrid
 
 
@@ -61,6 +63,37 @@ def test_replies_that_come_too_late_do_not_pile_up() -> None:
     assert list(inner.waiting) == ["2"]
     assert [message.metadata.src_node_id for message in grid.send_and_receive(requests(3), timeout=30)] == [3]
     assert inner.waiting == {}
+
+
+class Stored: ...
+
+
+class InStore(SharedArray):
+    """Refers to an object without an object store."""
+
+    def __init__(self, stored: Stored) -> None:
+        self.__dict__["_ref"] = stored
+
+
+def test_what_a_reply_refers_to_is_let_go_though_the_message_is_still_held() -> None:
+    stored = [Stored() for _ in range(3)]
+    alive = [weakref.ref(one) for one in stored]
+    inner = PlayedGrid(dict.fromkeys(range(3), 0))
+    held: list[Message] = []  # as the threads of Flower's engine hold them
+
+    def pull(ids: list[str]) -> Iterator[Message]:
+        for message in PlayedGrid.pull_messages(inner, ids):
+            record = ArrayRecord()
+            record["sum"] = InStore(stored.pop())
+            message.content["arrays"] = record
+            held.append(message)
+            yield message
+
+    inner.pull_messages = pull  # type: ignore[method-assign]
+    for number, _ in enumerate(StreamingGrid(inner).send_and_receive(requests(0, 1, 2), timeout=30)):  # type: ignore[arg-type]
+        assert len(held) == number + 1
+        assert sum(reference() is not None for reference in alive) == len(alive) - number
+    assert not any(reference() for reference in alive)
 
 
 def test_a_run_that_is_asked_to_stop_does_not_wait_on() -> None:

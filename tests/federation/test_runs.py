@@ -1,6 +1,7 @@
 """Whole runs through the server's phases and the clients' handlers, in this process: only Flower's transport is left out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from fedhubert.checkpoints import files
+from fedhubert.checkpoints.export import export
+from fedhubert.checkpoints.files import FolderInUse
 from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.cli import main
 from fedhubert.compose import amend, compose
@@ -44,9 +48,12 @@ def run(data: list[str], tmp_path: Path) -> Run:
     return go
 
 
+def events(result: RunResult) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (result.folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
 def rounds(result: RunResult) -> list[dict[str, Any]]:
-    lines = (result.folder.path / "metrics.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == "round"]
+    return [event for event in events(result) if event["event"] == "round"]
 
 
 def model(result: RunResult) -> torch.Tensor:
@@ -71,6 +78,16 @@ def test_bytes_before_and_after_the_codecs_are_reported(run: Run) -> None:
     (event,) = rounds(run("run", "federated.update_codec=int8", "federated.broadcast_codec=bf16", "federated.num_rounds=1"))
     assert event["bytes_down"] * 2 == event["bytes_down_fp32"] == event["bytes_up_fp32"]
     assert event["bytes_up_fp32"] * 0.25 < event["bytes_up"] < event["bytes_up_fp32"] * 0.3  # one byte each, and scales
+
+
+def test_the_model_card_says_of_which_data_and_targets(run: Run, tmp_path: Path) -> None:
+    result = run("run", "federated.num_rounds=1")
+    export(load_checkpoint(result.checkpoint), "huggingface", tmp_path / "exported")
+    card = (tmp_path / "exported/README.md").read_text()
+    (targets,) = [event for event in events(result) if event["event"] == "targets"]
+    assert f"| 1.targets.key | {targets['key']} |" in card
+    said = re.search(r"3 clients on 3 nodes: (\d+) utterances", (tmp_path / "run/federated_training.log").read_text())
+    assert said and f"| utterances | {said.group(1)} |" in card and "| clients | 3 |" in card
 
 
 def test_early_stopping_ends_with_a_checkpoint_and_its_evaluation(run: Run) -> None:
@@ -107,6 +124,38 @@ def test_a_partition_whose_data_changed_is_refused_on_resume(run: Run, data: lis
         run("run", *own, "resume=auto")
 
 
+def test_a_folder_that_another_run_is_writing_to_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LOCK_PATIENCE_S", 0.1)
+    with (
+        files.exclusively(tmp_path / "run/checkpoints", setting="out"),
+        pytest.raises(FolderInUse, match="run/checkpoints is in use"),
+    ):
+        run("run", "federated.num_rounds=1")
+    run("run", "federated.num_rounds=1")
+
+
+def test_a_partition_that_another_process_is_training_fails_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LOCK_PATIENCE_S", 0.1)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text('{"run_key": "abc"}')
+    with files.exclusively(tmp_path / "state/runs/abc/partition_00001", setting="client.state_dir"):
+        result = run("run", "federated.num_rounds=1", "federated.update_codec=int8", "federated.min_clients=2")
+    (event,) = rounds(result)
+    assert event["failed"] == [{"partition": 1, "code": "folder_in_use", "setting": "client.state_dir"}]
+    assert [client["partition"] for client in event["clients"]] == [0, 2]
+
+
+def test_a_full_state_folder_makes_room_and_keeps_this_run(run: Run, tmp_path: Path) -> None:
+    old = tmp_path / "state/runs/old/partition_00000/round_00001.pt"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(bytes(3_000_000))
+    result = run("run", "federated.num_rounds=1", "client.state_max_gb=0.002", "federated.update_codec=int8")
+    assert not old.parent.parent.exists()
+    assert list((tmp_path / "state/runs" / result.folder.run_key()).rglob("round_00001.pt"))
+
+
 def test_crashing_nodes_are_outlived(run: Run) -> None:
     result = run("run", "faults.crash=0.3", "federated.num_rounds=4", "federated.min_clients=2")
     codes = {failure["code"] for event in rounds(result) for failure in event["failed"]}
@@ -127,7 +176,8 @@ def test_a_fork_goes_on_under_other_settings_and_says_where_it_comes_from(run: R
     assert config.client.lr == 1e-4 and config.resume == "auto"
     result = play(config)
     assert [event["round"] for event in rounds(result)] == [1, 2, 3, 4]
-    (entry,) = load_checkpoint(result.checkpoint)["federated_metrics"]["lineage"]
+    targets, entry = load_checkpoint(result.checkpoint)["federated_metrics"]["lineage"]
+    assert len(targets["targets"]["key"]) == 32
     assert entry["round"] == 2 and set(entry["changed"]) == {"federated.num_rounds", "federated.strategy", "client.lr"}
     assert entry["changed"]["client.lr"] == [load_checkpoint(source.checkpoint)["config"]["client"]["lr"], 1e-4]
     assert fork(source.folder.path, overrides, round_number=2) == config  # the same command goes on

@@ -1,0 +1,99 @@
+"""What benchmarks of the simulation engine share: starting it, timing rounds, watching memory, a process per case."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+NUM_WORKERS, NUM_ROUNDS = 2, 3
+
+
+class PeakMemory:
+    """Samples, 20 times a second, the private memory of this process and what its Ray object store has touched, in MB."""
+
+    def __init__(self) -> None:
+        self.driver_mb = self.store_mb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        raylets: list[int] = []
+        while not self._stop.wait(0.05):
+            self.driver_mb = max(self.driver_mb, _status_mb(os.getpid(), "RssAnon"))
+            raylets = raylets or _children(os.getpid(), "raylet")
+            self.store_mb = max([self.store_mb, *map(_store_mb, raylets)])
+
+
+def _status_mb(pid: int, field: str) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(field)), 0.0)
+
+
+def _store_mb(raylet: int) -> float:
+    """Return how much of the object store's file in shared memory has ever been written to."""
+    total = 0
+    try:
+        for descriptor in Path(f"/proc/{raylet}/fd").iterdir():
+            if "plasma" in os.readlink(descriptor):
+                total += os.stat(descriptor).st_blocks * 512
+    except OSError:
+        return 0.0
+    return total / 2**20
+
+
+def _children(pid: int, name: str) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
+                found.append(child)
+    return found
+
+
+def timed(strategy: Any, grid: Any, initial: Any, times: list[tuple[float, float]]) -> None:
+    """Append each round's wall seconds and the driver's CPU seconds."""
+    started = time.monotonic(), time.process_time()
+
+    def after(server_round: int, arrays: Any) -> None:
+        nonlocal started
+        if server_round:
+            times.append((time.monotonic() - started[0], time.process_time() - started[1]))
+        started = time.monotonic(), time.process_time()
+
+    strategy.start(grid, initial, num_rounds=NUM_ROUNDS, timeout=600, evaluate_fn=after)
+
+
+def simulate(server_app: Any, client_app: Any, clients: int, num_workers: int = NUM_WORKERS, **options: Any) -> None:
+    import logging
+
+    import ray
+    from flwr.simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    ray.init(num_cpus=num_workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
+    run_simulation(server_app, client_app, clients, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+
+
+def case_alone(module: str, *arguments: object) -> dict[str, Any]:
+    """Run one case in a process of its own, as an imported module: what ``__main__`` defines travels by value, and clients could keep nothing."""
+    command = [sys.executable, "-c", f"from {module} import main; main()", "case", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

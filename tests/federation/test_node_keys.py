@@ -1,0 +1,117 @@
+"""Which node may train which client, by the keys that ``fedhubert certs`` writes."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedhubert.cli import main
+from fedhubert.compose import compose
+from fedhubert.errors import ConfigError, FederationError
+from fedhubert.federation.grid import StreamingGrid
+from fedhubert.federation.nodes import Federation, connect, refresh
+from fedhubert.models.hubert import build_hubert
+from fedhubert.training.parameters import ParameterLayout
+
+from .in_process import InProcessGrid
+from .test_equivalences import SMALL
+
+NODES = 3
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("certs")
+    assert main(["certs", "--out", str(out), "--host", "localhost", "--nodes", str(NODES + 1)]) == 0
+    (out / f"node-{NODES}.pub").unlink()  # a key that the server does not know
+    return out
+
+
+@pytest.fixture
+def overrides(tone_folder: Path, keys: Path, tmp_path: Path) -> list[str]:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]) == 0
+    data = [f"data.manifest={tmp_path / 'tones.csv'}", f"data.root={tone_folder}", "data.min_seconds=0.5"]
+    return [*SMALL, *data, f"federated.num_clients={NODES}", f"federated.node_keys={keys}", "federated.connect_timeout_s=0.5"]
+
+
+class KeyedGrid(InProcessGrid):
+    """Nodes as the SuperLink would report them: (the number that a node claims, the number of the private key that it holds)."""
+
+    def __init__(self, keys: Path, nodes: list[tuple[int, int]], state: Path) -> None:
+        super().__init__(
+            [{"partition-id": claimed, "num-partitions": NODES, "state-dir": str(state / str(claimed))} for claimed, _ in nodes]
+        )
+        self.held = {node: public_key(keys / f"node-{held}.key") for node, (_, held) in zip(self.configs, nodes, strict=True)}
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, public_key=self.held[node]) for node in self.get_node_ids()]
+
+
+def public_key(path: Path) -> bytes:
+    key = load_ssh_private_key(path.read_bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    return public_key_to_bytes(key.public_key())
+
+
+def federation(overrides: list[str], grid: InProcessGrid) -> Federation:
+    config = compose(overrides)
+    return Federation(StreamingGrid(grid), config, "run", ParameterLayout.of(build_hubert(config.model, config.seed)))
+
+
+def test_nodes_with_their_own_keys_make_the_federation(overrides: list[str], keys: Path, tmp_path: Path) -> None:
+    made = federation(overrides, KeyedGrid(keys, [(2, 2), (0, 0), (1, 1)], tmp_path))
+    connect(made)
+    assert made.hosts == {101: [0], 102: [1], 100: [2]}
+
+
+@pytest.mark.parametrize("impostor", [(0, 1), (1, NODES)], ids=["registered", "unknown"])
+def test_who_claims_another_number_is_left_out(
+    impostor: tuple[int, int], overrides: list[str], keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = KeyedGrid(keys, [impostor, (0, 0), (2, 2)], tmp_path)
+    with pytest.raises(FederationError, match=r"2 of 3 nodes connected.*\(1 others have no key of federated.node_keys"):
+        connect(federation(overrides, grid))
+    made = federation([*overrides, "federated.min_clients=2"], grid)
+    with caplog.at_level(logging.WARNING, "fedhubert"):
+        connect(made)
+    assert made.hosts == {101: [0], 102: [2]}
+    assert ("it says that it is node 0, and has the key of node 1" in caplog.text) == (impostor == (0, 1))
+    refresh(made)
+    assert made.hosts == {101: [0], 102: [2]}
+
+
+def test_an_impostor_that_comes_later_is_left_out(overrides: list[str], keys: Path, tmp_path: Path) -> None:
+    grid = KeyedGrid(keys, [(0, 0), (1, 1), (2, 2)], tmp_path)
+    late = grid.configs.pop(102)
+    made = federation([*overrides, "federated.min_clients=2"], grid)
+    connect(made)
+    right, grid.held[102] = grid.held[102], grid.held[101]
+    grid.configs[102] = late
+    refresh(made)
+    assert made.hosts == {100: [0], 101: [1]}
+    grid.held[102] = right
+    made.refused.clear()  # a minute later
+    refresh(made)
+    assert made.hosts == {100: [0], 101: [1], 102: [2]}
+
+
+def test_a_folder_without_usable_keys_is_named(overrides: list[str], keys: Path, tmp_path: Path) -> None:
+    grid, folder = InProcessGrid([]), tmp_path / "keys"
+    folder.mkdir()
+    settings = [*overrides, f"federated.node_keys={folder}"]
+    with pytest.raises(ConfigError, match=r"no node-0.pub"):
+        federation(settings, grid)
+    (folder / "node-0.pub").write_text("ssh-rsa nonsense")
+    with pytest.raises(ConfigError, match=r"node-0.pub is not a public key"):
+        federation(settings, grid)
+    for name in ("node-0.pub", "node-1.pub"):
+        (folder / name).write_bytes((keys / "node-0.pub").read_bytes())
+    with pytest.raises(ConfigError, match=r"node-1.pub is the key of node 0, too"):
+        federation(settings, grid)
