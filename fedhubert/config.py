@@ -375,7 +375,7 @@ class ClientConfig(_Model):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
     device: str = "auto"
-    threads: PositiveInt = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     validation_batches: Count = 0
     state_dir: str | None = None
     state_max_gb: Positive | None = 100.0

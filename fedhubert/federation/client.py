@@ -12,12 +12,13 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedhubert.errors import FederationError
 from fedhubert.federation import faults, protocol, site_figures
 from fedhubert.federation.audit import write_down
 from fedhubert.federation.client_round import evaluate_model, resident_model, train_round
 from fedhubert.federation.handling import Handled, each_partition, failure_of
 from fedhubert.federation.protocol import Metrics, Request
-from fedhubert.federation.site import NodeConfig, Partition, Site, log_on_site, open_site, state_dir_of
+from fedhubert.federation.site import Features, NodeConfig, Partition, Site, log_on_site, open_site, state_dir_of
 from fedhubert.models.teacher import Teacher
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.kmeans import KMeansStatistics
@@ -126,7 +127,7 @@ def kmeans_seed(request: Request, node_config: NodeConfig) -> Handled:
 
 def kmeans_step(request: Request, node_config: NodeConfig) -> Handled:
     """Send sums, counts and inertia of the partitions' features under the given centroids, added up over this node's partitions."""
-    centroids = request.arrays["centroids"]
+    centroids = _centroids(request)
     total: list[KMeansStatistics] = []
 
     def accumulate(site: Site, partition: Partition) -> Metrics:
@@ -144,11 +145,22 @@ def label(request: Request, node_config: NodeConfig) -> Handled:
     With ``targets.label_column`` also frames by cluster and label: counts alone, labels by their place in the agreed list.
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
+    centroids = _centroids(request) if "centroids" in request.arrays else None
 
     def count(site: Site, partition: Partition) -> Metrics:
-        store = site.labels(partition, request.task["targets"], request.arrays.get("centroids"), request.task["extractor"])
+        store = site.labels(partition, request.task["targets"], centroids, request.task["extractor"])
         for name, counts in site_figures.label_counts(site, partition, store).items():
             arrays[name] = arrays[name] + counts if name in arrays else counts
         return {"frames": store.num_frames, "label_rate_hz": store.rate_hz, "num_clusters": store.num_clusters}
 
     return {**each_partition(request, node_config, count), "arrays": arrays}
+
+
+def _centroids(request: Request) -> Features:
+    centroids = request.arrays["centroids"]
+    if centroids.dtype != np.float32 or centroids.ndim != 2 or len(centroids) != request.job.targets.num_clusters:
+        raise FederationError(
+            f"centroids of {centroids.dtype}{list(centroids.shape)} for {request.job.targets.num_clusters} clusters",
+            setting="targets.num_clusters",
+        )
+    return centroids

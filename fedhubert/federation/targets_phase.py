@@ -17,7 +17,7 @@ from fedhubert.federation.arrays import HeldArray
 from fedhubert.federation.extractor_phase import distribute
 from fedhubert.federation.nodes import Federation, describe_failures
 from fedhubert.federation.preflight import check_alike
-from fedhubert.federation.protocol import Failure, Reply
+from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.targets.agreement import Agreement, agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
@@ -29,6 +29,8 @@ from fedhubert.targets.mfcc import MFCC
 log = logging.getLogger("fedhubert")
 
 PRECOMPUTED = "precomputed"
+_MOST_FRAMES = 2**48
+"""More than any client has: 90 000 years at 100 Hz."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,17 @@ def label_newcomers(
     return [failure for reply in replies for failure in reply.failures]
 
 
+def _frames(metrics: Metrics) -> dict[str, int]:
+    """Return what a client says of its k-means statistics."""
+    names = ("frames", "withheld_clusters")
+    if not all(0 <= metrics.get(name, -1) < _MOST_FRAMES for name in names):
+        raise FederationError(f"a site's k-means statistics should say {' and '.join(names)}", setting="version")
+    return {name: int(metrics[name]) for name in names}
+
+
 def _counts(reply: Reply, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     found = reply.arrays.get(name)
-    if found is None or found.shape != shape or found.dtype != np.int64 or (found < 0).any():
+    if found is None or found.shape != shape or found.dtype != np.int64 or ((found < 0) | (found >= _MOST_FRAMES)).any():
         raise FederationError(f"a site's label counts `{name}` should be int64{list(shape)} of at least 0", setting="version")
     return found
 
@@ -201,7 +211,7 @@ def _fit(
                 part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, source.dimension, scale_bits)
                 statistics = part if statistics is None else statistics + part
                 for metrics in reply.metrics.values():
-                    total.update(metrics)
+                    total.update(_frames(metrics))
         assert statistics is not None
         solver.step(statistics)
         iteration, inertia = len(solver.history), solver.history[-1]
@@ -228,7 +238,10 @@ def _seeds(federation: Federation, task: dict[str, Any]) -> list[tuple[npt.NDArr
     seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
     for reply in _ask_all(federation, protocol.KMEANS_SEED, None, task):
         for partition in reply.metrics:
-            seeds[partition] = (reply.arrays[f"centroids_{partition}"], reply.arrays[f"weights_{partition}"])
+            names = f"centroids_{partition}", f"weights_{partition}"
+            if not reply.arrays.keys() >= set(names):
+                raise FederationError(f"client {partition} sent no seeds for k-means", setting="version")
+            seeds[partition] = (reply.arrays[names[0]], reply.arrays[names[1]])
     return [seeds[partition] for partition in sorted(seeds)]
 
 

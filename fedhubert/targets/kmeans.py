@@ -35,6 +35,7 @@ __all__ = [
     "update_centroids",
 ]
 
+_MAX_SEED, _MAX_WEIGHT = 1e15, 2**40
 _LOCAL_ITERATIONS = 5
 _SEED_ITERATIONS = 10
 _SEED_RESTARTS = 4
@@ -89,7 +90,7 @@ class FederatedKMeans:
                     f"k-means seeds of {points.dtype}{list(points.shape)} with weights {weights.dtype}{list(weights.shape)}",
                     setting="targets.source",
                 )
-            if not np.isfinite(points).all() or (weights < 1).any():
+            if not (np.abs(points) < _MAX_SEED).all() or ((weights < 1) | (weights >= _MAX_WEIGHT)).any():  # nor NaN
                 raise TargetsError("k-means seeds that are not finite, or with weights below 1", setting="targets.source")
         points = np.concatenate([item[0] for item in candidates])
         weights = np.concatenate([item[1] for item in candidates])
