@@ -235,6 +235,7 @@ class TargetsConfig(_Model):
     tolerance: NonNegative = 1e-4
     max_frames_per_client: PositiveInt = 200_000
     seed_frames_per_client: PositiveInt = 20_000
+    min_frames: PositiveInt = 20
     label_column: str | None = None
     label_values: tuple[str, ...] = ()
 
@@ -429,7 +430,7 @@ class ClientConfig(_Model):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
     device: str = "auto"
-    threads: PositiveInt = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     validation_batches: Count = 0
     state_dir: str | None = None
     state_max_gb: Positive | None = 100.0

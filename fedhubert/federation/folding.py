@@ -12,13 +12,14 @@ from fedhubert.federation.arrays import tensor_of
 from fedhubert.federation.clipping import clipped, norm_in_double
 from fedhubert.federation.codecs import decode
 from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
+from fedhubert.federation.figures import check_figures
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.robust import robust_mean
 from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.training.parameters import ParameterLayout
 
 _ROW = 2**15
-_REQUIRED = {"weight", "train_micro_batches", "train_steps", "update_norm"}
+_REQUIRED = {"weight", "train_micro_batches", "train_steps", "train_audio_s", "update_norm"}
 
 
 @dataclass
@@ -95,7 +96,7 @@ class RoundFold:
                 self._fold(reply)
             except UpdateRejected as rejected:
                 code = f"update_{rejected.reason}"
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 code = "malformed"
             else:
                 outcome.clients.update(reply.metrics)
@@ -133,13 +134,17 @@ class RoundFold:
             raise UpdateRejected("partition")
         private = self._clip_norm is not None
         for metrics in reply.metrics.values():
+            if not set(metrics) >= _REQUIRED:
+                raise UpdateRejected("metrics")
+            try:
+                check_figures(metrics)
+            except ValueError:
+                raise UpdateRejected("metrics") from None
             if private and (metrics["weight"] != 1 or "update_unclipped" not in metrics):
                 raise UpdateRejected("weight")
-            if not set(metrics) >= _REQUIRED or not all(np.isfinite(value) for value in metrics.values()):
-                raise UpdateRejected("metrics")
             if not 1 <= int(metrics["weight"]) <= MAX_WEIGHT:
                 raise UpdateRejected("weight")
-            if int(metrics["train_steps"]) < 1 or int(metrics["train_micro_batches"]) < 1:
+            if not all(1 <= int(metrics[name]) < 2**31 for name in ("train_steps", "train_micro_batches")):
                 raise UpdateRejected("metrics")
             self._check_norm(float(metrics["update_norm"]))
 

@@ -24,6 +24,9 @@ def failure_of(partition: int, error: Exception) -> Failure:
     if isinstance(error, UpdateRejected):
         log.error("partition %d: update rejected: %s", partition, error.reason)
         return Failure(partition, f"update_{error.reason}")
+    if isinstance(error, MemoryError):
+        log.error("partition %d: out of memory: %s", partition, error)
+        return Failure(partition, "out_of_memory")
     log.exception("partition %d: %s", partition, type(error).__name__)
     return Failure(partition, "internal")
 

@@ -28,6 +28,7 @@ from fedhubert.federation.figures import (
     round_event,
     round_line,
     said,
+    usable_scores,
     validation_figures,
 )
 from fedhubert.federation.folding import RoundOutcome
@@ -315,8 +316,9 @@ class _Run:
         messages = strategy.evaluation_messages(self.layout.to_vector(self.model), number)
         for message in self.federation.grid.send_and_receive(messages, timeout=self.config.federated.round_timeout_s):
             reply = protocol.read_reply(message)
-            outcome.clients.update(reply.metrics)
-            outcome.failures += reply.failures
+            scores, failures = usable_scores(reply, self.federation.hosts.get(reply.node_id, ()))
+            outcome.clients.update(scores)
+            outcome.failures += failures
         self.validation = validation_figures(outcome, model_round=number)
         self.record.event(
             {

@@ -51,6 +51,8 @@ class SiteSettings:
         labels, label_rate_hz: Precomputed labels and their rate.
         teacher: The site's own copy of a distillation's teacher, if it names one.
         centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
+        min_frames: Figures over fewer frames do not leave the site, whatever ``targets.min_frames`` allows.
+        label_column: The manifest column that may be counted against the clusters, where the site has a manifest of its own.
     """
 
     node: int
@@ -64,6 +66,8 @@ class SiteSettings:
     label_rate_hz: int = 100
     centroids_hash: str = ""
     teacher: str | None = None
+    min_frames: int = 1
+    label_column: str | None = None
     state_max_gb: float | None = None
 
     @classmethod
@@ -79,7 +83,6 @@ class SiteSettings:
             raise ConfigError(
                 "no manifest: set data.manifest, or manifest=... in the node's configuration", setting="data.manifest"
             )
-        state_dir = node_config.get("state-dir") or job.client.state_dir or cache_folder() / "state"
         root = node_config.get("audio-root")
         return cls(
             node=int(node_config["partition-id"]),
@@ -87,12 +90,14 @@ class SiteSettings:
             own_data=bool(own),
             manifest=manifest,
             root=str(root) if root else (None if own else job.data.root),
-            state_dir=Path(str(state_dir)).expanduser().absolute(),
+            state_dir=state_dir_of(node_config, job),
             device=str(node_config.get("device") or job.client.device),
             labels=str(node_config["labels"]) if node_config.get("labels") else job.targets.labels,
             label_rate_hz=int(node_config.get("label-rate-hz") or job.targets.label_rate_hz),
             centroids_hash=str(node_config.get("centroids-hash") or ""),
             teacher=str(node_config["teacher"]) if node_config.get("teacher") else None,
+            min_frames=max(job.targets.min_frames, int(node_config.get("min-frames") or 1)),
+            label_column=str(node_config.get("label-column") or "") if own else job.targets.label_column,
             state_max_gb=float(node_config["state-max-gb"]) if "state-max-gb" in node_config else job.client.state_max_gb,
         )
 
@@ -292,6 +297,12 @@ class Site:
         """Return 48 bits that change with the partition's data; salted with the run's key, so that they tell nothing about it."""
         text = f"{run_key} {self.manifest.fingerprint(partition.rows)}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+
+
+def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
+    """Return a node's state folder; ``job`` has the server's word, where there is one."""
+    named = node_config.get("state-dir") or (job and job.client.state_dir) or cache_folder() / "state"
+    return Path(str(named)).expanduser().absolute()
 
 
 def log_on_site(state_dir: Path) -> None:

@@ -55,7 +55,7 @@ class Clients:
         self.node = {"partition-id": 0, "num-partitions": 1}
         site = open_site(self.job, self.node)
         features = np.concatenate([site.fitting_features(site.partition(number)) for number in range(self.job.num_clients)])
-        self.centroids = kmeans.local_seeds(features, CLUSTERS, 0, 0)[0]
+        self.centroids = kmeans.local_seeds(features, CLUSTERS, 0, 0, 1)[0]
         assert len(self.centroids) == CLUSTERS
         self.key = kmeans.centroids_hash(self.centroids)
         self.site = site
