@@ -1,16 +1,12 @@
 """From a round's outcome to the figures that ``metrics.jsonl`` and checkpoints carry."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.reporting.metrics import Event
-
-if TYPE_CHECKING:
-    from fedhubert.federation.folding import RoundOutcome
 
 LARGEST = 2.0**63
 """No figure of a client is as large."""

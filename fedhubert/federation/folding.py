@@ -1,8 +1,6 @@
 """From replies to one mean update: what must hold of a reply, and where the updates of a round are gathered."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,32 +11,14 @@ from fedhubert.federation.clipping import clipped, norm_in_double
 from fedhubert.federation.codecs import decode
 from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
 from fedhubert.federation.figures import check_figures
-from fedhubert.federation.protocol import Failure, Metrics, Reply
+from fedhubert.federation.outcome import RoundOutcome
+from fedhubert.federation.protocol import Failure, Reply
 from fedhubert.federation.robust import robust_mean
 from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.training.parameters import ParameterLayout
 
 _ROW = 2**15
 _REQUIRED = {"weight", "train_micro_batches", "train_steps", "train_audio_s", "update_norm"}
-
-
-@dataclass
-class RoundOutcome:
-    """What happened in a round: per-partition metrics of the clients whose updates were folded, and who failed and why.
-
-    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32. ``privacy`` is empty without differential privacy.
-    """
-
-    number: int
-    asked: list[int]
-    clients: dict[int, Metrics] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    bytes_down: int = 0
-    bytes_up: int = 0
-    bytes_down_fp32: int = 0
-    bytes_up_fp32: int = 0
-    privacy: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def norm_of(update: torch.Tensor) -> float:

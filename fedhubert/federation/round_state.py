@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedhubert.federation import protocol
-from fedhubert.federation.folding import RoundOutcome
+from fedhubert.federation.outcome import RoundOutcome
 
 _NORMS_KEPT, _NORMS_NEEDED = 64, 8
 

@@ -31,9 +31,9 @@ from fedhubert.federation.figures import (
     usable_scores,
     validation_figures,
 )
-from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
+from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.privacy_phase import announce, open_privacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.record import RunRecord

@@ -23,9 +23,10 @@ from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, publish, tensor_of
 from fedhubert.federation.codecs import decode, encode
 from fedhubert.federation.exact_sum import peak
-from fedhubert.federation.folding import RoundFold, RoundOutcome
+from fedhubert.federation.folding import RoundFold
 from fedhubert.federation.journal import Entry, Journal
 from fedhubert.federation.nodes import Federation, describe_failures, refresh
+from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.round_state import RoundState

@@ -18,7 +18,8 @@ from fedhubert.federation import client
 from fedhubert.federation.codecs import decode
 from fedhubert.federation.exact_sum import ExactSum
 from fedhubert.federation.faults import InjectedCrash
-from fedhubert.federation.folding import RoundFold, RoundOutcome
+from fedhubert.federation.folding import RoundFold
+from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.protocol import Reply, Request
 from fedhubert.federation.server_optimizers import FedAvg, nova_coefficient
 from fedhubert.federation.site import open_site
