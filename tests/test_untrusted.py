@@ -47,7 +47,9 @@ def wrong(source: str) -> list[str]:
         word, value = NEEDED.get(name, (None, None))
         if (word is not None and words.get(word) is not value) or name in FORBIDDEN or words.get("shell") is True:
             found.append(f"line {line}: {name}")
-    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]  # which would hide the dotted name
+    imports = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)
+    ]  # which would hide the dotted name
     hidden = [f"{node.module}.{alias.name}" for node in imports for alias in node.names]
     return found + [name for name in hidden if name in FORBIDDEN | NEEDED.keys()]
 
