@@ -686,7 +686,7 @@ def from_json(cls: type[ModelT], text: str) -> ModelT:
     """Inverse of ``model_dump_json``; raises :class:`ConfigError` like :func:`validate`."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError("not a JSON object")

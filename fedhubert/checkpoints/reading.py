@@ -83,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises :class:`CheckpointError`."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object")

@@ -239,7 +239,7 @@ def _describe_all(federation: Federation) -> dict[int, Reply]:
         federation.grid.check_stop()
         new = sorted(federation.present() - described.keys() - federation.refused.keys())
         for reply in federation.ask(protocol.DESCRIBE, {node: [] for node in new}, timeout_s=timeout_s):
-            if "node" in reply.info and (impostor := federation.impostor(reply.node_id, _number(reply))):
+            if _is_description(reply) and (impostor := federation.impostor(reply.node_id, _number(reply))):
                 log.warning("a node is left out: %s (federated.node_keys)", impostor)
                 federation.refused[reply.node_id] = time.monotonic() + _TRY_AGAIN_S
                 continue
