@@ -17,7 +17,7 @@ from flwr.app import RecordDict
 from fedhubert.checkpoints.files import append_durably
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.protocol import Request
-from fedhubert.federation.site import NodeConfig, state_dir_of
+from fedhubert.federation.site_settings import NodeConfig, state_dir_of
 
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 

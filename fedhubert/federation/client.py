@@ -18,7 +18,8 @@ from fedhubert.federation.audit import write_down
 from fedhubert.federation.client_round import evaluate_model, resident_model, train_round
 from fedhubert.federation.handling import Handled, each_partition, failure_of
 from fedhubert.federation.protocol import Metrics, Request
-from fedhubert.federation.site import Features, NodeConfig, Partition, Site, log_on_site, open_site, state_dir_of
+from fedhubert.federation.site import Features, Partition, Site, open_site
+from fedhubert.federation.site_settings import NodeConfig, log_on_site, state_dir_of
 from fedhubert.models.teacher import Teacher
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.kmeans import KMeansStatistics

@@ -24,7 +24,8 @@ from fedhubert.federation.folding import norm_of
 from fedhubert.federation.handling import Handled, each_partition
 from fedhubert.federation.protocol import Metrics, Request
 from fedhubert.federation.server_optimizers import nova_coefficient
-from fedhubert.federation.site import NodeConfig, Partition, Site, open_site, release_extractor
+from fedhubert.federation.site import Partition, Site, open_site, release_extractor
+from fedhubert.federation.site_settings import NodeConfig
 from fedhubert.federation.site_state import PartitionState
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.student import build_model, take_over

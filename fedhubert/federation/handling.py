@@ -8,7 +8,8 @@ from typing import Any
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.exact_sum import UpdateRejected
 from fedhubert.federation.protocol import Failure, Metrics, Request
-from fedhubert.federation.site import NodeConfig, Partition, Site, open_site
+from fedhubert.federation.site import Partition, Site, open_site
+from fedhubert.federation.site_settings import NodeConfig
 
 log = logging.getLogger("fedhubert.site")
 
