@@ -99,7 +99,10 @@ def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: an override without ``=``, of a whole group, of an unknown key, or with a value out of range.
     """
-    amended = OmegaConf.create(dict(values))
+    try:
+        amended = OmegaConf.create(dict(values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the saved configuration cannot be read: {_explain(error)}") from None
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -112,7 +115,7 @@ def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
             OmegaConf.update(amended, key, OmegaConf.from_dotlist([f"v={value}"])["v"])
         except OmegaConfBaseException as error:
             raise ConfigError(_explain(error), setting=key) from None
-    plain = OmegaConf.to_container(amended, resolve=True)
+    plain = OmegaConf.to_container(amended, resolve=False)  # a file's ${oc.env:SECRET} is text
     assert isinstance(plain, dict)
     return validate(Config, {str(key): value for key, value in plain.items()})
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from fedhubert.checkpoints.importing import start_from
 from fedhubert.checkpoints.store import RoundStore
 from fedhubert.compose import to_yaml
 from fedhubert.config import Config, TaskConfig
-from fedhubert.data.corpora import resolve_manifest
+from fedhubert.data.corpora import with_absolute_data
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.resume import check_same_run
 from fedhubert.models.hubert import HubertModel, build_hubert
@@ -55,7 +54,7 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         CheckpointError: the folder holds another run, or one that is not to be replaced (``resume=never``).
         FedhubertError: as the federated run's clients.
     """
-    config = _with_absolute_data(config)
+    config = with_absolute_data(config)
     folder = RunFolder.of(config)
     if config.resume == "auto" and is_finished(folder, config, options):
         log.info("%s is done", folder.path)
@@ -318,12 +317,3 @@ def _training(plan: RoundPlan, result: RoundResult) -> dict[str, Any]:
 
 def _rows(scores: dict[int, ClientScore]) -> list[dict[str, Any]]:
     return [{"partition": number, **scores[number]} for number in sorted(scores)]
-
-
-def _with_absolute_data(config: Config) -> Config:
-    """Name the data as the federated run does, so that both have the same configuration."""
-    if config.data.manifest is None:
-        raise ConfigError("no audio: give data.manifest=PATH (`fedhubert prepare` writes one)", setting="data.manifest")
-    manifest = resolve_manifest(config.data.manifest)
-    root = str(Path(config.data.root).expanduser().absolute()) if config.data.root else None
-    return config.model_copy(update={"data": config.data.model_copy(update={"manifest": str(manifest), "root": root})})

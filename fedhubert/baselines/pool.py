@@ -1,8 +1,11 @@
 """The audio of all clients in one place, cut and labelled exactly as the federated run would: same splits, crops, masks, clusters."""
 
 import logging
+import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,14 @@ import numpy.typing as npt
 from fedhubert.config import ClientJob, Config, client_job
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
+from fedhubert.federation import site_figures
 from fedhubert.federation.sampling import ranking
 from fedhubert.federation.site import Partition, Site, open_site, release_extractor
+from fedhubert.federation.targets_phase import kmeans_event
 from fedhubert.models.hubert import HubertModel
 from fedhubert.reporting.metrics import Event
 from fedhubert.targets import kmeans
-from fedhubert.targets.agreement import agreement, contingency
+from fedhubert.targets.agreement import agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
 from fedhubert.targets.mfcc import map_in_order
@@ -75,39 +80,31 @@ class Pool:
         if targets.kind == "kmeans":
             self.centroids = self._fit(on_event) if centroids is None else centroids
             self.key = kmeans.targets_key(self.centroids, self.site.source(self._extractor).key)
-        counts = {name: np.zeros(targets.num_clusters, np.int64) for name in ("train_labels", "validation_labels")}
-        table = np.zeros((targets.num_clusters, len(targets.label_values)), np.int64)
+        counts: dict[str, npt.NDArray[np.int64]] = {}
         for part in self.clients:
             store = self.site.labels(part, self.key, self.centroids, self._extractor)
-            counts["train_labels"] += store.counts(part.train_rows)
-            counts["validation_labels"] += store.counts(part.validation_rows)
-            if targets.label_column:
-                table += contingency(store, part.rows, self.site.manifest, targets.label_column, targets.label_values)
+            for name, counted in site_figures.label_counts(self.site, part, store).items():
+                counts[name] = counts.get(name, 0) + counted
         release_extractor()
-        found = agreement(table)
+        found = agreement(counts["contingency"]) if targets.label_column else None
         about = {"key": self.key, "agreement": None if found is None else asdict(found)}
-        on_event({"event": "targets", **about, **{name: _about(count) for name, count in counts.items()}})
+        on_event({"event": "targets", **about, **{f"{name}_labels": _about(counts[name]) for name in ("train", "validation")}})
 
     def _fit(self, on_event: Callable[[Event], None]) -> npt.NDArray[np.float32]:
         """Lloyd's algorithm over everyone's frames from the federation's own seeds: to the bit what the federation finds."""
         settings, seed = self.config.targets, self.config.seed
-        features = [self.site.fitting_features(part, self._extractor) for part in self.clients]
         solver = kmeans.FederatedKMeans(settings.num_clusters, seed, settings.max_iterations, settings.tolerance)
-        solver.seed(
-            [
-                kmeans.local_seeds(seen[: settings.seed_frames_per_client], settings.num_clusters, seed, part.number)
-                for part, seen in zip(self.clients, features, strict=True)
-            ]
-        )
+        solver.seed([site_figures.seeds(self.site, part, self._extractor)[:2] for part in self.clients])
         while not solver.done:
             assert solver.centroids is not None
-            statistics = kmeans.accumulate(features[0], solver.centroids)
-            for seen in features[1:]:
-                statistics = statistics + kmeans.accumulate(seen, solver.centroids)
+            parts = [site_figures.statistics(self.site, part, solver.centroids, self._extractor) for part in self.clients]
+            statistics, total = reduce(operator.add, (part for part, _ in parts)), Counter[str]()
+            for _, metrics in parts:
+                total.update(metrics)
             solver.step(statistics)
             iteration, inertia = len(solver.history), solver.history[-1]
             log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
-            on_event({"event": "kmeans", "iteration": iteration, "inertia_per_frame": inertia, "frames": statistics.num_frames})
+            on_event(kmeans_event(solver, statistics, total))
         assert solver.centroids is not None
         return solver.centroids
 

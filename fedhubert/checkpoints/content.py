@@ -1,6 +1,7 @@
 """What a checkpoint file holds: tensors and plain Python values, so that reading one runs no code."""
 
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -45,8 +46,28 @@ def saving(values: Any) -> Callable[[HashingFile], None]:
     return lambda file: torch.save(values, cast(BinaryIO, file))
 
 
+def inflates(path: Path) -> bool:
+    """Whether a file would grow when it is read: ``torch.save`` compresses nothing, and stores nothing twice."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except Exception:  # torch's older format; or damaged, which loading it says better
+        return False
+    compressed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    return compressed or sum(record.file_size for record in records) > path.stat().st_size
+
+
+def is_whole(tensor: Any) -> bool:
+    """Whether ``tensor`` is one whose every entry is stored: an expanded or sparse one can be larger than all memory."""
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
 def load_plain(path: Path) -> Any:
     """Read what :func:`saving` wrote; raises :class:`CheckpointError` if that fails or if it holds other objects."""
+    if inflates(path):
+        raise CheckpointError(f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -72,7 +93,7 @@ def validated(path: Path, values: Any) -> dict[str, Any]:
             f"{path} has format version {values['format_version']} and this fedhubert reads up to {FORMAT_VERSION}: "
             "use the version that wrote it"
         )
-    if not values["model"] or not all(isinstance(tensor, Tensor) for tensor in values["model"].values()):
+    if not values["model"] or not all(is_whole(tensor) for tensor in values["model"].values()):
         raise CheckpointError(f"{path}: `model` is not a state dict of tensors")
     return values
 

@@ -78,6 +78,22 @@ def write_temporary(path: Path, write: Callable[[HashingFile], object]) -> str:
     return file.hexdigest()
 
 
+def append_durably(path: Path, line: str) -> None:
+    """Append a line and force it to the disk; a line that an earlier kill or a full disk cut short is ended first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("a+b") as file:
+        cut_short = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut_short = file.read(1) != b"\n"
+        file.write(b"\n" * cut_short + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

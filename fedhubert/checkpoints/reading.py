@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
+from fedhubert.checkpoints.content import inflates, is_whole
 from fedhubert.errors import CheckpointError
 
 _HARMLESS = ("fairseq.data.dictionary.", "argparse.Namespace", "numpy.", "_codecs.encode")
@@ -61,6 +61,8 @@ def read_weights(path: Path) -> Any:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
+    if inflates(path):
+        raise CheckpointError(f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory")
     unknown = _unknown_classes(path)
     refused = [name for name in unknown if not name.startswith(_HARMLESS)]
     if refused:
@@ -81,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises :class:`CheckpointError`."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object")
@@ -90,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def is_state(values: Any) -> bool:
     """Whether ``values`` is a state dict of tensors."""
-    return isinstance(values, Mapping) and bool(values) and all(isinstance(value, Tensor) for value in values.values())
+    return isinstance(values, Mapping) and bool(values) and all(is_whole(value) for value in values.values())
 
 
 def _unknown_classes(path: Path) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedhubert.checkpoints.content import FORMAT_VERSION, float32, load_plain, plain, saving, validated
+from fedhubert.checkpoints.content import FORMAT_VERSION, float32, inflates, load_plain, plain, saving, validated
 from fedhubert.checkpoints.fairseq_form import round_fields
 from fedhubert.checkpoints.files import (
     TEMPORARY_PREFIX,
@@ -281,6 +281,8 @@ def _damage(path: Path, *, sidecar: bool) -> str | None:
 
 
 def _broken_record(path: Path) -> str | None:
+    if inflates(path):
+        return f"{path.name} is compressed"
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedhubert.errors import DataError
+from fedhubert.config import Config
+from fedhubert.errors import ConfigError, DataError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 SAMPLE_LANGUAGES = ("en", "es", "fr", "it", "ru")
@@ -54,6 +55,20 @@ def resolve_manifest(name: str) -> Path:
     if not path.is_file():
         raise DataError(f"data.manifest: no such file {path}; `fedhubert prepare folder` writes one", setting="data.manifest")
     return path.absolute()
+
+
+def with_absolute_data(config: Config) -> Config:
+    """Return ``config`` with its manifest found, and named so that it means the same in every process.
+
+    Raises:
+        ConfigError: ``data.manifest`` is not set.
+        DataError: there is no such file.
+    """
+    if config.data.manifest is None:
+        raise ConfigError("no audio: give data.manifest=PATH (`fedhubert prepare` writes one)", setting="data.manifest")
+    manifest = resolve_manifest(config.data.manifest)
+    root = str(Path(config.data.root).expanduser().absolute()) if config.data.root else None
+    return config.model_copy(update={"data": config.data.model_copy(update={"manifest": str(manifest), "root": root})})
 
 
 def audio_files(root: Path) -> Iterator[str]:

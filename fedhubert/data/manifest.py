@@ -14,6 +14,8 @@ import numpy.typing as npt
 from fedhubert.errors import DataError
 
 REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
+MAX_SAMPLES, MAX_RATE_HZ, MAX_PATH_BYTES = 2**40, 2**24, 4096
+"""What a row may say; more is a damaged or hostile file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,8 @@ class Manifest:
     def audio_path(self, row: int) -> Path:
         """Return the file of ``row``; raises :class:`DataError` when its path leads out of the root (``..``, absolute, symbolic link)."""
         relative = self.paths[row]
+        if "\0" in relative or len(os.fsencode(relative)) > MAX_PATH_BYTES:
+            raise DataError(f"manifest row {row + 1}: {relative[:80]!r}... is no path", setting="data.manifest")
         resolved = Path(os.path.realpath(self.root / relative))
         if os.path.isabs(relative) or not resolved.is_relative_to(self._real_root):
             raise DataError(
@@ -149,8 +153,8 @@ def _read_csv(path: Path, file: Iterable[str], root: Path | None) -> Manifest:
         for append, value in zip(appends, row, strict=True):
             append(value)
     columns = dict(zip(header, table, strict=True))
-    num_samples = _integers(path, columns.pop("num_samples"), "num_samples")
-    sample_rates = _integers(path, columns.pop("sample_rate"), "sample_rate")
+    num_samples = _integers(path, columns.pop("num_samples"), "num_samples", MAX_SAMPLES)
+    sample_rates = _integers(path, columns.pop("sample_rate"), "sample_rate", MAX_RATE_HZ)
     return Manifest(
         root or path.absolute().parent,
         columns.pop("path"),
@@ -175,20 +179,26 @@ def _read_tsv(path: Path, file: Iterable[str], root: Path | None) -> Manifest:
             raise DataError(f"{path}, line {number}: expected path<TAB>samples", setting="data.manifest")
         paths.append(fields[0])
         counts.append(fields[1])
-    num_samples = _integers(path, counts, "samples")
+    num_samples = _integers(path, counts, "samples", MAX_SAMPLES)
     speakers = [name.split("/")[0] if "/" in name else name for name in paths]
     return Manifest(root or Path(stated), paths, speakers, num_samples, np.full(len(paths), 16000, np.int32), {})
 
 
-def _integers(path: Path, values: list[str], name: str) -> npt.NDArray[np.int64]:
+def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArray[np.int64]:
     try:
         numbers = np.array(values, dtype=np.int64)
     except (ValueError, OverflowError):
         numbers = np.array([], dtype=np.int64)
-    if len(numbers) != len(values) or (len(numbers) and (numbers.min() <= 0 or numbers.max() >= 2**40)):
+    if len(numbers) != len(values) or (len(numbers) and (numbers.min() <= 0 or numbers.max() >= limit)):
         line, value = next(
-            ((line, value) for line, value in enumerate(values, start=2) if not value.isdigit() or not 0 < int(value) < 2**40),
+            ((line, value) for line, value in enumerate(values, start=2) if not _whole_number(value, limit)),
             (0, ""),
         )
-        raise DataError(f"{path}, line {line}: {name} is {value!r}, not a positive whole number", setting="data.manifest")
+        raise DataError(
+            f"{path}, line {line}: {name} is {value[:80]!r}, not a whole number from 1 to {limit - 1}", setting="data.manifest"
+        )
     return numbers
+
+
+def _whole_number(value: str, limit: int) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= 20 and 0 < int(value) < limit

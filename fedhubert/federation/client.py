@@ -12,15 +12,17 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedhubert.federation import faults, protocol
+from fedhubert.errors import FederationError
+from fedhubert.federation import faults, protocol, site_figures
+from fedhubert.federation.audit import write_down
 from fedhubert.federation.client_round import evaluate_model, resident_model, train_round
 from fedhubert.federation.handling import Handled, each_partition, failure_of
 from fedhubert.federation.protocol import Metrics, Request
-from fedhubert.federation.site import NodeConfig, Partition, Site, SiteSettings, log_on_site, open_site
+from fedhubert.federation.site import Features, Partition, Site, open_site
+from fedhubert.federation.site_settings import NodeConfig, log_on_site, state_dir_of
 from fedhubert.models.teacher import Teacher
-from fedhubert.targets import kmeans
-from fedhubert.targets.agreement import contingency
 from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.kmeans import KMeansStatistics
 
 log = logging.getLogger("fedhubert.site")
 
@@ -40,19 +42,25 @@ def register(app: ClientApp) -> None:
 
 
 def _answer(handler: Callable[[Request, NodeConfig], Handled]) -> Callable[[Message, Context], Message]:
-    """Wrap a handler so that it always replies."""
+    """Wrap a handler so that it always replies, and that what it replies is written down first."""
 
     def answer(message: Message, context: Context) -> Message:
+        node_config, request = context.node_config, None
         try:
             request = protocol.read_request(message)
             torch.set_num_threads(request.job.client.threads)
-            log_on_site(SiteSettings.read(context.node_config, request.job).state_dir)
-            return protocol.reply(message, **handler(request, context.node_config))
+            log_on_site(state_dir_of(node_config, request.job))
+            reply = protocol.reply(message, **handler(request, node_config))
         except faults.InjectedCrash:
             raise
         except Exception as error:
-            node = str(context.node_config.get("partition-id", ""))
-            return protocol.reply(message, failures=[failure_of(-1, error)], info={"node": node})
+            info = {"node": str(node_config.get("partition-id", ""))}
+            reply = protocol.reply(message, failures=[failure_of(-1, error)], info=info)
+        try:
+            write_down(node_config, message.metadata.message_type, request, reply.content)
+        except Exception as error:
+            return protocol.reply(message, failures=[failure_of(-1, error)])  # all that leaves unwritten: the word `audit`
+        return reply
 
     return answer
 
@@ -111,28 +119,22 @@ def kmeans_seed(request: Request, node_config: NodeConfig) -> Handled:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
 
     def seeds(site: Site, partition: Partition) -> Metrics:
-        features = site.fitting_features(partition, request.task["extractor"])
-        centroids, weights = kmeans.local_seeds(
-            features[: request.job.targets.seed_frames_per_client],
-            request.job.targets.num_clusters,
-            request.job.seed,
-            partition.number,
-        )
+        centroids, weights, metrics = site_figures.seeds(site, partition, request.task["extractor"])
         arrays[f"centroids_{partition.number}"], arrays[f"weights_{partition.number}"] = centroids, weights
-        return {"frames": len(features)}
+        return metrics
 
     return {**each_partition(request, node_config, seeds), "arrays": arrays}
 
 
 def kmeans_step(request: Request, node_config: NodeConfig) -> Handled:
     """Send sums, counts and inertia of the partitions' features under the given centroids, added up over this node's partitions."""
-    centroids = request.arrays["centroids"]
-    total: list[kmeans.KMeansStatistics] = []
+    centroids = _centroids(request)
+    total: list[KMeansStatistics] = []
 
     def accumulate(site: Site, partition: Partition) -> Metrics:
-        statistics = kmeans.accumulate(site.fitting_features(partition, request.task["extractor"]), centroids)
+        statistics, metrics = site_figures.statistics(site, partition, centroids, request.task["extractor"])
         total[:] = [total[0] + statistics if total else statistics]
-        return {"frames": statistics.num_frames}
+        return metrics
 
     handled = each_partition(request, node_config, accumulate)
     return {**handled, "arrays": total[0].to_arrays() if total else {}}
@@ -144,18 +146,22 @@ def label(request: Request, node_config: NodeConfig) -> Handled:
     With ``targets.label_column`` also frames by cluster and label: counts alone, labels by their place in the agreed list.
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-
-    targets = request.job.targets
-
-    def add(name: str, counts: np.ndarray[Any, Any]) -> None:
-        arrays[name] = arrays[name] + counts if name in arrays else counts
+    centroids = _centroids(request) if "centroids" in request.arrays else None
 
     def count(site: Site, partition: Partition) -> Metrics:
-        store = site.labels(partition, request.task["targets"], request.arrays.get("centroids"), request.task["extractor"])
-        add("train", store.counts(partition.train_rows))
-        add("validation", store.counts(partition.validation_rows))
-        if targets.label_column:
-            add("contingency", contingency(store, partition.rows, site.manifest, targets.label_column, targets.label_values))
+        store = site.labels(partition, request.task["targets"], centroids, request.task["extractor"])
+        for name, counts in site_figures.label_counts(site, partition, store).items():
+            arrays[name] = arrays[name] + counts if name in arrays else counts
         return {"frames": store.num_frames, "label_rate_hz": store.rate_hz, "num_clusters": store.num_clusters}
 
     return {**each_partition(request, node_config, count), "arrays": arrays}
+
+
+def _centroids(request: Request) -> Features:
+    centroids = request.arrays["centroids"]
+    if centroids.dtype != np.float32 or centroids.ndim != 2 or len(centroids) != request.job.targets.num_clusters:
+        raise FederationError(
+            f"centroids of {centroids.dtype}{list(centroids.shape)} for {request.job.targets.num_clusters} clusters",
+            setting="targets.num_clusters",
+        )
+    return centroids

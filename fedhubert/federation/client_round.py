@@ -24,7 +24,8 @@ from fedhubert.federation.folding import norm_of
 from fedhubert.federation.handling import Handled, each_partition
 from fedhubert.federation.protocol import Metrics, Request
 from fedhubert.federation.server_optimizers import nova_coefficient
-from fedhubert.federation.site import NodeConfig, Partition, Site, open_site, release_extractor
+from fedhubert.federation.site import Partition, Site, open_site, release_extractor
+from fedhubert.federation.site_settings import NodeConfig
 from fedhubert.federation.site_state import PartitionState
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.student import build_model, take_over
@@ -121,7 +122,7 @@ def _encoded_update(
     job, task = request.job, request.task
     update = resident.layout.to_vector(resident.model).sub_(incoming)
     if job.normalise_by_steps:
-        update /= nova_coefficient(result.steps, job.client.momentum if job.client.optimizer == "sgd" else 0.0)
+        update /= nova_coefficient(result.steps, job.client.sgd_momentum)
     if job.update_codec == "int8" and state.residual is not None:
         update += state.residual
     clipping: Metrics = {}

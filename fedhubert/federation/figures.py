@@ -1,13 +1,16 @@
 """From a round's outcome to the figures that ``metrics.jsonl`` and checkpoints carry."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from fedhubert.federation.folding import RoundOutcome
-from fedhubert.federation.protocol import Metrics
+from fedhubert.federation.outcome import RoundOutcome
+from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.metrics import Event
+
+LARGEST = 2.0**63
+"""No figure of a client is as large."""
 
 
 def round_event(outcome: RoundOutcome) -> Event:
@@ -66,6 +69,33 @@ def fairness_of(outcome: RoundOutcome) -> dict[str, Any]:
         if values:
             return {"figure": figure, **fairness(values, higher_is_better=better)}
     return {}
+
+
+def check_figures(metrics: Mapping[str, int | float]) -> None:
+    """Raise ``ValueError`` if a client's numbers are out of range, or no figures can be made of its sums."""
+    if not all(abs(value) < LARGEST for value in metrics.values()):  # nor NaN
+        raise ValueError("numbers out of range")
+    for prefix in ("train_", "validation_"):
+        sums = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+        if sums:
+            try:
+                figures_of(sums)
+            except KeyError as error:
+                raise ValueError(f"no {prefix}{error.args[0]}") from None
+
+
+def usable_scores(reply: Reply, asked: Collection[int]) -> tuple[dict[int, Metrics], list[Failure]]:
+    """Return the scores of a reply's partitions, and which of those asked failed; scores that no figures can be made of are ``malformed``."""
+    scores, failures = {}, list(reply.failures)
+    for partition, metrics in reply.metrics.items():
+        try:
+            check_figures(metrics)
+        except ValueError:
+            failures.append(Failure(partition, "malformed"))
+        else:
+            if partition in asked:
+                scores[partition] = metrics
+    return scores, failures
 
 
 def figures_of(sums: Mapping[str, float]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,34 +11,15 @@ from fedhubert.federation.arrays import tensor_of
 from fedhubert.federation.clipping import clipped, norm_in_double
 from fedhubert.federation.codecs import decode
 from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
+from fedhubert.federation.figures import check_figures
+from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.robust import robust_mean
 from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.training.parameters import ParameterLayout
 
 _ROW = 2**15
-_REQUIRED = {"weight", "train_micro_batches", "train_steps", "update_norm"}
-
-
-@dataclass
-class RoundOutcome:
-    """What happened in a round: per-partition metrics of the clients whose updates were folded, and who failed and why.
-
-    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32. ``drift`` is :func:`drift_of`'s, empty where the
-    strategy is robust, or private: it would tell of the sum without its noise. ``privacy`` is empty without differential privacy.
-    """
-
-    number: int
-    asked: list[int]
-    clients: dict[int, Metrics] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    bytes_down: int = 0
-    bytes_up: int = 0
-    bytes_down_fp32: int = 0
-    bytes_up_fp32: int = 0
-    drift: dict[str, float] = field(default_factory=dict)
-    privacy: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+_REQUIRED = {"weight", "train_micro_batches", "train_steps", "train_audio_s", "update_norm"}
 
 
 def norm_of(update: torch.Tensor) -> float:
@@ -116,7 +95,7 @@ class RoundFold:
                 self._fold(reply)
             except UpdateRejected as rejected:
                 code = f"update_{rejected.reason}"
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 code = "malformed"
             else:
                 outcome.clients.update(reply.metrics)
@@ -155,13 +134,17 @@ class RoundFold:
             raise UpdateRejected("partition")
         private = self._clip_norm is not None
         for metrics in reply.metrics.values():
+            if not set(metrics) >= _REQUIRED:
+                raise UpdateRejected("metrics")
+            try:
+                check_figures(metrics)
+            except ValueError:
+                raise UpdateRejected("metrics") from None
             if private and (metrics["weight"] != 1 or "update_unclipped" not in metrics):
                 raise UpdateRejected("weight")
-            if not set(metrics) >= _REQUIRED or not all(np.isfinite(value) for value in metrics.values()):
-                raise UpdateRejected("metrics")
             if not 1 <= int(metrics["weight"]) <= MAX_WEIGHT:
                 raise UpdateRejected("weight")
-            if int(metrics["train_steps"]) < 1 or int(metrics["train_micro_batches"]) < 1:
+            if not all(1 <= int(metrics[name]) < 2**31 for name in ("train_steps", "train_micro_batches")):
                 raise UpdateRejected("metrics")
             self._check_norm(float(metrics["update_norm"]))
 

@@ -13,8 +13,8 @@ from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.journal import Journal
 from fedhubert.federation.privacy_phase import fork_privacy
 from fedhubert.federation.resume import changes
+from fedhubert.federation.round_state import RoundState
 from fedhubert.federation.secret import create_secret
-from fedhubert.federation.strategy import RoundState
 from fedhubert.models.student import build_model
 from fedhubert.reporting.metrics import append_event, read_events
 from fedhubert.reporting.run_folder import RunFolder

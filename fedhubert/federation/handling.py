@@ -8,7 +8,8 @@ from typing import Any
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.exact_sum import UpdateRejected
 from fedhubert.federation.protocol import Failure, Metrics, Request
-from fedhubert.federation.site import NodeConfig, Partition, Site, open_site
+from fedhubert.federation.site import Partition, Site, open_site
+from fedhubert.federation.site_settings import NodeConfig
 
 log = logging.getLogger("fedhubert.site")
 
@@ -24,6 +25,9 @@ def failure_of(partition: int, error: Exception) -> Failure:
     if isinstance(error, UpdateRejected):
         log.error("partition %d: update rejected: %s", partition, error.reason)
         return Failure(partition, f"update_{error.reason}")
+    if isinstance(error, MemoryError):
+        log.error("partition %d: out of memory: %s", partition, error)
+        return Failure(partition, "out_of_memory")
     log.exception("partition %d: %s", partition, type(error).__name__)
     return Failure(partition, "internal")
 

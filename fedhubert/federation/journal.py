@@ -5,12 +5,12 @@ in the journal are replayed with exactly the clients, and the number of local st
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedhubert.checkpoints.files import append_durably
 from fedhubert.errors import CheckpointError
 from fedhubert.federation.protocol import Failure
 
@@ -60,12 +60,7 @@ class Journal:
         """Append ``entry`` and force it to the disk; raises :class:`CheckpointError` when it cannot be written."""
         self._keep(entry)
         try:
-            with self._path.open("a+b") as file:
-                if file.tell() and _last_byte(file) != b"\n":
-                    file.write(b"\n")
-                file.write(json.dumps(asdict(entry)).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_durably(self._path, json.dumps(asdict(entry)))
         except OSError as error:
             raise CheckpointError(
                 f"cannot write to {self._path}: {error.strerror}; free some space there and resume", setting="checkpoint_dir"
@@ -81,11 +76,6 @@ class Journal:
         self._entries[entry.round] = entry
         if entry.release:
             self._releases.setdefault(entry.round, set()).add(entry.release)
-
-
-def _last_byte(file: Any) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return bytes(file.read(1))
 
 
 def _entry(values: Mapping[str, Any]) -> Entry:

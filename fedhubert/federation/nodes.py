@@ -28,6 +28,7 @@ log = logging.getLogger("fedhubert")
 _TTL_MARGIN_S = 600.0
 _JOIN_TIMEOUT_S = 300.0
 _TRY_AGAIN_S = 60.0
+_ABOUT_A_PARTITION = {"train_utterances", "validation_utterances", "train_audio_s", "validation_audio_s", "data_fingerprint"}
 
 
 @dataclass
@@ -107,7 +108,9 @@ class Federation:
             for node, partitions in shares.items()
         )
         for message in self.grid.send_and_receive(messages, timeout=timeout_s):
-            yield protocol.read_reply(message)
+            reply = protocol.read_reply(message)
+            answers_for_others = reply.metrics.keys() - set(shares.get(reply.node_id, ()))
+            yield Reply(reply.node_id, failures=[Failure(-1, "malformed")]) if answers_for_others else reply
         for node in self.grid.unanswered:
             yield Reply(node, failures=[Failure(-1, "no_answer")])
 
@@ -174,8 +177,8 @@ def refresh(federation: Federation) -> None:
 def _join(federation: Federation, node: int) -> str:
     """Take in ``node``; returns why not, or an empty string."""
     (reply,) = federation.ask(protocol.DESCRIBE, {node: []}, timeout_s=_JOIN_TIMEOUT_S)
-    if reply.failures or "node" not in reply.info:
-        return describe_failures(reply.failures)
+    if reply.failures or not _is_description(reply):
+        return describe_failures(reply.failures) or "malformed"
     if impostor := federation.impostor(node, _number(reply)):
         return f"{impostor} (federated.node_keys)"
     hosted = _hosted(federation, reply)
@@ -207,6 +210,14 @@ def _expected(federation: Federation) -> dict[str, str | int]:
     }
 
 
+def _is_description(reply: Reply) -> bool:
+    """Whether a node says which number it is among how many; that bytes from outside are what they should be."""
+    try:
+        return 0 <= int(reply.info["node"]) < int(reply.info["num_nodes"]) and int(reply.info["hosts_all"]) in (0, 1)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+
+
 def _number(description: Reply) -> int:
     return int(description.info["node"])
 
@@ -228,14 +239,14 @@ def _describe_all(federation: Federation) -> dict[int, Reply]:
         federation.grid.check_stop()
         new = sorted(federation.present() - described.keys() - federation.refused.keys())
         for reply in federation.ask(protocol.DESCRIBE, {node: [] for node in new}, timeout_s=timeout_s):
-            if "node" in reply.info and (impostor := federation.impostor(reply.node_id, _number(reply))):
+            if _is_description(reply) and (impostor := federation.impostor(reply.node_id, _number(reply))):
                 log.warning("a node is left out: %s (federated.node_keys)", impostor)
                 federation.refused[reply.node_id] = time.monotonic() + _TRY_AGAIN_S
                 continue
             check_versions(reply)
-            if reply.failures or "node" not in reply.info:
+            if reply.failures or not _is_description(reply):
                 raise FederationError(
-                    f"a site is not ready: {describe_failures(reply.failures)}; its site.log says more",
+                    f"a site is not ready: {describe_failures(reply.failures) or 'malformed'}; its site.log says more",
                     setting=_setting(reply.failures),
                 )
             described[reply.node_id] = reply
@@ -275,6 +286,9 @@ def _describe_partitions(federation: Federation, hosts: Mapping[int, Sequence[in
     for reply in federation.ask(protocol.DESCRIBE, shares, timeout_s=federation.config.federated.connect_timeout_s):
         failures += reply.failures
         for partition, about in reply.metrics.items():
+            if not set(about) >= _ABOUT_A_PARTITION or not all(0 <= value < 2**63 for value in about.values()):
+                failures.append(Failure(partition, "malformed"))
+                continue
             fingerprint = int(about.pop("data_fingerprint"))
             if federation.fingerprints.setdefault(partition, fingerprint) != fingerprint:
                 failures.append(Failure(partition, "data_has_changed_since_the_run_began", "data.manifest"))

@@ -19,6 +19,7 @@ from fedhubert import __version__
 from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError
 from fedhubert.federation.arrays import HeldArray, SharedArray
+from fedhubert.federation.task_fields import Said, read_task
 
 PROTOCOL_VERSION = 2
 
@@ -42,6 +43,8 @@ STATE_MISSING = "state_missing"
 Arrays = Mapping[str, npt.NDArray[Any]]
 Metrics = dict[str, int | float]
 _SAFE_WORD = re.compile(r"[^A-Za-z0-9_.\-]")
+_NOT_PRINTED = re.compile(r"[^ -~]")
+_RUN_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Request:
 
     job: ClientJob
     run_key: str
-    task: dict[str, Any]
-    arrays: dict[str, npt.NDArray[Any]]
+    task: Said[Any]
+    arrays: Said[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,15 @@ def request(
 
 
 def read_request(message: Message) -> Request:
-    """Parse a request; raises :class:`FederationError` when it speaks another protocol."""
-    record = message.content.config_records["request"]
+    """Parse a request.
+
+    Raises:
+        FederationError: it speaks another protocol, or is none.
+        ConfigError: it has a job that is not valid.
+    """
+    if not message.has_content() or "request" not in message.content.config_records:
+        raise FederationError("the message is no request", setting="version")
+    record = Said(message.content.config_records["request"])
     if record["protocol"] != PROTOCOL_VERSION:
         version = repr(record["version"])
         raise FederationError(
@@ -116,8 +126,14 @@ def read_request(message: Message) -> Request:
             f"(fedhubert {__version__}): install the same version on both",
             setting="version",
         )
-    job = from_json(ClientJob, str(record["job"]))
-    return Request(job, str(record["run"]), json.loads(str(record["task"])), _arrays(message.content))
+    run_key = str(record["run"])
+    if not _RUN_KEY.fullmatch(run_key):  # it names a folder
+        raise FederationError("the request's run is not named by letters and digits", setting="version")
+    try:
+        arrays = Said(_arrays(message.content))
+    except Exception:  # bytes from outside
+        raise FederationError("the request's arrays cannot be read", setting="version") from None
+    return Request(from_json(ClientJob, str(record["job"])), run_key, read_task(str(record["task"])), arrays)
 
 
 def reply(
@@ -187,9 +203,13 @@ def _parse_reply(node_id: int, content: RecordDict) -> Reply:
             for partition, code, setting in zip(record["partition"], record["code"], record["setting"], strict=True)
         ]
     arrays = _arrays(content)
-    info = dict(content.config_records["info"]) if "info" in content else {}
+    said = content.config_records["info"] if "info" in content else {}  # a site's words get into the server's log
+    info = {name: _NOT_PRINTED.sub("?", value) if isinstance(value, str) else value for name, value in said.items()}
     return Reply(node_id, metrics, failures, arrays, info, sum(array.nbytes for array in arrays.values()))
 
 
 def _arrays(content: RecordDict) -> dict[str, npt.NDArray[Any]]:
-    return {name: array.numpy() for name, array in content.array_records["arrays"].items()} if "arrays" in content else {}
+    arrays = {name: array.numpy() for name, array in content.array_records["arrays"].items()} if "arrays" in content else {}
+    if not all(isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.number) for array in arrays.values()):
+        raise TypeError("arrays of something else than numbers")
+    return arrays

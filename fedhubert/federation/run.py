@@ -13,8 +13,7 @@ from rich.table import Table
 
 from fedhubert.checkpoints.store import RoundStore, load_checkpoint
 from fedhubert.config import Config, client_job
-from fedhubert.data.corpora import resolve_manifest
-from fedhubert.errors import ConfigError
+from fedhubert.data.corpora import with_absolute_data
 from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.resume import check_same_run
 from fedhubert.federation.server import RunResult, run_federation
@@ -29,7 +28,7 @@ from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
 def train_here(config: Config) -> float:
     """Train on this host and return the final validation loss (for sweeps; ``dry_run``: NaN); raises what :func:`run_federation` raises."""
     console = log_to_terminal()
-    config = _with_absolute_data(config)
+    config = with_absolute_data(config)
     if config.dry_run:
         return _dry_run(config, console)
     if is_finished(config):
@@ -103,16 +102,6 @@ def _print_table(table: Table) -> Console:
         output = Console(width=110)
     output.print(table)
     return output
-
-
-def _with_absolute_data(config: Config) -> Config:
-    """Find the manifest before anything starts, and name it so that it means the same in every worker."""
-    if config.data.manifest is None:
-        raise ConfigError("no audio: give data.manifest=PATH (`fedhubert prepare` writes one)", setting="data.manifest")
-    manifest = resolve_manifest(config.data.manifest)
-    root = str(Path(config.data.root).expanduser().absolute()) if config.data.root else None
-    data = config.data.model_copy(update={"manifest": str(manifest), "root": root})
-    return config.model_copy(update={"data": data})
 
 
 def _check_data(config: Config) -> None:

@@ -1,7 +1,6 @@
 """The phases of a run on the server: connect and check, targets, rounds, final evaluation, summary."""
 
 import logging
-import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.superlink.grid import InMemoryGrid
 
@@ -21,7 +20,6 @@ from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FederationError, FedhubertError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, tensor_of
-from fedhubert.federation.dry_run import describe_federation
 from fedhubert.federation.figures import (
     brief,
     data_summary,
@@ -31,17 +29,19 @@ from fedhubert.federation.figures import (
     round_event,
     round_line,
     said,
+    usable_scores,
     validation_figures,
 )
-from fedhubert.federation.folding import RoundOutcome
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
+from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.privacy_phase import announce, open_privacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.record import RunRecord
+from fedhubert.federation.round_state import RoundState
 from fedhubert.federation.server_evaluation import ServerEvaluation
 from fedhubert.federation.server_optimizers import ServerOptimizer, build_server_optimizer
-from fedhubert.federation.strategy import ClientsDone, FederatedStrategy, RoundState
+from fedhubert.federation.strategy import ClientsDone, FederatedStrategy
 from fedhubert.federation.targets_phase import Targets, label_newcomers, no_targets, prepare_targets
 from fedhubert.federation.teacher_phase import prepare_student, send_teacher, server_objective, with_teacher
 from fedhubert.models.hubert import HubertModel
@@ -63,27 +63,6 @@ class RunResult:
     folder: RunFolder
     checkpoint: Path
     validation: Mapping[str, Any]
-
-
-def run_app(grid: Grid, context: Context) -> None:
-    """Run the federation that ``flwr run`` asks for; raises what :func:`run_federation` raises, so that Flower reports a failed run."""
-    from fedhubert.compose import compose
-    from fedhubert.reporting.console import log_to_terminal
-    from fedhubert.reporting.summary import plot_curves
-
-    console = log_to_terminal()
-    try:
-        config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
-        if config.dry_run:
-            console.print(describe_federation(grid, config))
-            return
-        result = run_federation(grid, config)
-    except FedhubertError as error:
-        log.error("error: %s", error)
-        raise
-    plot_curves(result.folder.metrics_file, result.folder.plot_file)
-    log.info("curves: %s", result.folder.plot_file)
-    log.info("last checkpoint: %s", result.checkpoint)
 
 
 def run_federation(
@@ -340,8 +319,9 @@ class _Run:
         messages = strategy.evaluation_messages(self.layout.to_vector(self.model), number)
         for message in self.federation.grid.send_and_receive(messages, timeout=self.config.federated.round_timeout_s):
             reply = protocol.read_reply(message)
-            outcome.clients.update(reply.metrics)
-            outcome.failures += reply.failures
+            scores, failures = usable_scores(reply, self.federation.hosts.get(reply.node_id, ()))
+            outcome.clients.update(scores)
+            outcome.failures += failures
         self.validation = validation_figures(outcome, model_round=number)
         self.record.event(
             {

@@ -5,12 +5,10 @@ Values of the node's own configuration (``--node-config "manifest=... state-dir=
 
 import functools
 import hashlib
-import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +17,12 @@ import torch
 from fedhubert.checkpoints.importing import import_encoder
 from fedhubert.config import ClientJob, DistillConfig, Task
 from fedhubert.data.batching import BatchPlan
-from fedhubert.data.corpora import cache_folder, resolve_manifest
+from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import partition_rows, split_rows
 from fedhubert.deployment import state
 from fedhubert.errors import CheckpointError, ConfigError, DataError, TargetsError
+from fedhubert.federation.site_settings import NodeConfig, SiteSettings
 from fedhubert.federation.site_state import StateFolder
 from fedhubert.models.teacher import Teacher
 from fedhubert.targets.extractor import load_extractor
@@ -38,63 +37,6 @@ from fedhubert.training.teaching import Teaching
 
 Rows = npt.NDArray[np.int64]
 Features = npt.NDArray[np.float32]
-NodeConfig = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class SiteSettings:
-    """Site-local settings: the node's configuration first, the server's values where it is silent.
-
-    Attributes:
-        node: This node's number among ``num_nodes``.
-        own_data: The node names its own manifest, which then is one client's data (no partitioning).
-        labels, label_rate_hz: Precomputed labels and their rate.
-        teacher: The site's own copy of a distillation's teacher, if it names one.
-        centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
-    """
-
-    node: int
-    num_nodes: int
-    own_data: bool
-    manifest: str
-    root: str | None
-    state_dir: Path
-    device: str
-    labels: str | None = None
-    label_rate_hz: int = 100
-    centroids_hash: str = ""
-    teacher: str | None = None
-    state_max_gb: float | None = None
-
-    @classmethod
-    def read(cls, node_config: NodeConfig, job: ClientJob) -> "SiteSettings":
-        """Raises :class:`ConfigError` naming the setting that is missing."""
-        if "partition-id" not in node_config or "num-partitions" not in node_config:
-            raise ConfigError(
-                'start the SuperNode with --node-config "partition-id=... num-partitions=..."', setting="partition-id"
-            )
-        own = node_config.get("manifest")
-        manifest = str(own) if own else job.data.manifest
-        if not manifest:
-            raise ConfigError(
-                "no manifest: set data.manifest, or manifest=... in the node's configuration", setting="data.manifest"
-            )
-        state_dir = node_config.get("state-dir") or job.client.state_dir or cache_folder() / "state"
-        root = node_config.get("audio-root")
-        return cls(
-            node=int(node_config["partition-id"]),
-            num_nodes=int(node_config["num-partitions"]),
-            own_data=bool(own),
-            manifest=manifest,
-            root=str(root) if root else (None if own else job.data.root),
-            state_dir=Path(str(state_dir)).expanduser().absolute(),
-            device=str(node_config.get("device") or job.client.device),
-            labels=str(node_config["labels"]) if node_config.get("labels") else job.targets.labels,
-            label_rate_hz=int(node_config.get("label-rate-hz") or job.targets.label_rate_hz),
-            centroids_hash=str(node_config.get("centroids-hash") or ""),
-            teacher=str(node_config["teacher"]) if node_config.get("teacher") else None,
-            state_max_gb=float(node_config["state-max-gb"]) if "state-max-gb" in node_config else job.client.state_max_gb,
-        )
 
 
 @dataclass(frozen=True)
@@ -292,22 +234,6 @@ class Site:
         """Return 48 bits that change with the partition's data; salted with the run's key, so that they tell nothing about it."""
         text = f"{run_key} {self.manifest.fingerprint(partition.rows)}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
-
-
-def log_on_site(state_dir: Path) -> None:
-    """Append this process's failures to ``site.log`` in the state folder (once per folder); what is in it never leaves the site."""
-    logger, path = logging.getLogger("fedhubert.site"), state_dir / "site.log"
-    if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
-        return
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, delay=True)
-    except OSError as error:
-        raise ConfigError(f"cannot write to the state folder {state_dir}: {error.strerror}", setting="client.state_dir") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 def open_site(job: ClientJob, node_config: NodeConfig) -> Site:

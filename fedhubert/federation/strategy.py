@@ -7,10 +7,8 @@ run's own rounds after a resume.
 
 import logging
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,11 +23,13 @@ from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, publish, tensor_of
 from fedhubert.federation.codecs import decode, encode
 from fedhubert.federation.exact_sum import peak
-from fedhubert.federation.folding import RoundFold, RoundOutcome
+from fedhubert.federation.folding import RoundFold
 from fedhubert.federation.journal import Entry, Journal
 from fedhubert.federation.nodes import Federation, describe_failures, refresh
+from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.protocol import Failure
+from fedhubert.federation.round_state import RoundState
 from fedhubert.federation.sampling import assign_to_nodes, ranking
 from fedhubert.federation.server_optimizers import ServerOptimizer
 
@@ -37,56 +37,6 @@ log = logging.getLogger("fedhubert")
 
 ClientsDone = Callable[[int, int, int], None]
 """Told after every reply: the round, the clients done, the clients asked."""
-
-_NORMS_KEPT, _NORMS_NEEDED = 64, 8
-
-
-@dataclass
-class RoundState:
-    """What a round hands to the next besides the model and the server optimiser; kept in checkpoints.
-
-    Attributes:
-        positions: Partition -> micro-batches consumed so far.
-        site_rounds: Partition -> the last round whose update of it was accepted: the version of its site's state to go on from.
-        norms: Norms of the updates accepted last, oldest first.
-    """
-
-    positions: dict[int, int] = field(default_factory=dict)
-    site_rounds: dict[int, int] = field(default_factory=dict)
-    norms: list[float] = field(default_factory=list)
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint."""
-        positions = {str(partition): count for partition, count in self.positions.items()}
-        return {
-            "positions": positions,
-            "site_rounds": {str(p): r for p, r in self.site_rounds.items()},
-            "norms": list(self.norms),
-        }
-
-    @classmethod
-    def from_plain(cls, values: Mapping[str, Any]) -> "RoundState":
-        """Inverse of :meth:`to_plain`."""
-        positions = {int(partition): int(count) for partition, count in values["positions"].items()}
-        return cls(
-            positions, {int(p): int(r) for p, r in values["site_rounds"].items()}, [float(norm) for norm in values["norms"]]
-        )
-
-    def accept(self, outcome: RoundOutcome) -> None:
-        """Book a round whose model has been accepted."""
-        for partition in sorted(outcome.clients):
-            metrics = outcome.clients[partition]
-            self.positions[partition] = self.positions.get(partition, 0) + int(metrics["train_micro_batches"])
-            self.site_rounds[partition] = outcome.number
-            self.norms.append(float(metrics["update_norm"]))
-        for failure in outcome.failures:
-            if failure.code == protocol.STATE_MISSING:
-                self.site_rounds[failure.partition] = 0  # it has lost its state: next time it begins afresh
-        del self.norms[:-_NORMS_KEPT]
-
-    def norm_limit(self, ratio: float) -> float | None:
-        """Return the longest update to accept: ``ratio`` times the median of those accepted before; None without enough of them."""
-        return ratio * statistics.median(self.norms) if ratio and len(self.norms) >= _NORMS_NEEDED else None
 
 
 class FederatedStrategy(Strategy):
@@ -167,7 +117,7 @@ class FederatedStrategy(Strategy):
         self._norm_limit = self.state.norm_limit(federated.max_norm_ratio)
         self._fold = RoundFold(
             federated,
-            self._momentum,
+            self.federation.config.client.sgd_momentum,
             self.federation.layout,
             self._reference,
             self.outcome,
@@ -222,11 +172,6 @@ class FederatedStrategy(Strategy):
         self._message_array, self._reference = self.pack(model)
         for node, partitions in self.federation.everyone().items():
             yield self._request(node, protocol.EVALUATE, partitions, number)
-
-    @property
-    def _momentum(self) -> float:
-        client = self.federation.config.client
-        return client.momentum if client.optimizer == "sgd" else 0.0
 
     def _ask(self, count: int) -> Iterator[Message]:
         """Return messages to the next ``count`` partitions of the queue that are connected."""

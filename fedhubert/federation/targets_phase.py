@@ -1,6 +1,7 @@
 """Pseudo-labels before the first round: federated k-means (sums and counts travel, never features), then labelling on each site."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from fedhubert.federation.arrays import HeldArray
 from fedhubert.federation.extractor_phase import distribute
 from fedhubert.federation.nodes import Federation, describe_failures
 from fedhubert.federation.preflight import check_alike
-from fedhubert.federation.protocol import Failure, Reply
+from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.targets.agreement import Agreement, agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
@@ -28,6 +29,8 @@ from fedhubert.targets.mfcc import MFCC
 log = logging.getLogger("fedhubert")
 
 PRECOMPUTED = "precomputed"
+_MOST_FRAMES = 2**48
+"""More than any client has: 90 000 years at 100 Hz."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +155,17 @@ def label_newcomers(
     return [failure for reply in replies for failure in reply.failures]
 
 
+def _frames(metrics: Metrics) -> dict[str, int]:
+    """Return what a client says of its k-means statistics."""
+    names = ("frames", "withheld_clusters")
+    if not all(0 <= metrics.get(name, -1) < _MOST_FRAMES for name in names):
+        raise FederationError(f"a site's k-means statistics should say {' and '.join(names)}", setting="version")
+    return {name: int(metrics[name]) for name in names}
+
+
 def _counts(reply: Reply, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     found = reply.arrays.get(name)
-    if found is None or found.shape != shape or found.dtype != np.int64 or (found < 0).any():
+    if found is None or found.shape != shape or found.dtype != np.int64 or ((found < 0) | (found >= _MOST_FRAMES)).any():
         raise FederationError(f"a site's label counts `{name}` should be int64{list(shape)} of at least 0", setting="version")
     return found
 
@@ -192,28 +203,45 @@ def _fit(
         solver.seed(_seeds(federation, task))
         progress.save(solver.state_dict())
     while not solver.done:
-        statistics = None
+        statistics, total = None, Counter[str]()
         assert solver.centroids is not None
         scale_bits = scale_of(solver.centroids)
         for reply in _ask_all(federation, protocol.KMEANS_STEP, {"centroids": HeldArray(solver.centroids)}, task):
             if reply.metrics:
                 part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, source.dimension, scale_bits)
                 statistics = part if statistics is None else statistics + part
+                for metrics in reply.metrics.values():
+                    total.update(_frames(metrics))
         assert statistics is not None
         solver.step(statistics)
         iteration, inertia = len(solver.history), solver.history[-1]
         log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
-        on_event({"event": "kmeans", "iteration": iteration, "inertia_per_frame": inertia, "frames": statistics.num_frames})
+        on_event(kmeans_event(solver, statistics, total))
         progress.save(solver.state_dict())
     assert solver.centroids is not None
     return solver.centroids
+
+
+def kmeans_event(solver: FederatedKMeans, statistics: KMeansStatistics, total: Mapping[str, int | float]) -> dict[str, Any]:
+    """Return what ``metrics.jsonl`` says of an iteration; ``total``: what the clients said of their statistics, added up."""
+    return {
+        "event": "kmeans",
+        "iteration": len(solver.history),
+        "inertia_per_frame": solver.history[-1],
+        "frames": statistics.num_frames,
+        "withheld_frames": int(total["frames"]) - statistics.num_frames,
+        "withheld_clusters": int(total["withheld_clusters"]),
+    }
 
 
 def _seeds(federation: Federation, task: dict[str, Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
     for reply in _ask_all(federation, protocol.KMEANS_SEED, None, task):
         for partition in reply.metrics:
-            seeds[partition] = (reply.arrays[f"centroids_{partition}"], reply.arrays[f"weights_{partition}"])
+            names = f"centroids_{partition}", f"weights_{partition}"
+            if not reply.arrays.keys() >= set(names):
+                raise FederationError(f"client {partition} sent no seeds for k-means", setting="version")
+            seeds[partition] = (reply.arrays[names[0]], reply.arrays[names[1]])
     return [seeds[partition] for partition in sorted(seeds)]
 
 
@@ -235,4 +263,6 @@ def _ask_all(federation: Federation, kind: str, arrays: Mapping[str, Array] | No
         if attempt < federated.round_retries:
             log.warning("%s failed: %s; asking again", kind, describe_failures(failures))
     setting = next((failure.setting for failure in failures if failure.setting), "")
-    raise FederationError(f"{kind} failed: {describe_failures(failures)} (the site's log says more)", setting=setting)
+    raise FederationError(
+        f"{kind} failed: {describe_failures(failures) or 'no result'} (the site's log says more)", setting=setting
+    )

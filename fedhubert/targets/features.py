@@ -79,7 +79,8 @@ def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Featur
     """
     try:
         found: Features = np.load(path, mmap_mode="r", allow_pickle=False)
-        return found
+        if isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype == np.float32:
+            return found
     except (OSError, ValueError, EOFError):
         pass
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")

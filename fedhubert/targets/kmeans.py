@@ -3,6 +3,9 @@
 A client sends weighted local centroids once (:func:`local_seeds`), then per iteration the sums, counts and inertia of its frames under
 the server's centroids (:func:`accumulate`). The server (:class:`FederatedKMeans`) seeds, adds the statistics up and moves the
 centroids. With all clients this is Lloyd's algorithm on the pooled frames, to the bit: the statistics are integers.
+
+What leaves a client is over at least ``targets.min_frames`` of its frames (:func:`~fedhubert.targets.statistics.too_few`): a mean over a few
+is nearly their features. Frames that are withheld for that are missing from the pool; with ``min_frames=1`` none are.
 """
 
 import hashlib
@@ -16,7 +19,7 @@ import torch
 from fedhubert.errors import TargetsError
 from fedhubert.seeding import generator
 from fedhubert.targets.assignment import Features, assign
-from fedhubert.targets.statistics import Integers, KMeansStatistics, accumulate, scale_of
+from fedhubert.targets.statistics import Integers, KMeansStatistics, accumulate, scale_of, too_few
 
 __all__ = [
     "FederatedKMeans",
@@ -32,9 +35,7 @@ __all__ = [
     "update_centroids",
 ]
 
-MIN_SEED_FRAMES = 4
-"""A local centroid of fewer frames is not sent: it would be little else than one of the client's frames."""
-
+_MAX_SEED, _MAX_WEIGHT = 1e15, 2**40
 _LOCAL_ITERATIONS = 5
 _SEED_ITERATIONS = 10
 _SEED_RESTARTS = 4
@@ -47,7 +48,8 @@ class FederatedKMeans:
         num_clusters: K.
         seed: The run's seed.
         max_iterations: Most steps taken.
-        tolerance: Stop when the inertia per frame falls by less than this fraction between two steps over equally many frames.
+        tolerance: Stop when the inertia per frame falls by less than this fraction between two steps over equally many frames (to
+            within this fraction: how many are withheld varies).
 
     Attributes:
         centroids: float32[K, D]; None until seeded.
@@ -71,16 +73,24 @@ class FederatedKMeans:
         Raises:
             TargetsError: there are none, or some that no client of this run would send.
         """
+        candidates = [(points, weights) for points, weights in candidates if points.size or weights.size]
         if not candidates:
-            raise TargetsError("no client sent seeds for k-means", setting="targets.kind")
-        dimension = candidates[0][0].shape[-1]
+            raise TargetsError(
+                "no client sent seeds for k-means: none has enough audio for targets.min_frames", setting="targets.min_frames"
+            )
+        dimension = candidates[0][0].shape[-1] if candidates[0][0].ndim else 0
         for points, weights in candidates:
-            if points.dtype != np.float32 or points.shape != (len(weights), dimension) or weights.dtype != np.int64:
+            if (
+                points.dtype != np.float32
+                or points.shape != (weights.size, dimension)
+                or weights.dtype != np.int64
+                or weights.ndim != 1
+            ):
                 raise TargetsError(
                     f"k-means seeds of {points.dtype}{list(points.shape)} with weights {weights.dtype}{list(weights.shape)}",
                     setting="targets.source",
                 )
-            if not np.isfinite(points).all() or (weights < 1).any():
+            if not (np.abs(points) < _MAX_SEED).all() or ((weights < 1) | (weights >= _MAX_WEIGHT)).any():  # nor NaN
                 raise TargetsError("k-means seeds that are not finite, or with weights below 1", setting="targets.source")
         points = np.concatenate([item[0] for item in candidates])
         weights = np.concatenate([item[1] for item in candidates])
@@ -102,11 +112,15 @@ class FederatedKMeans:
         if self.centroids is None:
             raise TargetsError("k-means has no centroids yet", setting="targets.kind")
         if statistics.num_frames == 0:
-            raise TargetsError("k-means statistics of no frames", setting="targets.max_frames_per_client")
+            raise TargetsError(
+                "k-means statistics of no frames: no client has targets.min_frames of them in any cluster",
+                setting="targets.min_frames",
+            )
         rng = generator(self.seed_value, "kmeans/reseed", len(self.history))
         self.centroids, _ = update_centroids(statistics, self.centroids, rng)
         inertia = statistics.inertia / statistics.num_frames
-        settled = bool((statistics.counts_K > 0).all()) and statistics.num_frames == self._last_frames
+        same_frames = abs(statistics.num_frames - self._last_frames) <= self.tolerance * statistics.num_frames
+        settled = bool(self.history) and bool((statistics.counts_K > 0).all()) and same_frames
         converged = settled and self.history[-1] - inertia <= self.tolerance * self.history[-1]
         self.history.append(inertia)
         self._last_frames = statistics.num_frames
@@ -129,20 +143,22 @@ class FederatedKMeans:
         self._last_frames, self.done = int(state["progress"][0]), bool(state["progress"][1])
 
 
-def local_seeds(features_FD: Features, num_clusters: int, seed: int, partition: int) -> tuple[Features, Integers]:
-    """Return a client's own centroids float32[k, D] and how many of its frames each stands for, int64[k].
+def local_seeds(
+    features_FD: Features, num_clusters: int, seed: int, partition: int, min_frames: int
+) -> tuple[Features, Integers, int]:
+    """Return a client's own centroids float32[k, D], how many of its frames each stands for, int64[k], and how many centroids were withheld.
 
-    k is at most ``num_clusters`` and the number of distinct frames; centroids of fewer than ``MIN_SEED_FRAMES`` frames are left out
-    (when that would be all, the mean of all frames is sent).
+    k is at most ``num_clusters`` and the number of distinct frames, and small enough for ``2 * min_frames`` frames a centroid. A centroid is
+    the mean of the frames that it stands for; those of too few (:func:`~fedhubert.targets.statistics.too_few`) are left out, or all of them.
     """
     points, weights = _distinct(features_FD, np.ones(len(features_FD), np.int64))
-    centroids = _spread(points, weights, min(num_clusters, len(points)), generator(seed, "kmeans/local", partition))
+    count = min(num_clusters, len(points), max(1, len(features_FD) // (2 * min_frames)))
+    centroids = _spread(points, weights, count, generator(seed, "kmeans/local", partition))
     centroids, _ = pooled_lloyd(points, centroids, _LOCAL_ITERATIONS, 0.0, weights=weights)
-    counts = accumulate(points, centroids, weights).counts_K
-    kept = counts >= MIN_SEED_FRAMES
-    if not kept.any():
-        return features_FD.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32), np.array([len(features_FD)])
-    return centroids[kept], counts[kept]
+    statistics = accumulate(points, centroids, weights)
+    few = too_few(statistics.counts_K, min_frames)
+    kept = ~few & (statistics.counts_K > 0)
+    return statistics.means_KD[kept].astype(np.float32), statistics.counts_K[kept], int(few.sum())
 
 
 def seed_centroids(candidates_ND: Features, weights_N: Integers, num_clusters: int, rng: np.random.Generator) -> Features:

@@ -212,7 +212,7 @@ def _read_cache(path: Path, rows: Rows) -> LabelStore | None:
             return None
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
         return LabelStore(ids, _offsets(rows, header["ends"]), header["rate_hz"], header["num_clusters"])
-    except (OSError, ValueError, TypeError):  # TypeError: JSON, but not an object
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # TypeError: JSON, but not an object
         return None
 
 

@@ -72,6 +72,13 @@ class KMeansStatistics:
         sums, counts, inertia = (ours + theirs for ours, theirs in pairs)
         return KMeansStatistics(sums, counts, inertia, self.scale_bits)
 
+    def without_few(self, min_frames: int) -> tuple["KMeansStatistics", int]:
+        """Return what may leave a site, and how many clusters were emptied for that (see :func:`too_few`)."""
+        few = too_few(self.counts_K, min_frames)
+        kept = ~few
+        statistics = KMeansStatistics(self.sums_KD * kept[:, None], self.counts_K * kept, self.inertia_K * kept, self.scale_bits)
+        return statistics, int(few.sum())
+
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Plain arrays for the wire; :meth:`from_arrays` is the inverse."""
         return {"sums": self.sums_KD, "counts": self.counts_K, "inertia": self.inertia_K}
@@ -103,6 +110,21 @@ class KMeansStatistics:
                 "k-means statistics: counts, sums and inertia contradict each other", setting="targets.num_clusters"
             )
         return cls(sums, counts, inertia, scale_bits)
+
+
+def too_few(counts: Integers, min_frames: int) -> npt.NDArray[np.bool_]:
+    """Return which entries of ``counts`` say too much about single frames: those from 1 to ``min_frames - 1``.
+
+    A total is easily known (an iteration that withholds nothing tells it), and what was withheld is the total less the rest. So where the
+    entries withheld add up to fewer than ``min_frames``, the next smallest go with them.
+    """
+    few = (counts > 0) & (counts < min_frames)
+    if few.any():
+        order = np.argsort(counts, axis=None, kind="stable")
+        order = order[counts.reshape(-1)[order] > 0]
+        enough = int(np.searchsorted(np.cumsum(counts.reshape(-1)[order]), min_frames)) + 1
+        few.reshape(-1)[order[:enough]] = True
+    return few
 
 
 def scale_of(centroids_KD: Features) -> int:

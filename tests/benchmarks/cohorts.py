@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.benchmarks.engine import NUM_ROUNDS, NUM_WORKERS, PeakMemory, case_alone, simulate, timed
+from tests.benchmarks.engine import NUM_ROUNDS, NUM_WORKERS, TRAINED, PeakMemory, case_alone, simulate, timed
 
 NUM_FEATURES, NUM_CLASSES, BATCH, LEARNING_RATE = 900, 1000, 16, 0.1
 
@@ -97,7 +97,7 @@ def ours(clients: int, workers: int) -> list[tuple[float, float]]:
             layout.load_vector(kept("model", Linear), incoming)
             model, _ = step(partition)
             update = layout.to_vector(model).sub_(incoming)
-            metrics[partition] = {"weight": BATCH, "train_micro_batches": 1, "train_steps": 1, "update_norm": norm_of(update)}
+            metrics[partition] = {**TRAINED, "weight": BATCH, "update_norm": norm_of(update)}
             fold.add(update, BATCH)
         part = fold.partial()
         info = {"round": request.task["round"], "layout": request.task["layout"], "bound": part.bound}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.engine import NUM_WORKERS, PeakMemory, case_alone, simulate, timed
+from tests.benchmarks.engine import NUM_WORKERS, TRAINED, PeakMemory, case_alone, simulate, timed
 
 
 def ours(numel: int, clients: int) -> list[tuple[float, float]]:
@@ -38,7 +38,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     def train(message: Message, context: Context) -> Message:
         request = protocol.read_request(message)
         assert request.arrays["model"].shape == (numel,)
-        metrics = {"weight": 1, "train_micro_batches": 1, "train_steps": 1, "update_norm": 1.0}
+        metrics = {**TRAINED, "weight": 1, "update_norm": 1.0}
         info = {"round": request.task["round"], "layout": request.task["layout"]}
         (partition,) = request.task["partitions"]
         return protocol.reply(message, metrics={partition: metrics}, arrays={"update": _update(numel)}, info=info)

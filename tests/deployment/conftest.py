@@ -153,12 +153,14 @@ class Deployment:
             f'root-certificates = "{self.certs / "ca.crt"}"\n'
         )
 
-    def start(self, name: str, *command: str, inside: str | None = None) -> Running:
-        """Start one of Flower's commands, in network namespace ``inside`` if one is named."""
+    def start(self, name: str, *command: str, inside: str | None = None, modules: Path | None = None) -> Running:
+        """Start one of Flower's commands, in network namespace ``inside`` if one is named; ``modules`` come first in Python's path."""
         self.started += 1
         log = self.folder / f"{self.started:02d}-{name}.log"
         prefix = ["ip", "netns", "exec", inside] if inside else []
-        return Running(name, [*prefix, str(BIN / command[0]), *command[1:]], self.environment, log)
+        path = os.pathsep.join(filter(None, [str(modules or ""), self.environment.get("PYTHONPATH")]))
+        environment = self.environment | ({"PYTHONPATH": path} if path else {})
+        return Running(name, [*prefix, str(BIN / command[0]), *command[1:]], environment, log)
 
     def start_superlink(self) -> Running:
         tls = [f"--ssl-{kind}file={self.certs / file}" for kind, file in TLS_FILES]
@@ -168,7 +170,7 @@ class Deployment:
         self.superlink = superlink
         return superlink
 
-    def start_node(self, number: int, *options: str, superlink: str = "127.0.0.1", inside: str | None = None) -> Running:
+    def start_node(self, number: int, *options: str, superlink: str = "127.0.0.1", **how: Any) -> Running:
         """Start SuperNode ``number``; ``options`` replace those that make it secure."""
         site = self.folder / f"site-{number}"
         config = f'partition-id={number} num-partitions={NODES} manifest="{site / "manifest.csv"}" state-dir="{site / "state"}"'
@@ -177,16 +179,16 @@ class Deployment:
             f"--auth-supernode-private-key={self.certs / f'node-{number}.key'}",
         ]
         where = [f"--superlink={superlink}:{self.port}", f"--port={free_port()}", f"--node-config={config}"]
-        return self.start(f"node-{number}", "flower-supernode", *where, *(options or secure), inside=inside)
+        return self.start(f"node-{number}", "flower-supernode", *where, *(options or secure), **how)
 
-    def restart_node(self, number: int, **where: str) -> Running:
+    def restart_node(self, number: int, **how: Any) -> Running:
         """Start the node again and again, as a service manager would, until the SuperLink takes it.
 
         It refuses a key whose node is still held to be online: up to 60 s (two missed heartbeats) after a node died.
         """
         deadline = time.monotonic() + LONG_S
         while True:
-            node = self.start_node(number, **where)
+            node = self.start_node(number, **how)
             while "SuperNode ID:" not in node.text() and node.popen.poll() is None:
                 time.sleep(0.2)
             if node.popen.poll() is None:

@@ -82,10 +82,27 @@ def test_a_node_may_not_be_another(deployment: Deployment, tmp_path: Path) -> No
     deployment.node[1] = deployment.restart_node(1)
 
 
+def test_what_a_registered_node_may_send_does_no_harm(deployment: Deployment, tmp_path: Path) -> None:
+    """Site 2 has a good key and bad intentions: an update far too large, a pickle, records of the wrong kind. None is used, and the run goes on."""
+    shutil.copy(Path(__file__).with_name("hostile_site.py"), tmp_path / "sitecustomize.py")
+    deployment.node[2].terminate()
+    deployment.node[2] = deployment.restart_node(2, modules=tmp_path)
+    out = tmp_path / "run"
+    assert deployment.finish(deployment.run(out, "federated.num_rounds=3")) == "finished:completed", deployment.logs()
+    rounds = [event for event in events(out) if event["event"] == "round"]
+    assert [[failure["partition"] for failure in event["failed"]] for event in rounds] == [[2]] * 3
+    assert [event["failed"][0]["code"] for event in rounds] == ["update_shape", "malformed", "malformed"]
+    assert all([client["partition"] for client in event["clients"]] == [0, 1] for event in rounds)
+    assert not (Path(deployment.environment["FLWR_HOME"]) / "exploded").exists()
+    deployment.node[2].terminate()
+    deployment.node[2] = deployment.restart_node(2)
+
+
 def test_a_killed_server_app_goes_on_in_a_new_run(deployment: Deployment, simulated: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     first = deployment.run(out)
-    wait_until(lambda: any(event["event"] == "round" for event in events(out)), "first round", LONG_S, deployment.logs)
+    saved = out / "checkpoints/round_001_checkpoint.sha256"  # written last
+    wait_until(saved.is_file, "first checkpoint", LONG_S, deployment.logs)
     (server_app,) = deployment.processes("flwr-serverapp")
     os.kill(server_app, signal.SIGKILL)
     assert not any(event["event"] == "final" for event in events(out))

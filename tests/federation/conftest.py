@@ -19,9 +19,10 @@ from fedhubert.federation.journal import Journal
 from fedhubert.federation.nodes import Federation
 from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.privacy_accounting import Ledger
+from fedhubert.federation.round_state import RoundState
 from fedhubert.federation.secret import Secret
 from fedhubert.federation.server_optimizers import build_server_optimizer
-from fedhubert.federation.strategy import FederatedStrategy, RoundState
+from fedhubert.federation.strategy import FederatedStrategy
 from fedhubert.training.parameters import ParameterLayout
 
 LAYOUT = ParameterLayout(("weight", "bias"), ((2, 2), (1,)))
@@ -42,6 +43,7 @@ def reply(node: int, update: Any = None, **changes: Any) -> Message:
     update = np.full(NUMEL, node - 99, np.float32) if update is None else update
     norm = float(np.linalg.norm(update.astype(np.float64))) if isinstance(update, np.ndarray) else 1.0
     values = {"partition": node - 100, "weight": 10, "train_micro_batches": 4, "train_steps": 4, "update_norm": norm}
+    values |= {"train_audio_s": 1.0, "train_cross_entropy_sum": 30.0, "train_masked_frames": 10, "train_correct": 1}
     values |= {"round": 1, "layout": LAYOUT.fingerprint} | changes
     if not math.isfinite(values["update_norm"]):
         values["update_norm"] = 1.0  # what a client that hides it would say

@@ -22,7 +22,7 @@ class InProcessGrid(Grid):
     Attributes:
         sent: Bytes of arrays by (node, message type).
         kinds: Messages by type.
-        answers: All replies so far.
+        requests, answers: All messages and their replies so far.
     """
 
     def __init__(self, node_configs: list[dict[str, str | int]], order: Callable[[int], float] | None = None) -> None:
@@ -31,6 +31,7 @@ class InProcessGrid(Grid):
         self.configs = {100 + number: config for number, config in enumerate(node_configs)}
         self.app = ClientApp()
         register(self.app)
+        self.requests: list[Message] = []
         self.answers: list[Message] = []
         self.replies: dict[str, Message] = {}
         self.sent: Counter[tuple[int, str]] = Counter()
@@ -56,6 +57,7 @@ class InProcessGrid(Grid):
             arrays = message.content.array_records.get("arrays", {})
             self.sent[node, kind] += sum(array.numpy().nbytes for array in arrays.values())
             self.kinds[kind] += 1
+            self.requests.append(message)
             context = Context(1, node, dict(self.configs[node]), RecordDict(), {})
             try:
                 reply = self.app(message, context)

@@ -18,7 +18,8 @@ from fedhubert.federation import client
 from fedhubert.federation.codecs import decode
 from fedhubert.federation.exact_sum import ExactSum
 from fedhubert.federation.faults import InjectedCrash
-from fedhubert.federation.folding import RoundFold, RoundOutcome
+from fedhubert.federation.folding import RoundFold
+from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.protocol import Reply, Request
 from fedhubert.federation.server_optimizers import FedAvg, nova_coefficient
 from fedhubert.federation.site import open_site
@@ -55,7 +56,7 @@ class Clients:
         self.node = {"partition-id": 0, "num-partitions": 1}
         site = open_site(self.job, self.node)
         features = np.concatenate([site.fitting_features(site.partition(number)) for number in range(self.job.num_clients)])
-        self.centroids = kmeans.local_seeds(features, CLUSTERS, 0, 0)[0]
+        self.centroids = kmeans.local_seeds(features, CLUSTERS, 0, 0, 1)[0]
         assert len(self.centroids) == CLUSTERS
         self.key = kmeans.centroids_hash(self.centroids)
         self.site = site

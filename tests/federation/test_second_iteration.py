@@ -57,7 +57,13 @@ def checkpoint(data: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture()
 def overrides(data: Settings, checkpoint: Path, tmp_path: Path) -> Settings:
-    layer = ["targets.source=layer:2", f"targets.checkpoint={checkpoint}", "targets.max_iterations=4", "targets.tolerance=0"]
+    layer = [
+        "targets.source=layer:2",
+        f"targets.checkpoint={checkpoint}",
+        "targets.max_iterations=4",
+        "targets.tolerance=0",
+        "targets.min_frames=1",
+    ]
     return [*data, *layer, f"client.state_dir={tmp_path / 'state'}"]
 
 
@@ -109,7 +115,7 @@ def test_clusters_are_those_of_pooled_lloyd_on_the_models_own_features(
         pooled += [features(row) for row in partition.train_rows.tolist()]
         # Local seeds depend on the order of the frames: that order is the site's.
         sample = theirs.fitting_features(partition, events[0]["hash"])
-        seeds.append(kmeans.local_seeds(np.array(sample), config.targets.num_clusters, config.seed, number))
+        seeds.append(kmeans.local_seeds(np.array(sample), config.targets.num_clusters, config.seed, number, 1)[:2])
     solver = kmeans.FederatedKMeans(config.targets.num_clusters, config.seed)
     solver.seed(seeds)
     centroids, history = kmeans.pooled_lloyd(np.concatenate(pooled), solver.centroids, 4, 0.0)

@@ -12,13 +12,14 @@ from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.journal import Entry, Journal
 from fedhubert.federation.protocol import Failure
+from fedhubert.federation.round_state import RoundState
 from fedhubert.federation.sampling import ranking
-from fedhubert.federation.strategy import RoundState
 
 from .conftest import LAYOUT, NUMEL, Played, reply
 
 TEN = ["federated.num_clients=10", "federated.client_fraction=0.5", "federated.strategy=FedAvg"]
 
+ABOUT = {"train_utterances": 2, "validation_utterances": 1, "train_audio_s": 1.0, "validation_audio_s": 0.5}
 TRAITS = {"sample_rate_hz": 16000, "num_clusters": 50, "label_rate_hz": 100}
 """What sites say of themselves, as the demo's configuration has it."""
 
@@ -147,7 +148,7 @@ def test_sites_that_leave_are_passed_over_and_may_come_back() -> None:
             return reply(node, round=task["round"])
         number = node - 100
         info = {"node": number, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint, **TRAITS}
-        about = {"train_audio_s": 1.0, "data_fingerprint": 7}
+        about = {**ABOUT, "data_fingerprint": 7}
         metrics = {partition: dict(about) for partition in task["partitions"]}
         message = protocol.reply(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
         message.metadata.__dict__["_src_node_id"] = node
@@ -174,7 +175,7 @@ def test_a_site_that_comes_back_with_other_data_is_not_let_in(caplog: pytest.Log
         if "round" in task:
             return reply(node, round=task["round"])
         info = {"node": 3, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint, **TRAITS}
-        metrics = {3: {"train_audio_s": 1.0, "data_fingerprint": 7}} if task["partitions"] else None
+        metrics = {3: {**ABOUT, "data_fingerprint": 7}} if task["partitions"] else None
         message = protocol.reply(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
         message.metadata.__dict__["_src_node_id"] = node
         return message

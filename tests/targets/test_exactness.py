@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhubert.errors import TargetsError
-from fedhubert.targets import kmeans
 from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, accumulate, assign, local_seeds, pooled_lloyd
+from fedhubert.targets.statistics import too_few
 
 
 def noise(count: int, dimension: int = 39, seed: int = 0) -> np.ndarray:
@@ -89,14 +89,14 @@ def test_weights_are_repetitions() -> None:
 def test_digital_silence_is_one_point_however_long() -> None:
     """Frames of digital silence are all the same: one point of enormous weight."""
     features = np.concatenate([np.full((60_000, 39), -15.0, np.float32), noise(30_000)])
-    centroids, counts = local_seeds(features, 4, seed=0, partition=0)
+    centroids, counts, _ = local_seeds(features, 4, seed=0, partition=0, min_frames=20)
     assert counts.sum() == len(features) and counts.max() >= 60_000
     assert (np.abs(centroids + 15.0).max(axis=1) < 1e-6).any()
 
 
 def test_frames_that_are_all_the_same() -> None:
     features = np.full((100, 39), 2.5, np.float32)
-    centroids, counts = local_seeds(features, 5, seed=0, partition=0)
+    centroids, counts, _ = local_seeds(features, 5, seed=0, partition=0, min_frames=20)
     assert np.array_equal(centroids, features[:1]) and counts.tolist() == [100]
     solver = FederatedKMeans(5, seed=0, max_iterations=3)
     solver.seed([(centroids, counts)])
@@ -105,15 +105,61 @@ def test_frames_that_are_all_the_same() -> None:
     assert np.isfinite(solver.centroids).all() and solver.history == [0.0] * 3
 
 
-def test_a_seed_stands_for_several_frames() -> None:
+@pytest.mark.parametrize("min_frames", [1, 4, 20])
+def test_a_seed_is_the_mean_of_the_frames_that_it_is_said_to_stand_for_and_of_enough(min_frames: int) -> None:
     features = np.concatenate([noise(400), np.full((1, 39), 500.0, np.float32)])  # an outlier that k-means++ is sure to pick
-    centroids, counts = local_seeds(features, 20, seed=0, partition=0)
-    assert counts.min() >= kmeans.MIN_SEED_FRAMES and centroids.max() < 100
-    assert local_seeds(features[:3], 3, seed=0, partition=0)[1].tolist() == [3]
+    centroids, counts, withheld = local_seeds(features, 20, seed=0, partition=0, min_frames=min_frames)
+    assert counts.min() >= min_frames and len(centroids) >= 2
+    nearest = np.square(features[:, None].astype(np.float64) - centroids).sum(-1)
+    if min_frames == 1:
+        assert counts.sum() == 401 and withheld == 0 and centroids.max() == 500.0
+    else:
+        assert withheld > 0 and counts.sum() <= 401 - min_frames and centroids.max() < 100
+        assert nearest.min() > 10.0  # no frame is sent
+
+
+def test_a_client_of_too_few_frames_sends_no_seed_and_a_federation_of_such_is_refused() -> None:
+    nothing = local_seeds(noise(19), 5, seed=0, partition=0, min_frames=20)
+    assert nothing[0].shape == (0, 39) and nothing[1].shape == (0,) and nothing[2] == 1
+    assert local_seeds(noise(20), 5, seed=0, partition=0, min_frames=20)[1].tolist() == [20]
+    solver = FederatedKMeans(2, seed=0)
+    solver.seed([nothing[:2], local_seeds(noise(100), 5, 0, 0, 20)[:2]])
+    assert solver.centroids.shape == (2, 39)
+    with pytest.raises(TargetsError, match=r"targets\.min_frames"):
+        solver.seed([nothing[:2], nothing[:2]])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(1, 50))
+def test_neither_what_is_sent_nor_what_is_left_over_is_of_few_frames(counts: list[int], min_frames: int) -> None:
+    given_counts = np.array(counts)
+    few = too_few(given_counts, min_frames)
+    sent, left = given_counts[~few], int(given_counts[few].sum())
+    assert not ((sent > 0) & (sent < min_frames)).any()
+    assert left == 0 or left >= min_frames or not sent.any()
+    assert not few.any() or given_counts[few].min() < min_frames
+    assert few.reshape(-1).tolist() == too_few(given_counts.reshape(1, -1), min_frames).reshape(-1).tolist()
+
+
+def test_statistics_without_few_frames_are_the_others_unchanged() -> None:
+    features, centroids = noise(300), np.concatenate([noise(10, seed=1), noise(2, seed=2) + 80])
+    whole = accumulate(np.concatenate([features, noise(3, seed=2) + 80]), centroids)
+    kept, withheld = whole.without_few(20)
+    gone = kept.counts_K == 0
+    assert (
+        gone[-1]
+        and withheld == int((gone & (whole.counts_K > 0)).sum())
+        and not kept.inertia_K[gone].any()
+        and not kept.sums_KD[gone].any()
+    )
+    for left, right in zip(kept.to_arrays().values(), whole.to_arrays().values(), strict=True):
+        assert np.array_equal(left[~gone], right[~gone])
+    same, none = whole.without_few(1)
+    assert equal(same, whole) and none == 0
 
 
 def test_seeding_does_not_depend_on_the_order_of_clients() -> None:
-    candidates = [local_seeds(noise(300, seed=i), 8, 0, i) for i in range(4)]
+    candidates = [local_seeds(noise(300, seed=i), 8, 0, i, 5)[:2] for i in range(4)]
     solvers = []
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
         solver = FederatedKMeans(8, seed=1)

@@ -81,7 +81,7 @@ def blobs(count: int = 3000, clusters: int = 5) -> np.ndarray:
 
 def run_federated(parts: list[np.ndarray], clusters: int, iterations: int, order: list[int]) -> kmeans.FederatedKMeans:
     solver = kmeans.FederatedKMeans(clusters, seed=3, max_iterations=iterations, tolerance=0.0)
-    solver.seed([kmeans.local_seeds(parts[i], clusters, 3, i) for i in range(len(parts))])
+    solver.seed([kmeans.local_seeds(parts[i], clusters, 3, i, 20)[:2] for i in range(len(parts))])
     done = False
     while not done:
         assert solver.centroids is not None
@@ -101,7 +101,7 @@ def test_federated_is_pooled_lloyd_bit_for_bit_in_any_order_and_split() -> None:
     shuffled = run_federated(parts, 8, 6, [2, 0, 3, 1])
     assert np.array_equal(solver.centroids, shuffled.centroids) and solver.history == shuffled.history
     pooled = kmeans.FederatedKMeans(8, seed=3, max_iterations=6, tolerance=0.0)
-    pooled.seed([kmeans.local_seeds(parts[i], 8, 3, i) for i in range(4)])
+    pooled.seed([kmeans.local_seeds(parts[i], 8, 3, i, 20)[:2] for i in range(4)])
     while not pooled.step(kmeans.accumulate(features, pooled.centroids)):
         pass
     assert np.array_equal(solver.centroids, pooled.centroids)
@@ -166,7 +166,7 @@ def test_real_speech_is_clustered_as_well_as_scikit_learn_does(corpus: Path) -> 
 
 
 def test_labels_are_cached_by_centroids_and_audio_and_a_damaged_cache_is_rebuilt(manifest: Manifest, tmp_path: Path) -> None:
-    centroids = kmeans.local_seeds(fitting_features(manifest, ROWS, 2000, 0, 0), 6, 0, 0)[0]
+    centroids = kmeans.local_seeds(fitting_features(manifest, ROWS, 2000, 0, 0), 6, 0, 0, 1)[0]
     key = kmeans.centroids_hash(centroids)
     builds: list[int] = []
 

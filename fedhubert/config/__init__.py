@@ -1,0 +1,39 @@
+"""The whole configuration of a run as typed, frozen models.
+
+``conf/`` holds the values, :mod:`fedhubert.compose` turns them into a :class:`Config`, and everything else takes the part that it
+needs. An unknown key, a wrong type or a value out of range is refused by its dotted name. Units are in the names.
+"""
+
+from fedhubert.config.base import from_json, validate
+from fedhubert.config.client import ClientConfig, FaultsConfig
+from fedhubert.config.data import DataConfig, PartitionConfig
+from fedhubert.config.federated import FederatedConfig
+from fedhubert.config.job import ClientJob, client_job
+from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
+from fedhubert.config.recipe import PLACEHOLDER, Recipe, Stage
+from fedhubert.config.run import Config
+from fedhubert.config.task import DistillConfig, MaskedTask, ObjectivesConfig, TargetsConfig, Task, TaskConfig
+
+__all__ = [
+    "NUM_SPECIAL_ROWS",
+    "PLACEHOLDER",
+    "ClientConfig",
+    "ClientJob",
+    "Config",
+    "DataConfig",
+    "DistillConfig",
+    "FaultsConfig",
+    "FederatedConfig",
+    "MaskedTask",
+    "ModelConfig",
+    "ObjectivesConfig",
+    "PartitionConfig",
+    "Recipe",
+    "Stage",
+    "TargetsConfig",
+    "Task",
+    "TaskConfig",
+    "client_job",
+    "from_json",
+    "validate",
+]

@@ -1,0 +1,54 @@
+"""What of a run's configuration clients receive."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedhubert.config.base import Count, Model, NonNegative, PositiveInt
+from fedhubert.config.client import ClientConfig, FaultsConfig
+from fedhubert.config.data import DataConfig
+from fedhubert.config.model import ModelConfig
+from fedhubert.config.run import Config
+from fedhubert.config.task import DistillConfig, TargetsConfig, Task
+
+
+class ClientJob(Model):
+    """The part of a run's configuration that clients receive: no server path is in it."""
+
+    seed: Count
+    num_clients: PositiveInt
+    num_rounds: PositiveInt
+    weight_by: Literal["frames", "utterances", "uniform"]
+    proximal_mu: NonNegative
+    normalise_by_steps: bool
+    update_codec: Literal["fp32", "bf16", "fp16", "int8"]
+    data: DataConfig
+    model: ModelConfig
+    task: Task
+    targets: TargetsConfig
+    client: ClientConfig
+    faults: FaultsConfig
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether sites keep something between rounds: a local optimiser, or what a lossy codec left over."""
+        return self.client.optimizer_policy == "keep" or self.update_codec == "int8"
+
+
+def client_job(config: Config) -> ClientJob:
+    """Return what clients need to know of ``config``."""
+    return ClientJob(
+        seed=config.seed,
+        num_clients=config.federated.num_clients,
+        num_rounds=config.federated.num_rounds,
+        weight_by=config.federated.weight_by,
+        proximal_mu=config.federated.proximal_mu if config.federated.strategy == "FedProx" else 0.0,
+        normalise_by_steps=config.federated.strategy == "FedNova",
+        update_codec=config.federated.update_codec,
+        data=config.data,
+        model=config.model,
+        task=config.task.model_copy(update={"teacher": None}) if isinstance(config.task, DistillConfig) else config.task,
+        targets=config.targets.model_copy(update={"checkpoint": None}),
+        client=config.client,
+        faults=config.faults,
+    )

@@ -1,0 +1,28 @@
+"""What came of a round."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedhubert.federation.protocol import Failure, Metrics
+
+
+@dataclass
+class RoundOutcome:
+    """What happened in a round: per-partition metrics of the clients whose updates were folded, and who failed and why.
+
+    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32. ``drift`` is
+    :func:`~fedhubert.federation.folding.drift_of`'s, empty where the strategy is robust, or private: it would tell of the sum without its noise.
+    ``privacy`` is empty without differential privacy.
+    """
+
+    number: int
+    asked: list[int]
+    clients: dict[int, Metrics] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    bytes_down: int = 0
+    bytes_up: int = 0
+    bytes_down_fp32: int = 0
+    bytes_up_fp32: int = 0
+    drift: dict[str, float] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)

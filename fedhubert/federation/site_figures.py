@@ -1,0 +1,62 @@
+"""What a site tells of its features and labels: figures over at least ``min_frames`` frames of a client, or none.
+
+A pool of all clients' audio (:mod:`fedhubert.baselines.pool`) uses the same figures, so that it finds the same clusters.
+"""
+
+import logging
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.federation.protocol import Metrics
+from fedhubert.federation.site import Features, Partition, Site
+from fedhubert.targets import kmeans
+from fedhubert.targets.agreement import contingency
+from fedhubert.targets.kmeans import KMeansStatistics
+from fedhubert.targets.labels import LabelStore
+from fedhubert.targets.statistics import too_few
+
+log = logging.getLogger("fedhubert.site")
+
+Counts = npt.NDArray[np.int64]
+
+
+def seeds(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts, Metrics]:
+    """Return a partition's weighted local centroids (see :func:`fedhubert.targets.kmeans.local_seeds`), and what is said of them."""
+    targets, features = site.job.targets, site.fitting_features(partition, extractor)
+    centroids, weights, withheld = kmeans.local_seeds(
+        features[: targets.seed_frames_per_client],
+        targets.num_clusters,
+        site.job.seed,
+        partition.number,
+        site.settings.min_frames,
+    )
+    return centroids, weights, {"frames": len(features), "withheld_clusters": withheld}
+
+
+def statistics(site: Site, partition: Partition, centroids: Features, extractor: str) -> tuple[KMeansStatistics, Metrics]:
+    """Return a partition's statistics under ``centroids``, without clusters of too few frames; ``frames`` counts all."""
+    whole = kmeans.accumulate(site.fitting_features(partition, extractor), centroids)
+    kept, withheld = whole.without_few(site.settings.min_frames)
+    return kept, {"frames": whole.num_frames, "withheld_clusters": withheld}
+
+
+def label_counts(site: Site, partition: Partition, store: LabelStore) -> dict[str, Counts]:
+    """Count a partition's frames by cluster, ``train`` and ``validation`` [K]; counts of too few frames are 0.
+
+    With ``targets.label_column`` also ``contingency`` [K, L], by cluster and label. A site that has a manifest of its own must have named
+    that column itself: otherwise a server could ask for the frames of any speaker, or of any text.
+    """
+    targets, settings = site.job.targets, site.settings
+    counted = {"train": store.counts(partition.train_rows), "validation": store.counts(partition.validation_rows)}
+    if targets.label_column:
+        counted["contingency"] = np.zeros((targets.num_clusters, len(targets.label_values)), np.int64)
+        if settings.label_column == targets.label_column:
+            counted["contingency"] = contingency(store, partition.rows, site.manifest, targets.label_column, targets.label_values)
+        else:
+            log.warning(
+                "not counted by the column %s: label-column in the node's configuration does not name it", targets.label_column
+            )
+    for counts in counted.values():
+        counts[too_few(counts, settings.min_frames)] = 0
+    return counted

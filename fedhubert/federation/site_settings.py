@@ -1,0 +1,108 @@
+"""What a site sets for itself: its node's configuration first, the server's values where that is silent."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedhubert.config import ClientJob
+from fedhubert.data.corpora import cache_folder
+from fedhubert.errors import ConfigError
+
+NodeConfig = Mapping[str, Any]
+DefaultT = TypeVar("DefaultT", int, float, float | None)
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """Site-local settings: the node's configuration first, the server's values where it is silent.
+
+    Attributes:
+        node: This node's number among ``num_nodes``.
+        own_data: The node names its own manifest, which then is one client's data (no partitioning).
+        labels, label_rate_hz: Precomputed labels and their rate.
+        teacher: The site's own copy of a distillation's teacher, if it names one.
+        centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
+        min_frames: Figures over fewer frames do not leave the site, whatever ``targets.min_frames`` allows.
+        label_column: The manifest column that may be counted against the clusters, where the site has a manifest of its own.
+    """
+
+    node: int
+    num_nodes: int
+    own_data: bool
+    manifest: str
+    root: str | None
+    state_dir: Path
+    device: str
+    labels: str | None = None
+    label_rate_hz: int = 100
+    centroids_hash: str = ""
+    teacher: str | None = None
+    min_frames: int = 1
+    label_column: str | None = None
+    state_max_gb: float | None = None
+
+    @classmethod
+    def read(cls, node_config: NodeConfig, job: ClientJob) -> "SiteSettings":
+        """Raises :class:`ConfigError` naming the setting that is missing."""
+        if "partition-id" not in node_config or "num-partitions" not in node_config:
+            raise ConfigError(
+                'start the SuperNode with --node-config "partition-id=... num-partitions=..."', setting="partition-id"
+            )
+        own = node_config.get("manifest")
+        manifest = str(own) if own else job.data.manifest
+        if not manifest:
+            raise ConfigError(
+                "no manifest: set data.manifest, or manifest=... in the node's configuration", setting="data.manifest"
+            )
+        root = node_config.get("audio-root")
+        return cls(
+            node=int(_number(node_config, "partition-id", 0)),
+            num_nodes=int(_number(node_config, "num-partitions", 1)),
+            own_data=bool(own),
+            manifest=manifest,
+            root=str(root) if root else (None if own else job.data.root),
+            state_dir=state_dir_of(node_config, job),
+            device=str(node_config.get("device") or job.client.device),
+            labels=str(node_config["labels"]) if node_config.get("labels") else job.targets.labels,
+            label_rate_hz=int(_number(node_config, "label-rate-hz", job.targets.label_rate_hz)),
+            centroids_hash=str(node_config.get("centroids-hash") or ""),
+            teacher=str(node_config["teacher"]) if node_config.get("teacher") else None,
+            min_frames=max(job.targets.min_frames, int(_number(node_config, "min-frames", 1))),
+            label_column=str(node_config.get("label-column") or "") if own else job.targets.label_column,
+            state_max_gb=_number(node_config, "state-max-gb", job.client.state_max_gb),
+        )
+
+
+def _number(node_config: NodeConfig, name: str, default: DefaultT) -> DefaultT | float:
+    """Return a number of the node's configuration; raises :class:`ConfigError` for what is none."""
+    value = node_config.get(name)
+    if value in (None, ""):
+        return default
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}={value!r} in the node's configuration is not a number", setting=name) from None
+
+
+def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
+    """Return a node's state folder; ``job`` has the server's word, where there is one."""
+    named = node_config.get("state-dir") or (job and job.client.state_dir) or cache_folder() / "state"
+    return Path(str(named)).expanduser().absolute()
+
+
+def log_on_site(state_dir: Path) -> None:
+    """Append this process's failures to ``site.log`` in the state folder (once per folder); what is in it never leaves the site."""
+    logger, path = logging.getLogger("fedhubert.site"), state_dir / "site.log"
+    if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
+        return
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, delay=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write to the state folder {state_dir}: {error.strerror}", setting="client.state_dir") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

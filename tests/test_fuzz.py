@@ -1,0 +1,434 @@
+"""Whatever the bytes: a result or a named error, never another exception and never a hang.
+
+Every property runs a little by default, always on the same examples, and long and at random with ``-m slow``.
+"""
+
+import copy
+import faulthandler
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DataObject, SearchStrategy
+from safetensors.torch import save as safetensors_bytes
+
+from fedhubert.checkpoints.importing import import_encoder
+from fedhubert.checkpoints.store import RoundStore, load_checkpoint
+from fedhubert.compose import compose
+from fedhubert.config import ClientJob, client_job, from_json
+from fedhubert.data.audio import audio_info, read_audio
+from fedhubert.data.fairseq_files import read_km
+from fedhubert.data.manifest import Manifest
+from fedhubert.errors import FedhubertError
+from fedhubert.federation import client_round, protocol
+from fedhubert.federation.server import run_federation
+from fedhubert.models.hubert import build_hubert
+from fedhubert.targets.labels import precomputed_labels
+from tests.federation.in_process import InProcessGrid
+from tests.integration.conftest import SMALL
+
+SECONDS = 20  # that an example may take
+
+
+def budget(quick: int, long: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "examples", [pytest.param(quick, id="quick"), pytest.param(long, id="long", marks=pytest.mark.slow)]
+    )
+
+
+@pytest.fixture(autouse=True)
+def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A hang in C code cannot be interrupted: after minutes without an end the process says where it is, and ends."""
+    long = "long" in request.node.name
+    faulthandler.dump_traceback_later(7200 if long else 300, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(autouse=True)
+def app_identity() -> None:
+    """Flower sets this when it starts an app."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def check(examples: int, strategy: SearchStrategy[Any], holds: Callable[[Any], object]) -> None:
+    """Run ``holds`` on what ``strategy`` draws; a :class:`FedhubertError` with words in it is as good as a result."""
+
+    @settings(
+        max_examples=examples,
+        deadline=SECONDS * 1000,
+        derandomize=examples < 1000,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+    )
+    @given(strategy)
+    def run(drawn: Any) -> None:
+        try:
+            holds(drawn)
+        except FedhubertError as error:
+            assert len(str(error)) > 10 and "Traceback" not in str(error)
+
+    run()
+
+
+def mutated(whole: bytes) -> SearchStrategy[bytes]:
+    """``whole`` with bytes changed, cut out, doubled or put in, most of them near the beginning, where headers are."""
+    place = st.one_of(st.integers(0, min(200, len(whole))), st.integers(0, len(whole)))
+    edit = st.tuples(
+        place,
+        st.integers(0, 8),
+        st.one_of(st.binary(max_size=8), st.sampled_from([b"\xff" * 4, b"\x7f" + b"\xff" * 7, b"\0" * 4])),
+    )
+
+    def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
+        content = bytearray(whole)
+        for start, count, new in edits:
+            content[start : start + count] = new
+        return bytes(content)
+
+    cut = st.integers(0, len(whole)).map(lambda end: whole[:end])
+    return st.one_of(st.lists(edit, min_size=1, max_size=6).map(apply), cut, st.binary(max_size=300))
+
+
+CELLS = st.one_of(
+    st.sampled_from(
+        ["a.wav", "../a.wav", "/etc/passwd", "a/../../b.wav", "\0", "x" * 5000, "", "16000", "-1", "0", "1e3", "²", "٣", "9" * 25]
+    ),
+    st.integers(-(2**70), 2**70).map(str),
+    st.text(max_size=12),
+)
+
+
+@budget(150, 4000)
+def test_manifests(tmp_path: Path, examples: int) -> None:
+    row = st.lists(CELLS, min_size=4, max_size=5).map(",".join)
+    table = st.lists(row, max_size=6).map(lambda rows: "\n".join(["path,speaker,num_samples,sample_rate,text", *rows]))
+    tabbed = st.lists(st.lists(CELLS, min_size=1, max_size=3).map("\t".join), max_size=6).map(
+        lambda rows: "\n".join(["/audio", *rows])
+    )
+    text = st.one_of(table, tabbed).map(lambda text: text.encode("utf-8", "surrogatepass"))
+    whole = b"path,speaker,num_samples,sample_rate\na/1.wav,ann,16000,16000\nb/2.wav,bob,8000,8000\n"
+
+    def holds(drawn: tuple[bytes, str]) -> None:
+        path = tmp_path / drawn[1]
+        path.write_bytes(drawn[0])
+        manifest = Manifest.read(path)
+        assert (manifest.lengths() >= 1).all() and len(manifest.fingerprint()) == 32
+        for row in range(len(manifest)):
+            try:
+                assert manifest.audio_path(row).is_relative_to(manifest._real_root)
+            except FedhubertError:
+                continue
+
+    check(examples, st.tuples(st.one_of(text, mutated(whole)), st.sampled_from(["m.csv", "m.tsv"])), holds)
+
+
+@budget(100, 4000)
+def test_label_files(tmp_path: Path, examples: int) -> None:
+    manifest = Manifest(tmp_path, ["a.wav", "b.wav"], ["a", "b"], np.array([8000, 16000]), np.array([16000, 16000], np.int32), {})
+    good = b"\n".join(b" ".join(b"%d" % (i % 5) for i in range(count)) for count in (48, 98)) + b"\n"
+
+    def holds(content: bytes) -> None:
+        (tmp_path / "x.km").write_bytes(content)
+        (tmp_path / "dict.km.txt").write_bytes(content[:50])
+        read_km(tmp_path / "x.km")
+        store = precomputed_labels(manifest, np.arange(2), str(tmp_path / "x.km"), 100, 5)
+        assert store.counts(np.arange(2)).sum() == store.num_frames
+
+    check(
+        examples, st.one_of(mutated(good), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))), holds
+    )
+
+
+@budget(120, 4000)
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_audio(tmp_path: Path, suffix: str, examples: int) -> None:
+    path = tmp_path / f"x.{suffix}"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((4000, 2)), 16000)
+
+    def holds(content: bytes) -> None:
+        path.write_bytes(content)
+        frames, rate_hz = audio_info(path)
+        assert rate_hz >= 1000
+        samples = read_audio(path)
+        assert samples.dtype == np.float32 and np.isfinite(samples).all() and len(samples) == -(-frames * 16000 // rate_hz)
+
+    check(examples, mutated(path.read_bytes()), holds)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    config = compose(["experiment=demo", *SMALL])
+    model = build_hubert(config.model, seed=0)
+    RoundStore(folder).save(1, model.state_dict(), config=config.model_dump(mode="json"), federated_metrics={}, resume=None)
+    return folder / "round_001_checkpoint.pt"
+
+
+@budget(60, 4000)
+def test_checkpoints(tmp_path: Path, checkpoint: Path, examples: int) -> None:
+    """Of a file without its digest beside it, as it would come from elsewhere."""
+    path = tmp_path / "round_001_checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    tail = st.integers(max(0, len(whole) - 3000), len(whole) - 4)  # the archive's directory
+    edited = st.tuples(tail, st.binary(min_size=1, max_size=4)).map(
+        lambda edit: whole[: edit[0]] + edit[1] + whole[edit[0] + len(edit[1]) :]
+    )
+
+    def holds(content: bytes) -> None:
+        path.write_bytes(content)
+        for load in (load_checkpoint, import_encoder, lambda path: RoundStore(path.parent).latest().load()):
+            try:
+                load(path)
+            except FedhubertError:
+                continue
+
+    check(examples, st.one_of(mutated(whole), edited), holds)
+
+
+@budget(60, 4000)
+def test_safetensors(tmp_path: Path, examples: int) -> None:
+    state = {
+        name: tensor
+        for name, tensor in build_hubert(compose(["experiment=demo", *SMALL]).model, seed=0).wav2vec2.state_dict().items()
+    }
+    path = tmp_path / "model.safetensors"
+    check(examples, mutated(safetensors_bytes(state)), lambda content: (path.write_bytes(content), import_encoder(path)))
+
+
+SMALL_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 4),
+    st.floats(-2.0, 2.0),
+    st.sampled_from([math.nan, math.inf, "", "x", "../x", "\0", [], {}, [1], {"a": 1}, 2**70, "layer:1", "none"]),
+    st.text(max_size=6),
+).map(copy.deepcopy)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the way to every value in nested dicts and lists."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def changed(draw: DataObject, value: Any) -> Any:
+    """Return ``value`` with up to three of its parts put in a different way, or left out."""
+    for _ in range(draw.draw(st.integers(1, 3))):
+        path = draw.draw(st.sampled_from(list(places(value))))
+        if not path:
+            if draw.draw(st.integers(0, 20)) == 0:
+                return draw.draw(SMALL_VALUES)
+            continue
+        place = value
+        for key in path[:-1]:
+            place = place[key]
+        if isinstance(place, dict) and draw.draw(st.booleans()):
+            del place[path[-1]]
+        else:
+            place[path[-1]] = draw.draw(SMALL_VALUES)
+    return value
+
+
+@budget(200, 4000)
+def test_the_configuration_of_a_request(examples: int) -> None:
+    whole = client_job(compose(["experiment=demo_distill", *SMALL, "task.teacher=x"])).model_dump(mode="json")
+    check(examples, st.data(), lambda draw: from_json(ClientJob, json.dumps(changed(draw, json.loads(json.dumps(whole))))))
+    check(examples, st.text(max_size=60), lambda text: from_json(ClientJob, text))
+    check(1, st.just("[" * 100_000), lambda text: from_json(ClientJob, text))
+
+
+ARRAYS = st.sampled_from(
+    [
+        np.zeros(0, np.float32),
+        np.zeros((), np.float32),
+        np.zeros((2, 3)),
+        np.full(5, np.nan, np.float32),
+        np.full((6, 39), np.inf, np.float32),
+        np.full((8, 39), 3e38, np.float32),
+        np.full((8, 39), 1e30, np.float32),
+        np.array(["text"]),
+        np.zeros(3, np.complex64),
+        np.zeros(3, ">f4"),
+        np.full(8, 2**62),
+        np.full(8, -1),
+        np.ones((8, 39), np.int64),
+        np.zeros((1, 1, 1, 1), np.float32),
+        np.zeros(3, np.bool_),
+    ]
+)
+
+
+def raw(draw: DataObject) -> Array:
+    """An array whose bytes and description need not be true."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(4, np.float32))
+    content = draw.draw(st.one_of(mutated(buffer.getvalue()), st.just(b"PK\x03\x04" + b"\0" * 50)))
+    return Array(
+        "float32", draw.draw(st.sampled_from([(4,), (2**50,), ()])), draw.draw(st.sampled_from(["numpy.ndarray", "x"])), content
+    )
+
+
+def disturb(draw: DataObject, content: RecordDict) -> None:
+    """Change records of a message: entries left out, put in, of another type, length or size; arrays of any kind."""
+    for _ in range(draw.draw(st.integers(1, 2))):
+        if not content:
+            return
+        name = draw.draw(st.sampled_from(sorted(content)))
+        if draw.draw(st.integers(0, 9)) == 0:
+            del content[name]
+            continue
+        record = content[name]
+        keys = sorted(record)
+        key = draw.draw(st.sampled_from([*keys, "other"]))
+        if draw.draw(st.integers(0, 4)) == 0:
+            record.pop(key, None)
+        elif isinstance(record, ArrayRecord):
+            record[key] = raw(draw) if draw.draw(st.integers(0, 2)) == 0 else Array(draw.draw(ARRAYS))
+        elif isinstance(record, MetricRecord):
+            whole = st.one_of(st.integers(-5, 5), st.sampled_from([2**62, -(2**62)]))
+            numbers = draw.draw(st.sampled_from([whole, st.sampled_from([math.nan, math.inf, -1.5, 1e300, 0.0])]))
+            record[key] = draw.draw(st.one_of(numbers, st.lists(numbers, max_size=3)))
+        else:
+            texts = st.one_of(st.text(max_size=8), st.sampled_from(["../x", "\x1b[2J\n", "9" * 30, "-1"]))
+            record[key] = draw.draw(
+                st.one_of(
+                    texts,
+                    st.integers(-5, 2**62),
+                    st.floats(),
+                    st.binary(max_size=5),
+                    st.lists(texts, max_size=3),
+                    st.lists(st.integers(0, 5), max_size=3),
+                )
+            )
+
+
+@pytest.fixture(scope="module")
+def recorded(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[InProcessGrid, list[str], Path]:
+    """A run of three sites, one round; what it was of, and where its sites keep their state."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    from fedhubert.cli import main
+
+    folder = tmp_path_factory.mktemp("recorded")
+    nodes: list[dict[str, str | int]] = []
+    for number in range(3):
+        manifest, root = folder / f"{number}.csv", tone_folder / f"speaker{number}"
+        assert main(["prepare", "folder", "--root", str(root), "--out", str(manifest)]) == 0
+        nodes.append(
+            {
+                "partition-id": number,
+                "num-partitions": 3,
+                "manifest": str(manifest),
+                "audio-root": str(root),
+                "state-dir": str(folder / "state"),
+            }
+        )
+    overrides = [
+        "experiment=demo",
+        *SMALL,
+        "federated.num_rounds=1",
+        "federated.round_retries=0",
+        "client.local_steps=1",
+        "data.num_workers=0",
+    ]
+    grid = InProcessGrid(nodes)
+    run_federation(grid, compose([*overrides, f"out={folder / 'out'}"]))
+    return grid, overrides, folder
+
+
+def copied(message: Message) -> RecordDict:
+    content = RecordDict()
+    for name, record in message.content.items():
+        if isinstance(record, ArrayRecord):
+            content[name] = ArrayRecord({key: Array(np.array(array.numpy())) for key, array in record.items()})
+        else:
+            content[name] = type(record)(
+                {key: list(value) if isinstance(value, list) else value for key, value in record.items()}
+            )
+    return content
+
+
+@budget(80, 5000)
+def test_requests_at_a_site(recorded: Any, examples: int) -> None:
+    """A site always answers, with a code that says what is wrong."""
+    grid = recorded[0]
+
+    def holds(draw: DataObject) -> None:
+        message = draw.draw(st.sampled_from(grid.requests))
+        content = copied(message)
+        record = content["request"]
+        for part in ("job", "task"):
+            if draw.draw(st.integers(0, 3)) == 0:
+                record[part] = json.dumps(changed(draw, json.loads(record[part])))
+        if draw.draw(st.booleans()):
+            disturb(draw, content)
+        node = message.metadata.dst_node_id
+        request = Message(content, node, message.metadata.message_type)
+        reply = grid.app(request, Context(1, node, dict(grid.configs[node]), RecordDict(), {}))
+        for failure in protocol.read_reply(reply).failures:
+            assert failure.code not in ("internal", "malformed"), (recorded[2] / "state/site.log").read_text()[-3000:]
+
+    check(examples, st.data(), holds)
+
+
+class Replayed(InProcessGrid):
+    """Sites that say what they said before, but for one reply."""
+
+    def __init__(self, grid: InProcessGrid, disturbed: int, change: Callable[[RecordDict], None]) -> None:
+        super().__init__(list(grid.configs.values()))
+        self._replies: dict[tuple[int, str], list[int]] = defaultdict(list)
+        for index, message in enumerate(grid.requests):
+            self._replies[message.metadata.dst_node_id, message.metadata.message_type].append(index)
+        self._grid, self._disturbed, self._change = grid, disturbed, change
+        self.app = self._answer  # type: ignore[assignment]
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        left = self._replies[node, kind]
+        index = left.pop(0) if len(left) > 1 else left[0]
+        content = copied(self._grid.answers[index])
+        if index == self._disturbed:
+            self._change(content)
+        return Message(content, reply_to=message)
+
+
+@budget(40, 3000)
+def test_replies_at_the_server(recorded: Any, tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
+    """One reply that is not what a site would say ends the run with a named error, or is left out; never a traceback, never NaN in the model."""
+    grid, overrides, _ = recorded
+    config = compose([*overrides, "federated.connect_timeout_s=2"])
+    client_round._resident = None
+
+    def holds(draw: DataObject) -> None:
+        out = tmp_path_factory.mktemp("out")
+        index = draw.draw(st.integers(0, len(grid.answers) - 1))
+        replayed = Replayed(grid, index, lambda content: disturb(draw, content))
+        result = run_federation(replayed, config.model_copy(update={"out": str(out)}))
+        model = load_checkpoint(result.checkpoint)["model"]
+        assert all(torch.isfinite(tensor).all() for tensor in model.values())
+        for line in (out / "metrics.jsonl").read_text().splitlines():
+            json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in metrics.jsonl"))
+
+    check(examples, st.data(), holds)
+
+
+def test_a_replay_without_a_change_is_the_run(recorded: Any, tmp_path: Path) -> None:
+    """So that the test above is about what it changes."""
+    grid, overrides, folder = recorded
+    result = run_federation(Replayed(grid, -1, lambda content: None), compose([*overrides, f"out={tmp_path / 'out'}"]))
+    before = load_checkpoint(folder / "out/checkpoints/round_001_checkpoint.pt")["model"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_checkpoint(result.checkpoint)["model"].items())
