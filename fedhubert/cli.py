@@ -210,13 +210,13 @@ def _multirun(overrides: Sequence[str]) -> int:
 
     failures: list[str] = []
 
-    def job(config: Config) -> float:
+    def job(out: str, configuration: Callable[[], Config]) -> float:
         try:
-            return train_here(config)
+            return train_here(configuration())
         except FedhubertError as error:
             if error.code == "interrupted":
                 raise
-            failures.append(f"{config.out}: {error}")
+            failures.append(f"{out}: {error}")
             return float("nan")
 
     multirun(overrides, job)

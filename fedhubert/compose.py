@@ -125,15 +125,16 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-def multirun(overrides: Sequence[str], job: Callable[[Config], Any]) -> None:
-    """Run Hydra's multirun: ``job`` once per combination, each with its ``out`` below the sweep's folder."""
+def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]], Any]) -> None:
+    """Run Hydra's multirun: ``job`` once per combination, each with a folder of its own below ``out``, or the sweep's folder.
+
+    ``job`` is given the folder and a function that returns the configuration, or raises :class:`ConfigError`.
+    """
 
     def one(composed: DictConfig) -> Any:
-        config = to_config(composed)
-        if config.out is None:
-            sweep = HydraConfig.get().sweep
-            config = config.model_copy(update={"out": str(Path(sweep.dir, sweep.subdir).absolute())})
-        return job(config)
+        sweep, given = HydraConfig.get().sweep, OmegaConf.select(composed, "out")
+        out = str(Path(given, sweep.subdir) if given else Path(sweep.dir, sweep.subdir).absolute())
+        return job(out, lambda: to_config(composed).model_copy(update={"out": out}))
 
     program, arguments = sys.argv[0], sys.argv
     sys.argv = [program, "--multirun", *overrides]

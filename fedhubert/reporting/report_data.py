@@ -125,11 +125,12 @@ class RunData:
 
 
 def read_runs(folders: list[Path]) -> list[RunData]:
-    """Read run folders, under names that tell them apart.
+    """Read run folders, under names that tell them apart; of a sweep's folder, the runs of its jobs.
 
     Raises:
         DataError: a folder that holds no run.
     """
+    folders = [run for folder in folders for run in _jobs(folder) or [folder]]
     names = _names(folders)
     return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
@@ -148,6 +149,14 @@ def _read(folder: Path, name: str) -> RunData:
     if not events and not comparison:
         raise DataError(f"{folder} holds no run: there is no metrics.jsonl with events in it, and no compare.json", setting="RUN")
     return RunData(name, folder, events, _yaml(folder / "config.yaml"), _json(folder / "results.json"), comparison)
+
+
+def _jobs(folder: Path) -> list[Path]:
+    """Return the folders of a sweep's jobs that hold a run, by number; none where ``folder`` is a run or a comparison itself."""
+    if (folder / "metrics.jsonl").is_file() or (folder / "compare.json").is_file():
+        return []
+    jobs = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted((path for path in jobs if (path / "metrics.jsonl").is_file()), key=lambda path: int(path.name))
 
 
 def _names(folders: list[Path]) -> list[str]:

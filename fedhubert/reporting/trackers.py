@@ -192,6 +192,7 @@ class _Wandb:
             dir=str(folder),
             config=settings_of(config),
             resume="allow",
+            settings=wandb.Settings(console="off", disable_code=True, disable_git=True, x_disable_meta=True),  # no command line
         )
         self._families: set[str] = set()
 

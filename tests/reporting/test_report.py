@@ -231,3 +231,14 @@ def test_drift_is_shown_where_a_run_tells_of_it(run: Path, tmp_path: Path) -> No
     text, _ = report(tmp_path, run, told)
     assert "<h2>Drift</h2>" in text and "Drift of the clients by round" in text
     assert read_runs([told])[0].drift("pairwise_cosine") == [(1, 0.25)]
+
+
+def test_of_a_sweep_the_jobs_are_read_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = tmp_path / "sweep"
+    for number in (0, 2, 10):
+        write(sweep / str(number), [round_event(1)], f"seed: {number}\n")
+    (sweep / "1").mkdir()  # a job that failed before its first event
+    runs = read_runs([sweep])
+    assert [run.name for run in runs] == ["0", "2", "10"]
+    report(tmp_path, sweep)
+    assert "report of 3 runs" in capsys.readouterr().out

@@ -1,0 +1,45 @@
+"""Sweeps: a folder per job, a job that fails, and Optuna's search where it is installed."""
+
+import importlib.util
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import events
+
+Command = Callable[..., list[str]]
+
+
+def test_a_sweep_has_a_folder_per_job_and_outlives_a_job_that_fails(
+    command: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    done = subprocess.run(
+        command(out, "-m", "federated.num_rounds=1", "model.num_heads=2,5"),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert "1 jobs of the sweep failed" in said and f"{out}/1" in said and "num_heads" in said
+    assert events(out / "0")[-1]["event"] == "final"
+    page = [*command(out)[:3], "report", str(out), "--out", str(tmp_path / "report.html")]
+    reported = subprocess.run(page, env=environment, capture_output=True, text=True, timeout=300)
+    assert reported.stdout.startswith("report of 1 runs"), reported.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="hydra-optuna-sweeper is not installed")
+def test_optuna_finds_the_best_trial_by_the_final_loss(command: Command, environment: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", f"hydra.sweep.dir={out}"]
+    space = ["federated.num_rounds=1", "client.lr=tag(log, interval(1e-5, 1e-1))"]
+    done = subprocess.run(command(out, "-m", *search, *space), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    losses = {job: events(out / job)[-1]["validation"]["loss"] for job in ("0", "1", "2")}
+    result = (out / "optimization_results.yaml").read_text()
+    assert f"best_value: {min(losses.values())}" in result and "client.lr" in result and len(set(losses.values())) == 3
