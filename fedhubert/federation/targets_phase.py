@@ -263,4 +263,6 @@ def _ask_all(federation: Federation, kind: str, arrays: Mapping[str, Array] | No
         if attempt < federated.round_retries:
             log.warning("%s failed: %s; asking again", kind, describe_failures(failures))
     setting = next((failure.setting for failure in failures if failure.setting), "")
-    raise FederationError(f"{kind} failed: {describe_failures(failures) or 'no result'} (the site's log says more)", setting=setting)
+    raise FederationError(
+        f"{kind} failed: {describe_failures(failures) or 'no result'} (the site's log says more)", setting=setting
+    )
