@@ -59,6 +59,8 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
     if config.resume == "auto" and is_finished(folder, config, options):
         log.info("%s is done", folder.path)
         return folder
+    if config.reporting.trackers:
+        log.warning("reporting.trackers is for federated runs: this one has metrics.jsonl, and `fedhubert report` shows both")
     with exclusively(folder.checkpoints, setting="out"):
         _begin(folder, config, options)
         if config.privacy.enabled:

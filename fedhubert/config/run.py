@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from fedhubert.config.base import Count, Model, NonNegative, PositiveInt
 from fedhubert.config.client import ClientConfig, FaultsConfig
@@ -40,6 +40,13 @@ class EvaluationConfig(Model):
     root: str | None = None
 
 
+class ReportingConfig(Model):
+    """Where else a run's figures go (see :mod:`fedhubert.reporting.trackers`); ``project`` is its name there."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    project: Annotated[str, Field(min_length=1)] = "fedhubert"
+
+
 class Config(Model):
     """Everything that defines a run."""
 
@@ -60,6 +67,7 @@ class Config(Model):
     simulation: SimulationConfig = SimulationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    reporting: ReportingConfig = ReportingConfig()
     faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="after")

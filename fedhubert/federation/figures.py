@@ -6,6 +6,7 @@ from typing import Any
 
 from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.protocol import Failure, Metrics, Reply
+from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.metrics import Event
 
 LARGEST = 2.0**63
@@ -25,6 +26,8 @@ def round_event(outcome: RoundOutcome) -> Event:
             "steps": int(sum(client["train_steps"] for client in clients)),
         },
         "validation": validation_figures(outcome, model_round=outcome.number - 1),
+        "fairness": fairness_of(outcome),
+        "drift": outcome.drift,
         "asked": outcome.asked,
         "clients": per_client(outcome),
         "failed": failed(outcome),
@@ -54,6 +57,18 @@ def validation_figures(outcome: RoundOutcome, *, model_round: int) -> dict[str, 
     if not sums.get("masked_frames", sums.get("frames", 0)):
         return {}
     return {"model_round": model_round, **figures_of(sums), "clients": len(outcome.clients)}
+
+
+def fairness_of(outcome: RoundOutcome) -> dict[str, Any]:
+    """Return how evenly the model scored serves the clients heard (see :func:`~fedhubert.reporting.fairness.fairness`): by their masked accuracy,
+    or by their loss where there is none."""
+    scores = [figures_of(_sums_of(client, "validation_")) for client in outcome.clients.values()]
+    scores = [score for score in scores if score.get("masked_frames", score.get("frames"))]
+    for figure, better in (("masked_accuracy", True), ("loss", False)):
+        values = [score[figure] for score in scores if figure in score]
+        if values:
+            return {"figure": figure, **fairness(values, higher_is_better=better)}
+    return {}
 
 
 def check_figures(metrics: Mapping[str, int | float]) -> None:
@@ -121,10 +136,13 @@ def _sums(outcome: RoundOutcome, prefix: str) -> dict[str, float]:
     """Add the clients' figures up, in partition order, so that sums do not depend on who answered first."""
     sums: dict[str, float] = {}
     for partition in sorted(outcome.clients):
-        for name, value in outcome.clients[partition].items():
-            if name.startswith(prefix):
-                sums[name.removeprefix(prefix)] = sums.get(name.removeprefix(prefix), 0) + value
+        for name, value in _sums_of(outcome.clients[partition], prefix).items():
+            sums[name] = sums.get(name, 0) + value
     return sums
+
+
+def _sums_of(client: Metrics, prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in client.items() if name.startswith(prefix)}
 
 
 def per_client(outcome: RoundOutcome) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """From replies to one mean update: what must hold of a reply, and where the updates of a round are gathered."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,7 +13,7 @@ from fedhubert.federation.codecs import decode
 from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
 from fedhubert.federation.figures import check_figures
 from fedhubert.federation.outcome import RoundOutcome
-from fedhubert.federation.protocol import Failure, Reply
+from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.robust import robust_mean
 from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.training.parameters import ParameterLayout
@@ -26,6 +27,24 @@ def norm_of(update: torch.Tensor) -> float:
     rows = update[: len(update) // _ROW * _ROW].view(-1, _ROW)
     norms = torch.cat([torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(update[rows.numel() :])[None]])
     return float(f"{float(norms.double().square().sum().sqrt()):.6g}")
+
+
+def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, float]:
+    """Return how far the clients' updates u_i, of weights w_i and mean m of norm ``mean_norm``, point apart.
+
+    ``update_norm`` is the weighted mean of |u_i|, ``mean_update_norm`` is |m|. ``pairwise_cosine`` is the mean cosine of two clients' updates, pairs
+    weighted by w_i |u_i| w_j |u_j|. It follows from norms, since |sum w_i u_i|^2 - sum w_i^2 |u_i|^2 is the sum of w_i w_j <u_i, u_j> over pairs;
+    so no update has to be kept, or looked at twice. It is left out where there is no pair.
+    """
+    ordered = [clients[partition] for partition in sorted(clients)]
+    total = math.fsum(float(client["weight"]) for client in ordered)
+    lengths = [float(client["weight"]) / total * float(client["update_norm"]) for client in ordered]
+    mean_length, own = math.fsum(lengths), math.fsum(length**2 for length in lengths)
+    drift = {"update_norm": mean_length, "mean_update_norm": mean_norm}
+    pairs = mean_length**2 - own
+    if len(lengths) > 1 and pairs > 1e-9 * own:  # else all but one are zero
+        drift["pairwise_cosine"] = (mean_norm**2 - own) / pairs
+    return drift
 
 
 class RoundFold:
@@ -96,6 +115,7 @@ class RoundFold:
         if self._config.is_robust:
             return robust_mean(self._config, self._model, self._updates)
         mean = self._sum.mean()
+        self._outcome.drift = drift_of(clients, norm_of(mean))
         if (
             self._config.strategy == "FedNova"
         ):  # clients sent updates per effective local step: give back the cohort's mean number

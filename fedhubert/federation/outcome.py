@@ -10,7 +10,9 @@ from fedhubert.federation.protocol import Failure, Metrics
 class RoundOutcome:
     """What happened in a round: per-partition metrics of the clients whose updates were folded, and who failed and why.
 
-    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32. ``privacy`` is empty without differential privacy.
+    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32. ``drift`` is
+    :func:`~fedhubert.federation.folding.drift_of`'s, empty where the strategy is robust, or private: it would tell of the sum without its noise.
+    ``privacy`` is empty without differential privacy.
     """
 
     number: int
@@ -21,5 +23,6 @@ class RoundOutcome:
     bytes_up: int = 0
     bytes_down_fp32: int = 0
     bytes_up_fp32: int = 0
+    drift: dict[str, float] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -19,8 +19,9 @@ from fedhubert.errors import CheckpointError
 from fedhubert.federation.journal import Journal
 from fedhubert.federation.resume import changes, check_same_run
 from fedhubert.federation.secret import forget_secret
-from fedhubert.reporting.metrics import Event, append_event, keep_events
+from fedhubert.reporting.metrics import Event, append_event, keep_events, read_events
 from fedhubert.reporting.run_folder import RunFolder
+from fedhubert.reporting.trackers import Trackers, require_packages
 
 log = logging.getLogger("fedhubert")
 
@@ -48,6 +49,8 @@ class RunRecord:
         self.config = config
         self.folder = RunFolder.of(config)
         self.folder.create()
+        require_packages(config.reporting.trackers)
+        self.trackers: Trackers | None = None
         self.store = RoundStore(self.folder.checkpoints)
         self.kmeans = KMeansFile(self.folder.checkpoints / "start.pt", config)
         self.history: list[Event] = []
@@ -91,8 +94,19 @@ class RunRecord:
         """Return the journal of accepted clients."""
         return Journal(self.folder.checkpoints)
 
+    def open_trackers(self) -> None:
+        """Start the trackers and tell them what is in ``metrics.jsonl`` already; raises :class:`ConfigError`."""
+        if self.config.reporting.trackers:
+            self.trackers = Trackers(self.config, self.folder.path, self.folder.run_key(), read_events(self.folder.metrics_file))
+
     def event(self, event: Event) -> None:
         append_event(self.folder.metrics_file, event)
+        if self.trackers:
+            self.trackers.track(event)
+
+    def close(self) -> None:
+        if self.trackers:
+            self.trackers.close()
 
     def checkpoints(self) -> list[int]:
         """Return the rounds that a resume may go back to: the newest two, and the start."""

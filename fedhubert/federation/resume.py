@@ -8,7 +8,18 @@ from fedhubert.config import Config
 from fedhubert.errors import CheckpointError
 
 _FREE = {
-    *("experiment", "out", "resume", "checkpoint_dir", "dry_run", "simulation", "checkpoint", "evaluation", "faults"),
+    *(
+        "experiment",
+        "out",
+        "resume",
+        "checkpoint_dir",
+        "dry_run",
+        "simulation",
+        "checkpoint",
+        "evaluation",
+        "reporting",
+        "faults",
+    ),
     *("task.teacher", "task.teacher_cache", "task.teacher_cache_bytes"),  # which teacher it is, its digest says
     *("client.device", "client.state_dir", "data.num_workers", "data.prefetch_batches"),
     *("federated.round_timeout_s", "federated.round_retries", "federated.connect_timeout_s", "federated.early_stopping"),

@@ -24,6 +24,7 @@ from fedhubert.federation.figures import (
     brief,
     data_summary,
     failed,
+    fairness_of,
     per_client,
     round_event,
     round_line,
@@ -111,6 +112,7 @@ class _Run:
             log.error("run stopped: %s", error)
             raise
         finally:
+            self.record.close()
             stop_logging_to(handler)
 
     def _phases(self) -> RunResult:
@@ -119,6 +121,7 @@ class _Run:
             prepare_student(self.model, self.config, self.teacher)
         self._resume()
         self._write_config()
+        self.record.open_trackers()
         if self.privacy and not self._is_over():
             announce(self.privacy, self.config, self.first_round)
         log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
@@ -327,6 +330,7 @@ class _Run:
                 "num_rounds": self.config.federated.num_rounds,
                 "best_round": self.record.best_round(),
                 "validation": self.validation,
+                "fairness": fairness_of(outcome),
                 "clients": per_client(outcome),
                 "failed": failed(outcome),
             }

@@ -60,7 +60,14 @@ class RunData:
 
     def training(self, figure: str) -> list[tuple[int, float]]:
         """Return (round, figure) of what clients measured while they trained."""
-        return [(event["round"], value) for event in self.rounds if (value := _number(event.get("train"), figure)) is not None]
+        return self._by_round("train", figure)
+
+    def drift(self, figure: str) -> list[tuple[int, float]]:
+        """Return (round, figure) of how far the clients' updates pointed apart."""
+        return self._by_round("drift", figure)
+
+    def _by_round(self, part: str, figure: str) -> list[tuple[int, float]]:
+        return [(event["round"], value) for event in self.rounds if (value := _number(event.get(part), figure)) is not None]
 
     def validation(self, figure: str) -> list[tuple[int, float]]:
         """Return (round of the model, figure) on the clients' validation splits."""

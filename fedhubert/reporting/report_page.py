@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from fedhubert.reporting import report_plots
+from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_data import RunData, config_differences
 
 MAX_CLIENTS = 40
@@ -29,6 +30,7 @@ def render(runs: Sequence[RunData]) -> str:
         ("Summary", _summary(runs)),
         ("Curves", _curves(runs)),
         ("Clients", _clients(runs)),
+        ("Drift", _drift(runs)),
         ("Participation and failures", _participation(runs)),
         ("Bytes and time", _costs(runs)),
         ("Settings that differ", _settings(runs)),
@@ -106,6 +108,7 @@ def _clients(runs: Sequence[RunData]) -> str:
         if not scores:
             continue
         accuracies = [score.masked_accuracy for score in scores.values()]
+        even = fairness(accuracies)
         worst = min(scores, key=lambda number: (scores[number].masked_accuracy, number))
         best = max(scores, key=lambda number: (scores[number].masked_accuracy, -number))
         rows.append(
@@ -113,6 +116,7 @@ def _clients(runs: Sequence[RunData]) -> str:
                 run.name,
                 str(len(scores)),
                 _decimal(median(accuracies)),
+                *(_decimal(even[name]) for name in ("mean", "worst_decile", "spread")),
                 f"client {worst}: {_decimal(scores[worst].masked_accuracy)}",
                 _decimal(scores[worst].loss),
                 f"client {best}: {_decimal(scores[best].masked_accuracy)}",
@@ -121,8 +125,29 @@ def _clients(runs: Sequence[RunData]) -> str:
         )
     if not rows:
         return ""
-    head = ["run", "clients", "median accuracy", "worst client", "its loss", "best client", "gap"]
+    head = [
+        "run",
+        "clients",
+        "median accuracy",
+        "mean",
+        "mean of the worst tenth",
+        "standard deviation",
+        "worst client",
+        "its loss",
+        "best client",
+        "gap",
+    ]
     return _plot(report_plots.clients(runs)) + _table(head, rows)
+
+
+def _drift(runs: Sequence[RunData]) -> str:
+    if not any(run.drift("update_norm") for run in runs):
+        return ""
+    note = (
+        "Left: the norm of clients' updates (solid, weighted mean) and of their mean (dashed). Right: the mean cosine of two clients' updates in a "
+        "round, weighted by their norms: 1, they agree; 0, the mean is as short as that of unrelated directions."
+    )
+    return _plot(report_plots.drift(runs)) + f'<p class="note">{note}</p>'
 
 
 def _participation(runs: Sequence[RunData]) -> str:

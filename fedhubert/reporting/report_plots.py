@@ -73,6 +73,22 @@ def clients(runs: Sequence[RunData]) -> str:
     return _figure("Distribution over clients", draw)
 
 
+def drift(runs: Sequence[RunData]) -> str:
+    """Norms of clients' updates (solid) and of their mean (dashed), and the mean cosine of two clients' updates, by round."""
+
+    def draw(left: Axes, right: Axes) -> None:
+        for number, run in enumerate(runs):
+            _line(left, run.drift("update_norm"), number, label=run.name)
+            _line(left, run.drift("mean_update_norm"), number, linestyle="--")
+            _line(right, run.drift("pairwise_cosine"), number, label=run.name)
+        _finish(left, "norm of updates and of their mean", "round")
+        _finish(right, "mean cosine of two clients' updates", "round")
+        _legend(left)
+        _legend(right)
+
+    return _figure("Drift of the clients by round", draw)
+
+
 def costs(runs: Sequence[RunData]) -> str:
     """Bytes sent so far, and seconds by phase."""
 

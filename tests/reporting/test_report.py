@@ -116,7 +116,8 @@ def test_figures_of_a_run_by_hand(run: Path, tmp_path: Path) -> None:
     text, page = report(tmp_path, run)
     summary = next(row for row in page.rows if row[0] == "first")
     assert summary == ["first", "federated", "2 (finished)", "2.2500", "3.8000", "0.3100", "0.0500", "1.00", "6.0", "2 min 10 s"]
-    assert ["first", "2", "0.3100", "client 1: 0.2200", "2.5000", "client 0: 0.4000", "0.1800"] in page.rows
+    even = ["0.3100", "0.3100", "0.2200", "0.0900"]  # median, mean, the worse of the two, standard deviation
+    assert ["first", "2", *even, "client 1: 0.2200", "2.5000", "client 0: 0.4000", "0.1800"] in page.rows
     assert ["client 2", "2", "0", "2", "update_not_finite (2)", ""] in page.rows
     assert ["client 1", "2", "2", "0", "", "0.2200"] in page.rows
     assert "4 updates used of 6 asked, 2 failures" in text
@@ -221,3 +222,12 @@ def test_a_students_distance_to_its_teacher_is_shown(tmp_path: Path) -> None:
     assert "distance to the teacher" in text and "0.8000, 0.4000" in text and "Distance to the teacher by round" in text
     assert main(["report", str(tmp_path / "pretrained"), "--out", str(tmp_path / "other.html")]) == 0
     assert "distance to the teacher" not in (tmp_path / "other.html").read_text()
+
+
+def test_drift_is_shown_where_a_run_tells_of_it(run: Path, tmp_path: Path) -> None:
+    drift = {"update_norm": 2.0, "mean_update_norm": 1.0, "pairwise_cosine": 0.25}
+    told = write(tmp_path / "told", [round_event(1, drift=drift), round_event(2, drift={})])
+    assert "Drift" not in report(tmp_path, run)[0]
+    text, _ = report(tmp_path, run, told)
+    assert "<h2>Drift</h2>" in text and "Drift of the clients by round" in text
+    assert read_runs([told])[0].drift("pairwise_cosine") == [(1, 0.25)]
