@@ -111,7 +111,7 @@ CELLS = st.one_of(
 )
 
 
-@budget(150, 4000)
+@budget(300, 4000)
 def test_manifests(tmp_path: Path, examples: int) -> None:
     row = st.lists(CELLS, min_size=4, max_size=5).map(",".join)
     table = st.lists(row, max_size=6).map(lambda rows: "\n".join(["path,speaker,num_samples,sample_rate,text", *rows]))
@@ -135,7 +135,7 @@ def test_manifests(tmp_path: Path, examples: int) -> None:
     check(examples, st.tuples(st.one_of(text, mutated(whole)), st.sampled_from(["m.csv", "m.tsv"])), holds)
 
 
-@budget(100, 4000)
+@budget(200, 4000)
 def test_label_files(tmp_path: Path, examples: int) -> None:
     manifest = Manifest(tmp_path, ["a.wav", "b.wav"], ["a", "b"], np.array([8000, 16000]), np.array([16000, 16000], np.int32), {})
     good = b"\n".join(b" ".join(b"%d" % (i % 5) for i in range(count)) for count in (48, 98)) + b"\n"
@@ -152,7 +152,7 @@ def test_label_files(tmp_path: Path, examples: int) -> None:
     )
 
 
-@budget(120, 4000)
+@budget(300, 4000)
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_audio(tmp_path: Path, suffix: str, examples: int) -> None:
     path = tmp_path / f"x.{suffix}"
@@ -177,7 +177,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "round_001_checkpoint.pt"
 
 
-@budget(60, 4000)
+@budget(150, 4000)
 def test_checkpoints(tmp_path: Path, checkpoint: Path, examples: int) -> None:
     """Of a file without its digest beside it, as it would come from elsewhere."""
     path = tmp_path / "round_001_checkpoint.pt"
@@ -198,7 +198,7 @@ def test_checkpoints(tmp_path: Path, checkpoint: Path, examples: int) -> None:
     check(examples, st.one_of(mutated(whole), edited), holds)
 
 
-@budget(60, 4000)
+@budget(150, 4000)
 def test_safetensors(tmp_path: Path, examples: int) -> None:
     state = {
         name: tensor
@@ -244,7 +244,7 @@ def changed(draw: DataObject, value: Any) -> Any:
     return value
 
 
-@budget(200, 4000)
+@budget(400, 4000)
 def test_the_configuration_of_a_request(examples: int) -> None:
     whole = client_job(compose(["experiment=demo_distill", *SMALL, "task.teacher=x"])).model_dump(mode="json")
     check(examples, st.data(), lambda draw: from_json(ClientJob, json.dumps(changed(draw, json.loads(json.dumps(whole))))))
@@ -362,7 +362,7 @@ def copied(message: Message) -> RecordDict:
     return content
 
 
-@budget(80, 5000)
+@budget(300, 5000)
 def test_requests_at_a_site(recorded: Any, examples: int) -> None:
     """A site always answers, with a code that says what is wrong."""
     grid = recorded[0]
@@ -406,7 +406,7 @@ class Replayed(InProcessGrid):
         return Message(content, reply_to=message)
 
 
-@budget(40, 3000)
+@budget(60, 3000)
 def test_replies_at_the_server(recorded: Any, tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
     """One reply that is not what a site would say ends the run with a named error, or is left out; never a traceback, never NaN in the model."""
     grid, overrides, _ = recorded

@@ -136,6 +136,7 @@ class TargetsConfig(Model):
     max_frames_per_client: PositiveInt = 200_000
     seed_frames_per_client: PositiveInt = 20_000
     min_frames: PositiveInt = 20
+    group_frames: PositiveInt = 1
     label_column: str | None = None
     label_values: tuple[str, ...] = ()
 

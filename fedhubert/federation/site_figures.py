@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from fedhubert.federation.protocol import Metrics
 from fedhubert.federation.site import Features, Partition, Site
+from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
+from fedhubert.targets.grouping import group
 from fedhubert.targets.kmeans import KMeansStatistics
 from fedhubert.targets.labels import LabelStore
 from fedhubert.targets.statistics import too_few
@@ -23,22 +25,32 @@ Counts = npt.NDArray[np.int64]
 
 def seeds(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts, Metrics]:
     """Return a partition's weighted local centroids (see :func:`fedhubert.targets.kmeans.local_seeds`), and what is said of them."""
-    targets, features = site.job.targets, site.fitting_features(partition, extractor)
-    centroids, weights, withheld = kmeans.local_seeds(
-        features[: targets.seed_frames_per_client],
-        targets.num_clusters,
-        site.job.seed,
-        partition.number,
-        site.settings.min_frames,
+    targets, seed, number = site.job.targets, site.job.seed, partition.number
+    features, weights, frames = _seen(site, partition, extractor)
+    if weights is not None:  # groups lie in an order that says where they are
+        drawn = generator(seed, "kmeans/groups", number).permutation(len(features))[: targets.seed_frames_per_client]
+        features, weights = features[drawn], weights[drawn]
+    features = features[: targets.seed_frames_per_client]
+    centroids, counts, withheld = kmeans.local_seeds(
+        features, targets.num_clusters, seed, number, site.settings.min_frames, weights
     )
-    return centroids, weights, {"frames": len(features), "withheld_clusters": withheld}
+    return centroids, counts, {"frames": frames, "withheld_clusters": withheld}
 
 
 def statistics(site: Site, partition: Partition, centroids: Features, extractor: str) -> tuple[KMeansStatistics, Metrics]:
     """Return a partition's statistics under ``centroids``, without clusters of too few frames; ``frames`` counts all."""
-    whole = kmeans.accumulate(site.fitting_features(partition, extractor), centroids)
+    features, weights, _ = _seen(site, partition, extractor)
+    whole = kmeans.accumulate(features, centroids, weights)
     kept, withheld = whole.without_few(site.settings.min_frames)
     return kept, {"frames": whole.num_frames, "withheld_clusters": withheld}
+
+
+def _seen(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts | None, int]:
+    """Return what k-means sees: frames, or means of groups of them with their sizes; and how many frames it is of."""
+    features = site.fitting_features(partition, extractor)
+    if site.settings.group_frames == 1:
+        return features, None, len(features)
+    return *group(features, site.settings.group_frames), len(features)
 
 
 def label_counts(site: Site, partition: Partition, store: LabelStore) -> dict[str, Counts]:

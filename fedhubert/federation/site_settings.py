@@ -25,6 +25,7 @@ class SiteSettings:
         teacher: The site's own copy of a distillation's teacher, if it names one.
         centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
         min_frames: Figures over fewer frames do not leave the site, whatever ``targets.min_frames`` allows.
+        group_frames: k-means sees means over groups of at least so many frames.
         label_column: The manifest column that may be counted against the clusters, where the site has a manifest of its own.
     """
 
@@ -40,6 +41,7 @@ class SiteSettings:
     centroids_hash: str = ""
     teacher: str | None = None
     min_frames: int = 1
+    group_frames: int = 1
     label_column: str | None = None
     state_max_gb: float | None = None
 
@@ -70,6 +72,7 @@ class SiteSettings:
             centroids_hash=str(node_config.get("centroids-hash") or ""),
             teacher=str(node_config["teacher"]) if node_config.get("teacher") else None,
             min_frames=max(job.targets.min_frames, int(_number(node_config, "min-frames", 1))),
+            group_frames=max(job.targets.group_frames, int(_number(node_config, "group-frames", 1))),
             label_column=str(node_config.get("label-column") or "") if own else job.targets.label_column,
             state_max_gb=_number(node_config, "state-max-gb", job.client.state_max_gb),
         )

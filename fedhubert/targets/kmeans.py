@@ -144,15 +144,15 @@ class FederatedKMeans:
 
 
 def local_seeds(
-    features_FD: Features, num_clusters: int, seed: int, partition: int, min_frames: int
+    features_FD: Features, num_clusters: int, seed: int, partition: int, min_frames: int, weights_F: Integers | None = None
 ) -> tuple[Features, Integers, int]:
     """Return a client's own centroids float32[k, D], how many of its frames each stands for, int64[k], and how many centroids were withheld.
 
     k is at most ``num_clusters`` and the number of distinct frames, and small enough for ``2 * min_frames`` frames a centroid. A centroid is
     the mean of the frames that it stands for; those of too few (:func:`~fedhubert.targets.statistics.too_few`) are left out, or all of them.
     """
-    points, weights = _distinct(features_FD, np.ones(len(features_FD), np.int64))
-    count = min(num_clusters, len(points), max(1, len(features_FD) // (2 * min_frames)))
+    points, weights = _distinct(features_FD, np.ones(len(features_FD), np.int64) if weights_F is None else weights_F)
+    count = min(num_clusters, len(points), max(1, int(weights.sum()) // (2 * min_frames)))
     centroids = _spread(points, weights, count, generator(seed, "kmeans/local", partition))
     centroids, _ = pooled_lloyd(points, centroids, _LOCAL_ITERATIONS, 0.0, weights=weights)
     statistics = accumulate(points, centroids, weights)

@@ -9,6 +9,8 @@ from fedhubert.cli import main
 from tests.benchmarks import codecs, cohorts, rounds
 from tests.integration.conftest import SMALL
 
+pytestmark = pytest.mark.slow  # six starts of Ray
+
 
 def lines(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]

@@ -105,6 +105,7 @@ def test_killed_again_and_again_it_comes_to_the_same_bits(manifest: Path, tone_f
     assert any(event["failed"] for event in comparable(alone) if event["event"] == "round")
 
 
+@pytest.mark.slow
 def test_a_private_run_killed_again_and_again_releases_the_same_models_once(
     manifest: Path, tone_folder: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhubert.errors import TargetsError
+from fedhubert.targets import kmeans
+from fedhubert.targets.grouping import group
 from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, accumulate, assign, local_seeds, pooled_lloyd
 from fedhubert.targets.statistics import too_few
 
@@ -139,6 +141,44 @@ def test_neither_what_is_sent_nor_what_is_left_over_is_of_few_frames(counts: lis
     assert left == 0 or left >= min_frames or not sent.any()
     assert not few.any() or given_counts[few].min() < min_frames
     assert few.reshape(-1).tolist() == too_few(given_counts.reshape(1, -1), min_frames).reshape(-1).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_groups_have_enough_frames_each_and_all_frames_together(count: int, min_frames: int, seed: int) -> None:
+    features = np.round(noise(count, 3, seed=seed) / 4)  # with ties
+    means, sizes = group(features, min_frames)
+    assert sizes.sum() == count and (sizes >= min(count, min_frames)).all() and sizes.max() < 2 * min_frames + 1
+    np.testing.assert_allclose((means * sizes[:, None]).sum(0), features.sum(0), atol=1e-2)
+    if min_frames == 1:
+        assert np.array_equal(means[np.lexsort(means.T)], features[np.lexsort(features.T)])
+
+
+def test_two_iterations_over_groups_differ_by_whole_groups() -> None:
+    """Over frames they differ by single frames now and then, and those the server could compute."""
+    features = noise(2000, 5)
+    few: dict[int, int] = {}
+    for size in (1, 20):
+        means, sizes = group(features, size)
+        centroids, smallest = means[:12], []
+        before = accumulate(means, centroids, sizes)
+        for _ in range(15):
+            centroids, _ = kmeans.update_centroids(before, centroids, np.random.default_rng(0))
+            after = accumulate(means, centroids, sizes)
+            moved = np.abs(after.counts_K - before.counts_K)
+            smallest += moved[moved > 0].tolist()
+            before = after
+        few[size] = min(smallest)
+    assert few == {1: 1, 20: 20}
+
+
+def test_groups_cost_little_where_there_are_many() -> None:
+    features = np.concatenate([noise(200, 8, seed=1)[k] + noise(400, 8, seed=k + 2) / 5 for k in range(20)])
+    means, sizes = group(features, 20)
+    start = features[::400]
+    exact, _ = pooled_lloyd(features, start, 20, 0.0)
+    grouped, _ = pooled_lloyd(means, start, 20, 0.0, weights=sizes)
+    assert accumulate(features, grouped).inertia < 1.02 * accumulate(features, exact).inertia
 
 
 def test_statistics_without_few_frames_are_the_others_unchanged() -> None:
