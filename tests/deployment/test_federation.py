@@ -39,6 +39,15 @@ def test_three_sites_give_the_bits_of_the_simulation(deployment: Deployment, sim
     assert_same_model(simulated, tmp_path / "run")
     (final,) = [event for event in events(tmp_path / "run") if event["event"] == "final"]
     assert len(final["clients"]) == NODES and not final["failed"]
+    for number in range(NODES):  # each site has written down what it sent, from processes of their own
+        audit = deployment.folder / f"site-{number}/state/audit"
+        sent = [json.loads(line) for file in sorted(audit.iterdir()) for line in file.read_text().splitlines()]
+        kinds = [line["kind"] for line in sent]
+        assert kinds[0] == "query.describe" and kinds.count("train.round") == 2 and kinds[-1] == "evaluate.model"
+        updates = [
+            item for line in sent if line["kind"] == "train.round" for item in line["sent"] if item.get("name") == "update"
+        ]
+        assert len(updates) == 2 and all(item["dtype"] == "float32" and len(item["sha256"]) == 64 for item in updates)
 
 
 def test_who_is_kept_out(deployment: Deployment, tmp_path: Path) -> None:
