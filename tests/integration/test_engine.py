@@ -42,6 +42,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_run_goes_on(
     assert {failure["code"] for event in rounds for failure in event["failed"]} <= {"worker_died"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "seen"), [("0.5", "0"), ("0", "")])
 def test_a_client_sees_its_share_of_the_gpus_and_no_more(train: Train, tmp_path: Path, share: str, seen: str) -> None:
     """Ray takes a GPU on trust: two workers with half of it each see device 0, and those without a share see none."""
@@ -55,6 +56,7 @@ def test_a_client_sees_its_share_of_the_gpus_and_no_more(train: Train, tmp_path:
     assert len(lines) >= 2 and visible == {seen}
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_that_runs_already_is_used_and_left_running(finished: Path, train: Train, tmp_path: Path) -> None:
     script = (
         "import ray, sys; ray.init(num_cpus=2, include_dashboard=False); "

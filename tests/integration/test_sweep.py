@@ -12,6 +12,7 @@ from .conftest import events
 Command = Callable[..., list[str]]
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_folder_per_job_and_outlives_a_job_that_fails(
     command: Command, environment: dict[str, str], tmp_path: Path
 ) -> None:
