@@ -27,6 +27,7 @@ STUDENT = [
 ]
 
 
+@pytest.mark.slow
 def test_workers_and_the_cache_change_no_bit(finished: Path, train: Train, tmp_path: Path) -> None:
     teacher, state = f"task.teacher={finished}", f"client.state_dir={tmp_path / 'state'}"
     done = train(tmp_path / "student", *STUDENT, teacher, state)

@@ -83,6 +83,7 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
     assert changed.returncode == 1 and "client.lr" in changed.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_resumed_second_iteration_needs_the_same_first(train: Train, finished: Path, tmp_path: Path) -> None:
     out, checkpoint = tmp_path / "run", tmp_path / "first.pt"
     values = torch.load(finished / "checkpoints/round_003_checkpoint.pt", weights_only=True)
