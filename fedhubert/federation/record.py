@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,9 @@ class RunRecord:
         log.info("resuming after round %d", number)
         return Resumed(number, checkpoint, resume)
 
+    @cached_property
     def journal(self) -> Journal:
-        """Return the journal of accepted clients."""
+        """The journal of accepted clients: one for all who write and read it, read when the run's folder is locked."""
         return Journal(self.folder.checkpoints)
 
     def open_trackers(self) -> None:
@@ -151,7 +153,7 @@ class RunRecord:
         state = self.kmeans.load() if self.config.resume == "auto" else None
         if state is None:
             metrics.unlink(missing_ok=True)
-            self.journal().clear()
+            self.journal.clear()
             forget_secret(self.folder.checkpoints)
             self.kmeans.save({})
             return

@@ -174,7 +174,7 @@ class _Run:
         """Go on from the newest whole checkpoint, if there is one."""
         resumed = self.record.resume()
         privacy = resumed.resume.get("privacy") if resumed else None
-        self.privacy = open_privacy(self.config, self.record.folder.checkpoints, privacy, self.record.journal())
+        self.privacy = open_privacy(self.config, self.record.folder.checkpoints, privacy, self.record.journal)
         if resumed is None:
             if self.config.init_from is not None:
                 self.record.lineage.append({"init_from": start_from(self.model, self.config.init_from)})
@@ -214,7 +214,7 @@ class _Run:
             self.optimizer,
             first_round=self.first_round,
             state=self.state,
-            journal=self.record.journal(),
+            journal=self.record.journal,
             targets_key=targets.key,
             checkpoints=self.record.checkpoints,
             privacy=self.privacy,

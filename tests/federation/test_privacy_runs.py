@@ -1,5 +1,6 @@
 """Whole runs with differential privacy, from audio to checkpoint: the server's phases and the clients' handlers, without Flower's transport."""
 
+import json
 import logging
 import secrets
 import shutil
@@ -119,6 +120,22 @@ def test_a_resumed_run_comes_to_the_same_bits_whatever_it_had_released_before(
         assert [event["privacy"] for event in rounds(resumed)] == [event["privacy"] for event in rounds(whole)]
         assert [event["asked"] for event in rounds(resumed)] == [event["asked"] for event in rounds(whole)]
         assert len(journal.read_text().splitlines()) == 4
+
+
+def test_a_round_that_is_released_again_counts_from_then_on(run: Run, tmp_path: Path) -> None:
+    """What the strategy writes down the accounting reads, in the same process."""
+    settings = ["federated.num_rounds=3"]
+    whole = run("whole", *settings)
+    out = tmp_path / "whole"
+    for number in (2, 3):
+        for file in (out / "checkpoints").glob(f"round_{number:03d}*"):
+            file.unlink()
+    journal = out / "checkpoints/accepted.jsonl"
+    first, second = journal.read_text().splitlines()[:2]
+    journal.write_text(f"{first}\n{json.dumps({**json.loads(second), 'release': 'another'})}\n")
+    before = [event["privacy"]["epsilon"] for event in rounds(whole)]
+    after = [event["privacy"]["epsilon"] for event in rounds(run("whole", *settings, "resume=auto"))]
+    assert after[0] == before[0] and after[1] > before[1] and after[2] > before[2]
 
 
 def test_a_resumed_run_without_its_secret_is_refused(run: Run) -> None:
