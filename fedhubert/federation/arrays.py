@@ -72,10 +72,14 @@ class SharedArray(HeldArray):
 
 def release(message: Message) -> None:
     """Let go of what ``message`` refers to in the object store: threads of Flower's engine hold on to the last messages that they have seen."""
-    for record in message.content.array_records.values() if message.has_content() else ():
-        for array in record.values():
-            if isinstance(array, SharedArray):
-                array.release()
+    for array in shared_arrays(message):
+        array.release()
+
+
+def shared_arrays(message: Message) -> list[SharedArray]:
+    """Return what of ``message`` lies in the object store of a simulation."""
+    records = message.content.array_records.values() if message.has_content() else ()
+    return [array for record in records for array in record.values() if isinstance(array, SharedArray)]
 
 
 def publish(ndarray: NDArray) -> Array:

@@ -26,7 +26,7 @@ from fedhubert.federation.protocol import Metrics, Request
 from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.federation.site import Partition, Site, open_site, release_extractor
 from fedhubert.federation.site_settings import NodeConfig
-from fedhubert.federation.site_state import PartitionState
+from fedhubert.federation.site_state import PartitionState, StateFolder
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.student import build_model, take_over
 from fedhubert.objectives.distillation import Distillation
@@ -71,16 +71,17 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     clip_norm = task.get("clip_norm")
 
     def train(site: Site, partition: Partition) -> Metrics:
-        state = site.state_folder(request.run_key, partition.number)
-        with state.exclusively() if job.keeps_state else nullcontext():
-            return train_alone(site, partition)
+        folder = site.state_folder(request.run_key, partition.number)
+        with folder.exclusively() if job.keeps_state else nullcontext():
+            return train_alone(site, partition, folder)
 
-    def train_alone(site: Site, partition: Partition) -> Metrics:
+    def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
         metrics = _evaluate(request, site, partition, resident, incoming, device)
-        result, state = _train(request, site, partition, resident, incoming, device)
+        state = folder.load(task["site_rounds"][str(partition.number)]) if job.keeps_state else PartitionState()
+        result = _train(request, site, partition, resident, incoming, device, state)
+        state.optimizer = result.optimizer_state
         encoded, decoded, clipping = _encoded_update(request, partition.number, resident, incoming, result, state)
         if job.keeps_state:
-            folder = site.state_folder(request.run_key, partition.number)
             folder.save(task["round"], state)
             folder.prune([task["round"], task["site_rounds"][str(partition.number)]], task["checkpoints"])
         if fold is not None and clip_norm is not None:
@@ -162,19 +163,15 @@ def _train(
     resident: Resident,
     incoming: torch.Tensor,
     device: torch.device,
-) -> tuple[LocalResult, PartitionState]:
-    """Train from ``incoming`` on; returns also the partition's state for its next round."""
+    state: PartitionState,
+) -> LocalResult:
+    """Train from ``incoming`` on, with the optimiser that ``state`` has kept."""
     job, task, key = request.job, request.task, str(partition.number)
     planned = (
         job.client.local_steps or max(1, partition.train_plan.num_batches // job.client.accumulate) * job.client.local_epochs
     )
     exactly = task.get("steps", {}).get(key)  # a replayed round: as many as it took then, whatever the clock says
     position = int(task["positions"][key])
-    state = (
-        site.state_folder(request.run_key, partition.number).load(task["site_rounds"][key])
-        if job.keeps_state
-        else PartitionState()
-    )
     resident.layout.load_vector(resident.model, incoming)
     deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
     steps = 0
@@ -184,7 +181,7 @@ def _train(
         steps += 1
         return steps >= exactly if exactly is not None else time.monotonic() >= deadline
 
-    result = train_locally(
+    return train_locally(
         resident.model,
         _batches(request, site, partition, partition.train_plan, range(position, position + planned * job.client.accumulate)),
         client=job.client,
@@ -198,7 +195,6 @@ def _train(
         should_stop=should_stop,
         objective=resident.objective,
     )
-    return result, PartitionState(result.optimizer_state, state.residual)
 
 
 def _evaluate(

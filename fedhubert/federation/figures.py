@@ -40,6 +40,20 @@ def round_event(outcome: RoundOutcome) -> Event:
     }
 
 
+def final_event(outcome: RoundOutcome, *, num_rounds: int, best_round: int) -> Event:
+    """Return the last line of ``metrics.jsonl``: how the final model does on every client's validation split."""
+    return {
+        "event": "final",
+        "round": outcome.number,
+        "num_rounds": num_rounds,
+        "best_round": best_round,
+        "validation": validation_figures(outcome, model_round=outcome.number),
+        "fairness": fairness_of(outcome),
+        "clients": per_client(outcome),
+        "failed": failed(outcome),
+    }
+
+
 def data_summary(partitions: Mapping[int, Metrics]) -> dict[str, int | float]:
     """Return counts over all clients' data."""
     about = partitions.values()

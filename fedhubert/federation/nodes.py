@@ -55,16 +55,20 @@ class Federation:
     def __post_init__(self) -> None:
         self._job_json = client_job(self.config).model_dump_json()
         self._keys = NodeKeys.read(self.config.federated.node_keys)
+        self._claims: dict[int, int] = {}
 
     def present(self) -> set[int]:
         """Return the nodes that are connected, those without one of ``federated.node_keys`` left out."""
-        return set(self._keys.claims(self.grid) if self._keys.numbers else self.grid.get_node_ids())
+        if not self._keys.numbers:
+            return set(self.grid.get_node_ids())
+        self._claims = self._keys.claims(self.grid)
+        return set(self._claims)
 
     def impostor(self, node: int, number: int) -> str:
-        """Return why ``node``, which says that it is number ``number``, is not; an empty string when its key says so, too."""
+        """Return why ``node`` of :meth:`present`, which says that it is number ``number``, is not; an empty string when its key says so, too."""
         if not self._keys.numbers:
             return ""
-        belongs = self._keys.claims(self.grid).get(node)
+        belongs = self._claims.get(node)
         return "" if belongs == number else f"it says that it is node {number}, and has the key of node {belongs}"
 
     @property

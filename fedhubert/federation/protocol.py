@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from fedhubert import __version__
 from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError
-from fedhubert.federation.arrays import HeldArray, SharedArray
+from fedhubert.federation.arrays import HeldArray, SharedArray, shared_arrays
 from fedhubert.federation.task_fields import Said, read_task
 
 PROTOCOL_VERSION = 2
@@ -161,18 +161,12 @@ def reply(
         )
     if arrays:
         record = ArrayRecord()
-        kind = SharedArray if _came_by_reference(message) else HeldArray
+        kind = SharedArray if shared_arrays(message) else HeldArray  # answered as it was asked
         for name, array in arrays.items():
             record[name] = kind(np.ascontiguousarray(array))
         content["arrays"] = record
     content["info"] = ConfigRecord({"protocol": PROTOCOL_VERSION, "version": __version__, **(info or {})})
     return Message(content, reply_to=message)
-
-
-def _came_by_reference(message: Message) -> bool:
-    """Whether the request's arrays lie in the object store of a simulation, so that the reply's may, too."""
-    records = message.content.array_records.values() if message.has_content() else ()
-    return any(isinstance(array, SharedArray) for record in records for array in record.values())
 
 
 def read_reply(message: Message) -> Reply:

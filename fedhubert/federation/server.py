@@ -23,14 +23,11 @@ from fedhubert.federation.arrays import HeldArray, tensor_of
 from fedhubert.federation.figures import (
     brief,
     data_summary,
-    failed,
-    fairness_of,
-    per_client,
+    final_event,
     round_event,
     round_line,
     said,
     usable_scores,
-    validation_figures,
 )
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
@@ -322,18 +319,8 @@ class _Run:
             scores, failures = usable_scores(reply, self.federation.hosts.get(reply.node_id, ()))
             outcome.clients.update(scores)
             outcome.failures += failures
-        self.validation = validation_figures(outcome, model_round=number)
-        self.record.event(
-            {
-                "event": "final",
-                "round": number,
-                "num_rounds": self.config.federated.num_rounds,
-                "best_round": self.record.best_round(),
-                "validation": self.validation,
-                "fairness": fairness_of(outcome),
-                "clients": per_client(outcome),
-                "failed": failed(outcome),
-            }
-        )
+        event = final_event(outcome, num_rounds=self.config.federated.num_rounds, best_round=self.record.best_round())
+        self.validation = event["validation"]
+        self.record.event(event)
         if self.validation:
             log.info("final model: validation %s over %d clients", said(self.validation), len(outcome.clients))

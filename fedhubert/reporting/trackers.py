@@ -18,7 +18,6 @@ from fedhubert.reporting.metrics import Event
 
 log = logging.getLogger("fedhubert")
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _PLACES = {
     *("out", "checkpoint_dir", "init_from", "data.manifest", "data.root", "targets.checkpoint", "targets.labels", "task.teacher"),
     *("federated.node_keys", "client.state_dir", "simulation.ray_address", "evaluation.manifest", "evaluation.root"),
@@ -47,7 +46,7 @@ class Tracker(Protocol):
 
 def require_packages(names: Iterable[str]) -> None:
     """Raise :class:`ConfigError` that says how to install what is missing."""
-    missing = [name for name in names if importlib.util.find_spec(_PACKAGES[name]) is None]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         extras = ",".join(missing)
         raise ConfigError(
