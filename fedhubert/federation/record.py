@@ -101,6 +101,12 @@ class RunRecord:
         if self.config.reporting.trackers:
             self.trackers = Trackers(self.config, self.folder.path, self.folder.run_key(), read_events(self.folder.metrics_file))
 
+    def write_config(self) -> None:
+        """Write the resolved configuration."""
+        from fedhubert.compose import to_yaml
+
+        self.folder.config_file.write_text(to_yaml(self.config))
+
     def event(self, event: Event) -> None:
         append_event(self.folder.metrics_file, event)
         if self.trackers:

@@ -117,7 +117,7 @@ class _Run:
         if self.teacher is not None:
             prepare_student(self.model, self.config, self.teacher)
         self._resume()
-        self._write_config()
+        self.record.write_config()
         self.record.open_trackers()
         if self.privacy and not self._is_over():
             announce(self.privacy, self.config, self.first_round)
@@ -186,11 +186,6 @@ class _Run:
         self.centroids = None if resumed.resume["centroids"] is None else resumed.resume["centroids"].numpy()
         self.targets_key = str(resumed.resume.get("targets_key", ""))
         self.first_round = resumed.round + 1
-
-    def _write_config(self) -> None:
-        from fedhubert.compose import to_yaml
-
-        self.record.folder.config_file.write_text(to_yaml(self.config))
 
     def _say_who_is_there(self) -> None:
         data = data_summary(self.federation.partitions)
