@@ -20,15 +20,7 @@ from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FederationError, FedhubertError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, tensor_of
-from fedhubert.federation.figures import (
-    brief,
-    data_summary,
-    final_event,
-    round_event,
-    round_line,
-    said,
-    usable_scores,
-)
+from fedhubert.federation.figures import brief, data_summary, final_event, round_event, round_line, said, usable_scores
 from fedhubert.federation.grid import StreamingGrid, messages_in_flight
 from fedhubert.federation.nodes import Federation, connect
 from fedhubert.federation.outcome import RoundOutcome
