@@ -69,6 +69,12 @@ def decode(codec: CodecName, arrays: Mapping[str, npt.NDArray[Any]], shapes: Seq
     return decoded
 
 
+def num_bytes(codec: CodecName, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return the bytes of what :func:`encode` gives for parameters of ``shapes``."""
+    width, scales = {"fp32": (4, 0), "bf16": (2, 0), "fp16": (2, 1), "int8": (1, sum(channels(shapes)[1]))}[codec]
+    return width * sum(math.prod(shape) for shape in shapes) + 4 * scales
+
+
 def _encode_int8(vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int) -> Arrays:
     generator = torch.Generator().manual_seed(seed)
     lengths, counts = channels(shapes)
