@@ -42,7 +42,7 @@ class Throughput:
     said: str
 
 
-def measure(config: Config, site: Site | None, budget_s: float = 20.0) -> Throughput:
+def measure(config: Config, site: Site | None, budget_s: float) -> Throughput:
     """Train and score on this host for about ``budget_s`` seconds, with labels drawn at random, as a worker or site would.
 
     Without ``site`` batches are noise, as long as batches can be. Where a step on a whole batch would take too long, utterances come one by one. A

@@ -13,6 +13,9 @@ from fedhubert.errors import ConfigError
 from fedhubert.planning.inputs import Inputs, Rates, audio_of, inputs_of, open_data, stated_audio
 from fedhubert.planning.throughput import measure
 
+MEASURE_S = 20.0
+"""How long ``measure=true`` takes."""
+
 
 class Words(Model):
     """The verb's own words, those of :class:`~fedhubert.planning.inputs.Rates` apart."""
@@ -64,7 +67,7 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
         audio = f"given; batches of data.batch_seconds={config.data.batch_seconds:g}, the most they can be"
     sources = dict.fromkeys(given, "given")
     if asked.measure:
-        measured = measure(config, site)
+        measured = measure(config, site, MEASURE_S)
         found = {"audio_s_per_s": measured.trained, "score_audio_s_per_s": measured.scored}
         given, sources = found | given, dict.fromkeys(found, measured.said) | sources
     rates = validate(Rates, given)
