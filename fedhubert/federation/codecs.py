@@ -28,9 +28,13 @@ def channels(shapes: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, list[int]
 
     A matrix or convolution has one channel per output (its first dimension), a vector is one channel.
     """
-    counts = [shape[0] if len(shape) > 1 else 1 for shape in shapes]
+    counts = [_num_channels(shape) for shape in shapes]
     lengths = [math.prod(shape) // count for shape, count in zip(shapes, counts, strict=True)]
     return torch.tensor(lengths).repeat_interleave(torch.tensor(counts)), counts
+
+
+def _num_channels(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) > 1 else 1
 
 
 def encode(codec: CodecName, vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int = 0) -> Arrays:
@@ -71,7 +75,7 @@ def decode(codec: CodecName, arrays: Mapping[str, npt.NDArray[Any]], shapes: Seq
 
 def num_bytes(codec: CodecName, shapes: Sequence[tuple[int, ...]]) -> int:
     """Return the bytes of what :func:`encode` gives for parameters of ``shapes``."""
-    width, scales = {"fp32": (4, 0), "bf16": (2, 0), "fp16": (2, 1), "int8": (1, sum(channels(shapes)[1]))}[codec]
+    width, scales = {"fp32": (4, 0), "bf16": (2, 0), "fp16": (2, 1), "int8": (1, sum(map(_num_channels, shapes)))}[codec]
     return width * sum(math.prod(shape) for shape in shapes) + 4 * scales
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fedhubert.config import Config, client_job
 from fedhubert.config.base import Model, NonNegative, Positive
@@ -103,7 +104,7 @@ class Inputs:
     rates: Rates
     teacher_bytes: int = 0
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """P: parameters that travel."""
         return sum(math.prod(shape) for shape in self.shapes)

@@ -86,6 +86,11 @@ class _Planner:
         self._inputs, self._rates, self._config = inputs, inputs.rates, inputs.config
         count = len(inputs.clients)
         nodes = count if self._rates.on_sites else num_supernodes(self._config)
+        self._down, self._alone, self._summed = (
+            sizes.model_bytes(inputs),
+            sizes.reply_bytes(inputs, 1),
+            sizes.reply_bytes(inputs, 2),
+        )
         self._hosts: Mapping[int, Sequence[int]] = {node: [node] if nodes == count else range(count) for node in range(nodes)}
         self._load = {number: client.train_s for number, client in enumerate(inputs.clients)}
         self._positions = [0] * count
@@ -105,8 +110,7 @@ class _Planner:
         asked = ranking(self._config.seed, number, len(self._positions))[: math.ceil(wanted * federated.over_commit)]
         shares = assign_to_nodes(asked, self._hosts, self._load)
         work = {part: self._work(part) for part in asked}
-        down = sizes.model_bytes(self._inputs)
-        up = {node: sizes.reply_bytes(self._inputs, len(parts)) for node, parts in shares.items()}
+        down, up = self._down, {node: self._alone if len(parts) == 1 else self._summed for node, parts in shares.items()}
         finished = self._finished(
             {
                 node: sum(work[part].device_s for part in parts) + self._rates.line_s(down, up[node])
@@ -179,7 +183,7 @@ class _Planner:
         return self._everyone_s([(client.train_s + client.validation_s) / rate for client in self._inputs.clients])
 
     def _final_s(self) -> float:
-        line_s = self._rates.line_s(sizes.model_bytes(self._inputs), 0)
+        line_s = self._rates.line_s(self._down, 0)
         return self._everyone_s([client.scored_s / self._rates.scoring for client in self._inputs.clients], line_s)
 
     def _warnings(self) -> list[str]:

@@ -35,18 +35,18 @@ Batches = Callable[[int, bool], Iterator[Batch]]
 
 @dataclass(frozen=True)
 class Throughput:
-    """Seconds of audio per second of wall time, and how they were found."""
+    """Seconds of audio per second, and how they were found."""
 
     trained: float
     scored: float
     said: str
 
 
-def measure(config: Config, site: Site | None, budget_s: float) -> Throughput:
+def measure(config: Config, site: Site | None, budget_s: float, clock: Callable[[], float] = time.monotonic) -> Throughput:
     """Train and score on this host for about ``budget_s`` seconds, with labels drawn at random, as a worker or site would.
 
     Without ``site`` batches are noise, as long as batches can be. Where a step on a whole batch would take too long, utterances come one by one. A
-    distillation runs its teacher, as in the first epoch.
+    distillation runs its teacher, as in the first epoch. ``clock``: ``time.process_time`` where other work on the machine would disturb.
     """
     config, teacher = with_teacher(config)
     device, threads = resolve_device(config.client.device), torch.get_num_threads()
@@ -57,15 +57,17 @@ def measure(config: Config, site: Site | None, budget_s: float) -> Throughput:
     turns = ranking(config.seed, 1, config.federated.num_clients)[: min(_TURNS, config.federated.clients_per_round)]
     torch.set_num_threads(config.client.threads)
     try:
-        meter = _Meter(config, device, objective)
+        meter = _Meter(config, device, objective, clock)
         first = next(batches(turns[0], True))
         alone = first.split(len(first.mask_BT))[:1]
         meter.train(iter(alone), budget_s=0.0)  # to warm up
         _, one_s = meter.train(iter(alone), budget_s=0.0)
         whole = one_s * len(first.mask_BT) * config.client.accumulate < budget_s / _TURNS
         sized = batches if whole else _one_by_one(batches)
-        trained = _rate(lambda client, left_s: meter.train(sized(client, True), left_s), turns, budget_s * (1 - _SCORING_SHARE))
-        scored = _rate(lambda client, left_s: meter.score(sized(client, False), left_s), turns, budget_s * _SCORING_SHARE)
+        trained = meter.rate(
+            lambda client, left_s: meter.train(sized(client, True), left_s), turns, budget_s * (1 - _SCORING_SHARE)
+        )
+        scored = meter.rate(lambda client, left_s: meter.score(sized(client, False), left_s), turns, budget_s * _SCORING_SHARE)
     finally:
         torch.set_num_threads(threads)
     audio = "noise" if site is None else f"audio of {len(turns)} clients"
@@ -73,15 +75,15 @@ def measure(config: Config, site: Site | None, budget_s: float) -> Throughput:
 
 
 class _Meter:
-    """The model that is trained and scored, and what it takes: seconds of audio, and of wall time."""
+    """The model that is trained and scored; both return seconds of audio, and by the clock."""
 
-    def __init__(self, config: Config, device: torch.device, objective: Objective | None) -> None:
-        self._config, self._device, self._objective = config, device, objective
+    def __init__(self, config: Config, device: torch.device, objective: Objective | None, clock: Callable[[], float]) -> None:
+        self._config, self._device, self._objective, self._clock = config, device, objective, clock
         self._model = build_model(config.model, config.task, config.seed)
         self._model.set_activation_checkpointing(config.client.activation_checkpointing)
 
     def train(self, batches: Iterator[Batch], budget_s: float) -> tuple[float, float]:
-        config, until = self._config, time.monotonic() + budget_s
+        config, started = self._config, self._clock()
         result = train_locally(
             self._model,
             batches,
@@ -92,20 +94,19 @@ class _Meter:
             partition=0,
             device=self._device,
             objective=self._objective,
-            should_stop=lambda: time.monotonic() >= until,
+            should_stop=lambda: self._clock() - started >= budget_s,
         )
-        return result.audio_s, result.seconds
+        return result.audio_s, self._clock() - started
 
     def score(self, batches: Iterator[Batch], budget_s: float) -> tuple[float, float]:
-        started = time.monotonic()
+        config, started = self._config, self._clock()
 
         def in_time() -> Iterator[Batch]:
             for batch in batches:
                 yield batch
-                if time.monotonic() - started >= budget_s:
+                if self._clock() - started >= budget_s:
                     return
 
-        config = self._config
         result = evaluate(
             self._model,
             in_time(),
@@ -114,18 +115,17 @@ class _Meter:
             precision=config.client.precision,
             objective=self._objective,
         )
-        return result.audio_s, time.monotonic() - started
+        return result.audio_s, self._clock() - started
 
-
-def _rate(work: Callable[[int, float], tuple[float, float]], turns: list[int], budget_s: float) -> float:
-    """Let clients take turns, each at most its share of the time and a round's batches; return seconds of audio per second."""
-    ends, audio_s, seconds = time.monotonic() + budget_s, 0.0, 0.0
-    for client in cycle(turns):
-        heard, taken = work(client, budget_s / len(turns))
-        audio_s, seconds = audio_s + heard, seconds + taken
-        if time.monotonic() >= ends:
-            return audio_s / seconds
-    raise AssertionError("no client")
+    def rate(self, work: Callable[[int, float], tuple[float, float]], turns: list[int], budget_s: float) -> float:
+        """Let clients take turns, each at most its share of the time and a round's batches; return seconds of audio per second."""
+        ends, audio_s, seconds = self._clock() + budget_s, 0.0, 0.0
+        for client in cycle(turns):
+            heard, taken = work(client, budget_s / len(turns))
+            audio_s, seconds = audio_s + heard, seconds + taken
+            if self._clock() >= ends:
+                break
+        return audio_s / seconds
 
 
 def _real(config: Config, site: Site) -> Batches:
