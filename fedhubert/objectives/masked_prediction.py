@@ -7,6 +7,7 @@ Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, M masked frames, U
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,9 +49,9 @@ def masked_prediction(model: HubertModel, batch: LabelledBatch, task: MaskedTask
         TargetsError: the batch has no labels, or labels for another number of frames than the mask.
     """
     check_labels(batch)
-    weight = task.weight_of_unmasked if model.training else 0.0
-    output = model(batch.waveforms_BN, batch.mask_BT, unmasked=weight > 0.0)
-    return score_masked(output, batch, task.feature_penalty, weight)
+    weight = task.weight_of_unmasked if torch.is_grad_enabled() else 0.0
+    asked = {"unmasked": True} if weight else {}
+    return score_masked(model(batch.waveforms_BN, batch.mask_BT, **asked), batch, task.feature_penalty, weight)
 
 
 def check_labels(batch: LabelledBatch) -> None:
