@@ -147,13 +147,12 @@ class Pool:
 
         return map_in_order(load, range(len(order)), self.job.data.num_workers)
 
-    def score(self, model: HubertModel, clients: Iterable[int]) -> dict[int, ClientScore]:
-        """Score a model on clients' validation splits: the same crops and masks as the federation's evaluation."""
+    def score(self, model: HubertModel, clients: Iterable[int], num_batches: int = 0) -> dict[int, ClientScore]:
+        """Score a model on clients' validation splits (or their first batches): the same crops and masks as the federation's evaluation."""
         scores = {}
         for number in clients:
             plan, client = self.clients[number].validation_plan, self.job.client
-            positions = range(min(plan.num_batches, client.validation_batches or plan.num_batches))
-            batches = self._load(self.clients[number], plan, positions, num_workers=self.job.data.num_workers)
+            batches = self._load(self.clients[number], plan, plan.first(num_batches), num_workers=self.job.data.num_workers)
             result = evaluate(
                 model, batches, task=self.job.task, device=self.device, precision=client.precision, objective=self.objective
             )

@@ -79,7 +79,7 @@ class BaselineRun:
     def _round(self, plan: RoundPlan, batches: Any) -> None:
         started = time.monotonic()
         asked = sorted(self._asked[plan.number])
-        scores = self._pool.score(self.model, asked)
+        scores = self._pool.score(self.model, asked, self._config.client.validation_batches)
         validated = time.monotonic()
         result = self._trainer.train_round(plan, batches, self._config.federated.num_rounds)
         ended = time.monotonic()
