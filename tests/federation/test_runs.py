@@ -75,7 +75,7 @@ def test_order_of_arrival_and_shards_change_no_bit(run: Run, codec: str) -> None
 
 
 def test_rounds_score_some_of_the_validation_split_and_the_end_all_of_it(run: Run) -> None:
-    settings = ["federated.num_rounds=1", "federated.client_fraction=1", "data.batch_seconds=1.5"]
+    settings = ["federated.num_rounds=1", "federated.client_fraction=1", "data.partition.validation_fraction=0.5"]
     some = events(run("some", *settings, "client.validation_batches=1"))
     every = events(run("every", *settings, "client.validation_batches=0"))
     frames = [[event["validation"]["masked_frames"] for event in told if event.get("validation")] for told in (some, every)]
