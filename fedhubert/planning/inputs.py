@@ -74,7 +74,7 @@ class ClientAudio:
 
     Attributes:
         train_s, validation_s: Seconds of its splits.
-        scored_s: Seconds of its validation split that a round scores.
+        scored_s, scored_at_end_s: Seconds of its validation split that a round scores, and that the end scores.
         num_batches: Micro-batches of an epoch.
         audio_s: Returns the seconds of audio in the micro-batches at a range of positions.
     """
@@ -82,6 +82,7 @@ class ClientAudio:
     train_s: float
     validation_s: float
     scored_s: float
+    scored_at_end_s: float
     num_batches: int
     audio_s: Callable[[range], float]
 
@@ -143,10 +144,12 @@ def audio_of(site: Site) -> list[ClientAudio]:
     lengths, rate = site.manifest.lengths(site.job.data.sample_rate_hz), site.job.data.sample_rate_hz
 
     def audio(part: Partition) -> ClientAudio:
+        scoring = part.validation_plan
         return ClientAudio(
             float(lengths[part.train_rows].sum() / rate),
             float(lengths[part.validation_rows].sum() / rate),
-            part.validation_plan.audio_s(range(_scored(site.job.client.validation_batches, part.validation_plan.num_batches))),
+            scoring.audio_s(scoring.first(site.job.client.validation_batches)),
+            scoring.audio_s(scoring.first(0)),
             part.train_plan.num_batches,
             part.train_plan.audio_s,
         )
@@ -179,13 +182,7 @@ def stated_audio(config: Config, hours: float | None, hours_per_client: Sequence
 def _stated(config: Config, length_s: float) -> ClientAudio:
     held_out, longest_s = config.data.partition.validation_fraction, config.data.batch_seconds
     train_s, validation_s = length_s * (1.0 - held_out), length_s * held_out
-    num_batches, validation_batches = math.ceil(train_s / longest_s), math.ceil(validation_s / longest_s)
-    scored = _scored(config.client.validation_batches, validation_batches)
+    num_batches, wanted = math.ceil(train_s / longest_s), config.client.validation_batches
+    scored_s = min(validation_s, wanted * longest_s or validation_s)
     batch_s = train_s / num_batches
-    return ClientAudio(
-        train_s, validation_s, validation_s * scored / validation_batches, num_batches, lambda positions: batch_s * len(positions)
-    )
-
-
-def _scored(wanted: int, there: int) -> int:
-    return min(there, wanted or there)
+    return ClientAudio(train_s, validation_s, scored_s, validation_s, num_batches, lambda positions: batch_s * len(positions))

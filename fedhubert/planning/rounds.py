@@ -101,7 +101,7 @@ class _Planner:
     def plan(self) -> Plan:
         rounds = tuple(self._round(number) for number in range(1, self._config.federated.num_rounds + 1))
         for share, client in zip(self._shares, self._inputs.clients, strict=True):
-            share.device_s += client.scored_s / self._rates.scoring
+            share.device_s += client.scored_at_end_s / self._rates.scoring
         return Plan(rounds, tuple(self._shares), self._labels_s(), self._final_s(), self._server_s, tuple(self._warnings()))
 
     def _round(self, number: int) -> Round:
@@ -184,7 +184,7 @@ class _Planner:
 
     def _final_s(self) -> float:
         line_s = self._rates.line_s(self._down, 0)
-        return self._everyone_s([client.scored_s / self._rates.scoring for client in self._inputs.clients], line_s)
+        return self._everyone_s([client.scored_at_end_s / self._rates.scoring for client in self._inputs.clients], line_s)
 
     def _warnings(self) -> list[str]:
         if not self._late:

@@ -140,11 +140,12 @@ def _real(config: Config, site: Site) -> Batches:
     def batches(client: int, training: bool) -> Iterator[Batch]:
         part = site.partition(client)
         if training:
-            plan, number = part.train_plan, settings.steps_per_round(part.train_plan.num_batches) * settings.accumulate
+            plan = part.train_plan
+            positions = range(settings.steps_per_round(plan.num_batches) * settings.accumulate)
         else:
             plan = part.validation_plan
-            number = min(plan.num_batches, settings.validation_batches or plan.num_batches)
-        return load_batches(site.manifest, plan, range(number), labels, mask_spec(config.task), config.data)
+            positions = plan.first(settings.validation_batches)
+        return load_batches(site.manifest, plan, positions, labels, mask_spec(config.task), config.data)
 
     return batches
 

@@ -68,7 +68,9 @@ def test_every_figure_of_a_run_that_is_no_time_is_exact(
 
 
 def audio(batch_s: float, scored_s: float = 0.0, num_batches: int = 10) -> ClientAudio:
-    return ClientAudio(num_batches * batch_s, 0.0, scored_s, num_batches, lambda positions: batch_s * len(positions))
+    return ClientAudio(
+        num_batches * batch_s, 0.0, scored_s, 2 * scored_s, num_batches, lambda positions: batch_s * len(positions)
+    )
 
 
 def planned(clients: list[ClientAudio], overrides: list[str], **rates: Any) -> tuple[Inputs, Plan]:
@@ -86,7 +88,10 @@ def planned(clients: list[ClientAudio], overrides: list[str], **rates: Any) -> t
 
 
 def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
-    """Two sites: 10 steps of 4 s at 2 s/s, 8 s scored at 8 s/s, 4 MB up at 1 MB/s and down at 2 MB/s; the other half of all but the line."""
+    """Two sites: 10 steps of 4 s at 2 s/s, 8 s scored at 8 s/s, 4 MB up at 1 MB/s and down at 2 MB/s; the other half of all but the line.
+
+    The end scores twice as much.
+    """
     times = {"audio_s_per_s": 2.0, "score_audio_s_per_s": 8.0, "up_mbit_s": 8.0, "down_mbit_s": 16.0}
     server = {"round_overhead_s": 3.0, "fold_ns": 1000.0, "step_ns": 500.0, "disk_mb_s": 4.0}
     _, found = planned([audio(4.0, 8.0), audio(2.0, 4.0)], ["checkpoint.every=2"], **times, **server)
@@ -94,9 +99,9 @@ def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
     assert [part.clients_s for part in found.rounds] == pytest.approx([slowest, slowest])
     assert [part.seconds for part in found.rounds] == pytest.approx([slowest + 2.5 + 3.0, slowest + 2.5 + 3.0 + 1.0])
     assert found.server_s == pytest.approx(2 * 2.5 + 1.0)
-    assert [share.device_s for share in found.shares] == pytest.approx([2 * 21.0 + 1.0, 2 * 10.5 + 0.5])  # and the final scores
-    assert found.final_s == pytest.approx(1.0 + 2.0 + 3.0) and found.labels_s == 0.0
-    assert found.seconds == pytest.approx(2 * (slowest + 5.5) + 1.0 + 6.0)
+    assert [share.device_s for share in found.shares] == pytest.approx([2 * 21.0 + 2.0, 2 * 10.5 + 1.0])  # and the final scores
+    assert found.final_s == pytest.approx(2.0 + 2.0 + 3.0) and found.labels_s == 0.0
+    assert found.seconds == pytest.approx(2 * (slowest + 5.5) + 1.0 + 7.0)
     assert [part.bytes_up for part in found.rounds] == [8_000_000, 8_000_000]
 
 
@@ -157,7 +162,7 @@ def test_hours_given_by_number_are_cut_into_the_longest_batches() -> None:
     assert not as_json and said["audio_s_per_s"] == "10, given" and "three times" in said["score_audio_s_per_s"]
     assert [client.train_s for client in inputs.clients] == pytest.approx([2880.0 * hours for hours in (1, 2, 3, 4, 5)])
     assert hour.num_batches == 2880 / 8 and hour.audio_s(range(7, 10)) == pytest.approx(24.0)
-    assert hour.scored_s == pytest.approx(20 * 8.0)  # client.validation_batches
+    assert hour.scored_s == pytest.approx(20 * 8.0) and hour.scored_at_end_s == pytest.approx(720)  # client.validation_batches
     assert [share.steps for share in plan(inputs).shares] == [8 * 360 * hours for hours in (1, 2, 3, 4, 5)]
     even, _, _ = read_words(["experiment=demo", "hours=10", "audio_s_per_s=10"])
     assert {client.train_s for client in even.clients} == {0.8 * 7200.0}
@@ -214,6 +219,30 @@ def test_the_command_prints_a_table_or_json_and_what_it_assumes(capsys: pytest.C
     assert report["bytes_up"] == 5 * 8 * report["update_bytes"] and report["assumptions"]["rates"]["up_mbit_s"] == 10
     assert main(["plan", "--help"]) == 0 and "hours_per_client" in capsys.readouterr().out
     assert main(["plan", "--fast"]) == 2
+
+
+def test_the_slurm_script_says_what_the_planner_says(capsys: pytest.CaptureFixture[str]) -> None:
+    script = (Path(__file__).parents[2] / "docker/slurm/librispeech_2gpu.sbatch").read_text()
+    command = script.partition("`fedhubert ")[2].partition("`")[0]
+    assert main([*command.split(), "json=true"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    hours, round_s = report["seconds"] / 3600, report["rounds_s"] / report["rounds"]
+    memory, device, disk, state = (
+        report["server_memory_bytes"],
+        report["client_memory_bytes"],
+        report["checkpoint_bytes"],
+        sum(client["state_bytes"] for client in report["per_client"]),
+    )
+    for text in (
+        f"{hours:.1f} h on two GPUs, {report['device_h']:.1f} GPU hours",
+        f"{report['labels_s'] / 60:.1f} min on CPUs",
+        f"{round_s / 60:.1f} min a round",
+        f"{memory / 1e9:.3g} GB of memory for the server",
+        f"{device / 1e9:.3g} GB for weights",
+        f"{report['bytes_up'] / 1e12:.3g} TB of updates",
+        f"{disk / 1e9:.3g} GB of checkpoints and {state / 1e9:.3g} GB of labels",
+    ):
+        assert text in script, text
 
 
 @pytest.mark.parametrize("data", ["audio", "noise"])
