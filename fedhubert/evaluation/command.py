@@ -114,7 +114,12 @@ def print_results(console: "Console", results: Mapping[str, Any]) -> None:
     """Print one table per measurement."""
     from rich.table import Table
 
-    masked = results["masked"]
+    encoder, masked = results["encoder"], results["masked"]
+    console.print(
+        f"encoder: {encoder['parameters'] / 1e6:.2f} M parameters, {encoder['audio_s_per_s']:.0f} s of audio per CPU-second (per second on a GPU)",
+        highlight=False,
+        soft_wrap=True,
+    )
     if "skipped" in masked:
         console.print(f"masked prediction: not scored ({masked['skipped']})", highlight=False, soft_wrap=True, markup=False)
     else:

@@ -14,7 +14,7 @@ from fedhubert.errors import ConfigError, DataError, FedhubertError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.clusters import cluster_frames, compare
 from fedhubert.evaluation.encoders import Encoder, Features, load_encoder, mfcc_encoder
-from fedhubert.evaluation.features import Extractor, FeatureCache
+from fedhubert.evaluation.features import Extractor, FeatureCache, audio_s_per_s
 from fedhubert.evaluation.probes import Fold, linear_probe, speaker_disjoint_folds, utterance_folds
 from fedhubert.seeding import generator
 from fedhubert.training.device import resolve_device
@@ -103,7 +103,8 @@ def run_study(
     Raises:
         FedhubertError: the encoder or the annotations cannot be used.
     """
-    trained, untrained = load_encoder(source, resolve_device(settings.device))
+    device = resolve_device(settings.device)
+    trained, untrained = load_encoder(source, device)
     encoders = [mfcc_encoder(), untrained, trained]
     layers = _checked_layers(settings.layers, trained)
     study = _Study(encoders, layers, settings, cache, track)
@@ -114,8 +115,16 @@ def run_study(
         probes["phone"], clusters["phone"] = study.phones(items)
     for task in settings.purities:
         clusters[task] = study.purity(_frames_of(evaluated.manifest, _spread(evaluated, task), settings))
+    speed = audio_s_per_s(trained, evaluated.manifest, device)
+    about = {
+        "source": str(source),
+        "key": trained.key,
+        "layers": list(layers),
+        "parameters": trained.parameters,
+        "audio_s_per_s": speed,
+    }
     return {
-        "encoder": {"source": str(source), "key": trained.key, "layers": list(layers)},
+        "encoder": about,
         "probes": probes,
         "clusters": clusters,
     }
