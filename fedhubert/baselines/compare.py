@@ -107,12 +107,14 @@ def _probe(
     console: Console,
 ) -> None:
     """Add a system's probes (mean over ``sources``: an encoder, and where its results are kept), its size and its speed."""
-    studies = [_study(source, path, probing, console) for source, path in sources]
+    asked = argparse.Namespace(**{**vars(probing), "references": name == FEDERATED})  # once for all systems
+    studies = [_study(source, path, asked, console) for source, path in sources]
     best = [best_layers(study) for study in studies]
     for task, rows in best[0].items():
         systems[name][task] = statistics.fmean(layers[task]["checkpoint"]["accuracy"] for layers in best)
         for reference in (UNTRAINED, MFCC):
-            systems[reference].setdefault(task, rows[reference]["accuracy"])
+            if reference in rows:
+                systems[reference][task] = rows[reference]["accuracy"]
     for figure in _SIZES:
         systems[name][figure] = statistics.fmean(study["encoder"][figure] for study in studies)
 
