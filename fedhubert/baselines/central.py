@@ -53,6 +53,7 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         FedhubertError: as the federated run's clients.
     """
     config, teacher = with_teacher(with_absolute_data(config))
+    config = config.model_copy(update={"client": config.baseline.of(config.client)})
     folder = RunFolder.of(config)
     if config.resume == "auto" and is_finished(folder, config, options):
         log.info("%s is done", folder.path)
