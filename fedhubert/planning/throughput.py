@@ -28,6 +28,8 @@ _TURNS = 4
 """Clients that take turns: batches are of many sizes."""
 _SCORING_SHARE = 0.2
 _MANY = 10**6
+_NO_RATE = 1e-12
+"""A learning rate with which labels drawn at random do no harm."""
 
 Batches = Callable[[int, bool], Iterator[Batch]]
 """Returns a client's batches, to train on or to score; at most a round's."""
@@ -79,6 +81,7 @@ class _Meter:
 
     def __init__(self, config: Config, device: torch.device, objective: Objective | None, clock: Callable[[], float]) -> None:
         self._config, self._device, self._objective, self._clock = config, device, objective, clock
+        self._client = config.client.model_copy(update={"lr": _NO_RATE})
         self._model = build_model(config.model, config.task, config.seed)
         self._model.set_activation_checkpointing(config.client.activation_checkpointing)
 
@@ -87,7 +90,7 @@ class _Meter:
         result = train_locally(
             self._model,
             batches,
-            client=config.client,
+            client=self._client,
             task=config.task,
             progress=Progress(1, config.federated.num_rounds, _MANY),
             seed=config.seed,

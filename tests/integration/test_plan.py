@@ -27,7 +27,8 @@ from .conftest import events
 def settings(corpus: Path, tmp_path: Path) -> list[str]:
     """Five of ten clients a round, on real speech, on one worker."""
     places = [f"data.manifest={corpus / 'manifest.csv'}", f"out={tmp_path / 'run'}", f"client.state_dir={tmp_path / 'state'}"]
-    return ["experiment=speech_mini", *places, "federated.num_rounds=4", "simulation.num_workers=1", "client.device=cpu"]
+    work = ["federated.num_rounds=4", "client.local_steps=20", "client.validation_batches=10"]
+    return ["experiment=speech_mini", *places, *work, "simulation.num_workers=1", "client.device=cpu"]
 
 
 def planned_around(config: Config, run: Callable[[], object], clock: Callable[[], float]) -> tuple[Plan, dict[str, Any]]:
