@@ -17,7 +17,8 @@ from fedhubert.planning.inputs import Inputs
 
 @dataclass
 class Share:
-    """A client's part of the run: rounds in which its update counted, their steps and audio; its device's busy seconds, scoring included."""
+    """A client's part of the run: rounds in which its update counted, their steps and audio; its device's busy seconds, scoring included; its
+    part of its node's messages."""
 
     rounds: int = 0
     steps: int = 0
@@ -86,11 +87,8 @@ class _Planner:
         self._inputs, self._rates, self._config = inputs, inputs.rates, inputs.config
         count = len(inputs.clients)
         nodes = count if self._rates.on_sites else num_supernodes(self._config)
-        self._down, self._alone, self._summed = (
-            sizes.model_bytes(inputs),
-            sizes.reply_bytes(inputs, 1),
-            sizes.reply_bytes(inputs, 2),
-        )
+        self._down = sizes.model_bytes(inputs)
+        self._alone, self._summed = sizes.reply_bytes(inputs, 1), sizes.reply_bytes(inputs, 2)
         self._hosts: Mapping[int, Sequence[int]] = {node: [node] if nodes == count else range(count) for node in range(nodes)}
         self._load = {number: client.train_s for number, client in enumerate(inputs.clients)}
         self._positions = [0] * count
@@ -111,12 +109,8 @@ class _Planner:
         shares = assign_to_nodes(asked, self._hosts, self._load)
         work = {part: self._work(part) for part in asked}
         down, up = self._down, {node: self._alone if len(parts) == 1 else self._summed for node, parts in shares.items()}
-        finished = self._finished(
-            {
-                node: sum(work[part].device_s for part in parts) + self._rates.line_s(down, up[node])
-                for node, parts in shares.items()
-            }
-        )
+        device_s = {node: math.fsum(work[part].device_s for part in parts) for node, parts in shares.items()}
+        finished = self._finished({node: device_s[node] + rates.line_s(down, up[node]) for node in shares})
         heard: list[int] = []
         accepted: list[int] = []
         for node in sorted(shares, key=lambda node: finished[node]):
@@ -127,8 +121,8 @@ class _Planner:
             for part in parts:
                 share = self._shares[part]
                 share.device_s += work[part].device_s
-                share.bytes_down += down
-                share.bytes_up += up[node] * (node in heard)
+                share.bytes_down += down // len(parts)
+                share.bytes_up += up[node] // len(parts) * (node in heard)
                 if finished[node] > federated.round_timeout_s:
                     self._late.setdefault(part, number)
         for part in accepted:
@@ -144,7 +138,7 @@ class _Planner:
             down * len(shares),
             sum(up[node] for node in heard),
             clients_s,
-            clients_s + server_s + self._rates.overhead_s,
+            clients_s + server_s + rates.overhead_s,
         )
 
     def _work(self, part: int) -> _Work:
