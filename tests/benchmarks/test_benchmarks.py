@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from fedhubert.cli import main
-from tests.benchmarks import codecs, cohorts, data, distillation, rounds, step
+from fedhubert.config import TargetsConfig
+from fedhubert.data.manifest import Manifest
+from tests.benchmarks import clusters, codecs, cohorts, data, distillation, rounds, step
 from tests.integration.conftest import SMALL
 
 
@@ -50,6 +52,14 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data.write_manifest(tmp_path / "manifest.csv", 100)
     for way in ("ours", "dictionaries"):
         assert data.case(way, str(tmp_path / "manifest.csv"))["rows"] == 100
+
+
+def test_clusters(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "manifest.csv")]) == 0
+    capsys.readouterr()
+    waveforms = clusters.speech(Manifest.read(tmp_path / "manifest.csv", tone_folder), minutes=1.0)
+    clusters.compare(waveforms, num_clients=2, targets=TargetsConfig(num_clusters=4), repeats=1)
+    assert len(figures(capsys)) == 4
 
 
 @pytest.mark.slow
