@@ -8,7 +8,7 @@ import pytest
 from fedhubert.cli import main
 from fedhubert.config import TargetsConfig
 from fedhubert.data.manifest import Manifest
-from tests.benchmarks import clusters, codecs, cohorts, data, distillation, rounds, step
+from tests.benchmarks import clusters, codecs, cohorts, data, distillation, rounds, startup, step, switches
 from tests.integration.conftest import SMALL
 
 
@@ -60,6 +60,26 @@ def test_clusters(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     waveforms = clusters.speech(Manifest.read(tmp_path / "manifest.csv", tone_folder), minutes=1.0)
     clusters.compare(waveforms, num_clients=2, targets=TargetsConfig(num_clusters=4), repeats=1)
     assert len(figures(capsys)) == 4
+
+
+def test_help_imports_no_torch() -> None:
+    assert not startup.imports_torch()
+
+
+@pytest.mark.slow
+def test_commands_and_first_round(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    startup.compare_commands(repeats=1)
+    assert len(figures(capsys)) == 2
+    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]) == 0
+    manifest = Manifest.read(tmp_path / "tones.csv", tone_folder)
+    small = [*SMALL, f"data.root={tone_folder}", "federated.num_clients=3", "federated.num_rounds=1", "client.local_steps=1"]
+    assert startup.first_round(manifest, tmp_path, *small) > 0.0
+
+
+def test_switches(capsys: pytest.CaptureFixture[str]) -> None:
+    compiled = "torch.compile of the transformer's layers"
+    switches.compare("hubert_tiny", rows=1, seconds=0.5, repeats=1, left_out=(compiled,))
+    assert compiled in switches.SWITCHES and len(figures(capsys)) == len(switches.SWITCHES) + 1
 
 
 @pytest.mark.slow
