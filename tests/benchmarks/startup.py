@@ -1,4 +1,4 @@
-"""How long it takes before anything happens: ``fedhubert --help`` and ``import fedhubert`` beside importing torch, ``fedhubert train`` to a first step.
+"""How long before anything happens: ``fedhubert --help`` and ``import fedhubert`` beside importing torch, ``fedhubert train`` to its first step.
 
 Seconds on the wall, each in a process of its own. ``python -m tests.benchmarks.startup`` prints one JSON line per figure.
 """
