@@ -114,7 +114,7 @@ class HubertModel(nn.Module):
     def convolve(self, waveforms_BN: Tensor) -> Tensor:
         """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the gradient that comes back to them."""
         if self.activation_checkpointing and torch.is_grad_enabled():
-            rows = [_recomputed(self._extract, waveform_1N) for waveform_1N in waveforms_BN.split(1)]
+            rows = [_recomputed(self._extract, waveform_1N) for waveform_1N in torch.split(waveforms_BN, 1)]
             conv_BTD: Any = torch.cat(rows)
         else:
             conv_BTD = self._extract(waveforms_BN)
@@ -192,7 +192,7 @@ def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return function(*arguments)
-    return cast(Tensor, checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False))
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def build_hubert(config: ModelConfig, seed: int) -> HubertModel:

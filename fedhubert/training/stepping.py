@@ -68,8 +68,14 @@ def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Opt
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if client.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=client.lr, momentum=client.momentum, weight_decay=client.weight_decay)
-    settings = {"lr": client.lr, "betas": client.betas, "eps": client.eps, "weight_decay": client.weight_decay}
-    return torch.optim.AdamW(parameters, **settings, fused=True)  # one pass over memory
+    return torch.optim.AdamW(
+        parameters,
+        lr=client.lr,
+        betas=client.betas,
+        eps=client.eps,
+        weight_decay=client.weight_decay,
+        fused=True,  # one pass over memory
+    )
 
 
 class Trainer:
