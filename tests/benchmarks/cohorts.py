@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.benchmarks.engine import NUM_ROUNDS, NUM_WORKERS, TRAINED, PeakMemory, case_alone, simulate, timed
+from tests.benchmarks.engine import NUM_ROUNDS, NUM_WORKERS, TRAINED, PeakMemory, simulate, timed
+from tests.benchmarks.figures import case_alone, figure, run
 
 NUM_FEATURES, NUM_CLASSES, BATCH, LEARNING_RATE = 900, 1000, 16, 0.1
 
@@ -195,13 +196,14 @@ def pfl(clients: int, workers: int) -> list[tuple[float, float]]:
     return times
 
 
-def case(way: str, clients: int, workers: int) -> dict[str, Any]:
+def case(way: str, clients: str, workers: str) -> dict[str, Any]:
     """Run one case in this process."""
+    count = int(clients)
     with PeakMemory() as peak:
-        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](clients, workers)
+        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](count, int(workers))
     memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
-    about = {"way": way, "clients": clients, "workers": workers}
-    return {**about, "ms_per_client": min(wall for wall, _ in times) / clients * 1e3, **memory}
+    about = {"way": way, "clients": count, "workers": int(workers)}
+    return {**about, "ms_per_client": min(wall for wall, _ in times) / count * 1e3, **memory}
 
 
 def compare(our_clients: list[int], stock_clients: int, pfl_clients: int) -> None:
@@ -216,29 +218,17 @@ def compare(our_clients: list[int], stock_clients: int, pfl_clients: int) -> Non
         print(json.dumps(result), flush=True)
     for peer in theirs:
         our = next(result["ms_per_client"] for result in reversed(mine) if result["workers"] == peer["workers"])
-        their = peer["ms_per_client"]
-        line = {
-            "name": f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers",
-            "ours": round(our, 2),
-            "peer": round(their, 2),
-        }
-        print(json.dumps({**line, "ratio": round(their / our, 2), "unit": "ms"}))
+        figure(f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers", our, peer["ms_per_client"], "ms")
     peaks = [round(result["driver_mb"] + result["store_mb"]) for result in mine if result["workers"] == NUM_WORKERS]
     print(json.dumps({"name": f"cohort: server memory, {our_clients} clients", "ours": peaks, "unit": "MB"}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", help="case WAY CLIENTS WORKERS")
     parser.add_argument("--clients", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--stock-clients", type=int, default=200)
     parser.add_argument("--pfl-clients", type=int, default=1000)
-    arguments = parser.parse_args()
-    if arguments.what:  # as case_alone asks for it
-        _, way, clients, workers = arguments.what
-        print(json.dumps(case(way, int(clients), int(workers))))
-    else:
-        compare(arguments.clients, arguments.stock_clients, arguments.pfl_clients)
+    run(parser, case, lambda arguments: compare(arguments.clients, arguments.stock_clients, arguments.pfl_clients))
 
 
 if __name__ == "__main__":
