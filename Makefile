@@ -41,9 +41,15 @@ test-deployment: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m deployment -rA tests/deployment
 
 bench: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.benchmarks.step
+	$(BIN)/python -m tests.benchmarks.distillation
+	$(BIN)/python -m tests.benchmarks.data
+	$(BIN)/python -m tests.benchmarks.startup
+	$(BIN)/python -m tests.benchmarks.switches
 	$(BIN)/python -m tests.benchmarks.rounds
 	$(BIN)/python -m tests.benchmarks.cohorts
-	@test -n "$$FEDHUBERT_CORPUS" || { echo "the codec benchmark needs FEDHUBERT_CORPUS: a folder of speech with a manifest.csv"; exit 1; }
+	@test -n "$$FEDHUBERT_CORPUS" || { echo "the benchmarks on speech need FEDHUBERT_CORPUS: a folder of speech with a manifest.csv"; exit 1; }
+	$(BIN)/python -m tests.benchmarks.clusters
 	$(BIN)/python -m tests.benchmarks.codecs
 
 lint: $(VENV)/.installed-dev

@@ -49,6 +49,8 @@ class BaselineConfig(Model):
 
     optimizer: Literal["adamw", "sgd"] | None = None
     lr: Positive | None = None
+    schedule: Literal["linear", "constant"] | None = None
+    warmup_fraction: Fraction | None = None
     weight_decay: NonNegative | None = None
 
     def of(self, client: ClientConfig) -> ClientConfig:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedhubert.config.base import Count, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
+from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
 
 
 class EarlyStoppingConfig(Model):
@@ -38,6 +38,8 @@ class FederatedConfig(Model):
         "Krum",
     ] = "FedAdam"
     server_learning_rate: Positive = 1.0
+    server_schedule: Literal["linear", "constant"] = "constant"
+    server_warmup_fraction: Fraction = 0.0
     server_momentum: Probability = 0.9
     nesterov: bool = False
     proximal_mu: NonNegative = 0.01

@@ -31,7 +31,7 @@ from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.round_state import RoundState
 from fedhubert.federation.sampling import assign_to_nodes, ranking
-from fedhubert.federation.server_optimizers import ServerOptimizer
+from fedhubert.federation.server_optimizers import ServerOptimizer, server_share
 
 log = logging.getLogger("fedhubert")
 
@@ -145,7 +145,8 @@ class FederatedStrategy(Strategy):
         release = self._privacy.release(outcome.number, self._fold.total, outcome.clients) if self._privacy else None
         self._write_journal(release.tag if release else "")
         self.between_steps = False
-        updated = self.optimizer.step(self.incoming, release.mean if release else self._fold.mean())
+        share = server_share(self.federation.config.federated, outcome.number)
+        updated = self.optimizer.step(self.incoming, release.mean if release else self._fold.mean(), share)
         if not math.isfinite(peak(updated)):
             raise FederationError(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",

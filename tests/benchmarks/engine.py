@@ -1,9 +1,6 @@
-"""What benchmarks of the simulation engine share: starting it, timing rounds, watching memory, a process per case."""
+"""What benchmarks of the simulation engine share: starting it, timing rounds, watching memory."""
 
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -90,13 +87,3 @@ def simulate(server_app: Any, client_app: Any, clients: int, num_workers: int = 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     ray.init(num_cpus=num_workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
     run_simulation(server_app, client_app, clients, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
-
-
-def case_alone(module: str, *arguments: object) -> dict[str, Any]:
-    """Run one case in a process of its own, as an imported module: what ``__main__`` defines travels by value, and clients could keep nothing."""
-    command = [sys.executable, "-c", f"from {module} import main; main()", "case", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.engine import NUM_WORKERS, TRAINED, PeakMemory, case_alone, simulate, timed
+from tests.benchmarks.engine import NUM_WORKERS, TRAINED, PeakMemory, simulate, timed
+from tests.benchmarks.figures import case_alone, figure, run
 
 
 def ours(numel: int, clients: int) -> list[tuple[float, float]]:
@@ -98,13 +99,14 @@ def _update(numel: int) -> Any:
     return _kept[numel]
 
 
-def case(way: str, millions: float, clients: int) -> dict[str, Any]:
+def case(way: str, millions: str, clients: str) -> dict[str, Any]:
     """Run one case in this process."""
+    count = int(clients)
     with PeakMemory() as peak:
-        times = {"ours": ours, "stock": stock}[way](int(millions * 1e6), clients)
-    seconds, cpu = min(wall for wall, _ in times) / clients, min(cpu for _, cpu in times) / clients
+        times = {"ours": ours, "stock": stock}[way](int(float(millions) * 1e6), count)
+    seconds, cpu = min(wall for wall, _ in times) / count, min(cpu for _, cpu in times) / count
     memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
-    return {"way": way, "clients": clients, "s_per_update": seconds, "driver_cpu_s_per_update": cpu, **memory}
+    return {"way": way, "clients": count, "s_per_update": seconds, "driver_cpu_s_per_update": cpu, **memory}
 
 
 def compare(millions: float, our_clients: list[int], stock_clients: list[int]) -> None:
@@ -119,25 +121,17 @@ def compare(millions: float, our_clients: list[int], stock_clients: list[int]) -
         ("round: seconds per client update", mine[-1]["s_per_update"], last["s_per_update"], "s"),
         ("round: server memory", max(peaks), last["driver_mb"] + last["store_mb"], "MB"),
     ):
-        print(
-            json.dumps({"name": name, "ours": round(our, 3), "peer": round(peer, 3), "ratio": round(peer / our, 2), "unit": unit})
-        )
+        figure(name, our, peer, unit)
     spread = {"name": f"round: server memory, {our_clients} clients", "ours": [round(peak) for peak in peaks], "unit": "MB"}
     print(json.dumps({**spread, "spread": round(max(peaks) / min(peaks) - 1, 3)}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", help="case WAY MILLIONS CLIENTS")
     parser.add_argument("--millions", type=float, default=95.0)
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--stock-clients", type=int, nargs="+", default=[2, 4, 6])
-    arguments = parser.parse_args()
-    if arguments.what:  # as case_alone asks for it
-        _, way, millions, clients = arguments.what
-        print(json.dumps(case(way, float(millions), int(clients))))
-    else:
-        compare(arguments.millions, arguments.clients, arguments.stock_clients)
+    run(parser, case, lambda arguments: compare(arguments.millions, arguments.clients, arguments.stock_clients))
 
 
 if __name__ == "__main__":

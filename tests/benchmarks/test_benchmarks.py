@@ -6,30 +6,99 @@ from pathlib import Path
 import pytest
 
 from fedhubert.cli import main
-from tests.benchmarks import codecs, cohorts, rounds
+from fedhubert.config import TargetsConfig
+from fedhubert.data.manifest import Manifest
+from tests.benchmarks import clusters, codecs, cohorts, data, distillation, rounds, startup, step, switches
 from tests.integration.conftest import SMALL
-
-pytestmark = pytest.mark.slow  # six starts of Ray
 
 
 def lines(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def figures(captured: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
+    """Return the figures printed so far, by name: each has both sides."""
+    said = {str(line["name"]): line for line in lines(captured.readouterr().out)}
+    assert said and all({"ours", "peer", "ratio", "unit"} <= line.keys() for line in said.values())
+    return said
+
+
+def test_step(capsys: pytest.CaptureFixture[str]) -> None:
+    step.compare_time("hubert_tiny", rows=1, seconds=0.5, repeats=1, size=64)
+    assert len(figures(capsys)) == 3
+    assert step.case("step", "checkpointed", "hubert_tiny", "1", "0.5")["mb"] >= 0.0
+    config = step.configuration("hubert_tiny")
+    batch = step.noise(config, rows=1, seconds=0.5)
+    assert step.flops(config, batch) > 1e8
+    for way in ("ours", "lean"):
+        step.logits(way, config, batch)()
+
+
+@pytest.mark.skipif(
+    not distillation.HAVE_S3PRL, reason="s3prl is not installed, whose step this times: pip install -e '.[bench]'"
+)
+def test_distillation(capsys: pytest.CaptureFixture[str]) -> None:
+    distillation.compare_time("hubert_tiny", "student_tiny", (1, 2), rows=1, seconds=0.5, repeats=1)
+    said = lines(capsys.readouterr().out)
+    assert [line.keys() >= {"ours", "peer", "ratio"} for line in said] == [True] * 4 + [False]
+    assert distillation.case("peer", "hubert_tiny", "student_tiny", "1,2", "1", "0.5")["mb"] >= 0.0
+
+
+def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data.compare_decoding(files=3, seconds=0.5, repeats=1)
+    data.compare_long_file(minutes=0.2, repeats=1)
+    assert len(figures(capsys)) == 14
+    assert data.case("epoch", "40", "4").keys() == {"mb", "growth_mb"}
+    data.write_manifest(tmp_path / "manifest.csv", 100)
+    for way in ("ours", "dictionaries"):
+        assert data.case(way, str(tmp_path / "manifest.csv"))["rows"] == 100
+
+
+def test_clusters(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "manifest.csv")]) == 0
+    capsys.readouterr()
+    waveforms = clusters.speech(Manifest.read(tmp_path / "manifest.csv", tone_folder), minutes=1.0)
+    clusters.compare(waveforms, num_clients=2, targets=TargetsConfig(num_clusters=4), repeats=1)
+    assert len(figures(capsys)) == 4
+
+
+def test_help_imports_no_torch() -> None:
+    assert not startup.imports_torch()
+
+
+@pytest.mark.slow
+def test_commands_and_first_round(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    startup.compare_commands(repeats=1)
+    assert len(figures(capsys)) == 2
+    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]) == 0
+    manifest = Manifest.read(tmp_path / "tones.csv", tone_folder)
+    small = [*SMALL, f"data.root={tone_folder}", "federated.num_clients=3", "federated.num_rounds=1", "client.local_steps=1"]
+    assert startup.first_round(manifest, tmp_path, *small) > 0.0
+
+
+def test_switches(capsys: pytest.CaptureFixture[str]) -> None:
+    compiled = "torch.compile of the transformer's layers"
+    switches.compare("hubert_tiny", rows=1, seconds=0.5, repeats=1, left_out=(compiled,))
+    assert compiled in switches.SWITCHES and len(figures(capsys)) == len(switches.SWITCHES) + 1
+
+
+@pytest.mark.slow
 def test_rounds(capfd: pytest.CaptureFixture[str]) -> None:
     rounds.compare(0.01, [2], [2])
-    ours, stock, *figures = lines(capfd.readouterr().out)
+    ours, stock, *said = lines(capfd.readouterr().out)
     assert (ours["way"], stock["way"]) == ("ours", "stock")
-    assert {"name", "ours", "peer", "ratio", "unit"} <= figures[0].keys() & figures[1].keys() and len(figures) == 3
+    assert {"name", "ours", "peer", "ratio", "unit"} <= said[0].keys() & said[1].keys() and len(said) == 3
 
 
+@pytest.mark.slow
 def test_cohorts(capfd: pytest.CaptureFixture[str]) -> None:
-    cohorts.compare([4], stock_clients=2, pfl_clients=4)
+    cohorts.compare([4], stock_clients=2, pfl_clients=4, registered=200)
     said = lines(capfd.readouterr().out)
     assert {line["way"] for line in said if "way" in line} >= {"ours", "stock"}
     assert any(line.get("name") == "cohort: ms per client beside stock, 2 workers" for line in said)
 
 
+@pytest.mark.slow
 def test_codecs(tone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "manifest.csv")]) == 0
     monkeypatch.setenv("FEDHUBERT_CORPUS", str(tmp_path))
