@@ -44,7 +44,8 @@ def test_every_figure_of_a_run_that_is_no_time_is_exact(
 ) -> None:
     """Steps, audio, who takes part, and bytes, of a run through the real messages and handlers; with nodes that host several clients."""
     own = [f"out={tmp_path / 'run'}", f"client.state_dir={tmp_path / 'state'}", f"simulation.num_supernodes={nodes}"]
-    config = compose([*settings, "targets.max_iterations=1", "federated.num_rounds=2", *overrides, *own])
+    few = ["targets.max_iterations=1", "targets.max_frames_per_client=40", "targets.min_frames=1", "federated.num_rounds=2"]
+    config = compose([*settings, *few, *overrides, *own])
     inputs = inputs_of(config, audio_of(open_data(config)), Rates(audio_s_per_s=1.0))
     planned = plan(inputs)
     result = run_federation(InProcessGrid([{"partition-id": node, "num-partitions": nodes} for node in range(nodes)]), config)
