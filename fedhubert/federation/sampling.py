@@ -17,8 +17,8 @@ def ranking(seed: int, round_number: int, num_clients: int) -> list[int]:
 def asking_order(config: Config, round_number: int) -> list[int]:
     """Return all partition ids in the order in which a round of the run asks them.
 
-    ``federated.sampling=random``: see :func:`ranking`. ``reshuffled``: as many rounds as it takes for everyone's turn share one permutation, drawn for
-    them, and each asks the next ones in it, so that nobody is asked twice before all have been asked once.
+    ``federated.sampling=random``: see :func:`ranking`. ``reshuffled``: as many rounds as it takes for everyone's turn share one permutation, and each
+    asks the next ones in it, so that nobody is asked twice before all have been asked once.
     """
     federated = config.federated
     count, wanted = federated.num_clients, federated.clients_per_round
