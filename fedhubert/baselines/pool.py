@@ -87,10 +87,7 @@ class Pool:
     def rounds(self) -> dict[int, dict[int, int]]:
         """Return round -> client -> steps of the federated run in which every client asked first answers."""
         federated, client = self.config.federated, self.job.client
-        steps = {
-            part.number: client.local_steps or max(1, part.train_plan.num_batches // client.accumulate) * client.local_epochs
-            for part in self.clients
-        }
+        steps = {part.number: client.steps_per_round(part.train_plan.num_batches) for part in self.clients}
         asked = [
             sorted(asking_order(self.config, number)[: federated.clients_per_round])
             for number in range(1, federated.num_rounds + 1)
