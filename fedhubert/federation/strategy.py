@@ -30,7 +30,7 @@ from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.round_state import RoundState
-from fedhubert.federation.sampling import assign_to_nodes
+from fedhubert.federation.sampling import asking_order, assign_to_nodes
 from fedhubert.federation.server_optimizers import ServerOptimizer, server_share
 
 log = logging.getLogger("fedhubert")
