@@ -217,7 +217,7 @@ def _multirun(overrides: Sequence[str]) -> int:
             if error.code == "interrupted":
                 raise
             failures.append(f"{out}: {error}")
-            return float("nan")
+            return float("inf")  # worse than any loss; Optuna ends a search at a NaN
 
     multirun(overrides, job)
     if failures:

@@ -127,7 +127,7 @@ def _compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="where features are computed (default: %(default)s)")
     add_annotation_arguments(parser)
-    parser.set_defaults(seed=0)
+    parser.set_defaults(seed=0, clusters=0)  # of which the table has no column
     return parser
 
 

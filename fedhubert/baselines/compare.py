@@ -14,18 +14,21 @@ from rich.console import Console
 from rich.table import Table
 
 from fedhubert.baselines.central import BaselineOptions, client_folder, train_baseline
-from fedhubert.config import Config
+from fedhubert.config import Config, DistillConfig
 from fedhubert.errors import ConfigError
 from fedhubert.evaluation.command import evaluate_checkpoint, write_results
 from fedhubert.evaluation.study import best_layers
 from fedhubert.reporting.metrics import read_events
-from fedhubert.reporting.run_folder import RunFolder
+from fedhubert.reporting.run_folder import RunFolder, on_server
 from fedhubert.reporting.summary import final_event
 
 log = logging.getLogger("fedhubert")
 
-FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC = "federated", "central", "local only", "random init", "mfcc"
-SYSTEMS = (FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC)
+FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC, TEACHER = "federated", "central", "local only", "random init", "mfcc", "teacher"
+SYSTEMS = (FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC, TEACHER)
+
+_HELD_OUT = ("masked_accuracy", "loss", "cosine_distance")
+_SIZES = ("parameters", "audio_s_per_s")
 
 Train = Callable[[Config], object]
 
@@ -67,27 +70,53 @@ def _one_seed(comparison: Comparison, config: Config, out: Path, train_federated
     federated = RunFolder.of(placed("federated"))
     _check_same_labels(federated, central, local)
     systems: dict[str, dict[str, Any]] = {
-        FEDERATED: _masked(final_event(federated.metrics_file)),
-        CENTRAL: _masked(final_event(central.metrics_file)),
-        LOCAL_ONLY: _masked(final_event(local.metrics_file)),
-        UNTRAINED: _masked(next(event for event in read_events(central.metrics_file) if event["event"] == "initial")),
+        FEDERATED: _held_out(final_event(federated.metrics_file)),
+        CENTRAL: _held_out(final_event(central.metrics_file)),
+        LOCAL_ONLY: _held_out(final_event(local.metrics_file)),
+        UNTRAINED: _held_out(next(event for event in read_events(central.metrics_file) if event["event"] == "initial")),
         MFCC: {},
+        TEACHER: {},
     }
     if comparison.probing is not None:
         clients = [client_folder(local, number) for number in range(min(comparison.local_clients, config.federated.num_clients))]
         probed = {FEDERATED: [federated], CENTRAL: [central], LOCAL_ONLY: clients}
         for name, folders in probed.items():
-            studies = [best_layers(_study(folder, comparison.probing, console)) for folder in folders]
-            for task, rows in studies[0].items():
-                accuracies = [study[task]["checkpoint"]["accuracy"] for study in studies]
-                systems[name][task] = statistics.fmean(accuracies)
-                for reference in (UNTRAINED, MFCC):
-                    systems[reference].setdefault(task, rows[reference]["accuracy"])
+            _probe(
+                systems,
+                name,
+                [(str(folder.path), folder.path / "results.json") for folder in folders],
+                comparison.probing,
+                console,
+            )
+        if isinstance(config.task, DistillConfig):
+            given = str(config.task.teacher)
+            source = given if given.startswith("torchaudio:") else str(on_server(given))
+            _probe(systems, TEACHER, [(source, comparison.out / "teacher.json")], comparison.probing, console)
     return systems
 
 
-def _masked(event: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: event["validation"][name] for name in ("masked_accuracy", "loss")}
+def _held_out(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: event["validation"][name] for name in _HELD_OUT if name in event["validation"]}
+
+
+def _probe(
+    systems: dict[str, dict[str, Any]],
+    name: str,
+    sources: Sequence[tuple[str, Path]],
+    probing: argparse.Namespace,
+    console: Console,
+) -> None:
+    """Add a system's probes (mean over ``sources``: an encoder, and where its results are kept), its size and its speed."""
+    asked = argparse.Namespace(**{**vars(probing), "references": name == FEDERATED})  # once for all systems
+    studies = [_study(source, path, asked, console) for source, path in sources]
+    best = [best_layers(study) for study in studies]
+    for task, rows in best[0].items():
+        systems[name][task] = statistics.fmean(layers[task]["checkpoint"]["accuracy"] for layers in best)
+        for reference in (UNTRAINED, MFCC):
+            if reference in rows:
+                systems[reference][task] = rows[reference]["accuracy"]
+    for figure in _SIZES:
+        systems[name][figure] = statistics.fmean(study["encoder"][figure] for study in studies)
 
 
 def _check_same_labels(*folders: RunFolder) -> None:
@@ -100,18 +129,17 @@ def _check_same_labels(*folders: RunFolder) -> None:
         )
 
 
-def _study(folder: RunFolder, probing: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Return the evaluation of a run's last checkpoint, from ``results.json`` where the same was asked before."""
-    path = folder.path / "results.json"
-    asked = {name: str(value) for name, value in sorted(vars(probing).items()) if name != "cache_gb"}
-    newest = max((file.stat().st_mtime for file in folder.checkpoints.glob("round_*_checkpoint.pt")), default=0.0)
+def _study(source: str, path: Path, probing: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Return the evaluation of an encoder (of a run: its last checkpoint), from ``path`` where the same was asked before."""
+    asked = {name: str(value) for name, value in sorted(vars(probing).items()) if name != "cache_gb"} | {"source": source}
+    newest = max((file.stat().st_mtime for file in Path(source).glob("checkpoints/round_*_checkpoint.pt")), default=0.0)
     try:
         known: dict[str, Any] = json.loads(path.read_text())
         if known.get("asked") == asked and os.stat(path).st_mtime > newest:
             return known
     except (OSError, ValueError):
         pass
-    results = {**evaluate_checkpoint(str(folder.path), probing, console), "asked": asked}
+    results = {**evaluate_checkpoint(source, probing, console), "asked": asked}
     write_results(path, results)
     return results
 
@@ -141,7 +169,7 @@ def comparison_table(summary: Mapping[str, Mapping[str, Mapping[str, float | int
     table = Table(title="Mean and standard deviation over seeds")
     table.add_column("model")
     for name in names:
-        table.add_column(name if name in ("masked_accuracy", "loss") else f"{name} (best layer)", justify="right")
+        table.add_column(name if name in (*_HELD_OUT, *_SIZES) else f"{name} (best layer)", justify="right")
     for system, figures in summary.items():
         if figures:
             table.add_row(system, *(_figure(figures.get(name)) for name in names))
@@ -149,4 +177,7 @@ def comparison_table(summary: Mapping[str, Mapping[str, Mapping[str, float | int
 
 
 def _figure(figure: Mapping[str, float | int] | None) -> str:
-    return "" if figure is None else f"{figure['mean']:.4f} ± {figure['sd']:.4f}"
+    if figure is None:
+        return ""
+    digits = 0 if figure["mean"] >= 10 else 4
+    return f"{figure['mean']:.{digits}f} ± {figure['sd']:.{digits}f}"

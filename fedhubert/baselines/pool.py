@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedhubert.config import ClientJob, Config, client_job
+from fedhubert.config import ClientJob, Config, DistillConfig, client_job
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.federation import site_figures
+from fedhubert.federation.figures import figures_of
 from fedhubert.federation.sampling import ranking
 from fedhubert.federation.site import Partition, Site, open_site, release_extractor
 from fedhubert.federation.targets_phase import kmeans_event
+from fedhubert.federation.teacher_phase import ServerTeacher, prepare_student
 from fedhubert.models.hubert import HubertModel
+from fedhubert.objectives.distillation import Distillation
+from fedhubert.objectives.objective import Objective
 from fedhubert.reporting.metrics import Event
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import agreement
@@ -28,6 +32,7 @@ from fedhubert.targets.mfcc import map_in_order
 from fedhubert.training.central import MicroBatch, rounds_of_clients
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import evaluate
+from fedhubert.training.stepping import Sums
 
 log = logging.getLogger("fedhubert")
 
@@ -39,11 +44,15 @@ ClientScore = dict[str, int | float]
 class Pool:
     """All clients' data on this host.
 
+    Args:
+        config, teacher: As :func:`~fedhubert.federation.teacher_phase.with_teacher` returns them.
+
     Attributes:
         centroids: The run's clusters; None before :meth:`label`, and with precomputed labels.
+        objective: What is learned; None: masked prediction.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, teacher: ServerTeacher | None = None) -> None:
         self.config = config
         self.job: ClientJob = client_job(config)
         self.site: Site = open_site(self.job, {"partition-id": 0, "num-partitions": 1})
@@ -52,6 +61,20 @@ class Pool:
         self.centroids: npt.NDArray[np.float32] | None = None
         self.key = PRECOMPUTED
         self._extractor = self._keep_extractor()
+        self._teacher = teacher
+        self.objective = self._taught()
+
+    def _taught(self) -> Objective | None:
+        """Put a distillation's teacher where the site looks for it; return what its students learn. None: masked prediction."""
+        if self._teacher is None or not isinstance(self.job.task, DistillConfig):
+            return None
+        self._teacher.teacher.save(self.site.teacher_folder)
+        return Distillation(self.job.task, self.site.teach(self.job.task, self.device)[1])
+
+    def prepare(self, model: HubertModel) -> None:
+        """Give a student its teacher's part; other models stay as they are."""
+        if self._teacher is not None:
+            prepare_student(model, self.config, self._teacher)
 
     def _keep_extractor(self) -> str:
         """Put the model of a second iteration where the site looks for it; return its key."""
@@ -75,7 +98,9 @@ class Pool:
         return rounds_of_clients(asked, steps)
 
     def label(self, on_event: Callable[[Event], None], centroids: npt.NDArray[np.float32] | None = None) -> None:
-        """Cluster (unless ``centroids`` are given) and label everyone's audio; tells of each iteration and of the labels."""
+        """Cluster (unless ``centroids`` are given) and label everyone's audio, if the task needs it; tells of each iteration and of the labels."""
+        if not self.config.task.needs_labels:
+            return
         targets = self.config.targets
         if targets.kind == "kmeans":
             self.centroids = self._fit(on_event) if centroids is None else centroids
@@ -122,42 +147,33 @@ class Pool:
 
         return map_in_order(load, range(len(order)), self.job.data.num_workers)
 
-    def score(self, model: HubertModel, clients: Iterable[int]) -> dict[int, ClientScore]:
-        """Score a model on clients' validation splits: the same crops and masks as the federation's evaluation."""
+    def score(self, model: HubertModel, clients: Iterable[int], num_batches: int = 0) -> dict[int, ClientScore]:
+        """Score a model on clients' validation splits (or their first batches): the same crops and masks as the federation's evaluation."""
         scores = {}
         for number in clients:
             plan, client = self.clients[number].validation_plan, self.job.client
-            positions = range(min(plan.num_batches, client.validation_batches or plan.num_batches))
-            batches = self._load(self.clients[number], plan, positions, num_workers=self.job.data.num_workers)
-            result = evaluate(model, batches, task=self.job.task, device=self.device, precision=client.precision)
-            scores[number] = {
-                "validation_cross_entropy_sum": result.cross_entropy_sum,
-                "validation_masked_frames": result.masked_frames,
-                "validation_correct": result.correct,
-            }
+            batches = self._load(self.clients[number], plan, plan.first(num_batches), num_workers=self.job.data.num_workers)
+            result = evaluate(
+                model, batches, task=self.job.task, device=self.device, precision=client.precision, objective=self.objective
+            )
+            scores[number] = {f"validation_{name}": figure for name, figure in result.figures.items()}
         return scores
 
     def _load(self, part: Partition, plan: BatchPlan, positions: Iterable[int], num_workers: int) -> Iterator[Batch]:
-        store = self.site.labels(part, self.key)
+        source = None
+        if self.job.task.needs_labels:
+            store = self.site.labels(part, self.key)
+            source = LabelSource(store.labels, store.rate_hz)
         data = self.job.data.model_copy(update={"num_workers": num_workers})
-        source = LabelSource(store.labels, store.rate_hz)
         return load_batches(self.site.manifest, plan, positions, source, mask_spec(self.job.task), data)
 
 
 def figures(scores: dict[int, ClientScore], model_round: int) -> dict[str, Any]:
     """Return loss and masked accuracy over clients' validation splits, as a federated run's events have them."""
-    totals = {
-        name: sum(score[f"validation_{name}"] for _, score in sorted(scores.items()))
-        for name in ("cross_entropy_sum", "correct", "masked_frames")
-    }
-    frames = max(1, int(totals["masked_frames"]))
-    return {
-        "model_round": model_round,
-        "loss": float(totals["cross_entropy_sum"]) / frames,
-        "masked_accuracy": float(totals["correct"]) / frames,
-        "masked_frames": int(totals["masked_frames"]),
-        "clients": len(scores),
-    }
+    total = Sums()
+    for _, score in sorted(scores.items()):
+        total.merge(Sums({name.removeprefix("validation_"): value for name, value in score.items()}))
+    return {"model_round": model_round, **figures_of(total.figures), "clients": len(scores)}
 
 
 def _about(counts: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -40,6 +40,18 @@ class ClientConfig(Model):
         return self.momentum if self.optimizer == "sgd" else 0.0
 
 
+class BaselineConfig(Model):
+    """What training without federation takes instead of ``client``'s (None: the same): a server optimiser's clients may need another optimiser."""
+
+    optimizer: Literal["adamw", "sgd"] | None = None
+    lr: Positive | None = None
+    weight_decay: NonNegative | None = None
+
+    def of(self, client: ClientConfig) -> ClientConfig:
+        """Return the settings of ``client`` with these in their place."""
+        return client.model_copy(update=self.model_dump(exclude_none=True))
+
+
 class FaultsConfig(Model):
     """Failures to rehearse with: each client of each round draws, from the run's seed, whether it fails and how.
 

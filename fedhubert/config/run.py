@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedhubert.config.base import Count, Model, NonNegative, PositiveInt
-from fedhubert.config.client import ClientConfig, FaultsConfig
+from fedhubert.config.client import BaselineConfig, ClientConfig, FaultsConfig
 from fedhubert.config.data import DataConfig
 from fedhubert.config.federated import FederatedConfig, PrivacyConfig
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
@@ -63,6 +63,7 @@ class Config(Model):
     targets: TargetsConfig = TargetsConfig()
     federated: FederatedConfig = FederatedConfig()
     client: ClientConfig = ClientConfig()
+    baseline: BaselineConfig = BaselineConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     simulation: SimulationConfig = SimulationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

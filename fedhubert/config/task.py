@@ -26,11 +26,24 @@ class MaskedTask(Model):
         """Whether pseudo-labels are predicted."""
         return True
 
+    @property
+    def weight_of_unmasked(self) -> float:
+        """What a frame that is not masked counts beside a masked one, in masked prediction."""
+        return 0.0
+
 
 class TaskConfig(MaskedTask):
-    """What is learned: masked prediction of pseudo-labels."""
+    """What is learned: masked prediction of pseudo-labels.
+
+    ``unmasked_weight`` is fairseq's ``pred_nomask_weight`` and torchaudio's ``unmasked_weight``: 0 in the released recipes.
+    """
 
     name: Literal["pretrain"] = "pretrain"
+    unmasked_weight: NonNegative = 0.0
+
+    @property
+    def weight_of_unmasked(self) -> float:
+        return self.unmasked_weight
 
 
 class ObjectivesConfig(Model):

@@ -121,6 +121,10 @@ class BatchPlan:
         """Batches per epoch."""
         return len(self._batches) - 1
 
+    def first(self, most: int) -> range:
+        """Return the positions of the first ``most`` batches, or of a whole epoch for 0 or where it has fewer."""
+        return range(min(most or self.num_batches, self.num_batches))
+
     def batch(self, position: int) -> BatchSpec:
         """Return the batch at ``position``."""
         epoch, index = divmod(position, self.num_batches)

@@ -24,6 +24,7 @@ def cluster_frames(features_FD: npt.NDArray[np.float32], num_clusters: int, seed
     """Return the clusters of mini-batch k-means with the settings of fairseq's ``learn_kmeans.py`` (but 5 initialisations, not 20)."""
     require_sklearn()
     from sklearn.cluster import MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
 
     solver = MiniBatchKMeans(
         n_clusters=min(num_clusters, len(features_FD)),
@@ -35,4 +36,5 @@ def cluster_frames(features_FD: npt.NDArray[np.float32], num_clusters: int, seed
         reassignment_ratio=0.0,
         random_state=seed % 2**32,
     )
-    return np.asarray(solver.fit_predict(features_FD), dtype=np.int64)
+    with threadpool_limits(1):  # as for probes
+        return np.asarray(solver.fit_predict(features_FD), dtype=np.int64)

@@ -47,7 +47,9 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-root", type=Path, metavar="DIR", help="where its paths start")
     parser.add_argument("--train-labels", type=Path, metavar="FILE", help="its labels")
     parser.add_argument("--layers", metavar="I,J", help="layers to look at, 0 being the transformer's input (default: all)")
-    parser.add_argument("--clusters", type=_positive, default=100, metavar="K", help="clusters of frames (default: %(default)s)")
+    parser.add_argument(
+        "--clusters", type=_count, default=100, metavar="K", help="clusters of frames; 0: none (default: %(default)s)"
+    )
     parser.add_argument(
         "--folds", type=_positive, default=5, metavar="N", help="parts of cross-validation (default: %(default)s)"
     )
@@ -114,7 +116,12 @@ def print_results(console: "Console", results: Mapping[str, Any]) -> None:
     """Print one table per measurement."""
     from rich.table import Table
 
-    masked = results["masked"]
+    encoder, masked = results["encoder"], results["masked"]
+    console.print(
+        f"encoder: {encoder['parameters'] / 1e6:.2f} M parameters, {encoder['audio_s_per_s']:.0f} s of audio per CPU-second (per second on a GPU)",
+        highlight=False,
+        soft_wrap=True,
+    )
     if "skipped" in masked:
         console.print(f"masked prediction: not scored ({masked['skipped']})", highlight=False, soft_wrap=True, markup=False)
     else:
@@ -177,6 +184,7 @@ def _settings(args: argparse.Namespace, evaluated: "Annotated") -> "StudySetting
         purities=tuple(args.purity or ()),
         layers=layers,
         clusters=args.clusters,
+        references=getattr(args, "references", True),
         folds=args.folds,
         max_frames=args.max_frames,
         max_utterances=args.max_utterances,
@@ -186,7 +194,14 @@ def _settings(args: argparse.Namespace, evaluated: "Annotated") -> "StudySetting
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _count(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
     return value

@@ -34,12 +34,14 @@ class Encoder:
         key: Stands for weights and structure in the feature cache; empty for features too cheap to cache.
         layers: Their numbers: 0 is what the first transformer layer receives, i the output of layer i.
         forward: From a waveform float32[N] to one float32[T, D] per layer.
+        parameters: How many the encoder has.
     """
 
     name: str
     key: str
     layers: tuple[int, ...]
     forward: Callable[[Features], list[Features]]
+    parameters: int = 0
 
 
 def load_encoder(source: str | Path, device: torch.device | None = None) -> tuple[Encoder, Encoder]:
@@ -95,7 +97,8 @@ def _encoder(name: str, model: HubertModel, imported: ImportedEncoder, device: t
         return [layer[0].float().cpu().numpy() for layer in layers]
 
     key = _structure(imported.config, encoder_sha256(model.state_dict()), bool(imported.normalize), device)
-    return Encoder(name, key, tuple(range(imported.config.num_layers + 1)), forward)
+    layers = tuple(range(imported.config.num_layers + 1))
+    return Encoder(name, key, layers, forward, sum(parameter.numel() for parameter in model.wav2vec2.parameters()))
 
 
 def _structure(config: ModelConfig, weights: str, normalize: bool, device: torch.device) -> str:

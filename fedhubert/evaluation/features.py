@@ -5,11 +5,13 @@ Shape suffixes: L layers, T 50-Hz frames of an utterance, F chosen frames of man
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
@@ -139,3 +141,24 @@ class Extractor:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
         text = f"{self.encoder.key} {self.layers} {kind} {self.manifest.num_samples[row]} {digest.hexdigest()}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def audio_s_per_s(encoder: Encoder, manifest: Manifest, device: torch.device, *, audio_s: float = 60.0) -> float:
+    """Return how many seconds of audio the encoder takes per second: of CPU time over all threads, or on a GPU of time on the clock.
+
+    Measured on the first ``audio_s`` seconds of the manifest, an utterance at a time, after one to warm up. 0 without an utterance of a frame.
+
+    Raises:
+        DataError: audio that cannot be read.
+    """
+    lengths = manifest.lengths(SAMPLE_RATE_HZ)
+    enough = int(np.searchsorted(np.cumsum(lengths), audio_s * SAMPLE_RATE_HZ)) + 1
+    rows = [row for row in range(min(enough, len(lengths))) if lengths[row] >= RECEPTIVE_SAMPLES]
+    waveforms = [read_audio(manifest.audio_path(row), SAMPLE_RATE_HZ, 0, int(lengths[row])) for row in rows]
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    for waveform in waveforms[:1]:
+        encoder.forward(waveform)
+    started = clock()
+    for waveform in waveforms:
+        encoder.forward(waveform)
+    return sum(map(len, waveforms)) / SAMPLE_RATE_HZ / (clock() - started)

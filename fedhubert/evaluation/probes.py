@@ -48,13 +48,17 @@ def linear_probe(features_ND: npt.NDArray[np.float32], labels_N: Rows, folds: Se
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     right, constant, sizes = [], [], []
     for fit, score in folds:
         if len(np.unique(labels_N[fit])) < 2:
             raise DataError("a probe needs at least two labels to tell apart in what it is fitted on", setting="--probe")
         probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE))
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            threadpool_limits(1),
+        ):  # so small a problem is not faster on many, and far slower on a busy machine
             warnings.simplefilter("ignore", ConvergenceWarning)  # cut off: all rows of a table alike
             probe.fit(features_ND[fit], labels_N[fit])
         right.append(int((probe.predict(features_ND[score]) == labels_N[score]).sum()))

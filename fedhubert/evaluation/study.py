@@ -14,7 +14,7 @@ from fedhubert.errors import ConfigError, DataError, FedhubertError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.clusters import cluster_frames, compare
 from fedhubert.evaluation.encoders import Encoder, Features, load_encoder, mfcc_encoder
-from fedhubert.evaluation.features import Extractor, FeatureCache
+from fedhubert.evaluation.features import Extractor, FeatureCache, audio_s_per_s
 from fedhubert.evaluation.probes import Fold, linear_probe, speaker_disjoint_folds, utterance_folds
 from fedhubert.seeding import generator
 from fedhubert.training.device import resolve_device
@@ -49,7 +49,8 @@ class StudySettings:
         probes: Tasks of the labels file or manifest columns; ``speaker`` is split by utterance, all others by speaker.
         purities: Tasks whose labels, given to each frame of the utterance, clusters are compared with (beside the phones).
         layers: Layers to look at; None for all.
-        clusters: k of k-means.
+        clusters: k of k-means; 0: no clusters.
+        references: Measure MFCC and the untrained encoder too.
         folds: At most so many parts of cross-validation.
         max_frames, max_utterances: More are drawn from at random.
     """
@@ -58,6 +59,7 @@ class StudySettings:
     purities: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
     clusters: int = 100
+    references: bool = True
     folds: int = 5
     max_frames: int = 20_000
     max_utterances: int = 4_000
@@ -103,19 +105,30 @@ def run_study(
     Raises:
         FedhubertError: the encoder or the annotations cannot be used.
     """
-    trained, untrained = load_encoder(source, resolve_device(settings.device))
-    encoders = [mfcc_encoder(), untrained, trained]
+    device = resolve_device(settings.device)
+    trained, untrained = load_encoder(source, device)
+    encoders = [mfcc_encoder(), untrained, trained] if settings.references else [trained]
     layers = _checked_layers(settings.layers, trained)
     study = _Study(encoders, layers, settings, cache, track)
     probes = {task: study.utterance_probe(task, evaluated, fitted_on) for task in settings.probes}
     clusters = {}
     if evaluated.alignment is not None:
         items = _frames_of(evaluated.manifest, evaluated.alignment.frames(evaluated.manifest), settings)
-        probes["phone"], clusters["phone"] = study.phones(items)
-    for task in settings.purities:
+        probes["phone"], agreement = study.phones(items)
+        if settings.clusters:
+            clusters["phone"] = agreement
+    for task in settings.purities if settings.clusters else ():
         clusters[task] = study.purity(_frames_of(evaluated.manifest, _spread(evaluated, task), settings))
+    speed = audio_s_per_s(trained, evaluated.manifest, device)
+    about = {
+        "source": str(source),
+        "key": trained.key,
+        "layers": list(layers),
+        "parameters": trained.parameters,
+        "audio_s_per_s": speed,
+    }
     return {
-        "encoder": {"source": str(source), "key": trained.key, "layers": list(layers)},
+        "encoder": about,
         "probes": probes,
         "clusters": clusters,
     }
@@ -151,7 +164,8 @@ class _Study:
         folds = speaker_disjoint_folds(items.speakers, self._settings.folds)
         for encoder, layer, features in self._features([items], "phone"):
             probes.append({"encoder": encoder, "layer": layer, **asdict(linear_probe(features, names, folds))})
-            clusters.append({"encoder": encoder, "layer": layer, **self._agreement(features, names)})
+            if self._settings.clusters:
+                clusters.append({"encoder": encoder, "layer": layer, **self._agreement(features, names)})
         return {"split": "speaker-disjoint", "rows": probes}, {"k": self._settings.clusters, "rows": clusters}
 
     def purity(self, items: _Items) -> dict[str, Any]:

@@ -76,7 +76,8 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
             return train_alone(site, partition, folder)
 
     def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
-        metrics = _evaluate(request, site, partition, resident, incoming, device)
+        scored = job.client.validation_batches
+        metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=scored)
         state = folder.load(task["site_rounds"][str(partition.number)]) if job.keeps_state else PartitionState()
         result = _train(request, site, partition, resident, incoming, device, state)
         state.optimizer = result.optimizer_state
@@ -147,12 +148,14 @@ def _encoded_update(
 
 
 def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:
-    """Score the incoming model on each partition's validation split."""
+    """Score the incoming model on the whole of each partition's validation split (rounds: on ``client.validation_batches`` of it)."""
     site = open_site(request.job, node_config)
     device = resolve_device(site.settings.device)
     resident, incoming = _incoming(request, site, device)
     return each_partition(
-        request, node_config, lambda site, partition: _evaluate(request, site, partition, resident, incoming, device)
+        request,
+        node_config,
+        lambda site, partition: _evaluate(request, site, partition, resident, incoming, device, num_batches=0),
     )
 
 
@@ -198,18 +201,24 @@ def _train(
 
 
 def _evaluate(
-    request: Request, site: Site, partition: Partition, resident: Resident, incoming: torch.Tensor, device: torch.device
+    request: Request,
+    site: Site,
+    partition: Partition,
+    resident: Resident,
+    incoming: torch.Tensor,
+    device: torch.device,
+    *,
+    num_batches: int,
 ) -> Metrics:
-    client, plan = request.job.client, partition.validation_plan
     resident.layout.load_vector(resident.model, incoming)
-    positions = range(min(plan.num_batches, client.validation_batches or plan.num_batches))
-    batches = _batches(request, site, partition, plan, positions)
+    plan = partition.validation_plan
+    batches = _batches(request, site, partition, plan, plan.first(num_batches))
     result = evaluate(
         resident.model,
         batches,
         task=request.job.task,
         device=device,
-        precision=client.precision,
+        precision=request.job.client.precision,
         objective=resident.objective,
     )
     return {f"validation_{name}": figure for name, figure in result.figures.items()}

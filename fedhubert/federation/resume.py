@@ -19,6 +19,7 @@ _FREE = {
         "evaluation",
         "reporting",
         "faults",
+        "baseline",
     ),
     *("task.teacher", "task.teacher_cache", "task.teacher_cache_bytes"),  # which teacher it is, its digest says
     *("client.device", "client.state_dir", "data.num_workers", "data.prefetch_batches"),

@@ -1,5 +1,6 @@
 """``fedhubert train``: one run in this process, from its configuration to a table, a plot and a checkpoint."""
 
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ def _summarise(result: RunResult) -> float:
         ("last checkpoint", result.checkpoint),
     ):
         output.print(f"{name}: {path}", soft_wrap=True, highlight=False)
-    return float(result.validation.get("loss", float("nan")))
+    return float(result.validation.get("loss", math.inf))
 
 
 def _print_table(table: Table) -> Console:

@@ -31,11 +31,13 @@ class HubertOutput(NamedTuple):
         logits_MC: Scores of the masked frames, in the mask's order; float32 also under autocast (a float64 model's: float64).
         conv_power: Mean square of the convolutional features, a scalar in the same precision (the feature penalty).
         frames: T.
+        unmasked_logits_UC: Scores of the frames that the mask does not hide, if they were asked for.
     """
 
     logits_MC: Tensor
     conv_power: Tensor
     frames: int
+    unmasked_logits_UC: Tensor | None = None
 
 
 class MaskGenerator(nn.Module):
@@ -97,8 +99,8 @@ class HubertModel(nn.Module):
         """
         self.activation_checkpointing = enabled
 
-    def forward(self, waveforms_BN: Tensor, mask_BT: Tensor | None = None) -> HubertOutput:
-        """Score the masked frames of equally long waveforms.
+    def forward(self, waveforms_BN: Tensor, mask_BT: Tensor | None = None, *, unmasked: bool = False) -> HubertOutput:
+        """Score the masked frames of equally long waveforms, and with ``unmasked`` the others too.
 
         Args:
             waveforms_BN: Audio at 16 kHz.
@@ -114,7 +116,7 @@ class HubertModel(nn.Module):
         else:
             x_BTD = self.hide(x_BTD, mask_BT)
         x_BTD, _ = self.transform(x_BTD)
-        return self.predict(x_BTD, mask_BT, conv_BTD)
+        return self.predict(x_BTD, mask_BT, conv_BTD, unmasked=unmasked)
 
     def convolve(self, waveforms_BN: Tensor) -> Tensor:
         """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the gradient that comes back to them."""
@@ -150,10 +152,11 @@ class HubertModel(nn.Module):
             raise ValueError(f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames")
         return cast(Tensor, self.mask_generator(x_BTD, mask_BT))
 
-    def predict(self, x_BTD: Tensor, mask_BT: Tensor, conv_BTD: Tensor) -> HubertOutput:
-        """Score the masked frames of the transformer's output."""
+    def predict(self, x_BTD: Tensor, mask_BT: Tensor, conv_BTD: Tensor, *, unmasked: bool = False) -> HubertOutput:
+        """Score the masked frames of the transformer's output, and with ``unmasked`` the others too."""
         conv_power = at_least_float32(conv_BTD).pow(2).mean()
-        return HubertOutput(self.logit_generator(x_BTD[mask_BT]), conv_power, x_BTD.shape[1])
+        logits_UC = self.logit_generator(x_BTD[~mask_BT]) if unmasked else None
+        return HubertOutput(self.logit_generator(x_BTD[mask_BT]), conv_power, x_BTD.shape[1], logits_UC)
 
     def extract_features(self, waveforms_BN: Tensor, num_layers: int | None = None) -> list[Tensor]:
         """Return the output [B, T, D] of each transformer layer, or of the first ``num_layers``; nothing is masked.

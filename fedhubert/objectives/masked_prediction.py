@@ -1,11 +1,13 @@
-"""HuBERT's objective: name the pseudo-label of every masked frame (Hsu et al. 2021; unmasked frames carry no weight).
+"""HuBERT's objective: name the pseudo-label of every masked frame (Hsu et al. 2021, equation 3: their alpha is 1 in the released recipes, where
+unmasked frames carry no weight).
 
-Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, M masked frames.
+Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, M masked frames, U unmasked frames.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,25 +19,22 @@ from fedhubert.objectives.objective import LabelledBatch
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Sums over the masked frames of a batch; divide by the masked frames of the whole step, over all its batches, for means.
+    """Sums over a batch; divide by the frames of the whole step, over all its batches, for means.
 
     Attributes:
-        loss_sum: Scalar to backpropagate: cross-entropy (nats) summed, plus ``feature_penalty`` x mean square of the convolution
-            features x masked frames.
+        loss_sum: Scalar to backpropagate: cross-entropy (nats) summed over masked frames, plus ``unmasked_weight`` times that of the others, plus
+            ``feature_penalty`` x mean square of the convolution features x ``frames``.
         cross_entropy_sum: The first term alone, detached.
         correct: Masked frames whose best class is the label, detached int64 scalar.
         masked_frames: How many there are.
+        frames: What ``loss_sum`` is to be divided by: the masked frames, or all if the others have a weight (as fairseq's criterion does).
     """
 
     loss_sum: Tensor
     cross_entropy_sum: Tensor
     correct: Tensor
     masked_frames: int
-
-    @property
-    def frames(self) -> int:
-        """What ``loss_sum`` is to be divided by."""
-        return self.masked_frames
+    frames: int
 
     @property
     def sums(self) -> Mapping[str, Tensor | int]:
@@ -44,13 +43,15 @@ class LossTerms:
 
 
 def masked_prediction(model: HubertModel, batch: LabelledBatch, task: MaskedTask) -> LossTerms:
-    """Run ``model`` on ``batch`` (on the same device) and score its masked frames.
+    """Run ``model`` on ``batch`` (on the same device) and score its masked frames; in training the others too, if the task gives them a weight.
 
     Raises:
         TargetsError: the batch has no labels, or labels for another number of frames than the mask.
     """
     check_labels(batch)
-    return score_masked(model(batch.waveforms_BN, batch.mask_BT), batch, task.feature_penalty)
+    weight = task.weight_of_unmasked if torch.is_grad_enabled() else 0.0
+    asked = {"unmasked": True} if weight else {}
+    return score_masked(model(batch.waveforms_BN, batch.mask_BT, **asked), batch, task.feature_penalty, weight)
 
 
 def check_labels(batch: LabelledBatch) -> None:
@@ -61,12 +62,17 @@ def check_labels(batch: LabelledBatch) -> None:
         raise TargetsError(f"labels of shape {tuple(batch.labels_BT.shape)} for a mask of shape {tuple(batch.mask_BT.shape)}")
 
 
-def score_masked(output: HubertOutput, batch: LabelledBatch, feature_penalty: float) -> LossTerms:
+def score_masked(output: HubertOutput, batch: LabelledBatch, feature_penalty: float, unmasked_weight: float = 0.0) -> LossTerms:
     """Score a model's output for a batch that has labels."""
     assert batch.labels_BT is not None
     target_M = batch.labels_BT[batch.mask_BT] + NUM_SPECIAL_ROWS
     cross_entropy = F.cross_entropy(output.logits_MC, target_M, reduction="sum")
-    masked_frames = target_M.numel()
-    loss_sum = cross_entropy + feature_penalty * masked_frames * output.conv_power
+    masked_frames = frames = target_M.numel()
+    loss_sum = cross_entropy
+    if output.unmasked_logits_UC is not None:
+        target_U = batch.labels_BT[~batch.mask_BT] + NUM_SPECIAL_ROWS
+        loss_sum = loss_sum + unmasked_weight * F.cross_entropy(output.unmasked_logits_UC, target_U, reduction="sum")
+        frames += target_U.numel()
+    loss_sum = loss_sum + feature_penalty * frames * output.conv_power
     correct = (output.logits_MC.detach().argmax(dim=-1) == target_M).sum()
-    return LossTerms(loss_sum, cross_entropy.detach(), correct, masked_frames)
+    return LossTerms(loss_sum, cross_entropy.detach(), correct, masked_frames, frames)

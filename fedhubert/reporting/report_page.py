@@ -8,6 +8,7 @@ from typing import Any
 from fedhubert.reporting import report_plots
 from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_data import RunData, config_differences
+from fedhubert.reporting.summary import MANY_ROUNDS
 
 MAX_CLIENTS = 40
 """Rows of a table of clients; of more, those with most failures and then the lowest accuracy are shown."""
@@ -94,7 +95,10 @@ def _first_and_last(series: Sequence[tuple[int, float]]) -> str:
 def _curves(runs: Sequence[RunData]) -> str:
     if not any(run.rounds for run in runs):
         return ""
-    note = "Solid: on the clients' validation splits, by the round of the model. Dashed: while training. Dotted: what ignoring the input gives."
+    note = (
+        "Solid: on the clients' validation splits, by the round of the model. Dashed: while training. Dotted: what ignoring the input gives. "
+        f"Curves of more than {MANY_ROUNDS} rounds are running means, with the values themselves behind them."
+    )
     plots = _plot(report_plots.curves(runs))
     if any(run.validation("cosine_distance") for run in runs):
         plots += _plot(report_plots.distances(runs))

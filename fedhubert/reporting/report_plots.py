@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedhubert.reporting.report_data import RunData
+from fedhubert.reporting.summary import MANY_ROUNDS, trend
 
 Axes = Any
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
@@ -141,6 +142,11 @@ def _figure(title: str, draw: Callable[[Axes, Axes], None]) -> str:
 
 
 def _line(axes: Axes, points: Sequence[tuple[float, float]], number: int, **style: Any) -> None:
+    """Draw a curve; of many rounds as a running mean, over the values themselves where the line is solid."""
+    if len(points) > MANY_ROUNDS:
+        if "linestyle" not in style:
+            axes.plot(*zip(*points, strict=True), color=_colour(number), linewidth=0.5, alpha=0.25)
+        points, style = trend(points), style | {"marker": None}
     if points:
         axes.plot(*zip(*points, strict=True), color=_colour(number), ms=3, linewidth=1.3, **style)
 

@@ -1,6 +1,7 @@
 """The end of a run: a table of its rounds and a plot of its curves, both made from ``metrics.jsonl`` alone."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def targets_of(events: list[Event]) -> Event:
     return next((event for event in reversed(events) if event.get("event") == "targets"), {})
 
 
+MANY_ROUNDS = 60
+"""Curves of more show their trend."""
+
+
+def trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the running mean of ``points`` (x, y) over a thirtieth of them around each; at the ends over as many as there are."""
+    half = max(1, len(points) // 60)
+    values = [y for _, y in points]
+    around = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+    return [(x, math.fsum(near) / len(near)) for (x, _), near in zip(points, around, strict=True)]
+
+
 def plot_curves(metrics_file: Path, out: Path) -> None:
     """Draw loss and masked accuracy per round, with the two levels that a model must pass to have learned anything: the entropy of the labels'
     unigram distribution and the share of the most frequent label. Of a student: its loss and its distance to the teacher."""
@@ -90,20 +103,12 @@ def plot_curves(metrics_file: Path, out: Path) -> None:
         (loss, "loss", "entropy_nats", loss_name, "unigram entropy"),
         (accuracy, second, "most_frequent_share", second_name, "most frequent label"),
     ):
-        axis.plot(
-            [event["round"] for event in rounds],
-            [event["train"].get(key, math.nan) for event in rounds],
-            "o-",
-            ms=3,
-            label="train (during the round)",
-        )
-        axis.plot(
-            [number for number, _ in validation],
-            [scored.get(key, math.nan) for _, scored in validation],
-            "s-",
-            ms=3,
-            label="validation (round's model)",
-        )
+        training = [(event["round"], event["train"].get(key, math.nan)) for event in rounds]
+        scored = [(number, figures.get(key, math.nan)) for number, figures in validation]
+        for points, style, label in ((training, "o-", "train (during the round)"), (scored, "s-", "validation (round's model)")):
+            if len(points) > MANY_ROUNDS:
+                points, style, label = trend(points), "-", f"{label}, running mean"
+            axis.plot(*zip(*points, strict=True) if points else ([], []), style, ms=3, label=label)
         if level in levels and second == "masked_accuracy":
             axis.axhline(levels[level], color="grey", linestyle=":", label=line)
         axis.set_xlabel("round")

@@ -13,10 +13,11 @@ from itertools import islice
 
 import torch
 
-from fedhubert.config import ClientConfig, TaskConfig
+from fedhubert.config import ClientConfig, MaskedTask
 from fedhubert.data.batching import Batch
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
+from fedhubert.objectives.objective import Objective
 from fedhubert.training.local import Progress
 from fedhubert.training.schedule import learning_rate
 from fedhubert.training.stepping import Sums, Trainer
@@ -70,21 +71,23 @@ class CentralTrainer:
     Args:
         reset_each_round: Start the optimiser afresh at every round's boundary, as clients do under ``client.optimizer_policy=reset``.
         partition: What dropout draws from, with the micro-batch's position: see :func:`~fedhubert.training.local.train_locally`.
+        objective: What is learned; None: masked prediction under ``task``.
     """
 
     def __init__(
         self,
         model: HubertModel,
         client: ClientConfig,
-        task: TaskConfig,
+        task: MaskedTask,
         seed: int,
         device: torch.device,
         *,
         reset_each_round: bool = False,
         partition: int = 0,
+        objective: Objective | None = None,
     ) -> None:
         self._model, self._client, self._task = model, client, task
-        self._seed, self._device, self._partition = seed, device, partition
+        self._seed, self._device, self._partition, self._objective = seed, device, partition, objective
         self._reset = reset_each_round
         self._trainer = self._fresh()
 
@@ -109,7 +112,7 @@ class CentralTrainer:
         return RoundResult(len(plan.steps), total, norms / len(plan.steps))
 
     def _fresh(self) -> Trainer:
-        return Trainer(self._model, self._client, self._task, self._seed, self._partition, self._device, 0.0)
+        return Trainer(self._model, self._client, self._task, self._seed, self._partition, self._device, 0.0, self._objective)
 
 
 def rounds_of_clients(asked: Sequence[Sequence[int]], steps: Mapping[int, int]) -> dict[int, dict[int, int]]:

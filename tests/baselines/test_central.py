@@ -93,6 +93,20 @@ def test_a_client_alone_is_what_it_sends_in_its_first_round(settings: list[str],
     assert len(final["elsewhere"]) == 3 and all(score["clients"] == 3 for score in final["elsewhere"])
 
 
+def test_baselines_may_have_an_optimiser_of_their_own(settings: list[str], tmp_path: Path) -> None:
+    """Central plain SGD, asked for under ``baseline`` and as the clients' own: the same bits."""
+    steps = ["client.local_steps=1", "federated.num_rounds=1", "client.device=cpu"]
+    baseline_sgd = ["baseline.optimizer=sgd", "baseline.lr=0.5", "baseline.weight_decay=0"]
+    own = ["client.optimizer=sgd", "client.lr=0.5", "client.weight_decay=0"]
+    models = []
+    for name, asked in (("baseline", baseline_sgd), ("own", own), ("adamw", [])):
+        assert main(["central", *settings, *steps, *asked, f"out={tmp_path / name}"]) == 0
+        models.append(load_checkpoint(find_checkpoint(tmp_path / name)))
+    first, second, third = (torch.cat([tensor.flatten() for tensor in saved["model"].values()]) for saved in models)
+    assert torch.equal(first, second) and not torch.equal(first, third)
+    assert models[0]["config"]["client"]["optimizer"] == "sgd"
+
+
 def events(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

@@ -11,12 +11,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+LOCAL = [  # twenty steps between two exchanges: an update is worth its bytes
+    *("federated.strategy=FedAvg", "client.optimizer=adamw", "client.lr=1e-3", "client.weight_decay=0.01"),
+    *("client.local_steps=20", "client.validation_batches=10", "task.unmasked_weight=0"),
+]
 LOSSY = ["federated.update_codec=int8", "federated.broadcast_codec=bf16"]
 
 
 def train(out: Path, *overrides: str) -> list[dict[str, Any]]:
     """Run one training in a process of its own and return its events; a finished one is not run again."""
-    command = [sys.executable, "-m", "fedhubert.cli", "train", "experiment=speech_mini", f"out={out}", "resume=auto", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "fedhubert.cli",
+        "train",
+        "experiment=speech_mini",
+        f"out={out}",
+        "resume=auto",
+        *LOCAL,
+        *overrides,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 

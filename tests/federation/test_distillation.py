@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from transformers import HubertModel
 
 from fedhubert.checkpoints.export import FORMATS, export
-from fedhubert.checkpoints.store import RoundStore, load_checkpoint
+from fedhubert.checkpoints.store import RoundStore, find_checkpoint, load_checkpoint
 from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.config import ModelConfig, client_job
@@ -267,3 +267,34 @@ def test_a_distillation_can_be_private(run: Run) -> None:
         assert event["privacy"]["epsilon"] > 0 and len(event["clients"]) == 3
         assert all(0.9e-3 < client["update_norm"] <= 1e-3 and client["weight"] == 1 for client in event["clients"])
     assert "k-means" not in (result.folder.path / "federated_training.log").read_text()  # it has no labels to be made
+
+
+@pytest.mark.parametrize("objectives", [[], ALL, ["task.freeze_conv=true"]])
+def test_with_one_client_central_distillation_is_the_federated_one(
+    run: Run, data: list[str], teacher: Path, tmp_path: Path, objectives: list[str]
+) -> None:
+    one = [
+        "federated.num_clients=1",
+        "federated.client_fraction=1",
+        "federated.strategy=FedAvg",
+        "checkpoint.every=1",
+        *objectives,
+    ]
+    federated, _ = run("federated", *one, nodes=1)
+    central = tmp_path / "central"
+    places = [f"out={central}", f"client.state_dir={tmp_path / 'state'}", f"task.teacher={teacher}"]
+    assert (
+        main(["central", "experiment=demo_distill", "task.layers=[1,2]", *data, *SMALL, *places, *one, "reset_each_round=true"])
+        == 0
+    )
+    first = load_checkpoint(federated.checkpoint.with_name("round_001_checkpoint.pt"))["model"]
+    ours, theirs, earlier = (
+        flat(model) for model in (weights(federated), load_checkpoint(find_checkpoint(central))["model"], first)
+    )
+    assert (ours - theirs).norm() < 1e-5 * (ours - earlier).norm()
+    final = [json.loads(line) for line in (central / "metrics.jsonl").read_text().splitlines()][-1]
+    assert final["validation"]["cosine_distance"] == pytest.approx(federated.validation["cosine_distance"], abs=1e-5)
+
+
+def flat(model: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([model[name].flatten() for name in sorted(model)])

@@ -74,6 +74,14 @@ def test_order_of_arrival_and_shards_change_no_bit(run: Run, codec: str) -> None
     assert torch.equal(model(run("two nodes", *settings, nodes=2)), expected)
 
 
+def test_rounds_score_some_of_the_validation_split_and_the_end_all_of_it(run: Run) -> None:
+    settings = ["federated.num_rounds=1", "federated.client_fraction=1", "data.partition.validation_fraction=0.5"]
+    some = events(run("some", *settings, "client.validation_batches=1"))
+    every = events(run("every", *settings, "client.validation_batches=0"))
+    frames = [[event["validation"]["masked_frames"] for event in told if event.get("validation")] for told in (some, every)]
+    assert frames[0][0] < frames[1][0] == frames[1][1] == frames[0][1]
+
+
 def test_bytes_before_and_after_the_codecs_are_reported(run: Run) -> None:
     (event,) = rounds(run("run", "federated.update_codec=int8", "federated.broadcast_codec=bf16", "federated.num_rounds=1"))
     assert event["bytes_down"] * 2 == event["bytes_down_fp32"] == event["bytes_up_fp32"]

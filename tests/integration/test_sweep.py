@@ -37,7 +37,7 @@ def test_a_sweep_has_a_folder_per_job_and_outlives_a_job_that_fails(
 @pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="hydra-optuna-sweeper is not installed")
 def test_optuna_finds_the_best_trial_by_the_final_loss(command: Command, environment: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "search"
-    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", f"hydra.sweep.dir={out}"]
+    search = ["+sweep=optuna", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={out}"]
     space = ["federated.num_rounds=1", "client.lr=tag(log, interval(1e-5, 1e-1))"]
     done = subprocess.run(command(out, "-m", *search, *space), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

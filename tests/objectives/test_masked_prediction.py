@@ -48,20 +48,30 @@ def _batch(rows: int, samples: int, num_clusters: int, dtype: torch.dtype = torc
     )
 
 
-def _reference_loss(model: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, int]:
+def _reference_loss(model: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch, unmasked_weight: float) -> tuple[Tensor, int, int]:
     """torchaudio's own forward with the batch's mask, and the loss of its pretraining recipe."""
     assert batch.labels_BT is not None
     monkeypatch.setattr(components, "_compute_mask_indices", lambda *args, **kwargs: batch.mask_BT)
-    model.logit_generator.skip_nomask = True
-    logits, _, feature_power = model(batch.waveforms_BN, batch.labels_BT + NUM_SPECIAL_ROWS)
-    cross_entropy = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")
-    return cross_entropy + 10.0 * feature_power * len(logits), int((logits.argmax(-1) == 0).sum())
+    model.logit_generator.skip_nomask = not unmasked_weight
+    logits, others, feature_power = model(batch.waveforms_BN, batch.labels_BT + NUM_SPECIAL_ROWS)
+    loss, frames = _cross_entropy(logits), len(logits)
+    if unmasked_weight:
+        loss, frames = loss + unmasked_weight * _cross_entropy(others), frames + len(others)
+    return loss + 10.0 * feature_power * frames, int((logits.argmax(-1) == 0).sum()), frames
 
 
-@pytest.mark.parametrize("grad_mult", [0.1, 1.0])
+def _cross_entropy(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")
+
+
+@pytest.mark.parametrize(("grad_mult", "unmasked_weight"), [(0.1, 0.0), (1.0, 0.0), (1.0, 0.7)])
 @pytest.mark.parametrize("norms", [{}, {"layer_norm_first": True, "conv_norm": "layer_norm", "conv_bias": True}])
 def test_loss_and_every_gradient_equal_torchaudios_in_float64(
-    tiny_model_config: ModelConfig, norms: dict[str, Any], grad_mult: float, monkeypatch: pytest.MonkeyPatch
+    tiny_model_config: ModelConfig,
+    norms: dict[str, Any],
+    grad_mult: float,
+    unmasked_weight: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_model_config.model_copy(update={**NO_DROPOUT, **norms, "feature_grad_mult": grad_mult})
     model = build_hubert(config, 1).double().train()
@@ -70,14 +80,14 @@ def test_loss_and_every_gradient_equal_torchaudios_in_float64(
     reference.feature_grad_mult = grad_mult if grad_mult < 1 else None
     batch = _batch(3, 8000, config.num_classes - NUM_SPECIAL_ROWS, torch.float64)
 
-    terms = masked_prediction(model, batch, TASK)
+    terms = masked_prediction(model, batch, TaskConfig(unmasked_weight=unmasked_weight))
     terms.loss_sum.backward()
     monkeypatch.setattr(Tensor, "float", lambda self: self)  # torchaudio's similarity and penalty cast to float32
-    loss, correct = _reference_loss(reference, batch, monkeypatch)
+    loss, correct, frames = _reference_loss(reference, batch, monkeypatch, unmasked_weight)
     loss.backward()
 
     torch.testing.assert_close(terms.loss_sum, loss, rtol=1e-12, atol=1e-9)
-    assert (terms.masked_frames, int(terms.correct)) == (int(batch.mask_BT.sum()), correct)
+    assert (terms.masked_frames, int(terms.correct), terms.frames) == (int(batch.mask_BT.sum()), correct, frames)
     expected = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
         assert (_gradient(parameter) - _gradient(expected[name])).abs().max() < 1e-9, name
@@ -105,7 +115,7 @@ def test_base_model_starts_as_torchaudios_and_has_its_gradients_in_float32(monke
 
     terms = masked_prediction(model, batch, TASK)
     terms.loss_sum.backward()
-    loss, _ = _reference_loss(reference, batch, monkeypatch)
+    loss, _, _ = _reference_loss(reference, batch, monkeypatch, 0.0)
     loss.backward()
 
     torch.testing.assert_close(terms.loss_sum, loss, rtol=1e-6, atol=0.0)

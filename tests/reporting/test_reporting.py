@@ -8,7 +8,7 @@ from fedhubert.compose import compose
 from fedhubert.errors import ConfigError
 from fedhubert.reporting.metrics import append_event, keep_events, read_events
 from fedhubert.reporting.run_folder import RunFolder, resolve_out
-from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
+from fedhubert.reporting.summary import final_event, plot_curves, rounds_table, trend
 
 
 def test_events_are_appended_whole_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -92,3 +92,12 @@ def test_table_and_plot_are_made_from_the_log(tmp_path: Path) -> None:
     assert final_event(log)["validation"]["loss"] == 1.25
     plot_curves(log, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_trend_is_a_running_mean_that_ends_where_the_curve_does() -> None:
+    straight = [(x, 3.0 * x) for x in range(120)]
+    smoothed = trend(straight)
+    assert [x for x, _ in smoothed] == list(range(120))
+    assert smoothed[2:-2] == [(x, pytest.approx(3.0 * x)) for x in range(2, 118)]  # over two on each side
+    assert smoothed[0] == (0, 3.0) and smoothed[-1] == (119, 3.0 * 118)  # over what is there
+    assert [y for _, y in trend([(x, float(x % 2)) for x in range(61)])][1] == pytest.approx(1 / 3)
