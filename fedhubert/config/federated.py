@@ -23,6 +23,7 @@ class FederatedConfig(Model):
     num_clients: PositiveInt = 10
     num_rounds: PositiveInt = 100
     client_fraction: PositiveFraction = 0.5
+    sampling: Literal["random", "reshuffled"] = "random"
     min_clients: PositiveInt | None = None
     over_commit: Annotated[float, Field(ge=1.0, le=10.0)] = 1.0
     strategy: Literal[

@@ -30,7 +30,7 @@ from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.round_state import RoundState
-from fedhubert.federation.sampling import assign_to_nodes, ranking
+from fedhubert.federation.sampling import asking_order, assign_to_nodes
 from fedhubert.federation.server_optimizers import ServerOptimizer, server_share
 
 log = logging.getLogger("fedhubert")
@@ -112,7 +112,7 @@ class FederatedStrategy(Strategy):
             away = set(self._queue) - self.federation.connected
             self.outcome.failures = [Failure(partition, "not_connected") for partition in sorted(away)]
         else:
-            self._queue = ranking(self.federation.config.seed, number, federated.num_clients)
+            self._queue = asking_order(self.federation.config, number)
             self._wanted = federated.clients_per_round
         self._norm_limit = self.state.norm_limit(federated.max_norm_ratio)
         self._fold = RoundFold(

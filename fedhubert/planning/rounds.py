@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedhubert.federation.sampling import assign_to_nodes, ranking
+from fedhubert.federation.sampling import asking_order, assign_to_nodes
 from fedhubert.federation.simulation import num_supernodes
 from fedhubert.planning import sizes
 from fedhubert.planning.inputs import Inputs
@@ -105,7 +105,7 @@ class _Planner:
     def _round(self, number: int) -> Round:
         federated, rates = self._config.federated, self._rates
         wanted = max(1, round(federated.expected_cohort)) if self._config.privacy.enabled else federated.clients_per_round
-        asked = ranking(self._config.seed, number, len(self._positions))[: math.ceil(wanted * federated.over_commit)]
+        asked = asking_order(self._config, number)[: math.ceil(wanted * federated.over_commit)]
         shares = assign_to_nodes(asked, self._hosts, self._load)
         work = {part: self._work(part) for part in asked}
         down, up = self._down, {node: self._alone if len(parts) == 1 else self._summed for node, parts in shares.items()}

@@ -11,7 +11,7 @@ import torch
 from fedhubert.config import Config, DistillConfig
 from fedhubert.data.batching import SAMPLE_RATE_HZ, Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
-from fedhubert.federation.sampling import ranking
+from fedhubert.federation.sampling import asking_order
 from fedhubert.federation.site import Site
 from fedhubert.federation.teacher_phase import with_teacher
 from fedhubert.models.hubert import num_frames
@@ -56,7 +56,7 @@ def measure(config: Config, site: Site | None, budget_s: float, clock: Callable[
     if isinstance(config.task, DistillConfig) and teacher is not None:
         objective = Distillation(config.task, Teaching(teacher.teacher, config.task, device))
     batches = _noise(config) if site is None else _real(config, site)
-    turns = ranking(config.seed, 1, config.federated.num_clients)[: min(_TURNS, config.federated.clients_per_round)]
+    turns = asking_order(config, 1)[: min(_TURNS, config.federated.clients_per_round)]
     torch.set_num_threads(config.client.threads)
     try:
         meter = _Meter(config, device, objective, clock)

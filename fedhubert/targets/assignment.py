@@ -17,7 +17,7 @@ Features = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float64]
 
-_BLOCK_ENTRIES = 2**20  # of the score matrix: 8 MB
+_BLOCK_ENTRIES = 2**18  # of the score matrix: 2 MB, which stay in the cache
 _CHECKED = 2**14  # frames
 _ROUNDING = 2.0**-53
 

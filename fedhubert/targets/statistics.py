@@ -23,6 +23,7 @@ MAX_VALUE = 2.0**13
 """Largest magnitude of a scaled value: 2**10 times the centroids'. 2**42 / magnitude frames fit into one cluster."""
 
 _GRID = 2.0**GRID_BITS
+_ROUNDER = 1.5 * 2.0**52
 _LIMIT = 2.0**62  # of any total, one bit below int64
 
 Integers = npt.NDArray[np.int64]
@@ -148,8 +149,8 @@ def accumulate(
         torch.zeros(shape, dtype=torch.int64) for shape in [(num_clusters, dimension), num_clusters, num_clusters]
     )
     for start, ids, distances in assign_blocks(features_FD, centroids_KD, block_frames):
-        values = np.ldexp(features_FD[start : start + len(ids)].astype(np.float64), scale_bits)
-        distances = np.ldexp(distances, 2 * scale_bits)
+        values = features_FD[start : start + len(ids)] * np.float64(2.0**scale_bits)
+        distances = distances * 2.0 ** (2 * scale_bits)
         peak = max(float(values.max()), -float(values.min()))
         if peak > MAX_VALUE:
             raise TargetsError(
@@ -159,14 +160,22 @@ def accumulate(
         added = _GRID * max(peak * float(weights.sum(dtype=np.float64)), float(distances @ weights.astype(np.float64)))
         _check_range(added + max(map(_largest, (sums.numpy(), inertia.numpy()))))
         index = torch.from_numpy(ids)
-        sums.index_add_(0, index, _to_grid(values) * torch.from_numpy(weights)[:, None])
+        gridded, far = _to_grid(values), torch.from_numpy(np.rint(distances * _GRID).astype(np.int64))
+        if weights_F is not None:
+            gridded.mul_(torch.from_numpy(weights)[:, None])
+            far.mul_(torch.from_numpy(weights))
+        sums.index_add_(0, index, gridded)
         counts.index_add_(0, index, torch.from_numpy(weights))
-        inertia.index_add_(0, index, _to_grid(distances) * torch.from_numpy(weights))
+        inertia.index_add_(0, index, far)
     return KMeansStatistics(sums.numpy(), counts.numpy(), inertia.numpy(), scale_bits)
 
 
 def _to_grid(values: npt.NDArray[np.float64]) -> torch.Tensor:
-    return torch.from_numpy(np.rint(values * _GRID).astype(np.int64))
+    """Round to the grid in place: a number at which float64 has a spacing of 1 is added, and taken off the bits as an integer."""
+    values *= _GRID  # up to 2**33
+    values += _ROUNDER
+    bits = torch.from_numpy(values.view(np.int64))
+    return bits.sub_(int(np.float64(_ROUNDER).view(np.int64)))
 
 
 def _largest(values: Integers) -> float:

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,6 +171,18 @@ def test_activation_checkpointing_keeps_the_gradients(
     attention_masks.clear()
     _gradients(saving)
     assert len(attention_masks) == calls
+
+
+def test_a_large_model_returns_memory_once_a_step(tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, trims = build_hubert(tiny_model_config, 0).double().train(), []
+    expected = _gradients(model)
+    monkeypatch.setattr(hubert.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=trims.append))
+    model.zero_grad()
+    _gradients(model)
+    assert not trims
+    monkeypatch.setattr(hubert, "LARGE", 1)
+    model.zero_grad()
+    assert all(map(torch.equal, _gradients(model), expected)) and trims == [0]
 
 
 def test_autocast_scores_in_float32(tiny_model_config: ModelConfig) -> None:
