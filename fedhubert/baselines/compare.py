@@ -168,6 +168,8 @@ def comparison_table(summary: Mapping[str, Mapping[str, Mapping[str, float | int
     names = list(dict.fromkeys(name for figures in summary.values() for name in figures))
     table = Table(title="Mean and standard deviation over seeds")
     table.add_column("model")
+    if not summary.get(TEACHER):  # all of one size
+        names = [name for name in names if name not in _SIZES]
     for name in names:
         table.add_column(name if name in (*_HELD_OUT, *_SIZES) else f"{name} (best layer)", justify="right")
     for system, figures in summary.items():
