@@ -48,6 +48,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.switches
 	$(BIN)/python -m tests.benchmarks.rounds
 	$(BIN)/python -m tests.benchmarks.cohorts
+	$(BIN)/python -m tests.benchmarks.deployment
 	@test -n "$$FEDHUBERT_CORPUS" || { echo "the benchmarks on speech need FEDHUBERT_CORPUS: a folder of speech with a manifest.csv"; exit 1; }
 	$(BIN)/python -m tests.benchmarks.clusters
 	$(BIN)/python -m tests.benchmarks.codecs

@@ -18,6 +18,7 @@ VERBS = {
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
     "compare": "federated, central, local-only and untrained models over several seeds (takes Hydra overrides)",
+    "plan": "what a federation would take before it is run: steps, audio, bytes, hours, memory (takes Hydra overrides)",
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
@@ -85,6 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from fedhubert.baselines import command
 
             return (command.central if arguments[0] == "central" else command.compare)(arguments[1:])
+        if arguments[:1] == ["plan"]:
+            from fedhubert.planning.command import plan
+
+            return plan(arguments[1:])
         if arguments[:1] == ["recipe"]:
             return recipe(arguments[1:])
         parser = _parser()
@@ -133,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    for name in ("train", "recipe", "central", "compare"):
+    for name in ("train", "recipe", "central", "compare", "plan"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
     forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
     forked.add_argument("source", metavar="RUN", help="folder of the run to start from")

@@ -25,6 +25,7 @@ LAYERS = {
     "evaluation": 4,
     "federation": 5,
     "baselines": 6,
+    "planning": 6,
     "cli": 6,
 }
 

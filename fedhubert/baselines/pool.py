@@ -16,7 +16,7 @@ from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.federation import site_figures
 from fedhubert.federation.figures import figures_of
-from fedhubert.federation.sampling import ranking
+from fedhubert.federation.sampling import asking_order
 from fedhubert.federation.site import Partition, Site, open_site, release_extractor
 from fedhubert.federation.targets_phase import kmeans_event
 from fedhubert.federation.teacher_phase import ServerTeacher, prepare_student
@@ -87,12 +87,9 @@ class Pool:
     def rounds(self) -> dict[int, dict[int, int]]:
         """Return round -> client -> steps of the federated run in which every client asked first answers."""
         federated, client = self.config.federated, self.job.client
-        steps = {
-            part.number: client.local_steps or max(1, part.train_plan.num_batches // client.accumulate) * client.local_epochs
-            for part in self.clients
-        }
+        steps = {part.number: client.steps_per_round(part.train_plan.num_batches) for part in self.clients}
         asked = [
-            sorted(ranking(self.config.seed, number, federated.num_clients)[: federated.clients_per_round])
+            sorted(asking_order(self.config, number)[: federated.clients_per_round])
             for number in range(1, federated.num_rounds + 1)
         ]
         return rounds_of_clients(asked, steps)

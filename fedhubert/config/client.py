@@ -34,6 +34,10 @@ class ClientConfig(Model):
     state_dir: str | None = None
     state_max_gb: Positive | None = 100.0
 
+    def steps_per_round(self, num_batches: int) -> int:
+        """Return the optimiser steps of a round for a client whose epoch has ``num_batches`` micro-batches."""
+        return self.local_steps or max(1, num_batches // self.accumulate) * self.local_epochs
+
     @property
     def sgd_momentum(self) -> float:
         """The momentum that FedNova has to know of; AdamW's counts as none."""
@@ -45,6 +49,8 @@ class BaselineConfig(Model):
 
     optimizer: Literal["adamw", "sgd"] | None = None
     lr: Positive | None = None
+    schedule: Literal["linear", "constant"] | None = None
+    warmup_fraction: Fraction | None = None
     weight_decay: NonNegative | None = None
 
     def of(self, client: ClientConfig) -> ClientConfig:

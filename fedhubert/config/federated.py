@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedhubert.config.base import Count, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
+from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
 
 
 class EarlyStoppingConfig(Model):
@@ -23,6 +23,7 @@ class FederatedConfig(Model):
     num_clients: PositiveInt = 10
     num_rounds: PositiveInt = 100
     client_fraction: PositiveFraction = 0.5
+    sampling: Literal["random", "reshuffled"] = "random"
     min_clients: PositiveInt | None = None
     over_commit: Annotated[float, Field(ge=1.0, le=10.0)] = 1.0
     strategy: Literal[
@@ -38,6 +39,8 @@ class FederatedConfig(Model):
         "Krum",
     ] = "FedAdam"
     server_learning_rate: Positive = 1.0
+    server_schedule: Literal["linear", "constant"] = "constant"
+    server_warmup_fraction: Fraction = 0.0
     server_momentum: Probability = 0.9
     nesterov: bool = False
     proximal_mu: NonNegative = 0.01

@@ -136,6 +136,8 @@ def _against_privacy(config: Config) -> Iterator[str]:
         yield f"federated.strategy={federated.strategy} does more with updates than add them up: choose FedAvg, FedAvgM, FedAdam, ..."
     if federated.weight_by != "uniform":
         yield f"federated.weight_by={federated.weight_by} has data decide what an update counts: set federated.weight_by=uniform"
+    if federated.sampling != "random":
+        yield f"federated.sampling={federated.sampling} tells from one cohort who is in the next: set federated.sampling=random"
     if federated.over_commit > 1.0:
         yield f"federated.over_commit={federated.over_commit} leaves out who is slow: set federated.over_commit=1"
     if federated.max_norm_ratio > 0.0:

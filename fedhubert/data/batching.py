@@ -143,6 +143,17 @@ class BatchPlan:
         rng = generator(self.seed, f"{self.purpose}/crop", self.partition, position)
         return BatchSpec(rows, rng.integers(0, room_frames + 1) * FRAME_SAMPLES, num_samples)
 
+    def audio_s(self, positions: range) -> float:
+        """Return the seconds of audio in the batches at ``positions``, without reading any."""
+        count, samples = self.num_batches, 0
+        for epoch in range(positions.start // count, -(-positions.stop // count)):
+            places, batch_order = self._epoch(epoch)
+            shortest = np.minimum.reduceat(self._lengths[places], self._batches[:-1])
+            lengths = np.minimum(shortest, self._longest) if self._fixed_lengths is None else self._fixed_lengths
+            in_order = (lengths * np.diff(self._batches))[batch_order]
+            samples += int(in_order[max(0, positions.start - epoch * count) : positions.stop - epoch * count].sum())
+        return samples / SAMPLE_RATE_HZ
+
     def _fixed_start(self, row: int, room_frames: int) -> int:
         return int(generator(self.seed, f"{self.purpose}/fixed-crop", self.partition, row).integers(0, room_frames + 1))
 

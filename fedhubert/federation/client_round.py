@@ -170,9 +170,7 @@ def _train(
 ) -> LocalResult:
     """Train from ``incoming`` on, with the optimiser that ``state`` has kept."""
     job, task, key = request.job, request.task, str(partition.number)
-    planned = (
-        job.client.local_steps or max(1, partition.train_plan.num_batches // job.client.accumulate) * job.client.local_epochs
-    )
+    planned = job.client.steps_per_round(partition.train_plan.num_batches)
     exactly = task.get("steps", {}).get(key)  # a replayed round: as many as it took then, whatever the clock says
     position = int(task["positions"][key])
     resident.layout.load_vector(resident.model, incoming)

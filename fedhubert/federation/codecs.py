@@ -28,9 +28,13 @@ def channels(shapes: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, list[int]
 
     A matrix or convolution has one channel per output (its first dimension), a vector is one channel.
     """
-    counts = [shape[0] if len(shape) > 1 else 1 for shape in shapes]
+    counts = [_num_channels(shape) for shape in shapes]
     lengths = [math.prod(shape) // count for shape, count in zip(shapes, counts, strict=True)]
     return torch.tensor(lengths).repeat_interleave(torch.tensor(counts)), counts
+
+
+def _num_channels(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) > 1 else 1
 
 
 def encode(codec: CodecName, vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int = 0) -> Arrays:
@@ -67,6 +71,12 @@ def decode(codec: CodecName, arrays: Mapping[str, npt.NDArray[Any]], shapes: Seq
     for out, part, scale in zip(_split(decoded, shapes), _split(values, shapes), torch.split(scales, counts), strict=True):
         torch.mul(part.view(len(scale), -1), scale[:, None], out=out.view(len(scale), -1))
     return decoded
+
+
+def num_bytes(codec: CodecName, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Return the bytes of what :func:`encode` gives for parameters of ``shapes``."""
+    width, scales = {"fp32": (4, 0), "bf16": (2, 0), "fp16": (2, 1), "int8": (1, sum(map(_num_channels, shapes)))}[codec]
+    return width * sum(math.prod(shape) for shape in shapes) + 4 * scales
 
 
 def _encode_int8(vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int) -> Arrays:

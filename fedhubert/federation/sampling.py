@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from fedhubert.config import Config
 from fedhubert.seeding import generator
 
 
@@ -11,6 +12,21 @@ def ranking(seed: int, round_number: int, num_clients: int) -> list[int]:
     A round asks the first so many that are connected; over-committing and retrying go further down the same list.
     """
     return [int(partition) for partition in generator(seed, "cohort", round_number).permutation(num_clients)]
+
+
+def asking_order(config: Config, round_number: int) -> list[int]:
+    """Return all partition ids in the order in which a round of the run asks them.
+
+    ``federated.sampling=random``: see :func:`ranking`. ``reshuffled``: as many rounds as it takes for everyone's turn share one permutation, and each
+    asks the next ones in it, so that nobody is asked twice before all have been asked once.
+    """
+    federated = config.federated
+    count, wanted = federated.num_clients, federated.clients_per_round
+    if federated.sampling == "random":
+        return ranking(config.seed, round_number, count)
+    cycle, turn = divmod(round_number - 1, -(-count // wanted))
+    order = [int(partition) for partition in generator(config.seed, "cohort cycle", cycle).permutation(count)]
+    return order[turn * wanted :] + order[: turn * wanted]
 
 
 def assign_to_nodes(

@@ -12,6 +12,7 @@ import torch
 
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import CheckpointError
+from fedhubert.training.schedule import share_of_rate
 
 
 class ServerOptimizer(ABC):
@@ -21,8 +22,8 @@ class ServerOptimizer(ABC):
         self.state: dict[str, torch.Tensor] = {}
 
     @abstractmethod
-    def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
-        """Return the new model; ``model`` and ``mean_update`` are left as they are."""
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+        """Return the new model, after a step at ``share`` of the rate; ``model`` and ``mean_update`` are left as they are."""
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take the state of a checkpoint; raises :class:`CheckpointError` when it is another optimiser's."""
@@ -42,8 +43,8 @@ class FedAvg(ServerOptimizer):
         super().__init__()
         self.learning_rate = learning_rate
 
-    def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
-        return torch.add(model, mean_update, alpha=self.learning_rate)
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+        return torch.add(model, mean_update, alpha=share * self.learning_rate)
 
 
 class FedAvgM(ServerOptimizer):
@@ -54,10 +55,10 @@ class FedAvgM(ServerOptimizer):
         self.learning_rate, self.momentum, self.nesterov = learning_rate, momentum, nesterov
         self.state = {"momentum": torch.zeros(numel)}
 
-    def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
         buffer = self.state["momentum"].mul_(self.momentum).add_(mean_update)
         direction = torch.add(mean_update, buffer, alpha=self.momentum) if self.nesterov else buffer
-        return torch.add(model, direction, alpha=self.learning_rate)
+        return torch.add(model, direction, alpha=share * self.learning_rate)
 
 
 class Adaptive(ServerOptimizer):
@@ -68,11 +69,11 @@ class Adaptive(ServerOptimizer):
         self.eta, self.beta1, self.beta2, self.tau = eta, beta1, beta2, tau
         self.state = {"m": torch.zeros(numel), "v": torch.full((numel,), tau**2)}
 
-    def step(self, model: torch.Tensor, mean_update: torch.Tensor) -> torch.Tensor:
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
         m, v = self.state["m"], self.state["v"]
         m.mul_(self.beta1).add_(mean_update, alpha=1.0 - self.beta1)
         self._second_moment(v, mean_update)
-        return torch.addcdiv(model, m, v.sqrt().add_(self.tau), value=self._rate())
+        return torch.addcdiv(model, m, v.sqrt().add_(self.tau), value=share * self._rate())
 
     def _rate(self) -> float:
         return self.eta
@@ -133,6 +134,12 @@ def build_server_optimizer(config: FederatedConfig, numel: int) -> ServerOptimiz
     if adaptive is None:
         return FedAvg(config.server_learning_rate)
     return adaptive(numel, eta=config.eta, beta1=config.beta1, beta2=config.beta2, tau=config.tau)
+
+
+def server_share(config: FederatedConfig, round_number: int) -> float:
+    """Return what of its rate the server takes in a round, counted from 1: ``server_schedule`` at the round's middle."""
+    progress = (round_number - 0.5) / config.num_rounds
+    return share_of_rate(progress, config.server_warmup_fraction, config.server_schedule)
 
 
 def nova_coefficient(steps: int, momentum: float) -> float:

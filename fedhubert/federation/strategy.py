@@ -30,8 +30,8 @@ from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.privacy import CentralPrivacy
 from fedhubert.federation.protocol import Failure
 from fedhubert.federation.round_state import RoundState
-from fedhubert.federation.sampling import assign_to_nodes, ranking
-from fedhubert.federation.server_optimizers import ServerOptimizer
+from fedhubert.federation.sampling import asking_order, assign_to_nodes
+from fedhubert.federation.server_optimizers import ServerOptimizer, server_share
 
 log = logging.getLogger("fedhubert")
 
@@ -112,7 +112,7 @@ class FederatedStrategy(Strategy):
             away = set(self._queue) - self.federation.connected
             self.outcome.failures = [Failure(partition, "not_connected") for partition in sorted(away)]
         else:
-            self._queue = ranking(self.federation.config.seed, number, federated.num_clients)
+            self._queue = asking_order(self.federation.config, number)
             self._wanted = federated.clients_per_round
         self._norm_limit = self.state.norm_limit(federated.max_norm_ratio)
         self._fold = RoundFold(
@@ -145,7 +145,8 @@ class FederatedStrategy(Strategy):
         release = self._privacy.release(outcome.number, self._fold.total, outcome.clients) if self._privacy else None
         self._write_journal(release.tag if release else "")
         self.between_steps = False
-        updated = self.optimizer.step(self.incoming, release.mean if release else self._fold.mean())
+        share = server_share(self.federation.config.federated, outcome.number)
+        updated = self.optimizer.step(self.incoming, release.mean if release else self._fold.mean(), share)
         if not math.isfinite(peak(updated)):
             raise FederationError(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",

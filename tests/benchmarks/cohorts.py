@@ -65,8 +65,8 @@ def step(client: int) -> tuple[Linear, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def ours(clients: int, workers: int) -> list[tuple[float, float]]:
-    """Return the wall and the driver's CPU seconds of each round."""
+def ours(clients: int, workers: int, registered: int | None = None) -> list[tuple[float, float]]:
+    """Return the wall and the driver's CPU seconds of each round, for which ``clients`` of those registered (None: all) are drawn."""
     from flwr.app import ArrayRecord, Context, Message
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
@@ -83,8 +83,13 @@ def ours(clients: int, workers: int) -> list[tuple[float, float]]:
     from fedhubert.federation.strategy import FederatedStrategy
     from fedhubert.training.parameters import ParameterLayout
 
-    overrides = ["federated.client_fraction=1", "federated.strategy=FedAvg", f"simulation.num_workers={workers}"]
-    config = compose([f"federated.num_clients={clients}", *overrides])
+    registered = registered or clients
+    overrides = [
+        f"federated.client_fraction={clients / registered}",
+        "federated.strategy=FedAvg",
+        f"simulation.num_workers={workers}",
+    ]
+    config = compose([f"federated.num_clients={registered}", *overrides])
     layout = ParameterLayout.of(Linear())
     client_app, server_app = ClientApp(), ServerApp()
 
@@ -111,8 +116,8 @@ def ours(clients: int, workers: int) -> list[tuple[float, float]]:
         while len(nodes := list(grid.get_node_ids())) < num_supernodes(config):
             time.sleep(0.1)
         federation = Federation(StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout)
-        federation.hosts = {node: list(range(clients)) for node in nodes}
-        federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
+        federation.hosts = {node: list(range(registered)) for node in nodes}
+        federation.partitions = {number: {"train_audio_s": 1.0} for number in range(registered)}
         strategy = FederatedStrategy(federation, FedAvg(1.0))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(layout.numel, np.float32))
@@ -196,17 +201,17 @@ def pfl(clients: int, workers: int) -> list[tuple[float, float]]:
     return times
 
 
-def case(way: str, clients: str, workers: str) -> dict[str, Any]:
+def case(way: str, clients: str, workers: str, *registered: str) -> dict[str, Any]:
     """Run one case in this process."""
     count = int(clients)
     with PeakMemory() as peak:
-        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](count, int(workers))
+        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](count, int(workers), *map(int, registered))
     memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
     about = {"way": way, "clients": count, "workers": int(workers)}
     return {**about, "ms_per_client": min(wall for wall, _ in times) / count * 1e3, **memory}
 
 
-def compare(our_clients: list[int], stock_clients: int, pfl_clients: int) -> None:
+def compare(our_clients: list[int], stock_clients: int, pfl_clients: int, registered: int) -> None:
     """Print the figures of all cases, one JSON line each; pfl's only where it is installed."""
     mine = [case_alone(__spec__.name, "ours", clients, NUM_WORKERS) for clients in our_clients]
     peers = [("stock", stock_clients, NUM_WORKERS)]
@@ -219,6 +224,9 @@ def compare(our_clients: list[int], stock_clients: int, pfl_clients: int) -> Non
     for peer in theirs:
         our = next(result["ms_per_client"] for result in reversed(mine) if result["workers"] == peer["workers"])
         figure(f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers", our, peer["ms_per_client"], "ms")
+    few = case_alone(__spec__.name, "ours", 100, NUM_WORKERS, registered)
+    figure(f"cohort: ms per client, 100 drawn of {registered} registered", few["ms_per_client"], None, "ms")
+    figure(f"cohort: server memory, 100 drawn of {registered} registered", few["driver_mb"] + few["store_mb"], None, "MB")
     peaks = [round(result["driver_mb"] + result["store_mb"]) for result in mine if result["workers"] == NUM_WORKERS]
     print(json.dumps({"name": f"cohort: server memory, {our_clients} clients", "ours": peaks, "unit": "MB"}))
 
@@ -228,7 +236,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--stock-clients", type=int, default=200)
     parser.add_argument("--pfl-clients", type=int, default=1000)
-    run(parser, case, lambda arguments: compare(arguments.clients, arguments.stock_clients, arguments.pfl_clients))
+    parser.add_argument("--registered", type=int, default=10_000)
+    run(
+        parser,
+        case,
+        lambda arguments: compare(arguments.clients, arguments.stock_clients, arguments.pfl_clients, arguments.registered),
+    )
 
 
 if __name__ == "__main__":

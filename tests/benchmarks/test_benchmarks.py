@@ -92,7 +92,7 @@ def test_rounds(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_cohorts(capfd: pytest.CaptureFixture[str]) -> None:
-    cohorts.compare([4], stock_clients=2, pfl_clients=4)
+    cohorts.compare([4], stock_clients=2, pfl_clients=4, registered=200)
     said = lines(capfd.readouterr().out)
     assert {line["way"] for line in said if "way" in line} >= {"ours", "stock"}
     assert any(line.get("name") == "cohort: ms per client beside stock, 2 workers" for line in said)

@@ -75,6 +75,16 @@ def test_an_epoch_takes_every_utterance_once_within_the_budget(
         assert (np.minimum(own, 2 * RATE) <= 1.15 * spec.num_samples + 1).all()  # little is lost of what fits
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("positions", [range(0, 3), range(4, 29), range(11, 12), range(5, 5)])
+def test_audio_is_counted_without_reading_any(fixed: bool, positions: range) -> None:
+    lengths = np.random.default_rng(0).integers(8000, 90000, 40)
+    plan = BatchPlan(lengths, np.arange(40), data_config(), 3, 1, fixed_crops=fixed)
+    specs = [plan.batch(position) for position in positions]
+    assert plan.audio_s(positions) == sum(len(spec.rows) * spec.num_samples for spec in specs) / RATE
+    assert plan.num_batches < 29
+
+
 def test_an_utterance_longer_than_the_crop_is_seen_everywhere() -> None:
     plan = BatchPlan(lengths_of(10.0), np.array([0]), data_config(), 0, 0)
     starts = np.array([plan.batch(position).starts[0] for position in range(300)])

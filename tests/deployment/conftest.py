@@ -127,8 +127,8 @@ def marked_processes(mark: str) -> Iterator[tuple[int, str]]:
 class Deployment:
     """One SuperLink on a free port with its own FLWR_HOME, certificates and database; SuperNodes as asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, num_sites: int = NODES) -> None:
+        self.folder, self.num_sites = folder, num_sites
         self.port = free_port()
         self.mark = uuid.uuid4().hex
         self.certs = folder / "certs"
@@ -147,7 +147,7 @@ class Deployment:
             "FEDHUBERT_CACHE": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
         }
-        assert main(["certs", "--out", str(self.certs), "--host", LINE_HOST, "--nodes", str(NODES + 1)]) == 0
+        assert main(["certs", "--out", str(self.certs), "--host", LINE_HOST, "--nodes", str(num_sites + 1)]) == 0
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "test"\n\n[superlink.test]\naddress = "127.0.0.1:{self.port}"\n'
             f'root-certificates = "{self.certs / "ca.crt"}"\n'
@@ -173,7 +173,7 @@ class Deployment:
     def start_node(self, number: int, *options: str, superlink: str = "127.0.0.1", **how: Any) -> Running:
         """Start SuperNode ``number``; ``options`` replace those that make it secure."""
         site = self.folder / f"site-{number}"
-        config = f'partition-id={number} num-partitions={NODES} manifest="{site / "manifest.csv"}" state-dir="{site / "state"}"'
+        config = f'partition-id={number} num-partitions={self.num_sites} manifest="{site / "manifest.csv"}" state-dir="{site / "state"}"'
         secure = [
             f"--root-certificates={self.certs / 'ca.crt'}",
             f"--auth-supernode-private-key={self.certs / f'node-{number}.key'}",
@@ -216,8 +216,11 @@ class Deployment:
     def run(self, out: Path, *overrides: str) -> str:
         """Submit a run and return its id."""
         text = " ".join([*SMALL, f"out={out}", *overrides])
-        submitted = self.flwr_json("run", str(REPOSITORY), "--run-config", f'overrides="{text}"')
-        return str(submitted["run-id"])
+        return self.submit(REPOSITORY, f'overrides="{text}"')
+
+    def submit(self, app: Path, run_config: str) -> str:
+        """Submit a run of ``app`` and return its id."""
+        return str(self.flwr_json("run", str(app), "--run-config", run_config)["run-id"])
 
     def status(self, run: str) -> str:
         return next(str(item["status"]) for item in self.flwr_json("list")["runs"] if str(item["run-id"]) == run)

@@ -117,6 +117,18 @@ def test_a_training_that_ends_is_not_requeued(start: Start, calls: Path, tmp_pat
     assert calls.read_text().splitlines() == [expected, "started"]
 
 
+def test_librispeech_is_the_script_for_simulations_with_its_experiment(start: Start, calls: Path, tmp_path: Path) -> None:
+    """One process: the signal that the script is sent reaches training, and the job is requeued."""
+    (tmp_path / "docker").symlink_to(DOCKER)
+    job = start("librispeech_2gpu.sbatch", "data.manifest=/x.csv", "seed=1 2", SLURM_GPUS_ON_NODE="2", TRAINING_TENTHS="600")
+    wait_for(calls, "started")
+    os.kill(job.pid, signal.SIGUSR1)
+    assert job.wait(60) == 75
+    workers = "simulation.num_workers=2 simulation.gpus_per_client=1"
+    expected = f"fedhubert train {workers} experiment=librispeech_2gpu data.manifest=/x.csv seed=1 2 out={tmp_path}/outputs/slurm/7 resume=auto"
+    assert calls.read_text().splitlines() == [expected, "started", "training: USR1", "scontrol requeue 7"]
+
+
 @pytest.mark.parametrize("code", ["1", "75"])
 def test_a_training_that_fails_or_was_stopped_by_others_is_not_requeued(start: Start, calls: Path, code: str) -> None:
     job = start("simulation.sbatch", SLURM_CPUS_PER_TASK="3", TRAINING_CODE=code)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhubert.federation.codecs import channels, decode, encode
+from fedhubert.federation.codecs import channels, decode, encode, num_bytes
 from fedhubert.federation.exact_sum import UpdateRejected
 
 SHAPES = ((6, 5, 3), (7,), (4, 2), ())
@@ -38,6 +38,12 @@ def test_lossy_codecs_keep_to_their_error(vector: torch.Tensor, codec: str, byte
     elif codec == "fp16":
         allowed = allowed + float(vector.abs().max()) * 2.0**-38  # the smallest of float16, scaled
     assert bool(((decoded - vector).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "fp16", "int8"])
+def test_bytes_are_known_beforehand(vector: torch.Tensor, codec: str) -> None:
+    arrays = encode(codec, vector, SHAPES)  # type: ignore[arg-type]
+    assert num_bytes(codec, SHAPES) == sum(array.nbytes for array in arrays.values())  # type: ignore[arg-type]
 
 
 def test_int8_rounds_without_bias_and_by_its_seed(vector: torch.Tensor) -> None:

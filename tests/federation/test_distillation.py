@@ -269,7 +269,9 @@ def test_a_distillation_can_be_private(run: Run) -> None:
     assert "k-means" not in (result.folder.path / "federated_training.log").read_text()  # it has no labels to be made
 
 
-@pytest.mark.parametrize("objectives", [[], ALL, ["task.freeze_conv=true"]])
+@pytest.mark.parametrize(
+    "objectives", [ALL, *(pytest.param(few, marks=pytest.mark.slow) for few in ([], ["task.freeze_conv=true"]))]
+)
 def test_with_one_client_central_distillation_is_the_federated_one(
     run: Run, data: list[str], teacher: Path, tmp_path: Path, objectives: list[str]
 ) -> None:

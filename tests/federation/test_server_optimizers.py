@@ -21,6 +21,7 @@ from fedhubert.federation.server_optimizers import (
     FedYogi,
     build_server_optimizer,
     nova_coefficient,
+    server_share,
 )
 
 
@@ -134,3 +135,48 @@ def test_state_of_another_optimiser_is_refused() -> None:
         adam.load_state({})
     adam.load_state({"m": torch.ones(3), "v": torch.ones(3)})
     assert float(adam.state["m"].sum()) == 3.0
+
+
+def test_on_gradients_fedadam_with_a_schedule_is_central_adam() -> None:
+    """One step of plain SGD at rate 1 is minus the gradient: the server's step is then torch's Adam, but for the first steps' bias correction."""
+    config = FederatedConfig(
+        num_rounds=50,
+        eta=0.01,
+        beta2=0.98,
+        tau=1e-8,
+        bias_correction="flower",
+        server_schedule="linear",
+        server_warmup_fraction=0.2,
+    )
+    server = build_server_optimizer(config, 5)
+    parameter = torch.nn.Parameter(torch.ones(5))
+    central = torch.optim.Adam([parameter], betas=(config.beta1, config.beta2), eps=1e-8)
+    model = torch.ones(5)
+    generator = torch.Generator().manual_seed(0)
+    for number in range(1, 51):
+        gradient = torch.randn(5, generator=generator)
+        power = number + 1  # Flower's corrections are those of the next step
+        corrected = (1 - config.beta2**power) ** 0.5 / (1 - config.beta1**power)
+        torchs = (1 - config.beta2**number) ** 0.5 / (1 - config.beta1**number)
+        central.param_groups[0]["lr"] = config.eta * server_share(config, number) * corrected / torchs
+        parameter.grad = gradient.clone()
+        central.step()
+        model = server.step(model, -gradient, server_share(config, number))
+    torch.testing.assert_close(model, parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad"])
+def test_a_share_of_the_rate_is_a_share_of_the_step(strategy: str) -> None:
+    config = FederatedConfig.model_validate({"strategy": strategy})
+    model, update = torch.ones(4), torch.tensor([0.5, -1.0, 2.0, 0.0])
+    whole = build_server_optimizer(config, 4).step(model, update) - model
+    half = build_server_optimizer(config, 4).step(model, update, 0.5) - model
+    torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-6)
+    assert whole.norm() > 0
+
+
+def test_the_servers_share_by_hand() -> None:
+    config = FederatedConfig(num_rounds=10, server_schedule="linear", server_warmup_fraction=0.2)
+    shares = [server_share(config, number) for number in range(1, 11)]
+    assert shares == pytest.approx([0.25, 0.75, 0.9375, 0.8125, 0.6875, 0.5625, 0.4375, 0.3125, 0.1875, 0.0625])
+    assert [server_share(FederatedConfig(num_rounds=3), number) for number in (1, 2, 3)] == [1.0, 1.0, 1.0]

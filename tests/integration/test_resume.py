@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from .conftest import Train, events
 from .test_simulation import assert_same_model
 
@@ -35,6 +37,7 @@ def comparable(out: Path) -> list[dict[str, object]]:
     return kept
 
 
+@pytest.mark.slow  # test_kills does this at many moments
 def test_killed_in_the_middle_it_resumes_to_the_same_bits(
     finished: Path, train: Train, command: Callable[..., list[str]], environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,0 +1,188 @@
+"""What a plan is made from: the run's configuration, the model's parameters, the clients' audio, and how fast things go."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fedhubert.config import Config, client_job
+from fedhubert.config.base import Model, NonNegative, Positive
+from fedhubert.errors import ConfigError
+from fedhubert.federation.simulation import num_supernodes
+from fedhubert.federation.site import Partition, Site, open_site
+from fedhubert.federation.teacher_phase import with_teacher
+from fedhubert.models.student import build_model
+from fedhubert.training.parameters import ParameterLayout
+
+_SCORING = 3.0
+"""How much faster scoring is than training: a forward pass alone, where a backward pass takes two more."""
+_OVERHEAD_HERE_S, _OVERHEAD_ON_SITES_S = 0.5, 15.0
+"""A simulation keeps its workers. A real site starts a process, with torch in it, for each message, and looks for messages every 3 s."""
+
+
+class Rates(Model):
+    """How fast things go.
+
+    Attributes:
+        audio_s_per_s: Seconds of audio that a client trains on in a second.
+        score_audio_s_per_s: Seconds of audio that it scores in a second; None: three times as many.
+        label_audio_s_per_s: Seconds of audio that get MFCC and pseudo-labels in a second, on one CPU thread.
+        up_mbit_s, down_mbit_s: A site's own line, in 1e6 bits a second (down, where not given: as up); None: clients are played on this host.
+        round_overhead_s: What a round takes beside training, transfer and the server's arithmetic; None: 15 on real sites, else 0.5.
+        fold_ns, step_ns: The server's nanoseconds per parameter for each update, and for the end of a round.
+        disk_mb_s: How fast the server writes checkpoints and forces them to the disk, in 1e6 bytes a second.
+    """
+
+    audio_s_per_s: Positive
+    score_audio_s_per_s: Positive | None = None
+    label_audio_s_per_s: Positive = 900.0
+    up_mbit_s: Positive | None = None
+    down_mbit_s: Positive | None = None
+    round_overhead_s: NonNegative | None = None
+    fold_ns: NonNegative = 4.0
+    step_ns: NonNegative = 20.0
+    disk_mb_s: Positive = 150.0
+
+    @property
+    def on_sites(self) -> bool:
+        """Whether clients are real sites, each with a line and a device of its own."""
+        return self.up_mbit_s is not None
+
+    @property
+    def scoring(self) -> float:
+        """Seconds of audio scored in a second."""
+        return self.score_audio_s_per_s or _SCORING * self.audio_s_per_s
+
+    @property
+    def overhead_s(self) -> float:
+        """Seconds of a round beside all that is counted."""
+        return (
+            (_OVERHEAD_ON_SITES_S if self.on_sites else _OVERHEAD_HERE_S)
+            if self.round_overhead_s is None
+            else self.round_overhead_s
+        )
+
+    def line_s(self, down_bytes: int, up_bytes: int) -> float:
+        """Return the seconds that a site's line needs; none in a simulation."""
+        up_mbit_s = self.up_mbit_s or math.inf
+        return 8e-6 * (down_bytes / (self.down_mbit_s or up_mbit_s) + up_bytes / up_mbit_s)
+
+
+@dataclass(frozen=True)
+class ClientAudio:
+    """A client's audio.
+
+    Attributes:
+        train_s, validation_s: Seconds of its splits.
+        scored_s, scored_at_end_s: Seconds of its validation split that a round scores, and that the end scores.
+        num_batches: Micro-batches of an epoch.
+        audio_s: Returns the seconds of audio in the micro-batches at a range of positions.
+    """
+
+    train_s: float
+    validation_s: float
+    scored_s: float
+    scored_at_end_s: float
+    num_batches: int
+    audio_s: Callable[[range], float]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is planned.
+
+    Attributes:
+        shapes: Of the trained parameters, which travel.
+        all_parameters: Frozen ones included.
+        clients: By partition.
+        teacher_bytes: What is sent once to each site that lacks it.
+    """
+
+    config: Config
+    shapes: tuple[tuple[int, ...], ...]
+    all_parameters: int
+    clients: tuple[ClientAudio, ...]
+    rates: Rates
+    teacher_bytes: int = 0
+
+    @cached_property
+    def numel(self) -> int:
+        """P: parameters that travel."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def device(self) -> str:
+        """What a client trains on, as far as the configuration says: ``GPU``, ``CPU`` or, on sites that choose for themselves, ``device``."""
+        if self.config.client.device.startswith("cuda") or (self.config.simulation.gpus_per_client and not self.rates.on_sites):
+            return "GPU"
+        return "device" if self.rates.on_sites and self.config.client.device == "auto" else "CPU"
+
+    @property
+    def devices(self) -> float:
+        """How many of them: CPU threads, or a share of a GPU."""
+        if self.device == "CPU":
+            return float(self.config.client.threads)
+        return 1.0 if self.rates.on_sites else self.config.simulation.gpus_per_client or 1.0
+
+
+def inputs_of(config: Config, clients: Sequence[ClientAudio], rates: Rates) -> Inputs:
+    """Return what is planned; raises :class:`FedhubertError` for a teacher that cannot be used, or settings that do not fit."""
+    config, teacher = with_teacher(config)
+    model = build_model(config.model, config.task, config.seed)
+    every = sum(int(parameter.numel()) for parameter in model.parameters())
+    shapes = ParameterLayout.of(model).shapes
+    return Inputs(config, shapes, every, tuple(clients), rates, teacher.teacher.num_bytes if teacher else 0)
+
+
+def open_data(config: Config) -> Site:
+    """Return the data of ``data.manifest``, cut into the clients' partitions as a simulation would."""
+    return open_site(client_job(config), {"partition-id": 0, "num-partitions": num_supernodes(config)})
+
+
+def audio_of(site: Site) -> list[ClientAudio]:
+    """Return every client's audio, to the batch; raises :class:`DataError`."""
+    lengths, rate = site.manifest.lengths(site.job.data.sample_rate_hz), site.job.data.sample_rate_hz
+
+    def audio(part: Partition) -> ClientAudio:
+        scoring = part.validation_plan
+        return ClientAudio(
+            float(lengths[part.train_rows].sum() / rate),
+            float(lengths[part.validation_rows].sum() / rate),
+            scoring.audio_s(scoring.first(site.job.client.validation_batches)),
+            scoring.audio_s(scoring.first(0)),
+            part.train_plan.num_batches,
+            part.train_plan.audio_s,
+        )
+
+    return [audio(site.partition(number)) for number in range(site.job.num_clients)]
+
+
+def stated_audio(config: Config, hours: float | None, hours_per_client: Sequence[float] | None) -> list[ClientAudio]:
+    """Return every client's audio where only its length is known: batches are ``data.batch_seconds`` long, which is the most that they can be.
+
+    Raises:
+        ConfigError: neither or both lengths, or another number of clients.
+    """
+    count = config.federated.num_clients
+    if (hours is None) == (hours_per_client is None):
+        raise ConfigError(
+            "how much audio? Give one of data.manifest=PATH, hours=N (in all) and hours_per_client=N (or =[N,N,...])",
+            setting="hours",
+        )
+    each = [float(hours) / count] if hours is not None else list(hours_per_client or ())
+    each = each * count if len(each) == 1 else each
+    if len(each) != count:
+        raise ConfigError(
+            f"hours_per_client has {len(each)} values, but federated.num_clients is {count}: make them as many",
+            setting="hours_per_client",
+        )
+    return [_stated(config, 3600.0 * length) for length in each]
+
+
+def _stated(config: Config, length_s: float) -> ClientAudio:
+    held_out, longest_s = config.data.partition.validation_fraction, config.data.batch_seconds
+    train_s, validation_s = length_s * (1.0 - held_out), length_s * held_out
+    num_batches, wanted = math.ceil(train_s / longest_s), config.client.validation_batches
+    scored_s = min(validation_s, wanted * longest_s or validation_s)
+    batch_s = train_s / num_batches
+    return ClientAudio(train_s, validation_s, scored_s, validation_s, num_batches, lambda positions: batch_s * len(positions))

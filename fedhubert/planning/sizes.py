@@ -1,0 +1,89 @@
+"""Bytes: on the wire, in memory, on disks. All arithmetic over the number of parameters."""
+
+import math
+
+from fedhubert.config import ClientConfig, DistillConfig
+from fedhubert.federation.codecs import num_bytes
+from fedhubert.federation.simulation import num_supernodes, object_store_bytes
+from fedhubert.planning.inputs import ClientAudio, Inputs
+from fedhubert.targets.mfcc import NUM_FEATURES
+
+_SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 24.0
+"""Private memory of the server under FedAvg, without a model and per parameter: from tests/benchmarks/rounds.py with 20 M and 95 M parameters."""
+_STATE_VERSIONS = 4
+"""Versions of a partition's state that its site keeps at most (see :mod:`fedhubert.federation.site_state`)."""
+
+
+def model_bytes(inputs: Inputs) -> int:
+    """Return the bytes of the model as it travels to a node."""
+    return num_bytes(inputs.config.federated.broadcast_codec, inputs.shapes)
+
+
+def reply_bytes(inputs: Inputs, clients: int) -> int:
+    """Return the bytes of a node's reply for so many clients: an encoded update, or the exact sum of several."""
+    return num_bytes(inputs.config.federated.update_codec, inputs.shapes) if clients == 1 else 8 * inputs.numel
+
+
+def server_memory(inputs: Inputs) -> float:
+    """Return the bytes of the server's process and, in a simulation, of Ray's object store; robust strategies hold a round's updates in float64."""
+    federated = inputs.config.federated
+    memory = _SERVER_BYTES + _SERVER_BYTES_EACH * inputs.numel + 4.0 * inputs.all_parameters + _server_state(inputs)
+    if federated.is_robust:
+        memory += 8.0 * inputs.numel * federated.clients_per_round
+    if not inputs.rates.on_sites:
+        sharded = num_supernodes(inputs.config) < len(inputs.clients)
+        memory += object_store_bytes(inputs.numel, inputs.config.simulation.num_workers, sharded=sharded)
+    return memory
+
+
+def client_memory(inputs: Inputs) -> float:
+    """Return the bytes of weights, gradients and optimiser on a client's device; activations come on top."""
+    anchor = 4 if inputs.config.federated.strategy == "FedProx" else 0
+    return 4.0 * inputs.all_parameters + inputs.numel * (4 + anchor + _optimizer(inputs.config.client))
+
+
+def written(inputs: Inputs, number: int) -> int:
+    """Return the bytes that round ``number`` writes: its checkpoint, if it has one, and the best model, taken to be better every time."""
+    checkpoint, last = inputs.config.checkpoint, inputs.config.federated.num_rounds
+    due = number == last or number % checkpoint.every == 0
+    return due * _checkpoint(inputs) + (checkpoint.keep_best and number > 1) * 4 * inputs.all_parameters
+
+
+def checkpoint_disk(inputs: Inputs) -> int:
+    """Return the bytes of the checkpoints that are kept, with the one that is being written."""
+    checkpoint, rounds = inputs.config.checkpoint, inputs.config.federated.num_rounds
+    kept = min(checkpoint.keep_last + 1, math.ceil(rounds / checkpoint.every))
+    return kept * _checkpoint(inputs) + (checkpoint.keep_best and rounds > 1) * 4 * inputs.all_parameters
+
+
+def site_disk(inputs: Inputs, client: ClientAudio) -> float:
+    """Return the bytes that a client's site keeps: labels, k-means' sample of MFCC, optimisers and left-over rounding, a teacher and its outputs."""
+    config, task, targets = inputs.config, inputs.config.task, inputs.config.targets
+    disk = 0.0
+    if task.needs_labels and targets.kind == "kmeans":
+        width = 2 if targets.num_clusters <= 2**15 else 4
+        disk += width * targets.label_rate_hz * (client.train_s + client.validation_s)
+        if not targets.layer:
+            disk += 4 * NUM_FEATURES * min(targets.max_frames_per_client, targets.label_rate_hz * client.train_s)
+    kept = _optimizer(config.client) if config.client.optimizer_policy == "keep" else 0
+    kept += 4 if config.federated.update_codec == "int8" else 0
+    disk += _STATE_VERSIONS * kept * inputs.numel
+    if isinstance(task, DistillConfig):
+        disk += inputs.teacher_bytes + task.teacher_cache * task.teacher_cache_bytes
+    return disk
+
+
+def _optimizer(settings: ClientConfig) -> int:
+    """Bytes per parameter of a local optimiser's state."""
+    return 8 if settings.optimizer == "adamw" else 4 if settings.momentum else 0
+
+
+def _server_state(inputs: Inputs) -> int:
+    """Bytes of the server optimiser's state."""
+    strategy = inputs.config.federated.strategy
+    return inputs.numel * (8 if strategy in ("FedAdam", "FedYogi", "FedAdagrad") else 4 if strategy == "FedAvgM" else 0)
+
+
+def _checkpoint(inputs: Inputs) -> int:
+    """A round's checkpoint with what resuming needs."""
+    return 4 * inputs.all_parameters + _server_state(inputs)
