@@ -17,7 +17,7 @@ def validation_by_round(events: list[Event]) -> dict[int, dict[str, Any]]:
 
 def rounds_table(metrics_file: Path) -> Table:
     """Return one row per round: training and validation loss and masked accuracy of the round's model (of a student: its distance to the teacher),
-    clients, seconds."""
+    clients, seconds. Of many rounds only every n-th, and the last."""
     events = list(read_events(metrics_file))
     validation = validation_by_round(events)
     second, _, short = second_figure(events)
@@ -34,8 +34,10 @@ def rounds_table(metrics_file: Path) -> Table:
         "seconds",
     ):
         table.add_column(name, justify="right")
-    for event in events:
-        if event.get("event") != "round":
+    rounds = [event for event in events if event.get("event") == "round"]
+    every = -(-len(rounds) // _MOST_ROWS) if rounds else 1
+    for event in rounds:
+        if event["round"] % every and event is not rounds[-1]:
             continue
         scored = validation.get(event["round"], {})
         train = event["train"]
@@ -72,6 +74,7 @@ def targets_of(events: list[Event]) -> Event:
     return next((event for event in reversed(events) if event.get("event") == "targets"), {})
 
 
+_MOST_ROWS = 50
 MANY_ROUNDS = 60
 """Curves of more show their trend."""
 

@@ -101,3 +101,15 @@ def test_a_trend_is_a_running_mean_that_ends_where_the_curve_does() -> None:
     assert smoothed[2:-2] == [(x, pytest.approx(3.0 * x)) for x in range(2, 118)]  # over two on each side
     assert smoothed[0] == (0, 3.0) and smoothed[-1] == (119, 3.0 * 118)  # over what is there
     assert [y for _, y in trend([(x, float(x % 2)) for x in range(61)])][1] == pytest.approx(1 / 3)
+
+
+def test_of_many_rounds_the_table_shows_some_and_the_last(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    for number in range(1, 104):
+        seconds = {"round": 1.0}
+        train = {"loss": 1.0, "masked_accuracy": 0.5, "audio_s": 1.0}
+        append_event(
+            log, {"event": "round", "round": number, "train": train, "clients": [], "asked": [], "failed": [], "seconds": seconds}
+        )
+    shown = [int(cell) for cell in rounds_table(log).columns[0].cells]
+    assert shown[:2] == [3, 6] and shown[-2:] == [102, 103] and len(shown) == 35
