@@ -55,7 +55,7 @@ def _field(path: str, name: str) -> float:
 def case_alone(module: str, *arguments: object) -> dict[str, Any]:
     """Run one case in a process of its own, as an imported module: what ``__main__`` defines travels by value, and clients could keep nothing."""
     command = [sys.executable, "-c", f"from {module} import main; main()", "case", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
