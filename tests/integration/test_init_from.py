@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from fedhubert.checkpoints.importing import encoder_sha256
@@ -32,6 +33,7 @@ def test_a_run_starts_from_an_earlier_one_and_keeps_its_lineage(finished: Path, 
     assert "all 1 rounds are done" in again.stderr
 
 
+@pytest.mark.slow
 def test_an_encoder_of_other_sizes_is_refused_before_anything_trains(finished: Path, train: Train, tmp_path: Path) -> None:
     done = train(tmp_path / "out", f"init_from={finished}", "model.num_layers=2")
     assert done.returncode == 1

@@ -124,7 +124,7 @@ def test_a_private_run_killed_again_and_again_releases_the_same_models_once(
     assert len({len(event["asked"]) for event in comparable(alone) if event["event"] == "round"}) > 1  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("damage", ["cut short", "bit flipped"])
+@pytest.mark.parametrize("damage", ["cut short", pytest.param("bit flipped", marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     manifest: Path, tone_folder: Path, tmp_path: Path, damage: str
 ) -> None:
