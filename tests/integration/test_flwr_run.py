@@ -27,7 +27,7 @@ def free_port() -> int:
 def flower(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Flower's settings as the README has them, with ports and a home of the test's own; ends its SuperLink."""
     port = str(free_port())
-    yield {
+    settings = {
         **environment,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(tmp_path_factory.mktemp("flwr")),
@@ -36,6 +36,11 @@ def flower(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
     }
+    for _ in range(5):  # Flower gives its SuperLink 15 s to start, which a busy machine may not make the first time
+        listed = subprocess.run([FLWR, "list", "--format", "json"], env=settings, capture_output=True, text=True, timeout=60)
+        if "Failed to start" not in listed.stdout + listed.stderr:
+            break
+    yield settings
     subprocess.run(["pkill", "-f", port], check=False)
 
 
