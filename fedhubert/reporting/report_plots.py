@@ -110,7 +110,8 @@ def costs(runs: Sequence[RunData]) -> str:
         _finish(left, "sent so far (MB)", "round")
         _finish(right, "time of all rounds by phase", "seconds", whole=False)
         _legend(left)
-        _legend(right)
+        if phases:  # below, since bars fill the panel
+            right.legend(fontsize=8, frameon=False, ncol=len(phases), loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
     return _figure("Bytes and time", draw)
 
