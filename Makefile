@@ -48,10 +48,10 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.benchmarks.switches
 	$(BIN)/python -m tests.benchmarks.rounds
 	$(BIN)/python -m tests.benchmarks.cohorts
-	$(BIN)/python -m tests.benchmarks.deployment
 	@test -n "$$FEDHUBERT_CORPUS" || { echo "the benchmarks on speech need FEDHUBERT_CORPUS: a folder of speech with a manifest.csv"; exit 1; }
 	$(BIN)/python -m tests.benchmarks.clusters
 	$(BIN)/python -m tests.benchmarks.codecs
+	$(BIN)/python -m tests.benchmarks.deployment
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check fedhubert server_app client_app tests
