@@ -21,6 +21,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-dev
+
 demo: $(VENV)/.installed
 	$(BIN)/fedhubert prepare sample
 	$(BIN)/fedhubert train experiment=demo out=$(OUT) resume=auto
@@ -40,7 +44,7 @@ test-slow: $(VENV)/.installed-dev
 test-deployment: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m deployment -rA tests/deployment
 
-bench: $(VENV)/.installed-dev
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks.step
 	$(BIN)/python -m tests.benchmarks.distillation
 	$(BIN)/python -m tests.benchmarks.data

@@ -4,8 +4,7 @@ Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, D encoder width, M
 """
 
 import ctypes
-from collections.abc import Callable, Collection, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchaudio.models import hubert_pretrain_model
 
 from fedhubert.config import ModelConfig
+from fedhubert.models.convolutions import extract, recomputed
 
 HUBERT_CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 """Channels, kernel and stride of the convolutions that turn 16 kHz audio into 50-Hz frames."""
@@ -120,27 +120,17 @@ class HubertModel(nn.Module):
 
     def convolve(self, waveforms_BN: Tensor) -> Tensor:
         """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the gradient that comes back to them."""
+        extractor = self.wav2vec2.feature_extractor
         if self.activation_checkpointing and torch.is_grad_enabled():
-            rows = [_recomputed(self._extract, waveform_1N) for waveform_1N in torch.split(waveforms_BN, 1)]
+            rows = [recomputed(extract, extractor, waveform_1N) for waveform_1N in torch.split(waveforms_BN, 1)]
             conv_BTD: Any = torch.cat(rows)
         else:
-            conv_BTD = self._extract(waveforms_BN)
+            conv_BTD = extract(extractor, waveforms_BN)
         if self.config.feature_grad_mult < 1.0 and conv_BTD.requires_grad:
             conv_BTD.register_hook(lambda gradient: gradient * self.config.feature_grad_mult)
         if conv_BTD.requires_grad and conv_BTD.device.type == "cpu" and num_parameters(self) >= LARGE:
             conv_BTD.register_hook(_return_freed_memory)
         return cast(Tensor, conv_BTD)
-
-    def _extract(self, waveforms_BN: Tensor) -> Tensor:
-        """Return what torchaudio's feature extractor does; for the backward pass only the convolutions' outputs are kept.
-
-        Norm and GELU are recomputed from them, which takes 1 % of a step's time.
-        """
-        layers = self.wav2vec2.feature_extractor.conv_layers
-        x_BCT = layers[0].conv(waveforms_BN.unsqueeze(1))
-        for before, after in pairwise(layers):
-            x_BCT = _recomputed(_activate_and_convolve, before, after, x_BCT)
-        return _activate(layers[-1], x_BCT).transpose(1, 2)
 
     def project(self, conv_BTD: Tensor) -> Tensor:
         """Return the transformer's input [B, T, D] for convolutional features."""
@@ -195,24 +185,6 @@ def _return_freed_memory(gradient: Tensor) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
-
-
-def _activate(layer: Any, x_BCT: Tensor) -> Tensor:
-    return F.gelu(x_BCT if layer.layer_norm is None else layer.layer_norm(x_BCT))
-
-
-def _activate_and_convolve(before: Any, after: Any, x_BCT: Tensor) -> Tensor:
-    return cast(Tensor, after.conv(_activate(before, x_BCT)))
-
-
-def _recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Return ``function``'s result, keeping only its arguments for the backward pass; it draws no random numbers.
-
-    Recomputing stops at the input of the last operation: that one is not done twice.
-    """
-    if not torch.is_grad_enabled():
-        return function(*arguments)
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def build_hubert(config: ModelConfig, seed: int) -> HubertModel:

@@ -66,15 +66,16 @@ def first_round(manifest: Manifest, folder: Path, *overrides: str) -> float:
     out, started = folder / "run", time.monotonic()
     command = [sys.executable, "-m", "fedhubert.cli", "train", *SAMPLE, f"data.manifest={folder / 'manifest.csv'}", f"out={out}"]
     environment = {**os.environ, "FEDHUBERT_CACHE": str(folder / "cache")}
-    with subprocess.Popen(
-        [*command, *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
+    log = folder / "said.log"
+    with log.open("w") as said, subprocess.Popen([*command, *overrides], stdout=said, stderr=said, env=environment) as process:
         while process.poll() is None and not _has_round(out / "metrics.jsonl"):
             time.sleep(0.02)
         took = time.monotonic() - started
         process.wait()
     if not _has_round(out / "metrics.jsonl"):
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode} before its first round")
+        raise SystemExit(
+            f"{' '.join(command)} ended with {process.returncode} before its first round:\n{log.read_text()[-4000:]}"
+        )
     return took
 
 
