@@ -44,18 +44,15 @@ def central(arguments: Sequence[str]) -> int:
     if flags:
         print(f"fedhubert: unknown option {flags[0]}; `fedhubert central` takes KEY=VALUE overrides, see --help", file=sys.stderr)
         return 2
-    from rich.console import Console
-
     from fedhubert.baselines.central import train_baseline
     from fedhubert.compose import compose
-    from fedhubert.reporting.console import log_to_terminal
+    from fedhubert.reporting.console import log_to_terminal, output_console
     from fedhubert.reporting.summary import plot_curves, rounds_table
 
     overrides, options = take_options(arguments)
     log_to_terminal()
     folder = train_baseline(compose(overrides), options)
-    output = Console()
-    output = output if output.is_terminal else Console(width=110)
+    output = output_console(110)
     if not options.local_only:
         output.print(rounds_table(folder.metrics_file))
         plot_curves(folder.metrics_file, folder.plot_file)
@@ -87,13 +84,11 @@ def compare(arguments: Sequence[str]) -> int:
     flags = _compare_parser().parse_args(_split(arguments)[1])
     from pathlib import Path
 
-    from rich.console import Console
-
     from fedhubert.baselines.compare import Comparison, comparison_table
     from fedhubert.baselines.compare import compare as compare_systems
     from fedhubert.compose import compose
     from fedhubert.federation.run import train_here
-    from fedhubert.reporting.console import log_to_terminal
+    from fedhubert.reporting.console import log_to_terminal, output_console
     from fedhubert.reporting.run_folder import resolve_out
 
     overrides, seeds = _take_seeds(_split(arguments)[0])
@@ -107,8 +102,7 @@ def compare(arguments: Sequence[str]) -> int:
     probing = flags if flags.manifest is not None else None
     console = log_to_terminal()
     results = compare_systems(Comparison(configs, out, probing, flags.local_clients), train_here, console)
-    output = Console()
-    output = output if output.is_terminal else Console(width=140)
+    output = output_console(140)
     output.print(comparison_table(results["summary"]))
     output.print(f"results: {out / 'compare.json'}", soft_wrap=True, highlight=False)
     return 0

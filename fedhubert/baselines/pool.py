@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedhubert.config import ClientJob, Config, DistillConfig, client_job
 from fedhubert.data.batching import Batch, BatchPlan
-from fedhubert.data.loading import LabelSource, load_batches, mask_spec
+from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.federation import site_figures
 from fedhubert.federation.figures import figures_of
 from fedhubert.federation.sampling import asking_order
@@ -157,10 +157,7 @@ class Pool:
         return scores
 
     def _load(self, part: Partition, plan: BatchPlan, positions: Iterable[int], num_workers: int) -> Iterator[Batch]:
-        source = None
-        if self.job.task.needs_labels:
-            store = self.site.labels(part, self.key)
-            source = LabelSource(store.labels, store.rate_hz)
+        source = self.site.label_source(self.job.task, part, self.key)
         data = self.job.data.model_copy(update={"num_workers": num_workers})
         return load_batches(self.site.manifest, plan, positions, source, mask_spec(self.job.task), data)
 

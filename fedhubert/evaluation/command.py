@@ -65,14 +65,12 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the flags say, print tables; returns 0."""
-    from rich.console import Console
-
-    from fedhubert.reporting.console import log_to_terminal
+    from fedhubert.reporting.console import log_to_terminal, output_console
 
     console = log_to_terminal()
     results = evaluate_checkpoint(args.checkpoint, args, console)
-    output = Console()
-    print_results(output if output.is_terminal else Console(width=110), results)
+    output = output_console(110)
+    print_results(output, results)
     if args.out:
         write_results(args.out, results)
         output.print(f"results: {args.out}", soft_wrap=True, highlight=False)

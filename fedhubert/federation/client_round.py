@@ -14,7 +14,7 @@ import torch
 
 from fedhubert.config import ClientJob, DistillConfig, Task
 from fedhubert.data.batching import Batch, BatchPlan
-from fedhubert.data.loading import LabelSource, load_batches, mask_spec
+from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
 from fedhubert.federation import faults
 from fedhubert.federation.clipping import clipped
@@ -223,11 +223,9 @@ def _evaluate(
 
 
 def _batches(request: Request, site: Site, partition: Partition, plan: BatchPlan, positions: range) -> Iterator[Batch]:
-    source = None
-    if request.job.task.needs_labels:
-        labels = site.labels(partition, request.task["targets"])
-        source = LabelSource(labels.labels, labels.rate_hz)
-    return load_batches(site.manifest, plan, positions, source, mask_spec(request.job.task), request.job.data)
+    job = request.job
+    source = site.label_source(job.task, partition, request.task["targets"])
+    return load_batches(site.manifest, plan, positions, source, mask_spec(job.task), job.data)
 
 
 def _training_metrics(result: LocalResult) -> Metrics:

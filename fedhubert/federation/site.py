@@ -15,9 +15,10 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.checkpoints.importing import import_encoder
-from fedhubert.config import ClientJob, DistillConfig, Task
+from fedhubert.config import ClientJob, DistillConfig, MaskedTask, Task
 from fedhubert.data.batching import BatchPlan
 from fedhubert.data.corpora import resolve_manifest
+from fedhubert.data.loading import LabelSource
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import partition_rows, split_rows
 from fedhubert.deployment import state
@@ -206,6 +207,13 @@ class Site:
         if centroids is not None and self.job.targets.layer:  # the centroids are settled: their sample has done its work
             self._sample_file(partition, self.source(extractor)).unlink(missing_ok=True)
         return self._labels[partition.number, key]
+
+    def label_source(self, task: MaskedTask, partition: Partition, key: str) -> LabelSource | None:
+        """Return a partition's labels as batches take them; None for a ``task`` without any (a site outlives tasks: its own job's may be another)."""
+        if not task.needs_labels:
+            return None
+        store = self.labels(partition, key)
+        return LabelSource(store.labels, store.rate_hz)
 
     def _find_labels(self, partition: Partition, key: str, centroids: Features | None, extractor: str) -> LabelStore:
         job, settings, rows = self.job, self.settings, partition.rows

@@ -52,18 +52,16 @@ def plan(arguments: Sequence[str]) -> int:
     if flags:
         print(f"fedhubert: unknown option {flags[0]}; `fedhubert plan` takes KEY=VALUE words, see --help", file=sys.stderr)
         return 2
-    from rich.console import Console
-
     from fedhubert.planning.rounds import plan as played
     from fedhubert.planning.words import read_words
+    from fedhubert.reporting.console import output_console
 
     inputs, said, as_json = read_words(arguments)
     found = played(inputs)
     if as_json:
         print(json.dumps(report(inputs, found, said)))
         return 0
-    output = Console()
-    output = output if output.is_terminal else Console(width=120)
+    output = output_console(120)
     output.print(table(inputs, found))
     for name, text in {"assumed": "", **said}.items():
         output.print(f"  {name}: {text}" if text else f"{name}:", soft_wrap=True, highlight=False)
@@ -83,7 +81,7 @@ def report(inputs: "Inputs", found: "Plan", said: dict[str, str]) -> dict[str, A
         "clients": len(shares),
         "rounds": len(rounds),
         "steps": sum(share.steps for share in shares),
-        "steps_in_a_row": sum(part.steps for part in rounds),
+        "steps_in_a_row": found.steps_in_a_row,
         "audio_h": sum(share.audio_s for share in shares) / 3600,
         "epochs": sum(share.audio_s for share in shares) / sum(client.train_s for client in inputs.clients),
         "device": inputs.device,
@@ -142,7 +140,7 @@ def _work(inputs: "Inputs", found: "Plan") -> Iterator[Row]:
     shares, clients = found.shares, inputs.clients
     yield "rounds taken part in", *_of([share.rounds for share in shares], str)
     yield "optimiser steps", *_of([share.steps for share in shares], str)
-    yield "steps in a row", str(sum(part.steps for part in found.rounds))
+    yield "steps in a row", str(found.steps_in_a_row)
     yield "audio trained on", *_of([share.audio_s for share in shares], _hours)
     epochs = [share.audio_s / client.train_s for share, client in zip(shares, clients, strict=True)]
     mean = sum(share.audio_s for share in shares) / sum(client.train_s for client in clients)

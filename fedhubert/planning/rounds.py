@@ -58,6 +58,11 @@ class Plan:
     warnings: tuple[str, ...]
 
     @property
+    def steps_in_a_row(self) -> int:
+        """Steps that the model takes one after the other: each round counts once."""
+        return sum(part.steps for part in self.rounds)
+
+    @property
     def seconds(self) -> float:
         """Wall time of the run."""
         return self.labels_s + math.fsum(part.seconds for part in self.rounds) + self.final_s

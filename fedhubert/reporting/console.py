@@ -31,6 +31,12 @@ def log_to_terminal(*, verbose: bool = False) -> Console:
     return console
 
 
+def output_console(width: int) -> Console:
+    """Return a console for results on standard output, ``width`` columns wide where that is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
+
+
 def log_to_file(path: Path) -> logging.Handler:
     """Also append the project's log lines to ``path``; close the returned handler with :func:`stop_logging_to`."""
     handler = logging.FileHandler(path)
