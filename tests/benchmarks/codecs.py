@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 LOCAL = [  # twenty steps between two exchanges: an update is worth its bytes
-    *("federated.strategy=FedAvg", "client.optimizer=adamw", "client.lr=1e-3", "client.weight_decay=0.01"),
+    *("federated.strategy=FedAvg", "federated.bias_correction=none", "federated.server_schedule=constant"),
+    *("federated.server_warmup_fraction=0", "client.schedule=linear", "client.warmup_fraction=0.08"),
+    *("client.optimizer=adamw", "client.lr=1e-3", "client.weight_decay=0.01"),
     *("client.local_steps=20", "client.validation_batches=10", "task.unmasked_weight=0"),
 ]
 LOSSY = ["federated.update_codec=int8", "federated.broadcast_codec=bf16"]
@@ -31,7 +33,9 @@ def train(out: Path, *overrides: str) -> list[dict[str, Any]]:
         *LOCAL,
         *overrides,
     ]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 

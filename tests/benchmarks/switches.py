@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from fedhubert.config import Config
 from fedhubert.data.batching import Batch
@@ -21,19 +19,6 @@ from tests.benchmarks.step import build_ours, configuration, noise
 
 Step = Callable[[], object]
 Change = Callable[[Trainer, Batch], None]
-
-
-class ChannelsLast(nn.Module):
-    """A convolution over time on channels that lie beside each other in memory."""
-
-    def __init__(self, conv: nn.Conv1d) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x_BCT: Tensor) -> Tensor:
-        wide = x_BCT.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        weight = self.conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        return F.conv2d(wide, weight, self.conv.bias, stride=(1, self.conv.stride[0])).squeeze(2)
 
 
 def adamw(trainer: Trainer, batch: Batch, **how: bool) -> None:
@@ -50,9 +35,10 @@ def attention_mask(trainer: Trainer, batch: Batch) -> None:
         layer.forward = partial(layer.forward, attention_mask=torch.zeros(rows, 1, frames, frames))
 
 
-def channels_last(trainer: Trainer, batch: Batch) -> None:
-    for layer in trainer.model.wav2vec2.feature_extractor.conv_layers:
-        layer.conv = ChannelsLast(layer.conv)
+def torchaudio_convolutions(trainer: Trainer, batch: Batch) -> None:
+    """Convolve as torchaudio does, by conv1d with everything kept."""
+    extractor = trainer.model.wav2vec2.feature_extractor
+    trainer.model.convolve = lambda waveforms_BN: extractor(waveforms_BN, None)[0]
 
 
 def compiled(trainer: Trainer, batch: Batch) -> None:
@@ -68,7 +54,7 @@ SWITCHES: dict[str, Change] = {
     "AdamW parameter by parameter": partial(adamw, foreach=False, fused=False),
     "AdamW over lists (foreach)": partial(adamw, foreach=True),
     "an attention mask": attention_mask,
-    "convolutions on channels last": channels_last,
+    "torchaudio's convolutions": torchaudio_convolutions,
     "torch.compile of the transformer's layers": compiled,
 }
 

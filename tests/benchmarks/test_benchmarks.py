@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedhubert.cli import main
+from fedhubert.compose import compose
 from fedhubert.config import TargetsConfig
 from fedhubert.data.manifest import Manifest
 from tests.benchmarks import clusters, codecs, cohorts, data, distillation, rounds, startup, step, switches
@@ -96,6 +97,12 @@ def test_cohorts(capfd: pytest.CaptureFixture[str]) -> None:
     said = lines(capfd.readouterr().out)
     assert {line["way"] for line in said if "way" in line} >= {"ours", "stock"}
     assert any(line.get("name") == "cohort: ms per client beside stock, 2 workers" for line in said)
+
+
+def test_codecs_settings_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDHUBERT_CORPUS", str(tmp_path))
+    for codec in ([], codecs.LOSSY):
+        assert compose(["experiment=speech_mini", *codecs.LOCAL, *codec]).federated.strategy == "FedAvg"
 
 
 @pytest.mark.slow
