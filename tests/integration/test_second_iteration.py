@@ -98,6 +98,7 @@ def test_a_resumed_second_iteration_needs_the_same_first(train: Train, finished:
     assert "is not the model that the run in" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow  # in process: tests/federation
 def test_a_dry_run_shows_the_clients_and_trains_nothing(train: Train, tmp_path: Path) -> None:
     done = train(tmp_path / "run", "dry_run=true")
     assert done.returncode == 0, done.stderr

@@ -77,6 +77,7 @@ def test_the_export_is_the_model_in_transformers(finished: Path, tmp_path: Path)
         assert float((left - right).abs().max()) < 1e-5
 
 
+@pytest.mark.slow  # in process: tests/federation, test_kills.py
 def test_evaluation_on_the_server_and_kept_optimisers(train: Train, manifest: Path, tone_folder: Path, tmp_path: Path) -> None:
     done = train(
         tmp_path / "run",
