@@ -55,6 +55,7 @@ class FederatedConfig(Model):
     max_norm_ratio: NonNegative = 10.0
     update_codec: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
     broadcast_codec: Literal["fp32", "bf16"] = "fp32"
+    client_cosines: bool = True
     round_timeout_s: Positive = 3600.0
     round_retries: Count = 2
     connect_timeout_s: Positive = 300.0

@@ -22,6 +22,7 @@ class ClientJob(Model):
     proximal_mu: NonNegative
     normalise_by_steps: bool
     update_codec: Literal["fp32", "bf16", "fp16", "int8"]
+    sends_sketches: bool
     data: DataConfig
     model: ModelConfig
     task: Task
@@ -45,6 +46,7 @@ def client_job(config: Config) -> ClientJob:
         proximal_mu=config.federated.proximal_mu if config.federated.strategy == "FedProx" else 0.0,
         normalise_by_steps=config.federated.strategy == "FedNova",
         update_codec=config.federated.update_codec,
+        sends_sketches=config.sends_sketches,
         data=config.data,
         model=config.model,
         task=config.task.model_copy(update={"teacher": None}) if isinstance(config.task, DistillConfig) else config.task,

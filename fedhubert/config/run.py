@@ -71,6 +71,11 @@ class Config(Model):
     reporting: ReportingConfig = ReportingConfig()
     faults: FaultsConfig = FaultsConfig()
 
+    @property
+    def sends_sketches(self) -> bool:
+        """Whether clients send sketches of their updates beside them."""
+        return self.federated.client_cosines and not self.privacy.enabled
+
     @model_validator(mode="after")
     def _robust_is_flat(self) -> Self:
         nodes = self.simulation.num_supernodes

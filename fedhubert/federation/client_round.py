@@ -27,6 +27,7 @@ from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.federation.site import Partition, Site, open_site, release_extractor
 from fedhubert.federation.site_settings import NodeConfig
 from fedhubert.federation.site_state import PartitionState, StateFolder
+from fedhubert.federation.sketching import Sketch, sketch_of
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.student import build_model, take_over
 from fedhubert.objectives.distillation import Distillation
@@ -68,6 +69,7 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     resident, incoming = _incoming(request, site, device)
     fold = ExactSum(incoming.numel()) if len(numbers) > 1 else None
     arrays: Arrays = {}
+    sketches: dict[int, Sketch] = {}
     clip_norm = task.get("clip_norm")
 
     def train(site: Site, partition: Partition) -> Metrics:
@@ -98,6 +100,8 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
             if not all(map(math.isfinite, metrics.values())):
                 raise UpdateRejected("metrics")  # the server would reject the sum, and the other clients with it
             fold.add(decoded, weight)
+        if job.sends_sketches:
+            sketches[partition.number] = sketch_of(decoded, job.seed, task["round"])
         faults.wait_if_drawn(job.faults, job.seed, task["round"], task["attempt"], partition.number)
         return metrics
 
@@ -106,6 +110,8 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     if fold is not None and fold.weight:
         part = fold.partial()
         arrays["sum"], info["bound"] = part.total.numpy(), part.bound
+    if handled["metrics"] and job.sends_sketches:
+        arrays["sketches"] = np.stack([sketches[number] for number in handled["metrics"]])
     return {**handled, "arrays": arrays, "info": info}
 
 

@@ -16,6 +16,7 @@ from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.protocol import Failure, Metrics, Reply
 from fedhubert.federation.robust import robust_mean
 from fedhubert.federation.server_optimizers import nova_coefficient
+from fedhubert.federation.sketching import Sketch, sketch_of, sketch_width, sketched_cosine
 from fedhubert.training.parameters import ParameterLayout
 
 _ROW = 2**15
@@ -58,6 +59,7 @@ class RoundFold:
         outcome: Filled in as replies come.
         norm_limit: Updates longer than this are rejected; None: no limit yet.
         clip_norm: Updates longer than this are scaled down to it, and count one each (differential privacy); None: as they are.
+        seed: The run's, from which sketches draw their signs.
     """
 
     def __init__(
@@ -69,11 +71,15 @@ class RoundFold:
         outcome: RoundOutcome,
         norm_limit: float | None,
         clip_norm: float | None = None,
+        *,
+        seed: int,
     ) -> None:
         self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
         self._outcome, self._norm_limit, self._clip_norm = outcome, norm_limit, clip_norm
         self._sum = ExactSum(0 if config.is_robust else layout.numel)
         self._updates: dict[int, tuple[torch.Tensor, int]] = {}
+        self._seed = seed
+        self._sketches: dict[int, Sketch] = {}
         self._shares: Mapping[int, list[int]] = {}
 
     def expect(self, shares: Mapping[int, list[int]]) -> None:
@@ -92,6 +98,7 @@ class RoundFold:
         if reply.metrics and not whole:
             try:
                 self._check(reply, set(asked) - set(named) - set(outcome.clients))
+                sketches = self._sketches_in(reply)
                 self._fold(reply)
             except UpdateRejected as rejected:
                 code = f"update_{rejected.reason}"
@@ -100,7 +107,8 @@ class RoundFold:
             else:
                 outcome.clients.update(reply.metrics)
                 accepted = set(reply.metrics)
-                outcome.bytes_up_fp32 += 4 * self._layout.numel * len(accepted)
+                self._sketches.update(sketches)
+                outcome.bytes_up_fp32 += 4 * (self._layout.numel * len(accepted) + sum(map(len, sketches.values())))
         others = sorted(set(asked) - set(named) - accepted)
         outcome.failures += [*named.values(), *(Failure(partition, code, whole.setting if whole else "") for partition in others)]
 
@@ -113,9 +121,11 @@ class RoundFold:
         """Return the mean update [P] of the clients accepted; raises ``ValueError`` without any."""
         clients = self._outcome.clients
         if self._config.is_robust:
-            return robust_mean(self._config, self._model, self._updates)
+            mean = robust_mean(self._config, self._model, self._updates)
+            self._outcome.drift = self._cosines_to(mean)
+            return mean
         mean = self._sum.mean()
-        self._outcome.drift = drift_of(clients, norm_of(mean))
+        self._outcome.drift = {**drift_of(clients, norm_of(mean)), **self._cosines_to(mean)}
         if (
             self._config.strategy == "FedNova"
         ):  # clients sent updates per effective local step: give back the cohort's mean number
@@ -124,6 +134,27 @@ class RoundFold:
             weights = [float(client["weight"]) for client in ordered]
             mean *= sum(weight * step for weight, step in zip(weights, steps, strict=True)) / sum(weights)
         return mean
+
+    def _cosines_to(self, mean: torch.Tensor) -> dict[str, float]:
+        """Add to the clients' figures how far each one's update points to where ``mean`` does, by their sketches; return mean and least of it."""
+        clients, found = self._outcome.clients, []
+        whole = sketch_of(mean, self._seed, self._outcome.number) if self._sketches else None
+        for partition, sketch in sorted(self._sketches.items()):
+            cosine = None if whole is None else sketched_cosine(sketch, whole)
+            if cosine is not None:
+                clients[partition]["cosine_to_mean"] = cosine
+                found.append(cosine)
+        return {"cosine_to_mean": math.fsum(found) / len(found), "lowest_cosine_to_mean": min(found)} if found else {}
+
+    def _sketches_in(self, reply: Reply) -> dict[int, Sketch]:
+        """Return what a reply has of sketches, by partition; with differential privacy none is looked at."""
+        sketches = reply.arrays.get("sketches")
+        if sketches is None or self._clip_norm is not None:
+            return {}
+        shape = (len(reply.metrics), sketch_width(self._layout.numel))
+        if sketches.dtype != np.float32 or sketches.shape != shape or not np.isfinite(sketches).all():
+            raise UpdateRejected("sketch")
+        return {partition: sketch.copy() for partition, sketch in zip(reply.metrics, sketches, strict=True)}
 
     def _check(self, reply: Reply, expected: set[int]) -> None:
         if reply.info.get("round") != self._outcome.number:

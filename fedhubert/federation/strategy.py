@@ -123,6 +123,7 @@ class FederatedStrategy(Strategy):
             self.outcome,
             self._norm_limit,
             self._privacy.clip_norm if self._privacy else None,
+            seed=self.federation.config.seed,
         )
         self._attempt = 0
         self._started = time.monotonic()

@@ -8,6 +8,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from fedhubert.federation.sampling import asking_order, assign_to_nodes
 from fedhubert.federation.simulation import num_supernodes
@@ -93,7 +94,7 @@ class _Planner:
         count = len(inputs.clients)
         nodes = count if self._rates.on_sites else num_supernodes(self._config)
         self._down = sizes.model_bytes(inputs)
-        self._alone, self._summed = sizes.reply_bytes(inputs, 1), sizes.reply_bytes(inputs, 2)
+        self._up = cache(lambda clients: sizes.reply_bytes(inputs, clients))
         self._hosts: Mapping[int, Sequence[int]] = {node: [node] if nodes == count else range(count) for node in range(nodes)}
         self._load = {number: client.train_s for number, client in enumerate(inputs.clients)}
         self._positions = [0] * count
@@ -113,7 +114,7 @@ class _Planner:
         asked = asking_order(self._config, number)[: math.ceil(wanted * federated.over_commit)]
         shares = assign_to_nodes(asked, self._hosts, self._load)
         work = {part: self._work(part) for part in asked}
-        down, up = self._down, {node: self._alone if len(parts) == 1 else self._summed for node, parts in shares.items()}
+        down, up = self._down, {node: self._up(len(parts)) for node, parts in shares.items()}
         device_s = {node: math.fsum(work[part].device_s for part in parts) for node, parts in shares.items()}
         finished = self._finished({node: device_s[node] + rates.line_s(down, up[node]) for node in shares})
         heard: list[int] = []

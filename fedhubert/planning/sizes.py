@@ -5,6 +5,7 @@ import math
 from fedhubert.config import ClientConfig, DistillConfig
 from fedhubert.federation.codecs import num_bytes
 from fedhubert.federation.simulation import num_supernodes, object_store_bytes
+from fedhubert.federation.sketching import sketch_width
 from fedhubert.planning.inputs import ClientAudio, Inputs
 from fedhubert.targets.mfcc import NUM_FEATURES
 
@@ -20,8 +21,9 @@ def model_bytes(inputs: Inputs) -> int:
 
 
 def reply_bytes(inputs: Inputs, clients: int) -> int:
-    """Return the bytes of a node's reply for so many clients: an encoded update, or the exact sum of several."""
-    return num_bytes(inputs.config.federated.update_codec, inputs.shapes) if clients == 1 else 8 * inputs.numel
+    """Return the bytes of a node's reply for so many clients: an encoded update, or the exact sum of several; and sketches of each."""
+    update = num_bytes(inputs.config.federated.update_codec, inputs.shapes) if clients == 1 else 8 * inputs.numel
+    return update + clients * 4 * sketch_width(inputs.numel) * inputs.config.sends_sketches
 
 
 def server_memory(inputs: Inputs) -> float:

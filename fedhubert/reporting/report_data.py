@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -65,6 +66,22 @@ class RunData:
     def drift(self, figure: str) -> list[tuple[int, float]]:
         """Return (round, figure) of how far the clients' updates pointed apart."""
         return self._by_round("drift", figure)
+
+    def cosines(self) -> list[tuple[int, list[float]]]:
+        """Return (round, cosine of each client's update to the mean), for the rounds that tell."""
+        found = [
+            (event["round"], [value for client in _clients(event) if (value := _number(client, "cosine_to_mean")) is not None])
+            for event in self.rounds
+        ]
+        return [(number, values) for number, values in found if values]
+
+    def updates(self, figure: str) -> dict[int, float]:
+        """Return client -> mean over its rounds of a figure of its updates: ``update_norm``, ``cosine_to_mean``."""
+        values: dict[int, list[float]] = {}
+        for client in (client for event in self.rounds for client in _clients(event)):
+            if (value := _number(client, figure)) is not None:
+                values.setdefault(client["partition"], []).append(value)
+        return {number: fmean(found) for number, found in values.items()}
 
     def _by_round(self, part: str, figure: str) -> list[tuple[int, float]]:
         return [(event["round"], value) for event in self.rounds if (value := _number(event.get(part), figure)) is not None]
@@ -180,6 +197,10 @@ def _score(client: Mapping[str, Any]) -> Score | None:
     if not frames or loss is None or correct is None or "partition" not in client:
         return None
     return Score(loss / frames, correct / frames)
+
+
+def _clients(event: Event) -> list[Any]:
+    return [client for client in event.get("clients") or () if isinstance(client, dict) and "partition" in client]
 
 
 def _number(values: Any, name: str) -> float | None:

@@ -145,11 +145,13 @@ def _clients(runs: Sequence[RunData]) -> str:
 
 
 def _drift(runs: Sequence[RunData]) -> str:
-    if not any(run.drift("update_norm") for run in runs):
+    if not any(run.drift("update_norm") or run.cosines() for run in runs):
         return ""
     note = (
         "Left: the norm of clients' updates (solid, weighted mean) and of their mean (dashed). Right: the mean cosine of two clients' updates in a "
-        "round, weighted by their norms: 1, they agree; 0, the mean is as short as that of unrelated directions."
+        "round, weighted by their norms (solid): 1, they agree; 0, the mean is as short as that of unrelated directions. The cosine of each update "
+        "to the mean (from sketches, give or take 0.016): mean over clients (dashed), lowest to highest (shaded); n unrelated updates of one length "
+        "have 1/sqrt(n). Each client's own is in the next table."
     )
     return _plot(report_plots.drift(runs)) + f'<p class="note">{note}</p>'
 
@@ -165,6 +167,7 @@ def _participation_of(run: RunData) -> str:
         return ""
     scores = run.last_scores()
     failed = {number: sum(count for (client, _), count in failures.items() if client == number) for number in numbers}
+    norms, cosines = run.updates("update_norm"), run.updates("cosine_to_mean")
     accuracy = {number: scores[number].masked_accuracy if number in scores else 1.0 for number in numbers}
     shown = sorted(sorted(numbers, key=lambda number: (-failed[number], accuracy[number], number))[:MAX_CLIENTS])
     rows = []
@@ -172,10 +175,21 @@ def _participation_of(run: RunData) -> str:
         codes = ", ".join(f"{code} ({count})" for (client, code), count in sorted(failures.items()) if client == number)
         name = "whole node" if number < 0 else f"client {number}"
         score = _decimal(accuracy[number]) if number in scores else ""
-        rows.append([name, str(asked[number]), str(used[number]), str(failed[number]), codes, score])
+        norm = f"{norms[number]:.4g}" if number in norms else ""
+        counts = [str(count[number]) for count in (asked, used, failed)]
+        rows.append([name, *counts, codes, score, norm, _decimal(cosines.get(number))])
     total = f"{sum(used.values())} updates used of {sum(asked.values())} asked, {sum(failures.values())} failures"
     note = f"; {len(shown)} of {len(numbers)} clients shown" if len(shown) < len(numbers) else ""
-    head = ["client", "rounds asked", "updates used", "failures", "codes", "last masked accuracy"]
+    head = [
+        "client",
+        "rounds asked",
+        "updates used",
+        "failures",
+        "codes",
+        "last masked accuracy",
+        "mean update norm",
+        "mean cosine to the mean update",
+    ]
     return f"<h3>{escape(run.name)}: {total}{note}</h3>" + _table(head, rows)
 
 

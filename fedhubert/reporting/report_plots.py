@@ -75,15 +75,21 @@ def clients(runs: Sequence[RunData]) -> str:
 
 
 def drift(runs: Sequence[RunData]) -> str:
-    """Norms of clients' updates (solid) and of their mean (dashed), and the mean cosine of two clients' updates, by round."""
+    """By round: norms of clients' updates (solid) and of their mean (dashed); cosines of two clients' updates (solid), and of
+    each client's to the mean (dashed: the mean over clients; shaded: from the lowest to the highest)."""
 
     def draw(left: Axes, right: Axes) -> None:
         for number, run in enumerate(runs):
             _line(left, run.drift("update_norm"), number, label=run.name)
             _line(left, run.drift("mean_update_norm"), number, linestyle="--")
             _line(right, run.drift("pairwise_cosine"), number, label=run.name)
+            _line(right, run.drift("cosine_to_mean"), number, linestyle="--")
+            if cosines := run.cosines():
+                rounds, values = zip(*cosines, strict=True)
+                low, high = map(min, values), map(max, values)
+                right.fill_between(rounds, list(low), list(high), color=_colour(number), alpha=0.15, linewidth=0)
         _finish(left, "norm of updates and of their mean", "round")
-        _finish(right, "mean cosine of two clients' updates", "round")
+        _finish(right, "cosines: two clients' updates, each to the mean", "round")
         _legend(left)
         _legend(right)
 

@@ -80,6 +80,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from fedhubert.federation.nodes import Federation
     from fedhubert.federation.server_optimizers import FedAvg
     from fedhubert.federation.simulation import num_supernodes, object_store_bytes
+    from fedhubert.federation.sketching import sketch_of
     from fedhubert.federation.strategy import FederatedStrategy
     from fedhubert.training.parameters import ParameterLayout
 
@@ -98,16 +99,18 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
         torch.set_num_threads(1)
         request = protocol.read_request(message)
         incoming = tensor_of(request.arrays["model"])
-        fold, metrics = ExactSum(layout.numel), {}
+        fold, metrics, sketches = ExactSum(layout.numel), {}, []
         for partition in request.task["partitions"]:
             layout.load_vector(kept("model", Linear), incoming)
             model, _ = step(partition)
             update = layout.to_vector(model).sub_(incoming)
             metrics[partition] = {**TRAINED, "weight": BATCH, "update_norm": norm_of(update)}
             fold.add(update, BATCH)
+            sketches.append(sketch_of(update, 0, request.task["round"]))
         part = fold.partial()
         info = {"round": request.task["round"], "layout": request.task["layout"], "bound": part.bound}
-        return protocol.reply(message, metrics=metrics, arrays={"sum": part.total.numpy()}, info=info)
+        arrays = {"sum": part.total.numpy(), "sketches": np.stack(sketches)}
+        return protocol.reply(message, metrics=metrics, arrays=arrays, info=info)
 
     times: list[tuple[float, float]] = []
 

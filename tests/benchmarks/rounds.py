@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.benchmarks.engine import NUM_WORKERS, TRAINED, PeakMemory, simulate, timed
 from tests.benchmarks.figures import case_alone, figure, run
@@ -28,6 +29,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     from fedhubert.federation.nodes import Federation
     from fedhubert.federation.server_optimizers import FedAvg
     from fedhubert.federation.simulation import object_store_bytes
+    from fedhubert.federation.sketching import sketch_of
     from fedhubert.federation.strategy import FederatedStrategy
     from fedhubert.training.parameters import ParameterLayout
 
@@ -42,7 +44,9 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
         metrics = {**TRAINED, "weight": 1, "update_norm": 1.0}
         info = {"round": request.task["round"], "layout": request.task["layout"]}
         (partition,) = request.task["partitions"]
-        return protocol.reply(message, metrics={partition: metrics}, arrays={"update": _update(numel)}, info=info)
+        update = _update(numel)
+        arrays = {"update": update, "sketches": sketch_of(torch.from_numpy(update), 0, request.task["round"])[None]}
+        return protocol.reply(message, metrics={partition: metrics}, arrays=arrays, info=info)
 
     times: list[tuple[float, float]] = []
 

@@ -49,7 +49,9 @@ def reply(node: int, update: Any = None, **changes: Any) -> Message:
         values["update_norm"] = 1.0  # what a client that hides it would say
     info = {"round": values.pop("round"), "layout": values.pop("layout")}
     partition = values.pop("partition")
-    message = protocol.reply(request, metrics={partition: values}, arrays={"update": update}, info=info)
+    sketches = values.pop("sketches", None)
+    arrays = {"update": update} if sketches is None else {"update": update, "sketches": sketches}
+    message = protocol.reply(request, metrics={partition: values}, arrays=arrays, info=info)
     message.metadata.__dict__["_src_node_id"] = node
     return message
 

@@ -24,7 +24,7 @@ _SIGNS, _LABELS = 48, 20
 _CEPSTRA, _NEAR = 13, 0.03  # of a column's standard deviation
 
 _COUNTS = {"weights", "counts", "train", "validation", "contingency"}
-KNOWN_ARRAYS = {"update", "scales", "sum", "centroids", "sums", "inertia", *_COUNTS}
+KNOWN_ARRAYS = {"update", "scales", "sum", "sketches", "centroids", "sums", "inertia", *_COUNTS}
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,10 @@ BAD: dict[str, Callable[[], Message]] = {
     "another's partition": lambda: reply(101, partition=0),
     "nan metric": lambda: reply(101, train_cross_entropy_sum=float("nan")),
     "no weight": lambda: broken(lambda content: content["metrics"].pop("weight")),
+    "a short sketch": lambda: reply(101, sketches=np.zeros((1, NUMEL - 1), np.float32)),
+    "two sketches": lambda: reply(101, sketches=np.zeros((2, NUMEL), np.float32)),
+    "nan in a sketch": lambda: reply(101, sketches=np.full((1, NUMEL), np.nan, np.float32)),
+    "float64 sketch": lambda: reply(101, sketches=np.zeros((1, NUMEL))),
     "no arrays": lambda: broken(lambda content: content.pop("arrays")),
     "no info": lambda: broken(lambda content: content.pop("info")),
     "wrong key": lambda: broken(

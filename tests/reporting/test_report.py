@@ -118,8 +118,8 @@ def test_figures_of_a_run_by_hand(run: Path, tmp_path: Path) -> None:
     assert summary == ["first", "federated", "2 (finished)", "2.2500", "3.8000", "0.3100", "0.0500", "1.00", "6.0", "2 min 10 s"]
     even = ["0.3100", "0.3100", "0.2200", "0.0900"]  # median, mean, the worse of the two, standard deviation
     assert ["first", "2", *even, "client 1: 0.2200", "2.5000", "client 0: 0.4000", "0.1800"] in page.rows
-    assert ["client 2", "2", "0", "2", "update_not_finite (2)", ""] in page.rows
-    assert ["client 1", "2", "2", "0", "", "0.2200"] in page.rows
+    assert ["client 2", "2", "0", "2", "update_not_finite (2)", "", "", ""] in page.rows
+    assert ["client 1", "2", "2", "0", "", "0.2200", "", ""] in page.rows
     assert "4 updates used of 6 asked, 2 failures" in text
     assert ["first", "2.00", "1.00", "37.5%", "train 2 min 00 s, server step 2.0 s, other 8.0 s"] in page.rows
     assert text.count("<svg") == 3
@@ -198,7 +198,7 @@ def test_of_many_clients_the_troubled_ones_are_listed(tmp_path: Path) -> None:
     run = write(tmp_path / "many", [round_event(1, asked=list(range(number)), clients=clients, failed=failures)])
     text, page = report(tmp_path, run)
     assert f"{MAX_CLIENTS} of {number} clients shown" in text
-    listed = [row[0] for row in page.rows if len(row) == 6]
+    listed = [row[0] for row in page.rows if len(row) == 8]
     assert f"client {number - 1}" in listed and "client 77" in listed and len(listed) == MAX_CLIENTS + 1
 
 
@@ -231,6 +231,23 @@ def test_drift_is_shown_where_a_run_tells_of_it(run: Path, tmp_path: Path) -> No
     text, _ = report(tmp_path, run, told)
     assert "<h2>Drift</h2>" in text and "Drift of the clients by round" in text
     assert read_runs([told])[0].drift("pairwise_cosine") == [(1, 0.25)]
+
+
+def test_each_clients_norm_and_cosine_are_shown_where_a_run_tells_of_them(run: Path, tmp_path: Path) -> None:
+    def updated(number: int, norm: float, cosine: float) -> dict[str, Any]:
+        return client(number, 3.0, 20) | {"update_norm": norm, "cosine_to_mean": cosine}
+
+    drift = {"update_norm": 2.0, "mean_update_norm": 1.0, "cosine_to_mean": 0.5, "lowest_cosine_to_mean": -0.25}
+    first = round_event(1, clients=[updated(0, 1.0, 0.75), updated(1, 4.0, -0.25)], drift=drift)
+    second = round_event(2, clients=[updated(0, 2.0, 0.25), client(1, 3.0, 20)], drift={})
+    told = write(tmp_path / "told", [first, second])
+    (data,) = read_runs([told])
+    assert data.cosines() == [(1, [0.75, -0.25]), (2, [0.25])]
+    assert data.updates("update_norm") == {0: 1.5, 1: 4.0} and data.updates("cosine_to_mean") == {0: 0.5, 1: -0.25}
+    _, page = report(tmp_path, run, told)
+    ends = [(row[0], row[-2:]) for row in page.rows if len(row) == 8 and row[0].startswith("client ")]
+    assert ("client 0", ["1.5", "0.5000"]) in ends and ("client 1", ["4", "-0.2500"]) in ends
+    assert ("client 0", ["", ""]) in ends  # the run that does not tell
 
 
 def test_of_a_sweep_the_jobs_are_read_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
