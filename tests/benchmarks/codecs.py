@@ -1,6 +1,6 @@
 """What lossy codecs cost and save: int8 updates with a bf16 broadcast beside float32, on the speech that FEDHUBERT_CORPUS names.
 
-``python -m tests.benchmarks.codecs --rounds 20 --seeds 0 1 2`` runs both for each seed and prints one JSON line per seed.
+``python -m tests.benchmarks.codecs --rounds 20 --seeds 0 1 2`` runs both for each seed and prints two JSON lines per seed.
 """
 
 import argparse
@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.figures import figure
 
 LOCAL = [  # twenty steps between two exchanges: an update is worth its bytes
     *("federated.strategy=FedAvg", "federated.bias_correction=none", "federated.server_schedule=constant"),
@@ -48,20 +50,22 @@ def figures(events: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def compare(seeds: list[int], out: Path, settings: list[str]) -> None:
-    """Print the figures of each seed, one JSON line each."""
+    """Print the bytes and the held-out loss of each seed."""
     for seed in seeds:
         same = [f"seed={seed}", *settings]
         exact = figures(train(out / f"fp32-{seed}", *same))
         lossy = figures(train(out / f"int8-{seed}", *same, *LOSSY))
-        line = {
-            "name": f"int8 up, bf16 down, seed {seed}: {' '.join(settings)}",
-            "fp32_loss_fell_by_nats": round(exact["first_loss"] - exact["loss"], 3),
-            "fp32_loss": round(exact["loss"], 4),
-            "lossy_loss": round(lossy["loss"], 4),
-            "loss_ratio": round(lossy["loss"] / exact["loss"], 4),
-            "bytes_ratio": round(lossy["bytes"] / exact["bytes"], 4),
-        }
-        print(json.dumps(line), flush=True)
+        name = f"int8 up, bf16 down beside float32, {' '.join(settings)}, seed {seed}"
+        figure(f"{name}: bytes", lossy["bytes"] / 1e6, exact["bytes"] / 1e6, "MB")
+        fell_by, differs_by = exact["first_loss"] - exact["loss"], abs(lossy["loss"] / exact["loss"] - 1.0)
+        figure(
+            f"{name}: held-out loss",
+            lossy["loss"],
+            exact["loss"],
+            "nats",
+            peer_fell_by=round(fell_by, 3),
+            differs_by=round(differs_by, 5),
+        )
 
 
 def main() -> None:

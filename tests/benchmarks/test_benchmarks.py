@@ -115,8 +115,9 @@ def test_codecs(tone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         f"data.root={tone_folder}",
         "federated.num_clients=3",
         "federated.num_rounds=1",
+        "federated.client_cosines=false",  # as large as a fifth of so small a model
         f"client.state_dir={tmp_path}",
     ]
     codecs.compare([0], tmp_path, small)
-    (line,) = lines(capfd.readouterr().out)
-    assert 0.3 < float(str(line["bytes_ratio"])) < 0.45
+    sent, loss = lines(capfd.readouterr().out)
+    assert 2.2 < float(str(sent["ratio"])) < 3.3 and float(str(loss["differs_by"])) < 0.05
