@@ -19,8 +19,7 @@ from fedhubert.errors import FederationError
 from fedhubert.federation import faults
 from fedhubert.federation.clipping import clipped
 from fedhubert.federation.codecs import Arrays, decode, encode
-from fedhubert.federation.exact_sum import ExactSum, UpdateRejected
-from fedhubert.federation.folding import norm_of
+from fedhubert.federation.exact_sum import ExactSum, UpdateRejected, measure
 from fedhubert.federation.handling import Handled, each_partition
 from fedhubert.federation.protocol import Metrics, Request
 from fedhubert.federation.server_optimizers import nova_coefficient
@@ -90,16 +89,16 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
         if fold is not None and clip_norm is not None:
             decoded, _ = clipped(decoded, clip_norm)
         weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
-        norm = norm_of(decoded)
-        metrics |= {**_training_metrics(result), **clipping, "weight": weight, "update_norm": norm}
+        magnitude = measure(decoded)
+        metrics |= {**_training_metrics(result), **clipping, "weight": weight, "update_norm": magnitude.norm}
         if fold is None:
             arrays.update(encoded)
         else:
-            if task["norm_limit"] is not None and norm > task["norm_limit"]:
+            if task["norm_limit"] is not None and magnitude.norm > task["norm_limit"]:
                 raise UpdateRejected("norm")
             if not all(map(math.isfinite, metrics.values())):
                 raise UpdateRejected("metrics")  # the server would reject the sum, and the other clients with it
-            fold.add(decoded, weight)
+            fold.add(decoded, weight, magnitude)
         if job.sends_sketches:
             sketches[partition.number] = sketch_of(decoded, job.seed, task["round"])
         faults.wait_if_drawn(job.faults, job.seed, task["round"], task["attempt"], partition.number)
@@ -128,7 +127,7 @@ def _encoded_update(
     What the codec leaves over goes into ``state``.
     """
     job, task = request.job, request.task
-    update = resident.layout.to_vector(resident.model).sub_(incoming)
+    update = resident.layout.update_of(resident.model, incoming)
     if job.normalise_by_steps:
         update /= nova_coefficient(result.steps, job.client.sgd_momentum)
     if job.update_codec == "int8" and state.residual is not None:

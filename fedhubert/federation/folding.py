@@ -10,7 +10,7 @@ from fedhubert.config import FederatedConfig
 from fedhubert.federation.arrays import tensor_of
 from fedhubert.federation.clipping import clipped, norm_in_double
 from fedhubert.federation.codecs import decode
-from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
+from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
 from fedhubert.federation.figures import check_figures
 from fedhubert.federation.outcome import RoundOutcome
 from fedhubert.federation.protocol import Failure, Metrics, Reply
@@ -19,15 +19,7 @@ from fedhubert.federation.server_optimizers import nova_coefficient
 from fedhubert.federation.sketching import Sketch, sketch_of, sketch_width, sketched_cosine
 from fedhubert.training.parameters import ParameterLayout
 
-_ROW = 2**15
 _REQUIRED = {"weight", "train_micro_batches", "train_steps", "train_audio_s", "update_norm"}
-
-
-def norm_of(update: torch.Tensor) -> float:
-    """Return the Euclidean norm of a vector, the same with any number of threads: rows in float32, their sum in float64, six digits of it."""
-    rows = update[: len(update) // _ROW * _ROW].view(-1, _ROW)
-    norms = torch.cat([torch.linalg.vector_norm(rows, dim=1), torch.linalg.vector_norm(update[rows.numel() :])[None]])
-    return float(f"{float(norms.double().square().sum().sqrt()):.6g}")
 
 
 def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, float]:
@@ -59,6 +51,7 @@ class RoundFold:
         outcome: Filled in as replies come.
         norm_limit: Updates longer than this are rejected; None: no limit yet.
         clip_norm: Updates longer than this are scaled down to it, and count one each (differential privacy); None: as they are.
+        total: The sum of the updates accepted, cleared here; of no entry where the strategy has to see them all.
         seed: The run's, from which sketches draw their signs.
     """
 
@@ -72,11 +65,13 @@ class RoundFold:
         norm_limit: float | None,
         clip_norm: float | None = None,
         *,
+        total: ExactSum,
         seed: int,
     ) -> None:
         self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
         self._outcome, self._norm_limit, self._clip_norm = outcome, norm_limit, clip_norm
-        self._sum = ExactSum(0 if config.is_robust else layout.numel)
+        self.total = total
+        total.clear()
         self._updates: dict[int, tuple[torch.Tensor, int]] = {}
         self._seed = seed
         self._sketches: dict[int, Sketch] = {}
@@ -112,11 +107,6 @@ class RoundFold:
         others = sorted(set(asked) - set(named) - accepted)
         outcome.failures += [*named.values(), *(Failure(partition, code, whole.setting if whole else "") for partition in others)]
 
-    @property
-    def total(self) -> ExactSum:
-        """The sum of the updates accepted."""
-        return self._sum
-
     def mean(self) -> torch.Tensor:
         """Return the mean update [P] of the clients accepted; raises ``ValueError`` without any."""
         clients = self._outcome.clients
@@ -124,8 +114,8 @@ class RoundFold:
             mean = robust_mean(self._config, self._model, self._updates)
             self._outcome.drift = self._cosines_to(mean)
             return mean
-        mean = self._sum.mean()
-        self._outcome.drift = {**drift_of(clients, norm_of(mean)), **self._cosines_to(mean)}
+        mean = self.total.mean()
+        self._outcome.drift = {**drift_of(clients, measure(mean).norm), **self._cosines_to(mean)}
         if (
             self._config.strategy == "FedNova"
         ):  # clients sent updates per effective local step: give back the cohort's mean number
@@ -191,17 +181,18 @@ class RoundFold:
             total = tensor_of(reply.arrays["sum"])
             if self._clip_norm is not None and norm_in_double(total) > weight * self._clip_norm * 2.0**GRID_BITS:
                 raise UpdateRejected("norm")  # its node has not clipped
-            self._sum.merge(PartialSum(total, weight, float(reply.info["bound"])))
+            self.total.merge(PartialSum(total, weight, float(reply.info["bound"])))
             return
         ((partition, metrics),) = reply.metrics.items()
         update = decode(self._config.update_codec, reply.arrays, self._layout.shapes)
         if self._clip_norm is not None:
             update, _ = clipped(update, self._clip_norm)  # whatever the client did, and its codec made of it
-        metrics["update_norm"] = norm_of(update)  # our own figure, whatever the client says
+        magnitude = measure(update)
+        metrics["update_norm"] = magnitude.norm  # our own figure, whatever the client says
         if not np.isfinite(metrics["update_norm"]):
             raise UpdateRejected("not_finite")
         self._check_norm(metrics["update_norm"])
         if self._config.is_robust:
             self._updates[partition] = (update, int(metrics["weight"]))
         else:
-            self._sum.add(update, int(metrics["weight"]))
+            self.total.add(update, int(metrics["weight"]), magnitude)

@@ -23,7 +23,7 @@ class ServerOptimizer(ABC):
 
     @abstractmethod
     def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
-        """Return the new model, after a step at ``share`` of the rate; ``model`` and ``mean_update`` are left as they are."""
+        """Return the new model, after a step at ``share`` of the rate, in the memory of ``mean_update``; ``model`` is left as it is."""
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take the state of a checkpoint; raises :class:`CheckpointError` when it is another optimiser's."""
@@ -44,7 +44,7 @@ class FedAvg(ServerOptimizer):
         self.learning_rate = learning_rate
 
     def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
-        return torch.add(model, mean_update, alpha=share * self.learning_rate)
+        return torch.add(model, mean_update, alpha=share * self.learning_rate, out=mean_update)
 
 
 class FedAvgM(ServerOptimizer):
@@ -57,8 +57,8 @@ class FedAvgM(ServerOptimizer):
 
     def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
         buffer = self.state["momentum"].mul_(self.momentum).add_(mean_update)
-        direction = torch.add(mean_update, buffer, alpha=self.momentum) if self.nesterov else buffer
-        return torch.add(model, direction, alpha=share * self.learning_rate)
+        direction = mean_update.add_(buffer, alpha=self.momentum) if self.nesterov else buffer
+        return torch.add(model, direction, alpha=share * self.learning_rate, out=mean_update)
 
 
 class Adaptive(ServerOptimizer):
@@ -73,7 +73,8 @@ class Adaptive(ServerOptimizer):
         m, v = self.state["m"], self.state["v"]
         m.mul_(self.beta1).add_(mean_update, alpha=1.0 - self.beta1)
         self._second_moment(v, mean_update)
-        return torch.addcdiv(model, m, v.sqrt().add_(self.tau), value=share * self._rate())
+        scale = torch.sqrt(v, out=mean_update).add_(self.tau)
+        return torch.addcdiv(model, m, scale, value=share * self._rate(), out=mean_update)
 
     def _rate(self) -> float:
         return self.eta

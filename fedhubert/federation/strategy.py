@@ -22,7 +22,7 @@ from fedhubert.errors import FederationError
 from fedhubert.federation import protocol
 from fedhubert.federation.arrays import HeldArray, publish, tensor_of
 from fedhubert.federation.codecs import decode, encode
-from fedhubert.federation.exact_sum import peak
+from fedhubert.federation.exact_sum import ExactSum, measure
 from fedhubert.federation.folding import RoundFold
 from fedhubert.federation.journal import Entry, Journal
 from fedhubert.federation.nodes import Federation, describe_failures, refresh
@@ -82,6 +82,7 @@ class FederatedStrategy(Strategy):
         self._silent_rounds = 0
         self._on_client = on_client or (lambda round_number, done, asked: None)
         self._keeps_state = client_job(federation.config).keeps_state
+        self._total = ExactSum(0 if federation.config.federated.is_robust else federation.layout.numel)
 
     def summary(self) -> None:
         federated = self.federation.config.federated
@@ -123,6 +124,7 @@ class FederatedStrategy(Strategy):
             self.outcome,
             self._norm_limit,
             self._privacy.clip_norm if self._privacy else None,
+            total=self._total,
             seed=self.federation.config.seed,
         )
         self._attempt = 0
@@ -148,7 +150,7 @@ class FederatedStrategy(Strategy):
         self.between_steps = False
         share = server_share(self.federation.config.federated, outcome.number)
         updated = self.optimizer.step(self.incoming, release.mean if release else self._fold.mean(), share)
-        if not math.isfinite(peak(updated)):
+        if not math.isfinite(measure(updated).peak):
             raise FederationError(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
                 setting="federated.strategy",

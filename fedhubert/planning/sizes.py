@@ -9,7 +9,7 @@ from fedhubert.federation.sketching import sketch_width
 from fedhubert.planning.inputs import ClientAudio, Inputs
 from fedhubert.targets.mfcc import NUM_FEATURES
 
-_SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 24.0
+_SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 19.0
 """Private memory of the server under FedAvg, without a model and per parameter: from tests/benchmarks/rounds.py with 20 M and 95 M parameters."""
 _STATE_VERSIONS = 4
 """Versions of a partition's state that its site keeps at most (see :mod:`fedhubert.federation.site_state`)."""

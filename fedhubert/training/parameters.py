@@ -42,6 +42,14 @@ class ParameterLayout:
             view.copy_(parameter.detach())
         return vector
 
+    def update_of(self, model: nn.Module, start: torch.Tensor) -> torch.Tensor:
+        """Return how far the parameters are from ``start`` [P], as a float32 vector [P] on the CPU; raises like :meth:`load_vector`."""
+        update = torch.empty(self.numel)
+        views, before = self.split(update), self.split(start)
+        for name, parameter in zip(self.names, self._parameters(model), strict=True):
+            torch.sub(parameter.detach().to("cpu", torch.float32), before[name], out=views[name])
+        return update
+
     def load_vector(self, model: nn.Module, vector: torch.Tensor) -> None:
         """Copy ``vector`` [P] into the model's parameters.
 

@@ -74,8 +74,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from fedhubert.compose import compose
     from fedhubert.federation import protocol
     from fedhubert.federation.arrays import HeldArray, tensor_of
-    from fedhubert.federation.exact_sum import ExactSum
-    from fedhubert.federation.folding import norm_of
+    from fedhubert.federation.exact_sum import ExactSum, measure
     from fedhubert.federation.grid import StreamingGrid, messages_in_flight
     from fedhubert.federation.nodes import Federation
     from fedhubert.federation.server_optimizers import FedAvg
@@ -103,9 +102,10 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
         for partition in request.task["partitions"]:
             layout.load_vector(kept("model", Linear), incoming)
             model, _ = step(partition)
-            update = layout.to_vector(model).sub_(incoming)
-            metrics[partition] = {**TRAINED, "weight": BATCH, "update_norm": norm_of(update)}
-            fold.add(update, BATCH)
+            update = layout.update_of(model, incoming)
+            magnitude = measure(update)
+            metrics[partition] = {**TRAINED, "weight": BATCH, "update_norm": magnitude.norm}
+            fold.add(update, BATCH, magnitude)
             sketches.append(sketch_of(update, 0, request.task["round"]))
         part = fold.partial()
         info = {"round": request.task["round"], "layout": request.task["layout"], "bound": part.bound}

@@ -106,7 +106,8 @@ class Clients:
     def mean(self, model: torch.Tensor, number: int, shards: list[list[int]], positions: dict[int, int]) -> torch.Tensor:
         """Return what the server makes of the replies of nodes that host ``shards``."""
         outcome = RoundOutcome(number, list(range(self.job.num_clients)))
-        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None, seed=self.config.seed)
+        total = ExactSum(self.layout.numel)
+        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None, total=total, seed=self.config.seed)
         fold.expect(dict(enumerate(shards)))
         for node, shard in enumerate(shards):
             handled = self.round(model, number, shard, positions)
@@ -257,7 +258,8 @@ def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
     for fault, codes in (("nan", {"update_not_finite"}), ("truncate", {"update_shape"})):
         clients = Clients([*settings, "client.local_steps=1", f"faults.{fault}=0.4"])
         outcome = RoundOutcome(1, [0, 1, 2])
-        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, None, seed=clients.config.seed)
+        total, seed = ExactSum(clients.layout.numel), clients.config.seed
+        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, None, total=total, seed=seed)
         fold.expect({0: [0], 1: [1], 2: [2]})
         for partition in range(3):
             handled = clients.round(start, 1, [partition], {})

@@ -1,9 +1,12 @@
 """The weighted sum: exact, whatever the order or grouping, and closed to what must not enter."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
-from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected
+from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
 
 
 def updates(count: int, numel: int = 300_000, scale: float = 1e-2) -> list[tuple[torch.Tensor, int]]:
@@ -33,6 +36,52 @@ def test_any_order_and_any_shards_give_the_same_bits() -> None:
         for shard in (shuffled[:cut], shuffled[cut:]):
             merged.merge(total_of(shard).partial())
         assert torch.equal(merged.mean(), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_sum_is_every_products_nearest_integer_whether_or_not_an_update_waits_for_another(count: int) -> None:
+    parts = updates(count, numel=70_001)
+    expected = sum(
+        np.rint(update.numpy().astype(np.float64) * (weight * 2.0**GRID_BITS)).astype(np.int64) for update, weight in parts
+    )
+    fold = total_of(parts)
+    assert np.array_equal(fold.partial().total.numpy(), expected)
+    assert torch.equal(fold.mean(), total_of(parts).mean()) and torch.equal(fold.mean(), fold.mean())
+
+
+def test_a_cleared_sum_is_a_new_one() -> None:
+    first, second, third = updates(3)
+    fold = total_of([first, second, first])  # one of them waits
+    fold.clear()
+    assert fold.weight == 0 and not fold.partial().total.any() and fold.partial().bound == 0.0
+    fold.add(*third)
+    assert torch.equal(fold.mean(), total_of([third]).mean())
+
+
+@pytest.mark.parametrize("numel", [1, 4095, 65_536, 300_007])
+def test_magnitudes_agree_with_float64_whatever_the_number_of_threads(numel: int) -> None:
+    vector = torch.randn(numel, generator=torch.Generator().manual_seed(numel))
+    threads = torch.get_num_threads()
+    try:
+        found = set()
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.add(measure(vector))
+    finally:
+        torch.set_num_threads(threads)
+    (magnitude,) = found
+    assert magnitude.norm == pytest.approx(float(vector.double().norm()), rel=2e-6)
+    assert magnitude.peak == float(vector.abs().max())
+
+
+@pytest.mark.parametrize("where", [0, 65_536, 70_000])
+def test_one_entry_that_is_not_finite_makes_a_magnitude_so(where: int) -> None:
+    for value in (float("nan"), float("inf"), float("-inf")):
+        vector = torch.zeros(70_001)
+        vector[where] = value
+        assert not math.isfinite(measure(vector).peak) and not math.isfinite(measure(vector).norm), value
+    assert measure(torch.full((5000,), 1e25)).norm == math.inf  # squares are float32
+    assert measure(torch.empty(0)).peak == measure(torch.empty(0)).norm == 0.0
 
 
 def test_mean_agrees_with_float64() -> None:

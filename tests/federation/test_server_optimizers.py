@@ -169,8 +169,11 @@ def test_on_gradients_fedadam_with_a_schedule_is_central_adam() -> None:
 def test_a_share_of_the_rate_is_a_share_of_the_step(strategy: str) -> None:
     config = FederatedConfig.model_validate({"strategy": strategy})
     model, update = torch.ones(4), torch.tensor([0.5, -1.0, 2.0, 0.0])
-    whole = build_server_optimizer(config, 4).step(model, update) - model
-    half = build_server_optimizer(config, 4).step(model, update, 0.5) - model
+    mean = update.clone()
+    stepped = build_server_optimizer(config, 4).step(model, mean)
+    assert stepped.data_ptr() == mean.data_ptr() and torch.equal(model, torch.ones(4))  # no vector more than there must be
+    whole = stepped - model
+    half = build_server_optimizer(config, 4).step(model, update.clone(), 0.5) - model
     torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-6)
     assert whole.norm() > 0
 

@@ -38,6 +38,16 @@ def test_a_loaded_vector_comes_back_bit_for_bit_and_stays_apart(tiny_model_confi
     assert torch.equal(vector, layout.to_vector(one)) and not torch.equal(vector, layout.to_vector(other))
 
 
+def test_an_update_is_how_far_the_parameters_have_moved(tiny_model_config: ModelConfig) -> None:
+    one, other = build_hubert(tiny_model_config, 0), build_hubert(tiny_model_config, 1)
+    layout = ParameterLayout.of(one)
+    start, end = layout.to_vector(one), layout.to_vector(other)
+    assert torch.equal(layout.update_of(other, start), end - start)
+    assert torch.equal(layout.update_of(other.double(), start), end - start)
+    with pytest.raises(TrainingError):
+        layout.update_of(one, start[1:])
+
+
 def test_frozen_parameters_and_buffers_do_not_travel() -> None:
     model = small()
     model[2].requires_grad_(False)
