@@ -131,12 +131,11 @@ def _ray(config: Config) -> Iterator[None]:
 def object_store_bytes(numel: int, num_workers: int, *, sharded: bool) -> int:
     """Return the size of Ray's object store for a model of ``numel`` parameters.
 
-    It holds two models (this round's and, for a moment, the last one's), the replies in flight, and one that waits to be added with the next. A reply
-    is float32, or, where nodes host several clients, the 8 bytes a parameter of their exact sums, which do not wait. Without a limit Ray would go on
-    to fresh memory before it uses again what was freed; above four fifths of the limit it moves objects to disk.
+    It holds two models (this round's and, for a moment, the last one's; later an update that waits to be added with the next one) and the replies in
+    flight. A reply is float32, or, where nodes host several clients, the 8 bytes a parameter of their exact sums, which do not wait. Without a limit
+    Ray would go on to fresh memory before it uses again what was freed; above four fifths of the limit it moves objects to disk.
     """
-    in_flight = messages_in_flight(num_workers)
-    needed = numel * (2 * 4 + (8 * in_flight if sharded else 4 * (in_flight + 1)))
+    needed = numel * (2 * 4 + messages_in_flight(num_workers) * (8 if sharded else 4))
     return max(_LEAST_STORE_BYTES, int(needed / 0.75))
 
 

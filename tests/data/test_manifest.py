@@ -61,6 +61,7 @@ def test_fairseq_files(tmp_path: Path) -> None:
         ("path,speaker\n", "num_samples, sample_rate"),
         (HEADER + "a.wav,ann,16000,16000\n", "line 2"),
         (HEADER + "a.wav,ann,16000,16000,en\nb.wav,ann,many,16000,en\n", "line 3: num_samples is 'many'"),
+        (HEADER + "a.wav,ann,16000,16000,en\n" * 150 + "\nb.wav,ann,16000\n", "line 153: 3 fields, the first line has 5"),
         (HEADER + "a.wav,ann,0,16000,en\n", "num_samples is '0'"),
         (HEADER + "a.wav,ann,16000,-8000,en\n", "sample_rate is '-8000'"),
         (HEADER + "a.wav,ann,99999999999999999999999,16000,en\n", "num_samples"),
@@ -71,6 +72,15 @@ def test_a_bad_manifest_is_refused_by_file_and_row(tmp_path: Path, text: str, na
     with pytest.raises(DataError) as error:
         Manifest.read(path)
     assert named in str(error.value) and "manifest.csv" in str(error.value)
+
+
+def test_every_row_is_read_and_empty_ones_are_passed_over(tmp_path: Path) -> None:
+    rows = [f"{number}.wav,ann,{number + 1},16000,en\n" for number in range(1000)]
+    manifest = Manifest.read(
+        write(tmp_path, HEADER + "\n".join("".join(rows[start : start + 70]) for start in range(0, 1000, 70)) + "\n" * 200)
+    )
+    assert manifest.paths == [f"{number}.wav" for number in range(1000)]
+    assert manifest.num_samples.tolist() == list(range(1, 1001)) and manifest.columns == {"language": ["en"] * 1000}
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
