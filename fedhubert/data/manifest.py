@@ -154,9 +154,8 @@ def _read_csv(path: Path, file: Iterable[str], root: Path | None) -> Manifest:
                     fields = f"{len(row)} fields, the first line has {width}"
                     raise DataError(f"{path}, line {number}: {fields}", setting="data.manifest")
         first += len(block)
-        for column, values in zip(
-            table, zip(*filter(None, block), strict=True), strict=False
-        ):  # no values where all rows are empty
+        by_column = zip(*filter(None, block), strict=True)
+        for column, values in zip(table, by_column, strict=False):  # none where all rows are empty
             column.extend(values)
     columns = dict(zip(header, table, strict=True))
     num_samples = _integers(path, columns.pop("num_samples"), "num_samples", MAX_SAMPLES)

@@ -42,8 +42,16 @@ class PartialSum:
     bound: float
 
 
+@dataclass(frozen=True)
+class Magnitude:
+    """Of a float32 vector: its Euclidean norm, to six digits, and its largest magnitude. Both are NaN or infinite if an entry is."""
+
+    norm: float
+    peak: float
+
+
 class ExactSum:
-    """Running sum of ``weight * update`` over float32 vectors of ``numel`` entries; memory is one int64 vector, whatever the count."""
+    """Running sum of ``weight * update`` over float32 vectors of ``numel`` entries; memory is that of one int64 vector and one update."""
 
     def __init__(self, numel: int) -> None:
         self._total = torch.zeros(numel, dtype=torch.int64)
@@ -62,7 +70,7 @@ class ExactSum:
     def numel(self) -> int:
         return self._total.numel()
 
-    def add(self, update: torch.Tensor, weight: int, magnitude: "Magnitude | None" = None) -> None:
+    def add(self, update: torch.Tensor, weight: int, magnitude: Magnitude | None = None) -> None:
         """Fold one client's update [P] with its integer weight.
 
         Everything is checked here, so a rejected update leaves the sum as it was. The update must not change until the sum has been read: it may be
@@ -154,14 +162,6 @@ class ExactSum:
         for part in _chunks(self.numel):
             means[part] = np.divide(total[part], divisor, out=buffer[: part.stop - part.start])
         return mean
-
-
-@dataclass(frozen=True)
-class Magnitude:
-    """Of a float32 vector: its Euclidean norm, to six digits, and its largest magnitude. Both are NaN or infinite if an entry is."""
-
-    norm: float
-    peak: float
 
 
 def measure(vector: torch.Tensor) -> Magnitude:
