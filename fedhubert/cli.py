@@ -18,6 +18,7 @@ VERBS = {
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
     "compare": "federated, central, local-only and untrained models over several seeds (takes Hydra overrides)",
+    "config": "explain a key of the configuration, list a group's keys, or all",
     "plan": "what a federation would take before it is run: steps, audio, bytes, hours, memory (takes Hydra overrides)",
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
@@ -29,7 +30,7 @@ VERBS = {
 }
 
 TRAIN_HELP = """\
-usage: fedhubert train [KEY=VALUE ...] [--cfg job] [-m]
+usage: fedhubert train [KEY=VALUE ...] [--cfg job [--explain]] [-m]
 
 Train federated on this host: Flower's simulation engine plays every client. KEY=VALUE are Hydra overrides.
 
@@ -41,6 +42,7 @@ Train federated on this host: Flower's simulation engine plays every client. KEY
 
 options:
   --cfg job          print the resolved configuration and exit
+  --explain          with --cfg job: each key's description, type, unit, default and what resuming asks of it as a comment
   -m, --multirun     run every combination of comma-separated values
   -h, --help         this text
 
@@ -49,7 +51,7 @@ saved, and exit code 75; the same command with resume=auto goes on.
 
 choices:
 {choices}
-All keys with their values: fedhubert train --cfg job
+All keys with their values: fedhubert train --cfg job; what a key means: fedhubert config KEY
 """
 
 RECIPE_HELP = """\
@@ -140,12 +142,26 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=module.run)
     for name in ("train", "recipe", "central", "compare", "plan"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
+    explained = verbs.add_parser("config", help=VERBS["config"], description=f"{VERBS['config'].capitalize()}.")
+    explained.add_argument(
+        "key", metavar="KEY", nargs="?", default="", help="a key or a group: client.lr, federated (default: all keys)"
+    )
+    explained.set_defaults(run=_config)
     forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
     forked.add_argument("source", metavar="RUN", help="folder of the run to start from")
     forked.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="settings that differ; out=... is one of them")
     forked.add_argument("--round", type=int, help="the round to start from (default: the newest)")
     forked.set_defaults(run=_fork)
     return parser
+
+
+def _config(parsed: argparse.Namespace) -> int:
+    from shutil import get_terminal_size
+
+    from fedhubert.config.explain import explain
+
+    print(explain(parsed.key, get_terminal_size().columns if sys.stdout.isatty() else None))
+    return 0
 
 
 def _fork(parsed: argparse.Namespace) -> int:
@@ -164,7 +180,7 @@ def train(arguments: Sequence[str]) -> int:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if "--cfg" in flags:
         overrides = [argument for argument in overrides if argument != "job"]
-    unknown = [flag for flag in flags if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job")]
+    unknown = [flag for flag in flags if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job", "--explain")]
     if unknown:
         print(f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, see --help", file=sys.stderr)
         return EXIT_USAGE
@@ -183,7 +199,12 @@ def train(arguments: Sequence[str]) -> int:
             return recipe([name, *(text for text in overrides if text != f"experiment={name}_recipe")])
     config = compose.compose(overrides)
     if flags:
-        print(compose.to_yaml(config), end="")
+        text = compose.to_yaml(config)
+        if "--explain" in flags:
+            from fedhubert.config.explain import with_comments
+
+            text = with_comments(text)
+        print(text, end="")
         return 0
     from fedhubert.federation.run import train_here
 

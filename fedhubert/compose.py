@@ -3,10 +3,9 @@
 Hydra gets the models' defaults as choices beside the files of ``conf/``, which hold only what differs from them.
 """
 
-import difflib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from yaml import YAMLError
 
 from fedhubert.config import Config, Recipe, validate
 from fedhubert.config.catalog import defaults, models_in
+from fedhubert.config.explain import near_names
 from fedhubert.errors import ConfigError
 
 RECIPES = "recipe"
@@ -175,7 +175,7 @@ def _explain(error: Exception) -> str:
     unknown = re.match(r"Could not override '(.+?)'", str(error))
     if unknown:
         key = unknown.group(1)
-        return f"unknown key `{key}`{_near_miss(key, _all_keys())}"
+        return f"unknown key `{key}`{near_names(key)}"
     if isinstance(error, InterpolationResolutionError):
         reason = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ").strip('"')
         return f"{error.full_key}: {reason}; set it, or give {error.full_key}=... on the command line"
@@ -184,19 +184,3 @@ def _explain(error: Exception) -> str:
     return " ".join(line for line in lines if "provider=" not in line and line != "Config search path:").removeprefix(
         "In 'config': "
     )
-
-
-def _near_miss(key: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(key, known, n=3)
-    return f"; did you mean {' or '.join(matches)}?" if matches else "; `fedhubert train --cfg job` prints all keys"
-
-
-def _all_keys() -> list[str]:
-    return list(_flatten(compose([]).model_dump()))
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")

@@ -27,19 +27,41 @@ class Key:
 
     Attributes:
         name: Dotted.
-        description: The docstring of its field, in one line.
-        schema: JSON schema of its values: type, bounds, choices, and the default, where there is one.
-        rules: What is known of it beside; a group's hold for its keys.
-        is_group: Whether it holds keys.
+        model, field_name: Where it is stated.
+        rules: What is known of it beside its field; a group's hold for its keys.
         choice: ``task=distill`` for a key that only this choice of its group has.
     """
 
     name: str
-    description: str
-    schema: Mapping[str, JsonValue]
+    model: type[Model]
+    field_name: str
     rules: Rules
-    is_group: bool
     choice: str = ""
+
+    @property
+    def field(self) -> FieldInfo:
+        """Type and default."""
+        return self.model.model_fields[self.field_name]
+
+    @property
+    def description(self) -> str:
+        """The docstring of the field, in one line."""
+        return " ".join((self.field.description or "").replace("``", "`").split())
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it holds keys."""
+        return bool(models_in(self.field.annotation))
+
+    @property
+    def schema(self) -> Mapping[str, JsonValue]:
+        """JSON schema of the values: type, bounds, choices, and the default, where there is one."""
+        return _schemas(self.model)[self.field_name]
+
+
+@cache
+def _schemas(model: type[Model]) -> Mapping[str, Mapping[str, JsonValue]]:
+    return cast(Mapping[str, Mapping[str, JsonValue]], model.model_json_schema()["properties"])
 
 
 @cache
@@ -50,13 +72,13 @@ def all_keys() -> Mapping[str, Key]:
 
 def walk(model: type[Model], prefix: str = "", inherited: Rules | None = None) -> Iterator[Key]:
     """Yield the keys and groups of a model and of those inside it; a group comes before its keys."""
-    schemas = cast(Mapping[str, Mapping[str, JsonValue]], model.model_json_schema()["properties"])
     for name, field in model.model_fields.items():
         inner, dotted = models_in(field.annotation), f"{prefix}{name}"
         rules = cast(Rules, {**(inherited or {}), **rules_of(field)})
+        if rules.get("resume") == "free":
+            rules.pop("fork", None)
         handed_on = cast(Rules, {rule: value for rule, value in rules.items() if rule in INHERITED})
-        description = " ".join((field.description or "").split())
-        yield Key(dotted, description, schemas[name], rules, bool(inner))
+        yield Key(dotted, model, name, rules)
         yield from _inside(inner, dotted, handed_on)
 
 
