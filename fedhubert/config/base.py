@@ -22,7 +22,10 @@ TASKS = ("pretrain", "distill")
 
 
 class Model(BaseModel):
-    """A part of the configuration; what may be in it is all that may be in it. The docstring below a field describes it."""
+    """A part of the configuration; what may be in it is all that may be in it.
+
+    A field's docstring is its description.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 

@@ -1,7 +1,7 @@
-"""All keys of a run's configuration with what their models say of them, and what programs ask of that.
+"""All keys of a run's configuration with what their models say, and what programs ask of that.
 
-Who wants to know which keys are paths, which may change when a run goes on, or what ``conf/`` begins with, asks here
-instead of keeping a list.
+Who wants to know which keys are paths, which may change when a run goes on, or what ``conf/``
+begins with, asks here instead of keeping a list.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def _schemas(model: type[Model]) -> Mapping[str, Mapping[str, JsonValue]]:
 
 @cache
 def all_keys() -> Mapping[str, Key]:
-    """Return every key and group of :class:`Config` by its dotted name, in the order of the models."""
+    """Return every key and group of :class:`Config` by dotted name, in the order of the models."""
     return {key.name: key for key in walk(Config)}
 
 
 def walk(model: type[Model], prefix: str = "", inherited: Rules | None = None) -> Iterator[Key]:
-    """Yield the keys and groups of a model and of those inside it; a group comes before its keys."""
+    """Yield the keys and groups of a model and of those in it; a group comes before its keys."""
     for name, field in model.model_fields.items():
         inner, dotted = models_in(field.annotation), f"{prefix}{name}"
         rules = cast(Rules, {**(inherited or {}), **rules_of(field)})
@@ -83,23 +83,28 @@ def walk(model: type[Model], prefix: str = "", inherited: Rules | None = None) -
 
 
 def _inside(models: tuple[type[Model], ...], group: str, inherited: Rules) -> Iterator[Key]:
-    """Yield the keys of a group; of a choice of models every key once, with the choices that have it unless all do."""
+    """Yield the keys of a group. Of a choice of models every key comes once, with the names of the
+    choices that have it, unless all do."""
     found = {model: {key.name: key for key in walk(model, f"{group}.", inherited)} for model in models}
-    for name, key in {name: key for keys in reversed(found.values()) for name, key in keys.items()}.items():
+    merged: dict[str, Key] = {}
+    for keys in found.values():
+        merged |= {name: key for name, key in keys.items() if name not in merged}
+    for name, key in merged.items():
         holders = [model for model, keys in found.items() if name in keys]
         choices = [f"{group}={model.model_fields['name'].default}" for model in holders if len(holders) < len(models)]
         yield replace(key, choice=" or ".join(choices) or key.choice)
 
 
 def models_in(annotation: object) -> tuple[type[Model], ...]:
-    """Return the models of a group's field (several for a choice); nothing for a key, whose value may be a model, too."""
+    """Return the models of a group's field, several for a choice; none for a key (``Model | None``
+    is the type of one)."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     models = tuple(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Model))
     return models if len(models) == len(kinds) else ()
 
 
 def rules_for(name: str) -> Rules:
-    """Return the rules of a key, or of the nearest group or key around it, for names that are in no model (any more)."""
+    """Return the rules of a key; for a name that is in no model (any more), of what is around it."""
     keys = all_keys()
     while name and name not in keys:
         name = name.rpartition(".")[0]
@@ -112,7 +117,8 @@ def begins_anew(changed: Iterable[str]) -> frozenset[Anew]:
 
 
 def defaults(model: type[Model]) -> dict[str, JsonValue]:
-    """Return what the composition begins with: defaults, or what the keys say instead; what has to be stated is left out."""
+    """Return what the composition begins with: defaults, or what keys say instead (``composed``).
+    Keys without a default are left out."""
     return {name: value for name, field in model.model_fields.items() for value in _initial(field)}
 
 

@@ -1,4 +1,4 @@
-"""Keys in words: one key, a group, all of them, and a whole configuration with its descriptions as comments."""
+"""Keys in words: one, a group, all of them, and a configuration with descriptions as comments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMMENT_WIDTH = 100
 
 
 def explain(name: str, width: int | None = None) -> str:
-    """Return what is known of a key; of a group (``""``: of the whole configuration) a line for each key in it.
+    """Return what is known of a key; of a group (``""``: of all) a line for each key in it.
 
     Args:
         name: Dotted, as in overrides.
@@ -44,7 +44,8 @@ def explain(name: str, width: int | None = None) -> str:
 
 
 def near_names(name: str) -> str:
-    """Return the end of a message about an unknown key: where it belongs, keys that are spelled like it, or how to list all."""
+    """Return the end of a message about an unknown key: where it belongs, names like it, or how to
+    list all."""
     keys = all_keys()
     if name in keys and keys[name].choice:
         return f": only {keys[name].choice} has it"

@@ -36,8 +36,8 @@ class Rules(TypedDict, total=False):
         path: A path or an address on somebody's machine, which trackers are not told.
         in_report: False for what says where a run is kept: a report does not list it among the
             settings that differ.
-        composed: What the composition begins with instead of the default: ``???`` (has to be given),
-            or what the value is derived from.
+        composed: What the composition begins with instead of the default: ``???`` (to be given), or
+            what the value is derived from.
     """
 
     unit: str
@@ -52,7 +52,7 @@ class Rules(TypedDict, total=False):
 
 
 def key(default: DefaultT, **rules: Unpack[Rules]) -> DefaultT:
-    """Return the field of a key with this default and rules (typed as its default, as ``Field`` is)."""
+    """Return the field of a key with this default and rules, typed as its default."""
     return Field(default, json_schema_extra=cast(dict[str, JsonValue], rules))
 
 
