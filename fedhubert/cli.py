@@ -83,11 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"]:
             return train(arguments[1:])
         if arguments[:1] in (["central"], ["compare"]):
-            from fedhubert.baselines import command
+            from fedhubert.commands import baselines as command
 
             return (command.central if arguments[0] == "central" else command.compare)(arguments[1:])
         if arguments[:1] == ["plan"]:
-            from fedhubert.planning.command import plan
+            from fedhubert.commands.plan import plan
 
             return plan(arguments[1:])
         if arguments[:1] == ["recipe"]:
@@ -115,11 +115,7 @@ def _fail(error: FedhubertError) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fedhubert.checkpoints import export
-    from fedhubert.data import prepare
-    from fedhubert.deployment import certs, state
-    from fedhubert.evaluation import command as evaluate
-    from fedhubert.reporting import report
+    from fedhubert.commands import certs, evaluate, export, prepare, report, state
 
     parser = argparse.ArgumentParser(
         prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
@@ -151,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
 def _fork(parsed: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from fedhubert.federation.fork import fork
-    from fedhubert.federation.run import train_here
+    from fedhubert.federation.engine.run import train_here
+    from fedhubert.federation.server.fork import fork
 
     train_here(fork(Path(parsed.source), parsed.overrides, parsed.round))
     return 0
@@ -185,7 +181,7 @@ def train(arguments: Sequence[str]) -> int:
     if flags:
         print(compose.to_yaml(config), end="")
         return 0
-    from fedhubert.federation.run import train_here
+    from fedhubert.federation.engine.run import train_here
 
     train_here(config)
     return 0
@@ -201,7 +197,7 @@ def recipe(arguments: Sequence[str]) -> int:
     if not arguments or any(argument.startswith("-") for argument in arguments):
         print("fedhubert: name a recipe, then overrides: fedhubert recipe demo out=DIR; see --help", file=sys.stderr)
         return EXIT_USAGE
-    from fedhubert.federation.recipe import run_recipe
+    from fedhubert.federation.engine.recipe import run_recipe
 
     run_recipe(arguments[0], arguments[1:])
     return 0
@@ -211,7 +207,7 @@ def _multirun(overrides: Sequence[str]) -> int:
     """Run a sweep; a job that fails is reported and does not stop the others."""
     from fedhubert.compose import multirun
     from fedhubert.config import Config
-    from fedhubert.federation.run import train_here
+    from fedhubert.federation.engine.run import train_here
 
     failures: list[str] = []
 

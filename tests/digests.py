@@ -31,7 +31,11 @@ SMALL = [
     *("federated.num_rounds=3", "client.local_steps=3", "client.validation_batches=2", "checkpoint.every=1"),
 ]
 SPEAKERS = ["data.partition.kind=speaker", "federated.num_clients=4"]
-FIXED_SECRET = "import secrets\nsecrets.token_bytes = lambda count=32: bytes(range(count))\n"
+FIXED_SECRET = """
+import secrets, sys
+drawn = secrets.token_bytes
+secrets.token_bytes = lambda n=32: bytes(range(n)) if sys._getframe(1).f_globals["__name__"].startswith("fedhubert") else drawn(n)
+"""
 """Privacy noise comes from a secret that is drawn when a run begins; a ``sitecustomize`` of these lines draws the same one each time."""
 
 
@@ -50,7 +54,12 @@ class Runs:
     def demo(self) -> Path:
         """The demo itself, two rounds of it."""
         return self._train(
-            "demo", "experiment=demo", "federated.num_rounds=2", "client.local_steps=12", "client.validation_batches=4"
+            "demo",
+            "experiment=demo",
+            "federated.num_clients=6",
+            "federated.num_rounds=2",
+            "client.local_steps=12",
+            "client.validation_batches=4",
         )
 
     def speakers_fedadam(self) -> Path:
@@ -60,7 +69,12 @@ class Runs:
 
     def distillation(self) -> Path:
         """A student of the demo's model, every objective but pseudo-labels."""
-        teacher = [f"task.teacher={self.folder / 'demo'}", "client.local_steps=6", "client.validation_batches=4"]
+        teacher = [
+            "federated.num_clients=6",
+            f"task.teacher={self.folder / 'demo'}",
+            "client.local_steps=6",
+            "client.validation_batches=4",
+        ]
         return self._train("distillation", "experiment=demo_distill", "federated.num_rounds=2", *teacher)
 
     def layer_targets(self) -> Path:

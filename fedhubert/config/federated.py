@@ -97,7 +97,7 @@ class FederatedConfig(Model):
 
 
 class PrivacyConfig(Model):
-    """Central differential privacy of the clients (see :mod:`fedhubert.federation.privacy`).
+    """Central differential privacy of the clients (see :mod:`fedhubert.federation.privacy.mechanism`).
 
     Attributes:
         noise_multiplier: Standard deviation of the noise in units of ``clip_norm``, as it is accounted for; 0 clips only, and protects nothing.

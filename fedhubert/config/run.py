@@ -41,7 +41,7 @@ class EvaluationConfig(Model):
 
 
 class ReportingConfig(Model):
-    """Where else a run's figures go (see :mod:`fedhubert.reporting.trackers`); ``project`` is its name there."""
+    """Where else a run's figures go (see :mod:`fedhubert.runs.trackers`); ``project`` is its name there."""
 
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     project: Annotated[str, Field(min_length=1)] = "fedhubert"
