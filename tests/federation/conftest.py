@@ -111,7 +111,9 @@ class Played:
         self.privacy = None
         if self.config.privacy.enabled:
             ledger = Ledger(
-                self.config.federated.client_fraction, self.config.privacy.noise_multiplier, releases=journal.releases
+                self.config.federated.client_fraction,
+                self.config.privacy.noise_multiplier,
+                releases=journal.releases if journal else dict,
             )
             self.privacy = CentralPrivacy(self.config, Secret(secret), ledger)
         self.strategy = FederatedStrategy(self.federation, optimizer, state=RoundState(), journal=journal, privacy=self.privacy)
