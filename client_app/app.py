@@ -2,7 +2,7 @@
 
 from flwr.clientapp import ClientApp
 
-from fedhubert.federation.client import register
+from fedhubert.federation.site.handlers import register
 
 app = ClientApp()
 register(app)

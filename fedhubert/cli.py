@@ -85,11 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"]:
             return train(arguments[1:])
         if arguments[:1] in (["central"], ["compare"]):
-            from fedhubert.baselines import command
+            from fedhubert.commands import baselines as command
 
             return (command.central if arguments[0] == "central" else command.compare)(arguments[1:])
         if arguments[:1] == ["plan"]:
-            from fedhubert.planning.command import plan
+            from fedhubert.commands.plan import plan
 
             return plan(arguments[1:])
         if arguments[:1] == ["recipe"]:
@@ -117,11 +117,7 @@ def _fail(error: FedhubertError) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fedhubert.checkpoints import export
-    from fedhubert.data import prepare
-    from fedhubert.deployment import certs, state
-    from fedhubert.evaluation import command as evaluate
-    from fedhubert.reporting import report
+    from fedhubert.commands import certs, config, evaluate, export, prepare, report, state
 
     parser = argparse.ArgumentParser(
         prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
@@ -134,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", evaluate),
         ("report", report),
         ("state", state),
+        ("config", config),
         ("certs", certs),
     )
     for name, module in files:
@@ -142,11 +139,6 @@ def _parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=module.run)
     for name in ("train", "recipe", "central", "compare", "plan"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
-    explained = verbs.add_parser("config", help=VERBS["config"], description=f"{VERBS['config'].capitalize()}.")
-    explained.add_argument(
-        "key", metavar="KEY", nargs="?", default="", help="a key or a group: client.lr, federated (default: all keys)"
-    )
-    explained.set_defaults(run=_config)
     forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
     forked.add_argument("source", metavar="RUN", help="folder of the run to start from")
     forked.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="settings that differ; out=... is one of them")
@@ -155,20 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(parsed: argparse.Namespace) -> int:
-    from shutil import get_terminal_size
-
-    from fedhubert.config.explain import explain
-
-    print(explain(parsed.key, get_terminal_size().columns if sys.stdout.isatty() else None))
-    return 0
-
-
 def _fork(parsed: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from fedhubert.federation.fork import fork
-    from fedhubert.federation.run import train_here
+    from fedhubert.federation.engine.run import train_here
+    from fedhubert.federation.server.fork import fork
 
     train_here(fork(Path(parsed.source), parsed.overrides, parsed.round))
     return 0
@@ -206,7 +189,7 @@ def train(arguments: Sequence[str]) -> int:
             text = with_comments(text)
         print(text, end="")
         return 0
-    from fedhubert.federation.run import train_here
+    from fedhubert.federation.engine.run import train_here
 
     train_here(config)
     return 0
@@ -222,7 +205,7 @@ def recipe(arguments: Sequence[str]) -> int:
     if not arguments or any(argument.startswith("-") for argument in arguments):
         print("fedhubert: name a recipe, then overrides: fedhubert recipe demo out=DIR; see --help", file=sys.stderr)
         return EXIT_USAGE
-    from fedhubert.federation.recipe import run_recipe
+    from fedhubert.federation.engine.recipe import run_recipe
 
     run_recipe(arguments[0], arguments[1:])
     return 0
@@ -232,7 +215,7 @@ def _multirun(overrides: Sequence[str]) -> int:
     """Run a sweep; a job that fails is reported and does not stop the others."""
     from fedhubert.compose import multirun
     from fedhubert.config import Config
-    from fedhubert.federation.run import train_here
+    from fedhubert.federation.engine.run import train_here
 
     failures: list[str] = []
 

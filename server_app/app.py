@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedhubert.federation.app import run_app
+from fedhubert.federation.engine.app import run_app
 
 app = ServerApp()
 

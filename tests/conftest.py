@@ -22,10 +22,8 @@ def corpus() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="session")
-def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three speakers with four files of 1 to 2.5 s each: a gliding tone in noise, at 16 kHz and 8 kHz."""
-    root = tmp_path_factory.mktemp("tones")
+def write_tones(root: Path) -> None:
+    """Write three speakers with four files of 1 to 2.5 s each to ``root``: a gliding tone in noise, at 16 kHz and 8 kHz."""
     rng = np.random.default_rng(0)
     for speaker in range(3):
         for number in range(4):
@@ -34,8 +32,15 @@ def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tone = np.sin(2 * np.pi * (150 + 60 * speaker + 200 * time_s) * time_s)
             samples = 0.3 * tone + 0.02 * rng.standard_normal(len(time_s))
             path = root / f"speaker{speaker}" / f"utterance{number}.wav"
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, samples.astype(np.float32), rate, subtype="PCM_16")
+
+
+@pytest.fixture(scope="session")
+def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three speakers with four files of 1 to 2.5 s each: a gliding tone in noise, at 16 kHz and 8 kHz."""
+    root = tmp_path_factory.mktemp("tones")
+    write_tones(root)
     return root
 
 

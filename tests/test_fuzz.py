@@ -24,17 +24,19 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DataObject, SearchStrategy
 from safetensors.torch import save as safetensors_bytes
 
-from fedhubert.checkpoints.importing import import_encoder
-from fedhubert.checkpoints.store import RoundStore, load_checkpoint
 from fedhubert.compose import compose
 from fedhubert.config import ClientJob, client_job, from_json
 from fedhubert.data.audio import audio_info, read_audio
 from fedhubert.data.fairseq_files import read_km
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import FedhubertError
-from fedhubert.federation import client_round, protocol
-from fedhubert.federation.server import run_federation
+from fedhubert.federation.server.session import run_federation
+from fedhubert.federation.site import train as client_round
+from fedhubert.federation.wire import protocol
+from fedhubert.formats.importing import import_encoder
+from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import build_hubert
+from fedhubert.runs.store import RoundStore
 from fedhubert.targets.labels import precomputed_labels
 from tests.federation.in_process import InProcessGrid
 from tests.integration.conftest import SMALL

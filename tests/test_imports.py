@@ -1,4 +1,4 @@
-"""The direction of imports, and what may import the heavy frameworks."""
+"""The rooms of the house, which way imports go between them, and what may import the heavy frameworks."""
 
 import ast
 import subprocess
@@ -9,25 +9,33 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "fedhubert"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-LAYERS = {
-    "errors": 0,
-    "seeding": 0,
-    "config": 1,
-    "compose": 2,
-    "data": 2,
-    "models": 2,
-    "objectives": 3,
-    "checkpoints": 3,
-    "deployment": 3,
-    "reporting": 3,
-    "targets": 4,
-    "training": 4,
-    "evaluation": 4,
-    "federation": 5,
-    "baselines": 6,
-    "planning": 6,
-    "cli": 6,
-}
+FLOORS = (
+    {"errors", "seeding"},
+    {"files", "config"},
+    {"compose", "models"},
+    {"data"},
+    {"objectives", "formats"},
+    {"runs", "deployment"},
+    {"targets", "training", "reporting"},
+    {"evaluation"},
+    {"clients"},
+    {"federation.wire"},
+    {"federation.updates", "federation.strategies"},
+    {"federation.privacy"},
+    {"federation.roster"},
+    {"federation.rounds"},
+    {"federation.phases"},
+    {"federation.server", "federation.site"},
+    {"federation.engine"},
+    {"baselines", "planning"},
+    {"commands"},
+    {"cli"},
+)
+"""Rooms from the ground up: each imports what is below it, and nothing beside or above it."""
+
+HIGHEST = {floor: number for number, floors in enumerate(FLOORS) for floor in floors}
+SITE_SEES = {"federation.wire", "federation.updates", "federation.strategies"}
+"""What of the federation a site's code may import: nothing of the server's."""
 
 
 def imported(path: Path) -> set[str]:
@@ -40,15 +48,37 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def room_of(module: str) -> str:
+    """Return the room of a dotted module of the package: its first name, or two of them in the federation."""
+    names = module.split(".")[1:]
+    return ".".join(names[:2] if names[0] == "federation" and len(names) > 1 else names[:1])
+
+
+def rooms_used(path: Path) -> set[str]:
+    used = {room_of(name) for name in imported(path) if name.startswith("fedhubert.")}
+    return {room for room in used if room in HIGHEST}
+
+
+def own_room(path: Path) -> str:
+    return room_of(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_imports_go_one_way(path: Path) -> None:
-    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    used = {name.split(".")[1] for name in imported(path) if name.startswith("fedhubert.")}
-    for other in used & LAYERS.keys():
-        assert LAYERS[other] <= LAYERS[part] or (part, other) == ("federation", "cli"), f"{path} imports fedhubert.{other}"
+    room = own_room(path)
+    if room in ("__init__", "federation.__init__"):
+        assert not rooms_used(path)
+        return
+    wrong = {other for other in rooms_used(path) - {room} if HIGHEST[other] >= HIGHEST[room]}
+    assert not wrong, f"{path} imports {sorted(wrong)}, which is beside or above {room}"
     roots = {name.split(".")[0] for name in imported(path)}
-    assert "hydra" not in roots or part == "compose"
-    assert not roots & {"flwr", "ray"} or part == "federation"
+    assert "hydra" not in roots or room == "compose"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "federation/site").glob("*.py")), ids=lambda path: path.name)
+def test_the_site_imports_nothing_of_the_server(path: Path) -> None:
+    federation = {room for room in rooms_used(path) if room.startswith("federation.")}
+    assert federation <= SITE_SEES | {"federation.site"}
 
 
 def test_help_needs_no_heavy_import() -> None:

@@ -9,7 +9,7 @@ from fedhubert.cli import main
 from fedhubert.compose import read_recipe, recipe_names
 from fedhubert.config import DistillConfig
 from fedhubert.errors import ConfigError
-from fedhubert.federation.recipe import Plan
+from fedhubert.federation.engine.recipe import Plan
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -51,7 +51,7 @@ def test_overrides_reach_all_stages_or_one_and_odd_paths_survive(tmp_path: Path)
 
 def test_a_recipe_is_an_experiment_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Sequence[str]]] = []
-    monkeypatch.setattr("fedhubert.federation.recipe.run_recipe", lambda name, arguments: calls.append((name, arguments)))
+    monkeypatch.setattr("fedhubert.federation.engine.recipe.run_recipe", lambda name, arguments: calls.append((name, arguments)))
     assert main(["train", f"out={tmp_path}", "experiment=full_recipe", "iteration2:client.lr=0.1"]) == 0
     assert calls == [("full", [f"out={tmp_path}", "iteration2:client.lr=0.1"])]
 

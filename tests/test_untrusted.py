@@ -14,12 +14,13 @@ import soundfile
 import torch
 
 import fedhubert
-from fedhubert.checkpoints.importing import import_encoder
-from fedhubert.checkpoints.reading import read_weights
-from fedhubert.checkpoints.store import RoundStore, load_checkpoint
 from fedhubert.compose import amend, compose, to_yaml
 from fedhubert.data.audio import MAX_DECODED, audio_info, read_audio
 from fedhubert.errors import CheckpointError, DataError
+from fedhubert.formats.importing import import_encoder
+from fedhubert.formats.reading import read_weights
+from fedhubert.formats.round_file import load_checkpoint
+from fedhubert.runs.store import RoundStore
 
 PACKAGE = Path(fedhubert.__file__).parent
 NEEDED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "numpy.load": ("allow_pickle", False)}

@@ -12,18 +12,18 @@ import torch
 
 from fedhubert.baselines.pool import ClientScore, Pool, figures
 from fedhubert.baselines.runs import BaselineRun, record_final, rows_of, say_final
-from fedhubert.checkpoints.files import exclusively
-from fedhubert.checkpoints.store import RoundStore
 from fedhubert.compose import to_yaml
 from fedhubert.config import Config
 from fedhubert.data.corpora import with_absolute_data
 from fedhubert.errors import CheckpointError
-from fedhubert.federation.resume import check_same_run
-from fedhubert.federation.teacher_phase import ServerTeacher, with_teacher
+from fedhubert.federation.phases.teacher import ServerTeacher, with_teacher
+from fedhubert.federation.server.resume import check_same_run
+from fedhubert.files import exclusively
 from fedhubert.reporting.console import log_to_file, stop_logging_to
-from fedhubert.reporting.metrics import append_event, read_events
-from fedhubert.reporting.run_folder import RunFolder
 from fedhubert.reporting.summary import final_event
+from fedhubert.runs.folder import RunFolder
+from fedhubert.runs.metrics import append_event, read_events
+from fedhubert.runs.store import RoundStore
 from fedhubert.training.central import plan_rounds
 
 log = logging.getLogger("fedhubert")

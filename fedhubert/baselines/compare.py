@@ -1,12 +1,11 @@
 """``fedhubert compare``: federated, central, local-only and untrained models of the same settings, over several seeds."""
 
-import argparse
 import json
 import logging
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from rich.table import Table
 from fedhubert.baselines.central import BaselineOptions, client_folder, train_baseline
 from fedhubert.config import Config, DistillConfig
 from fedhubert.errors import ConfigError
-from fedhubert.evaluation.command import evaluate_checkpoint, write_results
+from fedhubert.evaluation.checkpoint import Probing, evaluate_checkpoint, write_results
 from fedhubert.evaluation.study import best_layers
-from fedhubert.reporting.metrics import read_events
-from fedhubert.reporting.run_folder import RunFolder, on_server
+from fedhubert.files import on_server
 from fedhubert.reporting.summary import final_event
+from fedhubert.runs.folder import RunFolder
+from fedhubert.runs.metrics import read_events
 
 log = logging.getLogger("fedhubert")
 
@@ -39,7 +39,7 @@ class Comparison:
 
     configs: Mapping[int, Config]
     out: Path
-    probing: argparse.Namespace | None = None
+    probing: Probing | None = None
     local_clients: int = 1
 
 
@@ -103,11 +103,11 @@ def _probe(
     systems: dict[str, dict[str, Any]],
     name: str,
     sources: Sequence[tuple[str, Path]],
-    probing: argparse.Namespace,
+    probing: Probing,
     console: Console,
 ) -> None:
     """Add a system's probes (mean over ``sources``: an encoder, and where its results are kept), its size and its speed."""
-    asked = argparse.Namespace(**{**vars(probing), "references": name == FEDERATED})  # once for all systems
+    asked = replace(probing, settings=replace(probing.settings, references=name == FEDERATED))  # once for all systems
     studies = [_study(source, path, asked, console) for source, path in sources]
     best = [best_layers(study) for study in studies]
     for task, rows in best[0].items():
@@ -129,9 +129,9 @@ def _check_same_labels(*folders: RunFolder) -> None:
         )
 
 
-def _study(source: str, path: Path, probing: argparse.Namespace, console: Console) -> dict[str, Any]:
+def _study(source: str, path: Path, probing: Probing, console: Console) -> dict[str, Any]:
     """Return the evaluation of an encoder (of a run: its last checkpoint), from ``path`` where the same was asked before."""
-    asked = {name: str(value) for name, value in sorted(vars(probing).items()) if name != "cache_gb"} | {"source": source}
+    asked = {"source": source, "probing": repr(replace(probing, cache_gb=0.0))}
     newest = max((file.stat().st_mtime for file in Path(source).glob("checkpoints/round_*_checkpoint.pt")), default=0.0)
     try:
         known: dict[str, Any] = json.loads(path.read_text())

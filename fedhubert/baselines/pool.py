@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert.clients import statistics as site_figures
+from fedhubert.clients.data import Partition, Site, open_site, release_extractor
 from fedhubert.config import ClientJob, Config, DistillConfig, client_job
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
-from fedhubert.federation import site_figures
-from fedhubert.federation.figures import figures_of
-from fedhubert.federation.sampling import asking_order
-from fedhubert.federation.site import Partition, Site, open_site, release_extractor
-from fedhubert.federation.targets_phase import kmeans_event
-from fedhubert.federation.teacher_phase import ServerTeacher, prepare_student
+from fedhubert.federation.phases.targets import kmeans_event
+from fedhubert.federation.phases.teacher import ServerTeacher, prepare_student
+from fedhubert.federation.roster.sampling import asking_order
+from fedhubert.federation.rounds.figures import figures_of
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.objective import Objective
-from fedhubert.reporting.metrics import Event
+from fedhubert.runs.metrics import Event
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import agreement
 from fedhubert.targets.extractor import Extractor
@@ -45,7 +45,7 @@ class Pool:
     """All clients' data on this host.
 
     Args:
-        config, teacher: As :func:`~fedhubert.federation.teacher_phase.with_teacher` returns them.
+        config, teacher: As :func:`~fedhubert.federation.phases.teacher.with_teacher` returns them.
 
     Attributes:
         centroids: The run's clusters; None before :meth:`label`, and with precomputed labels.

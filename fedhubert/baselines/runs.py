@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from fedhubert.baselines.pool import ClientScore, Pool, figures
-from fedhubert.checkpoints.importing import start_from
-from fedhubert.checkpoints.store import RoundStore
 from fedhubert.config import Config
-from fedhubert.federation.figures import figures_of, said
+from fedhubert.federation.rounds.figures import figures_of, said
+from fedhubert.formats.importing import start_from
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.student import build_model
-from fedhubert.reporting.metrics import Event, append_event
-from fedhubert.reporting.run_folder import RunFolder
+from fedhubert.runs.folder import RunFolder
+from fedhubert.runs.metrics import Event, append_event
+from fedhubert.runs.store import RoundStore
 from fedhubert.training.central import CentralTrainer, RoundPlan, RoundResult
 from fedhubert.training.parameters import ParameterLayout
 

@@ -171,7 +171,7 @@ class FederatedConfig(Model):
 
 
 class PrivacyConfig(Model):
-    """Central differential privacy of the clients (see :mod:`fedhubert.federation.privacy`)."""
+    """Central differential privacy of the clients (see :mod:`fedhubert.federation.privacy.mechanism`)."""
 
     mechanism: Literal["none", "central"] = "none"
     """central: the server adds noise, so that the model hardly depends on whether any one client

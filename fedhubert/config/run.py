@@ -62,7 +62,7 @@ class EvaluationConfig(Model):
 
 
 class ReportingConfig(Model):
-    """Where else a run's figures go (see :mod:`fedhubert.reporting.trackers`)."""
+    """Where else a run's figures go (see :mod:`fedhubert.runs.trackers`)."""
 
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     """Also send figures there (each is an extra: pip install 'fedhubert[tensorboard]')."""

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedhubert.checkpoints.importing import ImportedEncoder, encoder_sha256, import_encoder, load_into
 from fedhubert.config import ModelConfig
+from fedhubert.formats.importing import ImportedEncoder, encoder_sha256, import_encoder, load_into
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.seeding import derive_seed
 from fedhubert.targets.mfcc import mfcc_features
@@ -49,7 +49,7 @@ def load_encoder(source: str | Path, device: torch.device | None = None) -> tupl
 
     Args:
         source: A round or a run's folder, a HuggingFace folder, or any other file or name that
-            :func:`~fedhubert.checkpoints.importing.import_encoder` reads.
+            :func:`~fedhubert.formats.importing.import_encoder` reads.
         device: Where the model runs; the CPU by default.
 
     Raises:

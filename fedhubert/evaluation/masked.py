@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedhubert.checkpoints.content import load_plain
-from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.config import DataConfig, ModelConfig, TargetsConfig, TaskConfig, validate
 from fedhubert.data.batching import BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import CheckpointError, TargetsError
+from fedhubert.formats.content import load_plain
+from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource

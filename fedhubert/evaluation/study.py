@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,10 @@ class StudySettings:
     max_utterances: int = 4_000
     seed: int = 0
     device: str = "cpu"
+
+    def with_tasks(self, labels: Labels) -> "StudySettings":
+        """Return these settings with all tasks of ``labels`` where no probe is named."""
+        return self if self.probes else replace(self, probes=tuple(labels.tasks))
 
 
 @dataclass(frozen=True)
@@ -275,8 +279,8 @@ def _checked_layers(wanted: tuple[int, ...] | None, encoder: Encoder) -> tuple[i
 
 def masked_section(source: Path, manifest: Manifest, device: str) -> dict[str, Any]:
     """Return the masked score of one of our checkpoints, or ``{"skipped": reason}``."""
-    from fedhubert.checkpoints.store import find_checkpoint
     from fedhubert.evaluation.masked import as_plain, masked_score
+    from fedhubert.formats.round_file import find_checkpoint
 
     try:
         return as_plain(masked_score(find_checkpoint(source), manifest, resolve_device(device)))

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fedhubert.clients.data import Partition, Site, open_site
 from fedhubert.config import Config, client_job
 from fedhubert.config.base import Model, NonNegative, Positive
 from fedhubert.errors import ConfigError
-from fedhubert.federation.simulation import num_supernodes
-from fedhubert.federation.site import Partition, Site, open_site
-from fedhubert.federation.teacher_phase import with_teacher
+from fedhubert.federation.engine.simulation import num_supernodes
+from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.models.student import build_model
 from fedhubert.training.parameters import ParameterLayout
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from fedhubert.federation.sampling import asking_order, assign_to_nodes
-from fedhubert.federation.simulation import num_supernodes
+from fedhubert.federation.engine.simulation import num_supernodes
+from fedhubert.federation.roster.sampling import asking_order, assign_to_nodes
 from fedhubert.planning import sizes
 from fedhubert.planning.inputs import Inputs
 

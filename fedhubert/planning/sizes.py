@@ -3,16 +3,16 @@
 import math
 
 from fedhubert.config import ClientConfig, DistillConfig
-from fedhubert.federation.codecs import num_bytes
-from fedhubert.federation.simulation import num_supernodes, object_store_bytes
-from fedhubert.federation.sketching import sketch_width
+from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
+from fedhubert.federation.updates.codecs import num_bytes
+from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.planning.inputs import ClientAudio, Inputs
 from fedhubert.targets.mfcc import NUM_FEATURES
 
 _SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 19.0
 """Private memory of the server under FedAvg, without a model and per parameter: from tests/benchmarks/rounds.py with 20 M and 95 M parameters."""
 _STATE_VERSIONS = 4
-"""Versions of a partition's state that its site keeps at most (see :mod:`fedhubert.federation.site_state`)."""
+"""Versions of a partition's state that its site keeps at most (see :mod:`fedhubert.clients.state`)."""
 
 
 def model_bytes(inputs: Inputs) -> int:

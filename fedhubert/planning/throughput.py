@@ -8,12 +8,12 @@ from itertools import count, cycle
 import numpy as np
 import torch
 
+from fedhubert.clients.data import Site
 from fedhubert.config import Config, DistillConfig
 from fedhubert.data.batching import SAMPLE_RATE_HZ, Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
-from fedhubert.federation.sampling import asking_order
-from fedhubert.federation.site import Site
-from fedhubert.federation.teacher_phase import with_teacher
+from fedhubert.federation.phases.teacher import with_teacher
+from fedhubert.federation.roster.sampling import asking_order
 from fedhubert.models.hubert import num_frames
 from fedhubert.models.masking import span_mask
 from fedhubert.models.student import build_model

@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedhubert.config.catalog import rules_for
 from fedhubert.errors import DataError
-from fedhubert.reporting.metrics import Event, read_events
 from fedhubert.reporting.summary import validation_by_round
+from fedhubert.runs.metrics import Event, read_events
 
 PHASES = ("train", "validation", "server_step", "server_validation", "checkpoint")
 """Parts of a round's time that runs may tell; what is left of the round is shown as other."""

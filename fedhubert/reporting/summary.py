@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fedhubert.reporting.metrics import Event, read_events
+from fedhubert.runs.metrics import Event, read_events
 
 
 def validation_by_round(events: list[Event]) -> dict[int, dict[str, Any]]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fedhubert.checkpoints.importing import import_on_server
 from fedhubert.config import ModelConfig, TargetsConfig
 from fedhubert.errors import TargetsError
+from fedhubert.formats.importing import import_on_server
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.kept import ENCODER, NO_HEAD, UNUSED, KeptModel, layer_of
 

@@ -1,8 +1,11 @@
 """A model's trainable parameters as one flat vector: what travels, is folded and is stepped."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -78,3 +81,10 @@ class ParameterLayout:
                     f"parameter {name}: {shape} expected, the model {has}; was it built from another config?", setting="model"
                 )
         return [named[name] for name in self.names]
+
+
+def tensor_of(ndarray: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a tensor over ``ndarray``'s memory, for reading only where the array is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(ndarray)

@@ -12,10 +12,11 @@ import torch
 from fedhubert.baselines import central as baseline
 from fedhubert.baselines.central import BaselineOptions, train_baseline
 from fedhubert.baselines.pool import Pool, figures
-from fedhubert.checkpoints.store import RoundStore, find_checkpoint, load_checkpoint
 from fedhubert.cli import main
-from fedhubert.federation.server_optimizers import FedAvg
+from fedhubert.federation.strategies.server_optimizers import FedAvg
+from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.models.hubert import build_hubert
+from fedhubert.runs.store import RoundStore
 from fedhubert.training.central import CentralTrainer, plan_rounds
 from tests.federation.test_equivalences import SMALL, Clients, relative
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fedhubert.baselines.command import _split, take_options
 from fedhubert.baselines.compare import comparison_table, summarise
 from fedhubert.cli import main
+from fedhubert.commands.baselines import _split, take_options
 
 
 def test_mean_and_spread_by_hand() -> None:

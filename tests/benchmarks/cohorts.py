@@ -72,16 +72,16 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from flwr.serverapp import Grid, ServerApp
 
     from fedhubert.compose import compose
-    from fedhubert.federation import protocol
-    from fedhubert.federation.arrays import HeldArray, tensor_of
-    from fedhubert.federation.exact_sum import ExactSum, measure
-    from fedhubert.federation.grid import StreamingGrid, messages_in_flight
-    from fedhubert.federation.nodes import Federation
-    from fedhubert.federation.server_optimizers import FedAvg
-    from fedhubert.federation.simulation import num_supernodes, object_store_bytes
-    from fedhubert.federation.sketching import sketch_of
-    from fedhubert.federation.strategy import FederatedStrategy
-    from fedhubert.training.parameters import ParameterLayout
+    from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
+    from fedhubert.federation.roster.nodes import Federation
+    from fedhubert.federation.rounds.strategy import FederatedStrategy
+    from fedhubert.federation.strategies.server_optimizers import FedAvg
+    from fedhubert.federation.updates.exact_sum import ExactSum, measure
+    from fedhubert.federation.updates.sketches import sketch_of
+    from fedhubert.federation.wire import protocol
+    from fedhubert.federation.wire.arrays import HeldArray
+    from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
+    from fedhubert.training.parameters import ParameterLayout, tensor_of
 
     registered = registered or clients
     overrides = [

@@ -23,14 +23,14 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     from flwr.serverapp import Grid, ServerApp
 
     from fedhubert.compose import compose
-    from fedhubert.federation import protocol
-    from fedhubert.federation.arrays import HeldArray
-    from fedhubert.federation.grid import StreamingGrid, messages_in_flight
-    from fedhubert.federation.nodes import Federation
-    from fedhubert.federation.server_optimizers import FedAvg
-    from fedhubert.federation.simulation import object_store_bytes
-    from fedhubert.federation.sketching import sketch_of
-    from fedhubert.federation.strategy import FederatedStrategy
+    from fedhubert.federation.engine.simulation import object_store_bytes
+    from fedhubert.federation.roster.nodes import Federation
+    from fedhubert.federation.rounds.strategy import FederatedStrategy
+    from fedhubert.federation.strategies.server_optimizers import FedAvg
+    from fedhubert.federation.updates.sketches import sketch_of
+    from fedhubert.federation.wire import protocol
+    from fedhubert.federation.wire.arrays import HeldArray
+    from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
     from fedhubert.training.parameters import ParameterLayout
 
     config = compose([f"federated.num_clients={clients}", "federated.client_fraction=1", "federated.strategy=FedAvg"])

@@ -11,8 +11,8 @@ from fedhubert.config import client_job
 from fedhubert.config.base import Model
 from fedhubert.config.catalog import all_keys, begins_anew, rules_for
 from fedhubert.config.keys import key, rules_of
-from fedhubert.federation.resume import changes
-from fedhubert.reporting.trackers import settings_of
+from fedhubert.federation.server.resume import changes
+from fedhubert.runs.trackers import settings_of
 
 GROUPS_OF_THE_JOB = ("data", "model", "task", "targets", "client", "faults")
 NO_PATHS = {

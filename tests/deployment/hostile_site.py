@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-PATCHED = "fedhubert.federation.protocol"
+PATCHED = "fedhubert.federation.wire.protocol"
 
 
 def spoil(protocol: ModuleType) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.cli import main
+from fedhubert.formats.round_file import load_checkpoint
 
 from .conftest import LONG_S, NODES, Deployment, site_network, wait_until
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedhubert.checkpoints.store import RoundStore
 from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.config import ModelConfig
 from fedhubert.data.manifest import Manifest
 from fedhubert.models.hubert import build_hubert
+from fedhubert.runs.store import RoundStore
 from fedhubert.targets.features import fitting_features
 from fedhubert.targets.kmeans import seed_centroids
 

@@ -10,14 +10,14 @@ import soundfile
 import torch
 from transformers import HubertModel as TransformersHubert
 
-from fedhubert.checkpoints.huggingface import write_huggingface
-from fedhubert.checkpoints.source import Source
 from fedhubert.config import ModelConfig
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import DataError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.encoders import Encoder, load_encoder, mfcc_encoder
 from fedhubert.evaluation.features import Extractor, FeatureCache, num_model_frames
+from fedhubert.formats.huggingface import write_huggingface
+from fedhubert.formats.source import Source
 from fedhubert.models.hubert import build_hubert, num_frames
 
 

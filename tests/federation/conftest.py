@@ -12,17 +12,17 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.compose import compose
-from fedhubert.federation import protocol
-from fedhubert.federation.arrays import HeldArray
-from fedhubert.federation.grid import StreamingGrid
-from fedhubert.federation.journal import Journal
-from fedhubert.federation.nodes import Federation
-from fedhubert.federation.privacy import CentralPrivacy
-from fedhubert.federation.privacy_accounting import Ledger
-from fedhubert.federation.round_state import RoundState
-from fedhubert.federation.secret import Secret
-from fedhubert.federation.server_optimizers import build_server_optimizer
-from fedhubert.federation.strategy import FederatedStrategy
+from fedhubert.federation.privacy.accounting import Ledger
+from fedhubert.federation.privacy.mechanism import CentralPrivacy
+from fedhubert.federation.privacy.secret import Secret
+from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.rounds.journal import Journal
+from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.rounds.strategy import FederatedStrategy
+from fedhubert.federation.strategies.server_optimizers import build_server_optimizer
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.training.parameters import ParameterLayout
 
 LAYOUT = ParameterLayout(("weight", "bias"), ((2, 2), (1,)))
@@ -110,7 +110,11 @@ class Played:
         optimizer = build_server_optimizer(self.config.federated, NUMEL)
         self.privacy = None
         if self.config.privacy.enabled:
-            ledger = Ledger(self.config.federated.client_fraction, self.config.privacy.noise_multiplier, journal=journal)
+            ledger = Ledger(
+                self.config.federated.client_fraction,
+                self.config.privacy.noise_multiplier,
+                releases=journal.releases if journal else dict,
+            )
             self.privacy = CentralPrivacy(self.config, Secret(secret), ledger)
         self.strategy = FederatedStrategy(self.federation, optimizer, state=RoundState(), journal=journal, privacy=self.privacy)
         self.models = [np.zeros(NUMEL, np.float32)]

@@ -9,9 +9,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedhubert.compose import compose
-from fedhubert.federation.client import register
-from fedhubert.federation.grid import StreamingGrid
-from fedhubert.federation.nodes import Federation
+from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.site.handlers import register
+from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout
 

@@ -5,7 +5,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from fedhubert.federation.arrays import HeldArray
+from fedhubert.federation.wire.arrays import HeldArray
 
 
 def test_on_the_wire_a_held_array_is_an_ordinary_one() -> None:

@@ -12,10 +12,10 @@ from flwr.app import Message
 
 from fedhubert.cli import main
 from fedhubert.errors import FederationError
-from fedhubert.federation.audit import digest_of
-from fedhubert.federation.nodes import connect
-from fedhubert.federation.protocol import read_reply
-from fedhubert.federation.targets_phase import prepare_targets
+from fedhubert.federation.phases.targets import prepare_targets
+from fedhubert.federation.roster.nodes import connect
+from fedhubert.federation.site.audit import digest_of
+from fedhubert.federation.wire.protocol import read_reply
 
 from .in_process import InProcessGrid, federation
 from .test_equivalences import SMALL

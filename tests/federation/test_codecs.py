@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedhubert.federation.codecs import channels, decode, encode, num_bytes
-from fedhubert.federation.exact_sum import UpdateRejected
+from fedhubert.federation.updates.codecs import channels, decode, encode, num_bytes
+from fedhubert.federation.updates.exact_sum import UpdateRejected
 
 SHAPES = ((6, 5, 3), (7,), (4, 2), ())
 NUMEL = 6 * 15 + 7 + 8 + 1

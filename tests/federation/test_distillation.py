@@ -12,18 +12,21 @@ import torch
 from flwr.supercore.task_identity import TaskIdentity
 from transformers import HubertModel
 
-from fedhubert.checkpoints.export import FORMATS, export
-from fedhubert.checkpoints.store import RoundStore, find_checkpoint, load_checkpoint
 from fedhubert.cli import main
+from fedhubert.clients import data as site
 from fedhubert.compose import compose
 from fedhubert.config import ModelConfig, client_job
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
-from fedhubert.federation import client_round, site
-from fedhubert.federation.dry_run import describe_federation
-from fedhubert.federation.server import RunResult, run_federation
-from fedhubert.federation.teacher_phase import with_teacher
+from fedhubert.federation.phases.teacher import with_teacher
+from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.server.session import RunResult, run_federation
+from fedhubert.federation.site import train as client_round
+from fedhubert.formats import FORMATS
+from fedhubert.formats.export import export
+from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.models.student import HEADS
+from fedhubert.runs.store import RoundStore
 from fedhubert.training.teaching import Teaching
 from tests.integration.conftest import SMALL
 

@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from fedhubert.cli import main
+from fedhubert.clients.data import open_site
+from fedhubert.clients.state import StateFolder
 from fedhubert.compose import compose
 from fedhubert.config import ClientJob, Config, client_job
 from fedhubert.data.batching import Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
-from fedhubert.federation import client
-from fedhubert.federation.codecs import decode
-from fedhubert.federation.exact_sum import ExactSum
-from fedhubert.federation.faults import InjectedCrash
-from fedhubert.federation.folding import RoundFold
-from fedhubert.federation.outcome import RoundOutcome
-from fedhubert.federation.protocol import Reply, Request
-from fedhubert.federation.server_optimizers import FedAvg, nova_coefficient
-from fedhubert.federation.site import open_site
-from fedhubert.federation.site_state import StateFolder
+from fedhubert.federation.rounds.aggregate import RoundFold
+from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.site import handlers as client
+from fedhubert.federation.site.faults import InjectedCrash
+from fedhubert.federation.strategies.server_optimizers import FedAvg, nova_coefficient
+from fedhubert.federation.updates.codecs import decode
+from fedhubert.federation.updates.exact_sum import ExactSum
+from fedhubert.federation.wire.protocol import Reply, Request
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhubert.federation.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
+from fedhubert.federation.updates.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
 
 
 def updates(count: int, numel: int = 300_000, scale: float = 1e-2) -> list[tuple[torch.Tensor, int]]:

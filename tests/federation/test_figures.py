@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from fedhubert.federation.figures import fairness_of
-from fedhubert.federation.outcome import RoundOutcome
+from fedhubert.federation.rounds.figures import fairness_of
+from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.reporting.fairness import fairness
 
 from .conftest import NUMEL, Played, reply

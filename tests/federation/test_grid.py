@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from fedhubert.federation.arrays import SharedArray
-from fedhubert.federation.grid import RunInterrupted, StreamingGrid
+from fedhubert.federation.wire.arrays import SharedArray
+from fedhubert.federation.wire.grid import RunInterrupted, StreamingGrid
 
 
 class PlayedGrid:

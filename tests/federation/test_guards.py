@@ -9,10 +9,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedhubert.errors import FederationError
-from fedhubert.federation import protocol
-from fedhubert.federation.protocol import Failure
-from fedhubert.federation.server_optimizers import FedAvg
-from fedhubert.federation.strategy import FederatedStrategy
+from fedhubert.federation.rounds.strategy import FederatedStrategy
+from fedhubert.federation.strategies.server_optimizers import FedAvg
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.protocol import Failure
 
 from .conftest import NUMEL, Played, reply
 

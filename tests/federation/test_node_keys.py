@@ -14,8 +14,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.errors import ConfigError, FederationError
-from fedhubert.federation.grid import StreamingGrid
-from fedhubert.federation.nodes import Federation, connect, refresh
+from fedhubert.federation.roster.nodes import Federation, connect, refresh
+from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout
 

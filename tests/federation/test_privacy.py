@@ -15,15 +15,15 @@ from flwr.supercore.differential_privacy import compute_stdv
 
 from fedhubert.compose import compose
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
-from fedhubert.federation import protocol
-from fedhubert.federation.clipping import clipped, norm_in_double
-from fedhubert.federation.codecs import CodecName, decode, encode
-from fedhubert.federation.exact_sum import GRID_BITS, ExactSum, UpdateRejected
-from fedhubert.federation.journal import Journal
-from fedhubert.federation.privacy import CentralPrivacy
-from fedhubert.federation.privacy_accounting import Ledger
-from fedhubert.federation.protocol import Failure
-from fedhubert.federation.secret import FILE_NAME, Secret, create_secret, load_secret
+from fedhubert.federation.privacy.accounting import Ledger
+from fedhubert.federation.privacy.mechanism import CentralPrivacy
+from fedhubert.federation.privacy.secret import FILE_NAME, Secret, create_secret, load_secret
+from fedhubert.federation.rounds.journal import Journal
+from fedhubert.federation.updates.clipping import clipped, norm_in_double
+from fedhubert.federation.updates.codecs import CodecName, decode, encode
+from fedhubert.federation.updates.exact_sum import GRID_BITS, ExactSum, UpdateRejected
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.protocol import Failure
 
 from .conftest import NUMEL, Played, reply
 from .test_strategy import failing

@@ -10,8 +10,8 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fedhubert.federation.journal import Entry, Journal
-from fedhubert.federation.privacy_accounting import Ledger, epsilon_of
+from fedhubert.federation.privacy.accounting import Ledger, epsilon_of
+from fedhubert.federation.rounds.journal import Entry, Journal
 
 DELTA = 1e-5
 
@@ -79,7 +79,7 @@ def test_the_ledger_counts_a_replayed_round_once_and_another_outcome_of_it_twice
     journal = Journal(tmp_path)
     for number, tag in ((1, "aa"), (2, "bb"), (3, "cc"), (3, "cc"), (2, "dd")):
         journal.write(Entry(number, [0], {0: 1}, release=tag))
-    ledger = Ledger(0.5, 1.0, [(0.25, 2.0, 7)], 0, Journal(tmp_path))
+    ledger = Ledger(0.5, 1.0, [(0.25, 2.0, 7)], 0, Journal(tmp_path).releases)
     twice = 1.0 / math.sqrt(2.0)
     assert ledger.through(1) == ((0.25, 2.0, 7), (0.5, 1.0, 1))
     assert ledger.through(4) == ((0.25, 2.0, 7), (0.5, 1.0, 3), (0.5, twice, 1))

@@ -13,13 +13,13 @@ import torch
 from flwr.app import Message
 from scipy import stats
 
-from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
-from fedhubert.federation.fork import fork
-from fedhubert.federation.secret import FILE_NAME
-from fedhubert.federation.server import RunResult, run_federation
+from fedhubert.federation.privacy.secret import FILE_NAME
+from fedhubert.federation.server.fork import fork
+from fedhubert.federation.server.session import RunResult, run_federation
+from fedhubert.formats.round_file import load_checkpoint
 from tests.integration.conftest import SMALL
 
 from .in_process import InProcessGrid

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from fedhubert.checkpoints import files
-from fedhubert.checkpoints.export import export
-from fedhubert.checkpoints.files import FolderInUse
-from fedhubert.checkpoints.store import load_checkpoint
+from fedhubert import files
 from fedhubert.cli import main
 from fedhubert.compose import amend, compose
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
-from fedhubert.federation.fork import fork
-from fedhubert.federation.server import RunResult, run_federation
-from fedhubert.federation.sketching import NUM_SUMS
+from fedhubert.federation.server.fork import fork
+from fedhubert.federation.server.session import RunResult, run_federation
+from fedhubert.federation.updates.sketches import NUM_SUMS
+from fedhubert.files import FolderInUse
+from fedhubert.formats.export import export
+from fedhubert.formats.round_file import load_checkpoint
 from tests.integration.conftest import SMALL
 
 from .in_process import InProcessGrid

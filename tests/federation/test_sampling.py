@@ -1,7 +1,7 @@
 """Who is asked, and their places."""
 
 from fedhubert.compose import compose
-from fedhubert.federation.sampling import asking_order, assign_to_nodes, ranking
+from fedhubert.federation.roster.sampling import asking_order, assign_to_nodes, ranking
 
 
 def test_the_order_of_asking_depends_on_seed_and_round_alone() -> None:

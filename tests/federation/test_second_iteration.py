@@ -10,18 +10,19 @@ import torch
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert import __version__
-from fedhubert.checkpoints.store import RoundStore
 from fedhubert.cli import main
+from fedhubert.clients import data as site
 from fedhubert.compose import compose
 from fedhubert.config import client_job
 from fedhubert.data.audio import read_audio
 from fedhubert.errors import FederationError, FedhubertError
-from fedhubert.federation import protocol, site
-from fedhubert.federation.dry_run import describe_federation
-from fedhubert.federation.nodes import connect
-from fedhubert.federation.preflight import check_alike
-from fedhubert.federation.targets_phase import prepare_targets
+from fedhubert.federation.phases.targets import prepare_targets
+from fedhubert.federation.roster.nodes import connect
+from fedhubert.federation.roster.preflight import check_alike
+from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.wire import protocol
 from fedhubert.models.hubert import build_hubert
+from fedhubert.runs.store import RoundStore
 from fedhubert.targets import kmeans
 
 from .in_process import InProcessGrid, federation

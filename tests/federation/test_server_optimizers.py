@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import CheckpointError
-from fedhubert.federation.server_optimizers import (
+from fedhubert.federation.strategies.server_optimizers import (
     Adaptive,
     FedAdagrad,
     FedAdam,

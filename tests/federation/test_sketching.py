@@ -11,10 +11,10 @@ from flwr.app import Message
 from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.config import client_job
-from fedhubert.federation import protocol
-from fedhubert.federation.server import run_federation
-from fedhubert.federation.sketching import NUM_SUMS, sketch_of, sketched_cosine
-from fedhubert.reporting.metrics import read_events
+from fedhubert.federation.server.session import run_federation
+from fedhubert.federation.updates.sketches import NUM_SUMS, sketch_of, sketched_cosine
+from fedhubert.federation.wire import protocol
+from fedhubert.runs.metrics import read_events
 from tests.integration.conftest import SMALL
 
 from .conftest import NUMEL, Played, reply

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
+from fedhubert.clients.state import STATE_MISSING
 from fedhubert.errors import ConfigError, FederationError
-from fedhubert.federation import protocol
-from fedhubert.federation.journal import Entry, Journal
-from fedhubert.federation.protocol import Failure
-from fedhubert.federation.round_state import RoundState
-from fedhubert.federation.sampling import ranking
+from fedhubert.federation.roster.sampling import ranking
+from fedhubert.federation.rounds.journal import Entry, Journal
+from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.protocol import Failure
 
 from .conftest import LAYOUT, NUMEL, Played, reply
 
@@ -192,7 +193,7 @@ def test_a_site_that_comes_back_with_other_data_is_not_let_in(caplog: pytest.Log
 def test_a_site_that_lost_its_state_begins_afresh() -> None:
     def answer(node: int, task: dict[str, Any]) -> Message:
         lost = node == 101 and task["round"] == 2
-        return failing(node, protocol.STATE_MISSING) if lost else reply(node, round=task["round"])
+        return failing(node, STATE_MISSING) if lost else reply(node, round=task["round"])
 
     played = Played(
         ["federated.num_clients=2", "federated.client_fraction=1", "federated.update_codec=fp32", "client.optimizer_policy=keep"],

@@ -11,8 +11,8 @@ import pytest
 
 from fedhubert.compose import compose
 from fedhubert.errors import ConfigError
-from fedhubert.reporting import trackers
-from fedhubert.reporting.trackers import Point, points_of, settings_of
+from fedhubert.runs import trackers
+from fedhubert.runs.trackers import Point, points_of, settings_of
 
 from .test_runs import Run, data, events, run  # noqa: F401 (fixtures)
 

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedhubert.checkpoints import store
+from fedhubert.clients.state import StateFolder
 from fedhubert.compose import compose
-from fedhubert.federation import folding, journal, record, strategy
-from fedhubert.federation.server import run_federation
-from fedhubert.federation.server_optimizers import FedAdam
-from fedhubert.federation.site_state import StateFolder
+from fedhubert.federation.rounds import aggregate as folding
+from fedhubert.federation.rounds import journal, strategy
+from fedhubert.federation.server import record
+from fedhubert.federation.server.session import run_federation
+from fedhubert.federation.strategies.server_optimizers import FedAdam
+from fedhubert.runs import store
 from tests.federation.in_process import InProcessGrid
 
 POINTS: dict[str, tuple[Any, str]] = {

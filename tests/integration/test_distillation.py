@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import HubertModel
 
-from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.cli import main
 from fedhubert.data.corpora import sample_folder
+from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.student import HEADS
 
 from .conftest import Train, events

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedhubert.checkpoints.importing import encoder_sha256
-from fedhubert.checkpoints.store import find_checkpoint, load_checkpoint
+from fedhubert.formats.importing import encoder_sha256
+from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 
 from .conftest import Train
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedhubert.checkpoints.content import load_plain
-from fedhubert.federation.journal import Journal
+from fedhubert.federation.rounds.journal import Journal
+from fedhubert.formats.content import load_plain
 
 from . import killable
 from .conftest import SMALL

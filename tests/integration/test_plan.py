@@ -14,7 +14,7 @@ from flwr.app import Message
 
 from fedhubert.compose import compose
 from fedhubert.config import Config
-from fedhubert.federation.server import run_federation
+from fedhubert.federation.server.session import run_federation
 from fedhubert.planning.inputs import Rates, audio_of, inputs_of, open_data
 from fedhubert.planning.rounds import Plan, plan
 from fedhubert.planning.throughput import measure

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import HubertModel
 
-from fedhubert.checkpoints.store import load_checkpoint
+from fedhubert.formats.round_file import load_checkpoint
 
 from .conftest import SMALL, Train, events
 from .test_simulation import assert_same_model

@@ -9,9 +9,9 @@ import soundfile
 import torch
 from transformers import HubertModel
 
-from fedhubert.checkpoints.store import load_checkpoint
 from fedhubert.cli import main
 from fedhubert.config import ModelConfig
+from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import build_hubert
 
 from .conftest import Train, events

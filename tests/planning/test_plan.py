@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from fedhubert.checkpoints.store import RoundStore
 from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError
-from fedhubert.federation.server import run_federation
-from fedhubert.federation.sketching import sketch_width
+from fedhubert.federation.server.session import run_federation
+from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.models.hubert import build_hubert
 from fedhubert.planning import sizes
 from fedhubert.planning.inputs import ClientAudio, Inputs, Rates, audio_of, inputs_of, open_data
 from fedhubert.planning.rounds import Plan, plan
 from fedhubert.planning.words import read_words
+from fedhubert.runs.store import RoundStore
 from tests.federation.conftest import app_identity  # noqa: F401
 from tests.federation.in_process import InProcessGrid
 from tests.integration.conftest import SMALL

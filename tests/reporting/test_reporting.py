@@ -6,9 +6,9 @@ import pytest
 
 from fedhubert.compose import compose
 from fedhubert.errors import ConfigError
-from fedhubert.reporting.metrics import append_event, keep_events, read_events
-from fedhubert.reporting.run_folder import RunFolder, resolve_out
 from fedhubert.reporting.summary import final_event, plot_curves, rounds_table, trend
+from fedhubert.runs.folder import RunFolder, resolve_out
+from fedhubert.runs.metrics import append_event, keep_events, read_events
 
 
 def test_events_are_appended_whole_and_what_is_not_finite_is_null(tmp_path: Path) -> None:

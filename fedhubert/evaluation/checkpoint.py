@@ -1,0 +1,76 @@
+"""A checkpoint's figures on annotated audio: what is asked for, and the whole of the answer."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedhubert.data.corpora import cache_folder
+from fedhubert.data.manifest import Manifest
+from fedhubert.errors import ConfigError
+from fedhubert.evaluation.annotations import Alignment, Labels
+from fedhubert.evaluation.features import FeatureCache
+from fedhubert.evaluation.progress import Passes
+from fedhubert.evaluation.sklearn_extra import require_sklearn
+from fedhubert.evaluation.study import Annotated, StudySettings, masked_section, run_study
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Audio and where its annotations are: labels of utterances, an alignment of phones; ``root`` is where the manifest's paths start."""
+
+    manifest: Path
+    root: Path | None = None
+    labels: Path | None = None
+    phones: Path | None = None
+
+    def read(self) -> Annotated:
+        """Raises :class:`~fedhubert.errors.DataError` for a file that cannot be used."""
+        return Annotated(
+            Manifest.read(self.manifest, self.root),
+            Labels.read(self.labels) if self.labels else Labels({}),
+            Alignment.read(self.phones) if self.phones else None,
+        )
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What to evaluate a checkpoint on.
+
+    Attributes:
+        audio: What is scored.
+        settings: How much to compute; no ``probes``: every task of the labels file.
+        fitted_on: Other audio to fit utterance probes on; None: cross-validation.
+        cache_gb: Size of the cache of features.
+    """
+
+    audio: Audio
+    settings: StudySettings
+    fitted_on: Audio | None = None
+    cache_gb: float = 2.0
+
+
+def evaluate_checkpoint(source: str, probing: Probing, console: Console) -> dict[str, Any]:
+    """Return all figures of a checkpoint; raises :class:`~fedhubert.errors.FedhubertError`."""
+    evaluated = probing.audio.read()
+    fitted_on = probing.fitted_on.read() if probing.fitted_on else None
+    settings = probing.settings.with_tasks(evaluated.labels)
+    if settings.probes or settings.purities or evaluated.alignment:
+        require_sklearn()
+    cache = FeatureCache(cache_folder() / "evaluation", round(probing.cache_gb * 1e9))
+    masked = masked_section(Path(source), evaluated.manifest, settings.device)
+    with Passes(console) as passes:
+        study = run_study(source, evaluated, settings, cache, passes.start, fitted_on)
+    return {"manifest": str(probing.audio.manifest), "utterances": len(evaluated.manifest), "masked": masked, **study}
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write JSON; raises :class:`ConfigError` when the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another --out", setting="--out") from None

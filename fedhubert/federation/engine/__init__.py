@@ -1,0 +1,1 @@
+"""Where a federation runs: Flower's simulation on Ray in this process, or as Flower's ServerApp."""

@@ -1,0 +1,33 @@
+"""What Flower's ServerApp runs: from ``flwr run``'s overrides to a federation."""
+
+import logging
+import shlex
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from fedhubert.compose import compose
+from fedhubert.errors import FedhubertError
+from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.server.session import run_federation
+from fedhubert.reporting.console import log_to_terminal
+from fedhubert.reporting.summary import plot_curves
+
+log = logging.getLogger("fedhubert")
+
+
+def run_app(grid: Grid, context: Context) -> None:
+    """Run the federation that ``flwr run`` asks for; raises what :func:`run_federation` raises, so that Flower reports a failed run."""
+    console = log_to_terminal()
+    try:
+        config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
+        if config.dry_run:
+            console.print(describe_federation(grid, config))
+            return
+        result = run_federation(grid, config)
+    except FedhubertError as error:
+        log.error("error: %s", error)
+        raise
+    plot_curves(result.folder.metrics_file, result.folder.plot_file)
+    log.info("curves: %s", result.folder.plot_file)
+    log.info("last checkpoint: %s", result.checkpoint)

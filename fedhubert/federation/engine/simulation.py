@@ -1,0 +1,194 @@
+"""A whole federation on this host: Flower's simulation engine on Ray, in this process.
+
+``run_simulation`` is marked as deprecated in favour of ``flwr run``; this module is the only caller, so that a change of Flower's touches one
+place. Both ways run the same server and client code.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedhubert.config import Config
+from fedhubert.errors import ConfigError, FederationError
+from fedhubert.federation.site.handlers import register
+from fedhubert.federation.wire.grid import messages_in_flight
+from fedhubert.models.hubert import build_hubert
+
+log = logging.getLogger("fedhubert")
+
+MANY_CLIENTS = 64
+_LEAST_STORE_BYTES = 512 * 2**20
+
+
+def num_supernodes(config: Config) -> int:
+    """Return how many SuperNodes the simulation has: what ``simulation.num_supernodes`` says, or one per client.
+
+    Of more clients than ``MANY_CLIENTS`` a few nodes play all: Flower takes 0.1 s to look at what each node has to do.
+    """
+    few = 2 * config.simulation.num_workers
+    many = config.federated.num_clients > MANY_CLIENTS and not config.federated.is_robust
+    wanted = config.simulation.num_supernodes or (few if many else config.federated.num_clients)
+    if wanted > config.federated.num_clients:
+        raise ConfigError(
+            f"simulation.num_supernodes={wanted} is more than federated.num_clients={config.federated.num_clients}",
+            setting="simulation.num_supernodes",
+        )
+    return wanted
+
+
+def federation_config(config: Config) -> str:
+    """Return the ``--federation-config`` that gives ``flwr run`` the same federation."""
+    cpus = max(1, (os.cpu_count() or 1) // config.simulation.num_workers)
+    return f"num-supernodes={num_supernodes(config)} client-resources-num-cpus={cpus} client-resources-num-gpus={config.simulation.gpus_per_client}"
+
+
+def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Event) -> None:
+    """Run ``serve`` as the ServerApp of a simulated federation and return when it does.
+
+    Whatever ``serve`` raises is raised here. Ray is started with one CPU slot per worker and shut down at the end. ``stop`` is set when the engine
+    fails under a server that is still waiting for it.
+    """
+    failure: list[BaseException] = []
+    server_app, client_app = ServerApp(), ClientApp()
+    register(client_app)
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            serve(grid)
+        except BaseException as error:  # handed to the caller's thread
+            failure.append(error)
+
+    from flwr.simulation import run_simulation
+
+    with _ray(config), _quiet_flower(), _pool_that_mends():
+        backend = {"client_resources": {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client}}
+        try:
+            run_simulation(server_app, client_app, num_supernodes(config), backend_config=backend)  # type: ignore[arg-type]
+        except Exception as error:
+            stop.set()  # the ServerApp's thread would go on waiting for nodes
+            raise FederationError(
+                f"Flower's simulation engine failed: {error.__cause__ or error}", setting="simulation"
+            ) from error
+    if failure:
+        raise failure[0]
+
+
+@contextlib.contextmanager
+def _ray(config: Config) -> Iterator[None]:
+    """Start Ray ourselves, before Flower does: we choose its size, and what is wrong with it is said by name."""
+    import ray
+
+    simulation = config.simulation
+    path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
+    options: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+    if simulation.ray_address:
+        _check_address(simulation.ray_address)
+        options["address"] = simulation.ray_address
+    else:
+        options |= {"num_cpus": simulation.num_workers, "num_gpus": simulation.num_gpus, "include_dashboard": False}
+        options["object_store_memory"] = object_store_bytes(
+            _num_parameters(config), simulation.num_workers, sharded=num_supernodes(config) < config.federated.num_clients
+        )
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no share of a GPU means that none is seen
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")  # a tip about the variable that is set above
+    try:
+        ray.init(logging_level=logging.ERROR, **options)
+    except Exception as error:
+        setting = "ray_address" if simulation.ray_address else "num_workers"
+        raise ConfigError(
+            f"Ray did not start with simulation.{setting}={getattr(simulation, setting)}: {error}",
+            setting=f"simulation.{setting}",
+        ) from None
+    try:
+        wanted, there = simulation.gpus_per_client, float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
+        if wanted > there:
+            raise ConfigError(
+                f"simulation.gpus_per_client={wanted}, but Ray finds {there:g} GPUs here; use a smaller share, or 0 to train on the CPU",
+                setting="simulation.gpus_per_client",
+            )
+        if there and not wanted:
+            log.warning(
+                "%g GPUs here are not used: set simulation.gpus_per_client, for example to %g",
+                there,
+                there / simulation.num_workers,
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def object_store_bytes(numel: int, num_workers: int, *, sharded: bool) -> int:
+    """Return the size of Ray's object store for a model of ``numel`` parameters.
+
+    It holds two models (this round's and, for a moment, the last one's; later an update that waits to be added with the next one) and the replies in
+    flight. A reply is float32, or, where nodes host several clients, the 8 bytes a parameter of their exact sums, which do not wait. Without a limit
+    Ray would go on to fresh memory before it uses again what was freed; above four fifths of the limit it moves objects to disk.
+    """
+    needed = numel * (2 * 4 + messages_in_flight(num_workers) * (8 if sharded else 4))
+    return max(_LEAST_STORE_BYTES, int(needed / 0.75))
+
+
+def _num_parameters(config: Config) -> int:
+    return sum(parameter.numel() for parameter in build_hubert(config.model, config.seed).parameters())
+
+
+def _check_address(address: str) -> None:
+    """Knock at ``host:port``: Ray itself would try for minutes. Raises :class:`ConfigError`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", or a name that Ray knows what to do with
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise ConfigError(
+            f"nothing answers at simulation.ray_address={address} ({error}); start Ray there, or leave it out to start one here",
+            setting="simulation.ray_address",
+        ) from None
+
+
+@contextlib.contextmanager
+def _pool_that_mends() -> Iterator[None]:
+    """Replace workers that die (out of memory, killed): Flower puts them back into its pool, where they would fail every later client."""
+    import ray
+    from flwr.server.superlink.fleet.vce.backend import raybackend
+
+    name = "BasicActorPool"
+    original: Any = getattr(raybackend, name)
+
+    class MendingPool(original):  # type: ignore[misc]
+        def fetch_result_and_return_actor_to_pool(self, future: Any) -> Any:
+            try:
+                return super().fetch_result_and_return_actor_to_pool(future)
+            except ray.exceptions.RayActorError:
+                log.warning("a worker process has died; a new one takes its place")
+                self._future_to_actor[future] = self.create_actor_fn()
+                raise
+
+    setattr(raybackend, name, MendingPool)
+    try:
+        yield
+    finally:
+        setattr(raybackend, name, original)
+
+
+@contextlib.contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Keep Flower's own lines to warnings and up; ours say what a user needs."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,43 @@
+"""Brings the model whose layer gives a second iteration's features to the sites: at most once to each."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from fedhubert.federation.phases.delivery import Parcel, deliver
+from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.wire import protocol
+from fedhubert.targets.extractor import Extractor
+
+log = logging.getLogger("fedhubert")
+
+
+def distribute(
+    federation: Federation, extractor: Extractor, nodes: list[int], on_event: Callable[[dict[str, Any]], None]
+) -> None:
+    """Make sure that each of ``nodes`` has ``extractor``.
+
+    Raises:
+        FederationError: a node that cannot keep it.
+    """
+    parcel = Parcel("extractor", protocol.HAS_EXTRACTOR, protocol.SEND_EXTRACTOR, extractor)
+    sent = deliver(federation, parcel, nodes)
+    layer, width = extractor.config.num_layers, extractor.config.embed_dim
+    log.info(
+        "features: layer %d, %d wide; extractor (%.1f MB) sent to %d of %d nodes",
+        layer,
+        width,
+        extractor.num_bytes / 1e6,
+        sent,
+        len(nodes),
+    )
+    on_event(
+        {
+            "event": "extractor",
+            "hash": extractor.key,
+            "layer": layer,
+            "nodes": len(nodes),
+            "sent_to": sent,
+            "bytes_down": sent * extractor.num_bytes,
+        }
+    )

@@ -1,0 +1,269 @@
+"""Pseudo-labels before the first round: federated k-means (sums and counts travel, never features), then labelling on each site."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array
+
+from fedhubert.clients import Metrics
+from fedhubert.errors import FederationError
+from fedhubert.federation.phases.extractor import distribute
+from fedhubert.federation.roster.nodes import Federation, describe_failures
+from fedhubert.federation.roster.preflight import check_alike
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.protocol import Failure, Reply
+from fedhubert.targets.agreement import Agreement, agreement
+from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.features import FeatureSource
+from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, scale_of, targets_key
+from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
+from fedhubert.targets.layers import LayerFeatures
+from fedhubert.targets.mfcc import MFCC
+
+log = logging.getLogger("fedhubert")
+
+PRECOMPUTED = "precomputed"
+_MOST_FRAMES = 2**48
+"""More than any client has: 90 000 years at 100 Hz."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The run's pseudo-labels.
+
+    Attributes:
+        key: Names them on the sites: the hash of the centroids, with that of the extractor.
+        centroids: float32[K, D]; None for precomputed labels.
+        train_counts, validation_counts: Over all clients [K].
+        source: What the centroids are of.
+        extractor: The model that ``source`` runs, if any.
+        agreement: With the labels of ``targets.label_column``, if any were found.
+    """
+
+    key: str
+    centroids: npt.NDArray[np.float32] | None
+    train_counts: npt.NDArray[np.int64]
+    validation_counts: npt.NDArray[np.int64]
+    source: FeatureSource = MFCC
+    extractor: Extractor | None = None
+    agreement: Agreement | None = None
+
+    def arrays(self) -> dict[str, Array] | None:
+        """Return what sites need to make the labels."""
+        return None if self.centroids is None else {"centroids": HeldArray(self.centroids)}
+
+    def task(self) -> dict[str, Any]:
+        """Return what a request to label says."""
+        return {"targets": self.key, "extractor": "" if self.extractor is None else self.extractor.key}
+
+    def lineage(self) -> dict[str, str]:
+        """Return what checkpoints say of where the labels are from: the hash that names them, and that of the model whose layer was clustered."""
+        return {"key": self.key} | ({} if self.extractor is None else {"extractor": self.extractor.key})
+
+    def event(self) -> dict[str, Any]:
+        """Return what ``metrics.jsonl`` says of the labels: frames, entropy and most frequent share of each split."""
+        splits = {"train_labels": self.train_counts, "validation_labels": self.validation_counts}
+        return {
+            "event": "targets",
+            "key": self.key,
+            "agreement": None if self.agreement is None else asdict(self.agreement),
+            **{
+                name: {
+                    "frames": int(counts.sum()),
+                    "clusters_used": int((counts > 0).sum()),
+                    "entropy_nats": unigram_entropy_nats(counts),
+                    "most_frequent_share": most_frequent_share(counts),
+                }
+                for name, counts in splits.items()
+            },
+        }
+
+
+def no_targets(num_clusters: int) -> Targets:
+    """Return what a task without pseudo-labels has in their place."""
+    return Targets("", None, np.zeros(num_clusters, np.int64), np.zeros(num_clusters, np.int64))
+
+
+class KMeansProgress(Protocol):
+    """Where the clustering of an interrupted run left off, and where it is kept."""
+
+    def load(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the solver's state, empty or None where there is none."""
+
+    def save(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Keep the solver's state."""
+
+
+def prepare_targets(
+    federation: Federation,
+    centroids: npt.NDArray[np.float32] | None,
+    progress: KMeansProgress,
+    on_event: Callable[[dict[str, Any]], None],
+) -> Targets:
+    """Find the centroids (unless a resumed run brings them) and have every site label its audio.
+
+    Raises:
+        FederationError: a client that cannot take part; every client's frames count in the clustering, so none may be missing.
+        FedhubertError: nothing usable at ``targets.checkpoint``.
+    """
+    settings = federation.config.targets
+    extractor = Extractor.of(settings)
+    source: FeatureSource = (  # the server's own evaluation computes them too
+        MFCC if extractor is None else LayerFeatures.of(extractor, federation.config.data, torch.device("cpu"))
+    )
+    if extractor is not None:
+        distribute(federation, extractor, list(federation.hosts), on_event)
+    task = {"extractor": "" if extractor is None else extractor.key}
+    if settings.kind == "kmeans" and centroids is None:
+        centroids = _fit(federation, task, source, progress, on_event)
+    key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
+    log.info("labelling every client's audio%s", "" if centroids is None else f" with {len(centroids)} clusters")
+    counts = {name: np.zeros(settings.num_clusters, np.int64) for name in ("train", "validation")}
+    table = np.zeros((settings.num_clusters, len(settings.label_values)), np.int64)
+    targets = Targets(key, centroids, counts["train"], counts["validation"], source, extractor)
+    for reply in _ask_all(federation, protocol.LABEL, targets.arrays(), targets.task()):
+        if not reply.metrics:
+            continue
+        check_alike(reply.metrics, {"num_clusters": settings.num_clusters, "label_rate_hz": settings.label_rate_hz})
+        for name in counts:
+            counts[name] += _counts(reply, name, (settings.num_clusters,))
+        if settings.label_column:
+            table += _counts(reply, "contingency", table.shape)
+    found = agreement(table)
+    if settings.label_column:
+        _say_agreement(settings.label_column, found)
+    return replace(targets, agreement=found)
+
+
+def label_newcomers(
+    federation: Federation, targets: Targets, shares: dict[int, list[int]], on_event: Callable[[dict[str, Any]], None]
+) -> list[Failure]:
+    """Have nodes that join later label their audio; returns what went wrong."""
+    timeout_s = federation.config.federated.round_timeout_s
+    if targets.extractor is not None:
+        try:
+            distribute(federation, targets.extractor, list(shares), on_event)
+        except FederationError as error:
+            return [Failure(-1, error.code, error.setting)]
+    replies = federation.ask(protocol.LABEL, shares, timeout_s=timeout_s, arrays=targets.arrays(), task=targets.task())
+    return [failure for reply in replies for failure in reply.failures]
+
+
+def _frames(metrics: Metrics) -> dict[str, int]:
+    """Return what a client says of its k-means statistics."""
+    names = ("frames", "withheld_clusters")
+    if not all(0 <= metrics.get(name, -1) < _MOST_FRAMES for name in names):
+        raise FederationError(f"a site's k-means statistics should say {' and '.join(names)}", setting="version")
+    return {name: int(metrics[name]) for name in names}
+
+
+def _counts(reply: Reply, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    found = reply.arrays.get(name)
+    if found is None or found.shape != shape or found.dtype != np.int64 or ((found < 0) | (found >= _MOST_FRAMES)).any():
+        raise FederationError(f"a site's label counts `{name}` should be int64{list(shape)} of at least 0", setting="version")
+    return found
+
+
+def _say_agreement(column: str, found: Agreement | None) -> None:
+    if found is None:
+        log.warning("no client has labels of targets.label_values in the column %s: no purity, no PNMI", column)
+        return
+    log.info(
+        "targets against %s: label purity %.3f (one cluster: %.3f), cluster purity %.3f, PNMI %.3f over %d frames",
+        column,
+        found.label_purity,
+        found.chance_purity,
+        found.cluster_purity,
+        found.pnmi,
+        found.frames,
+    )
+
+
+def _fit(
+    federation: Federation,
+    task: dict[str, Any],
+    source: FeatureSource,
+    progress: KMeansProgress,
+    on_event: Callable[[dict[str, Any]], None],
+) -> npt.NDArray[np.float32]:
+    settings = federation.config.targets
+    solver = FederatedKMeans(settings.num_clusters, federation.config.seed, settings.max_iterations, settings.tolerance)
+    log.info("k-means: %d clusters over %s of %d clients", settings.num_clusters, settings.source, len(federation.connected))
+    state = progress.load()
+    if state:
+        solver.load_state_dict(state)
+        log.info("k-means: going on after iteration %d", len(solver.history))
+    else:
+        solver.seed(_seeds(federation, task))
+        progress.save(solver.state_dict())
+    while not solver.done:
+        statistics, total = None, Counter[str]()
+        assert solver.centroids is not None
+        scale_bits = scale_of(solver.centroids)
+        for reply in _ask_all(federation, protocol.KMEANS_STEP, {"centroids": HeldArray(solver.centroids)}, task):
+            if reply.metrics:
+                part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, source.dimension, scale_bits)
+                statistics = part if statistics is None else statistics + part
+                for metrics in reply.metrics.values():
+                    total.update(_frames(metrics))
+        assert statistics is not None
+        solver.step(statistics)
+        iteration, inertia = len(solver.history), solver.history[-1]
+        log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
+        on_event(kmeans_event(solver, statistics, total))
+        progress.save(solver.state_dict())
+    assert solver.centroids is not None
+    return solver.centroids
+
+
+def kmeans_event(solver: FederatedKMeans, statistics: KMeansStatistics, total: Mapping[str, int | float]) -> dict[str, Any]:
+    """Return what ``metrics.jsonl`` says of an iteration; ``total``: what the clients said of their statistics, added up."""
+    return {
+        "event": "kmeans",
+        "iteration": len(solver.history),
+        "inertia_per_frame": solver.history[-1],
+        "frames": statistics.num_frames,
+        "withheld_frames": int(total["frames"]) - statistics.num_frames,
+        "withheld_clusters": int(total["withheld_clusters"]),
+    }
+
+
+def _seeds(federation: Federation, task: dict[str, Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+    for reply in _ask_all(federation, protocol.KMEANS_SEED, None, task):
+        for partition in reply.metrics:
+            names = f"centroids_{partition}", f"weights_{partition}"
+            if not reply.arrays.keys() >= set(names):
+                raise FederationError(f"client {partition} sent no seeds for k-means", setting="version")
+            seeds[partition] = (reply.arrays[names[0]], reply.arrays[names[1]])
+    return [seeds[partition] for partition in sorted(seeds)]
+
+
+def _ask_all(federation: Federation, kind: str, arrays: Mapping[str, Array] | None, task: dict[str, Any]) -> list[Reply]:
+    """Ask every connected client, those that fail once more up to ``federated.round_retries`` times; raises :class:`FederationError`."""
+    federated = federation.config.federated
+    shares = federation.everyone()
+    replies = []
+    for attempt in range(federated.round_retries + 1):
+        heard: set[int] = set()
+        failures: list[Failure] = []
+        for reply in federation.ask(kind, shares, timeout_s=federated.round_timeout_s, arrays=arrays, task=task):
+            replies.append(reply)
+            heard |= set(reply.metrics)
+            failures += reply.failures
+        shares = {node: left for node, asked in shares.items() if (left := [number for number in asked if number not in heard])}
+        if not shares:
+            return replies
+        if attempt < federated.round_retries:
+            log.warning("%s failed: %s; asking again", kind, describe_failures(failures))
+    setting = next((failure.setting for failure in failures if failure.setting), "")
+    raise FederationError(
+        f"{kind} failed: {describe_failures(failures) or 'no result'} (the site's log says more)", setting=setting
+    )

@@ -1,0 +1,120 @@
+"""The teacher of a distillation: read on the server, named by its content, brought to the sites."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedhubert.config import Config, DistillConfig, ModelConfig
+from fedhubert.errors import CheckpointError
+from fedhubert.federation.phases.delivery import Parcel, deliver
+from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.wire import protocol
+from fedhubert.formats.importing import encoder_sha256, import_on_server
+from fedhubert.models.hubert import HubertModel
+from fedhubert.models.student import take_over
+from fedhubert.models.teacher import Teacher
+from fedhubert.objectives.distillation import Distillation
+from fedhubert.objectives.objective import Objective
+from fedhubert.training.teaching import Teaching
+
+log = logging.getLogger("fedhubert")
+
+
+@dataclass(frozen=True)
+class ServerTeacher:
+    """A run's teacher on the server.
+
+    Attributes:
+        teacher: What the task needs of it.
+        encoder_parameters: Of the whole encoder that it was cut from.
+        lineage: What checkpoints say of it.
+    """
+
+    teacher: Teacher
+    encoder_parameters: int
+    lineage: Mapping[str, Any]
+
+
+def load_teacher(source: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """Return sizes and tensors (our names, float32) of the trained model at ``source``: whatever ``init_from`` takes.
+
+    Raises:
+        CheckpointError: nothing usable there.
+    """
+    imported = import_on_server(source)
+    if imported.assumed:
+        log.warning("%s does not say %s: taken as in the released HuBERTs of its width", source, ", ".join(imported.assumed))
+    if imported.normalize:
+        log.warning("%s asks for normalised waveforms (zero mean, unit variance); here they go in as they are", source)
+    return imported.config, imported.state
+
+
+def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
+    """Return ``config`` with its teacher's digest and sizes filled in, and the teacher; as it is, and None, for other tasks.
+
+    Raises:
+        CheckpointError: nothing usable at ``task.teacher``, or another teacher than the digest that is given names.
+        ConfigError: a teacher that lacks what the task asks for.
+    """
+    task = config.task
+    if not isinstance(task, DistillConfig):
+        return config, None
+    sizes, state = load_teacher(str(task.teacher))
+    teacher = Teacher.cut(sizes, state, task)
+    if task.teacher_sha256 not in (None, teacher.key):
+        raise CheckpointError(
+            f"task.teacher={task.teacher} gives a teacher with SHA-256 {teacher.key}, task.teacher_sha256 names another: {task.teacher_sha256}",
+            setting="task.teacher",
+        )
+    filled = task.model_copy(update={"teacher_sha256": teacher.key, "teacher_model": teacher.config})
+    parameters = sum(tensor.numel() for name, tensor in state.items() if name.startswith("wav2vec2."))
+    lineage = {"encoder_sha256": encoder_sha256(state), "sha256": teacher.key, "encoder_parameters": parameters}
+    return config.model_copy(update={"task": filled}), ServerTeacher(teacher, parameters, lineage)
+
+
+def prepare_student(model: HubertModel, config: Config, teacher: ServerTeacher) -> None:
+    """Give the student its teacher's part, and say how large the two are."""
+    assert isinstance(config.task, DistillConfig)
+    copied = take_over(model, teacher.teacher.state, config.task)
+    ours = encoder_size(model)
+    log.info(
+        "student %s: %.2f M encoder parameters, %.2f times smaller than its teacher's %.2f M; %d tensors taken over%s",
+        config.model.name,
+        ours / 1e6,
+        teacher.encoder_parameters / ours,
+        teacher.encoder_parameters / 1e6,
+        len(copied),
+        ", the convolutions frozen" if config.task.freeze_conv else "",
+    )
+
+
+def encoder_size(model: HubertModel) -> int:
+    """Return the number of the encoder's parameters, frozen ones included."""
+    return sum(int(parameter.numel()) for parameter in model.wav2vec2.parameters())
+
+
+def server_objective(config: Config, teacher: ServerTeacher | None) -> Objective | None:
+    """Return what evaluation on the server scores; None: masked prediction."""
+    if teacher is None or not isinstance(config.task, DistillConfig):
+        return None
+    return Distillation(config.task, Teaching(teacher.teacher, config.task, torch.device("cpu")))
+
+
+def send_teacher(federation: Federation, teacher: Teacher, nodes: list[int], on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Make sure that each of ``nodes`` has the teacher; raises :class:`FederationError` for one that cannot keep it or has another."""
+    parcel = Parcel("teacher", protocol.HAS_TEACHER, protocol.SEND_TEACHER, teacher)
+    sent = deliver(federation, parcel, nodes)
+    log.info("teacher (%.1f MB) sent to %d of %d nodes; the others have it", teacher.num_bytes / 1e6, sent, len(nodes))
+    on_event(
+        {
+            "event": "teacher",
+            "sha256": teacher.key,
+            "nodes": len(nodes),
+            "sent_to": sent,
+            "bytes_down": sent * teacher.num_bytes,
+        }
+    )

@@ -1,0 +1,59 @@
+"""What a round hands to the next, and to a resumed run."""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedhubert.clients.state import STATE_MISSING
+from fedhubert.federation.rounds.outcome import RoundOutcome
+
+_NORMS_KEPT, _NORMS_NEEDED = 64, 8
+
+
+@dataclass
+class RoundState:
+    """What a round hands to the next besides the model and the server optimiser; kept in checkpoints.
+
+    Attributes:
+        positions: Partition -> micro-batches consumed so far.
+        site_rounds: Partition -> the last round whose update of it was accepted: the version of its site's state to go on from.
+        norms: Norms of the updates accepted last, oldest first.
+    """
+
+    positions: dict[int, int] = field(default_factory=dict)
+    site_rounds: dict[int, int] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        positions = {str(partition): count for partition, count in self.positions.items()}
+        return {
+            "positions": positions,
+            "site_rounds": {str(p): r for p, r in self.site_rounds.items()},
+            "norms": list(self.norms),
+        }
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> "RoundState":
+        """Inverse of :meth:`to_plain`."""
+        positions = {int(partition): int(count) for partition, count in values["positions"].items()}
+        return cls(
+            positions, {int(p): int(r) for p, r in values["site_rounds"].items()}, [float(norm) for norm in values["norms"]]
+        )
+
+    def accept(self, outcome: RoundOutcome) -> None:
+        """Book a round whose model has been accepted."""
+        for partition in sorted(outcome.clients):
+            metrics = outcome.clients[partition]
+            self.positions[partition] = self.positions.get(partition, 0) + int(metrics["train_micro_batches"])
+            self.site_rounds[partition] = outcome.number
+            self.norms.append(float(metrics["update_norm"]))
+        for failure in outcome.failures:
+            if failure.code == STATE_MISSING:
+                self.site_rounds[failure.partition] = 0  # it has lost its state: next time it begins afresh
+        del self.norms[:-_NORMS_KEPT]
+
+    def norm_limit(self, ratio: float) -> float | None:
+        """Return the longest update to accept: ``ratio`` times the median of those accepted before; None without enough of them."""
+        return ratio * statistics.median(self.norms) if ratio and len(self.norms) >= _NORMS_NEEDED else None

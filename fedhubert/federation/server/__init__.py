@@ -1,0 +1,1 @@
+"""The server's side of a run: its session, record, resuming, forking."""

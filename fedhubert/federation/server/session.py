@@ -1,0 +1,313 @@
+"""The phases of a run on the server: connect and check, targets, rounds, final evaluation, summary."""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.superlink.grid import InMemoryGrid
+
+from fedhubert.config import Config
+from fedhubert.errors import CheckpointError, FederationError, FedhubertError
+from fedhubert.federation.phases.evaluation import ServerEvaluation
+from fedhubert.federation.phases.targets import Targets, label_newcomers, no_targets, prepare_targets
+from fedhubert.federation.phases.teacher import prepare_student, send_teacher, server_objective, with_teacher
+from fedhubert.federation.privacy.opening import announce, open_privacy
+from fedhubert.federation.roster.nodes import Federation, connect
+from fedhubert.federation.rounds.figures import brief, data_summary, final_event, round_event, round_line, said, usable_scores
+from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.rounds.strategy import ClientsDone, FederatedStrategy
+from fedhubert.federation.server.record import RunRecord
+from fedhubert.federation.strategies.server_optimizers import ServerOptimizer, build_server_optimizer
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
+from fedhubert.federation.wire.protocol import Failure
+from fedhubert.files import exclusively
+from fedhubert.formats.importing import start_from
+from fedhubert.models.hubert import HubertModel
+from fedhubert.models.student import build_model
+from fedhubert.runs.folder import RunFolder
+from fedhubert.runs.metrics import Event
+from fedhubert.training.parameters import ParameterLayout, tensor_of
+
+log = logging.getLogger("fedhubert")
+
+_SITES_IN_FLIGHT = 64
+"""Real sites that train at the same time; their replies wait in the SuperLink's store until they are folded."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended: its folder, the last checkpoint, and the last validation figures."""
+
+    folder: RunFolder
+    checkpoint: Path
+    validation: Mapping[str, Any]
+
+
+def run_federation(
+    grid: Grid, config: Config, *, stop: threading.Event | None = None, on_client: ClientsDone | None = None
+) -> RunResult:
+    """Run a whole federation over ``grid``.
+
+    Raises:
+        RunInterrupted: ``stop`` was set; the last finished round is in the checkpoint folder.
+        FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
+    """
+    simulated = isinstance(grid, InMemoryGrid)
+    window = messages_in_flight(config.simulation.num_workers) if simulated else _SITES_IN_FLIGHT
+    return _Run(StreamingGrid(grid, window=window, stop=stop), config, on_client).run()
+
+
+class _StoppedEarly(Exception):
+    """Ends Flower's loop of rounds before the last; says why."""
+
+
+class _Run:
+    """State that the phases of one run share."""
+
+    def __init__(self, grid: StreamingGrid, config: Config, on_client: ClientsDone | None) -> None:
+        config, self.teacher = with_teacher(config)
+        self.config = config
+        self.on_client = on_client
+        self.record = RunRecord(config)
+        self.model: HubertModel = build_model(config.model, config.task, config.seed)
+        self.layout = ParameterLayout.of(self.model)
+        self.optimizer: ServerOptimizer = build_server_optimizer(config.federated, self.layout.numel)
+        self.federation = Federation(grid, config, self.record.folder.run_key(), self.layout)
+        self.first_round = 1
+        self.state = RoundState()
+        self.centroids: np.ndarray[Any, np.dtype[np.float32]] | None = None
+        self.targets_key = ""
+        self.validation: dict[str, Any] = {}
+
+    def run(self) -> RunResult:
+        from fedhubert.reporting.console import log_to_file, stop_logging_to
+
+        handler = log_to_file(self.record.folder.log_file)
+        try:
+            with exclusively(self.record.folder.checkpoints, setting="out"):
+                return self._phases()
+        except FedhubertError as error:
+            log.error("run stopped: %s", error)
+            raise
+        finally:
+            self.record.close()
+            stop_logging_to(handler)
+
+    def _phases(self) -> RunResult:
+        log.info("run folder: %s", self.record.folder.path)
+        if self.teacher is not None:
+            prepare_student(self.model, self.config, self.teacher)
+        self._resume()
+        self.record.write_config()
+        self.record.open_trackers()
+        if self.privacy and not self._is_over():
+            announce(self.privacy, self.config, self.first_round)
+        log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
+        connect(self.federation)
+        self._say_who_is_there()
+        if self.teacher is not None:
+            send_teacher(self.federation, self.teacher.teacher, list(self.federation.hosts), self.record.event)
+        needs_labels = self.config.task.needs_labels
+        targets = (
+            prepare_targets(self.federation, self.centroids, self.record.kmeans, self.record.event)
+            if needs_labels
+            else no_targets(self.config.targets.num_clusters)
+        )
+        self.federation.welcome = lambda shares: self._welcome(targets, shares)
+        if self.centroids is not None and self.targets_key not in ("", targets.key):
+            raise CheckpointError(
+                f"targets.checkpoint={self.config.targets.checkpoint} is not the model that the run in {self.record.folder.path} began with: "
+                "name that one, or choose another out=...",
+                setting="targets.checkpoint",
+            )
+        self.centroids, self.targets_key = targets.centroids, targets.key
+        if self.first_round == 1 and needs_labels:
+            self.record.event(targets.event())
+            self.record.lineage.append({"targets": targets.lineage()})
+        if self._is_over():
+            log.info("all rounds are done")
+        else:
+            self._rounds(targets)
+        number = self.record.history[-1]["round"]
+        self._final_evaluation(number, targets)
+        return RunResult(self.record.folder, self.record.store.path(number), self.validation)
+
+    def _is_over(self) -> bool:
+        """Whether there is no round left to train."""
+        spent = self.privacy is not None and self.first_round > 1 and not self.privacy.allows(self.first_round)
+        return (
+            self.first_round > self.config.federated.num_rounds or (bool(self.record.history) and self.record.is_over()) or spent
+        )
+
+    def _welcome(self, targets: Targets, shares: dict[int, list[int]]) -> list[Failure]:
+        """Prepare nodes that join later; returns what went wrong."""
+        if self.teacher is not None:
+            try:
+                send_teacher(self.federation, self.teacher.teacher, list(shares), self.record.event)
+            except FederationError as error:
+                return [Failure(-1, error.code, error.setting)]
+        return label_newcomers(self.federation, targets, shares, self.record.event) if self.config.task.needs_labels else []
+
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        resumed = self.record.resume()
+        privacy = resumed.resume.get("privacy") if resumed else None
+        self.privacy = open_privacy(self.config, self.record.folder.checkpoints, privacy, self.record.journal.releases)
+        if resumed is None:
+            if self.config.init_from is not None:
+                self.record.lineage.append({"init_from": start_from(self.model, self.config.init_from)})
+            if self.teacher is not None:
+                self.record.lineage.append({"teacher": dict(self.teacher.lineage)})
+            return
+        self.model.load_state_dict(resumed.checkpoint["model"])
+        if resumed.resume["server_optimizer"] is not None:  # a forked run with another strategy begins with a fresh one
+            self.optimizer.load_state(resumed.resume["server_optimizer"])
+        self.state = RoundState.from_plain(resumed.resume["rounds"])
+        self.federation.fingerprints = {int(key): int(value) for key, value in resumed.resume["fingerprints"].items()}
+        self.centroids = None if resumed.resume["centroids"] is None else resumed.resume["centroids"].numpy()
+        self.targets_key = str(resumed.resume.get("targets_key", ""))
+        self.first_round = resumed.round + 1
+
+    def _say_who_is_there(self) -> None:
+        data = data_summary(self.federation.partitions)
+        if not self.config.privacy.hides_figures:
+            self.record.data = data
+        log.info(
+            "%d clients on %d nodes: %d utterances, %.2f h to train on, %.2f h held out",
+            data["clients"],
+            len(self.federation.hosts),
+            data["utterances"],
+            data["train_audio_s"] / 3600,
+            data["validation_audio_s"] / 3600,
+        )
+
+    def _strategy(self, targets: Targets) -> FederatedStrategy:
+        return FederatedStrategy(
+            self.federation,
+            self.optimizer,
+            first_round=self.first_round,
+            state=self.state,
+            journal=self.record.journal,
+            targets_key=targets.key,
+            checkpoints=self.record.checkpoints,
+            privacy=self.privacy,
+            on_client=self.on_client,
+        )
+
+    def _rounds(self, targets: Targets) -> None:
+        """Drive the strategy with Flower's ``start()``; the last model is in ``self.model``."""
+        federated = self.config.federated
+        strategy = self._strategy(targets)
+        objective = server_objective(self.config, self.teacher) if self.config.evaluation.manifest else None
+        evaluation = ServerEvaluation(self.config, targets, objective) if self.config.evaluation.manifest else None
+        self._round_started = time.monotonic()
+
+        def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if server_round > 0:
+                self._finish_round(strategy, arrays["model"].numpy(), evaluation)
+            self._round_started = time.monotonic()
+            return None
+
+        initial = ArrayRecord()
+        initial["model"] = HeldArray(self.layout.to_vector(self.model).numpy())
+        try:
+            strategy.start(
+                self.federation.grid,
+                initial,
+                num_rounds=federated.num_rounds - self.first_round + 1,
+                timeout=federated.round_timeout_s,
+                train_config=ConfigRecord(),
+                evaluate_fn=after_round,
+            )
+        except _StoppedEarly as reason:
+            log.info("%s", reason)
+        except FedhubertError:
+            if strategy.between_steps:
+                self._save_unsaved()
+            raise
+        self._save_unsaved()
+
+    def _finish_round(
+        self, strategy: FederatedStrategy, vector: np.ndarray[Any, Any], evaluation: "ServerEvaluation | None"
+    ) -> None:
+        outcome = strategy.outcome
+        self.layout.load_vector(self.model, tensor_of(vector))
+        event = round_event(outcome)
+        if evaluation is not None:
+            started = time.monotonic()
+            event["server_validation"] = evaluation.score(self.model, outcome.number)
+            event["seconds"]["server_validation"] = time.monotonic() - started
+        self.validation = event["validation"] or self.validation
+        event["seconds"]["checkpoint"] = self.record.checkpoint_seconds  # of the last one: this event is written before its own
+        event["seconds"]["round"] = time.monotonic() - self._round_started
+        self.record.history.append(brief(event, clients_figures=not self.config.privacy.hides_figures))
+        self.record.event(event)
+        self._say_round(event)
+        if self.config.checkpoint.keep_best and self.record.best_round() == outcome.number - 1 > 0:
+            self._save_best(strategy.incoming, vector)
+        last = outcome.number == self.config.federated.num_rounds
+        if last or outcome.number % self.config.checkpoint.every == 0:
+            self._save(outcome.number)
+        if self.record.is_over():
+            patience = self.config.federated.early_stopping.patience
+            raise _StoppedEarly(f"early stopping: round {self.record.best_round()} has had the best model for {patience} rounds")
+        if self.privacy and not last and not self.privacy.allows(outcome.number + 1):
+            budget = self.config.privacy.max_epsilon
+            raise _StoppedEarly(f"privacy budget: one more round would exceed privacy.max_epsilon={budget}; the run ends here")
+
+    def _save_best(self, best: torch.Tensor, current: np.ndarray[Any, Any]) -> None:
+        """Keep the model that this round began with: only now has it been scored."""
+        self.layout.load_vector(self.model, best)
+        self.record.save_best(self.record.best_round(), self.model.state_dict())
+        self.layout.load_vector(self.model, tensor_of(current))
+
+    def _save_unsaved(self) -> None:
+        """Keep the last finished round of a run that stops early."""
+        number = self.record.history[-1]["round"] if self.record.history else 0
+        if number > self.record.saved_round:
+            self._save(number)
+
+    def _save(self, number: int) -> None:
+        resume = {
+            "server_optimizer": self.optimizer.state,
+            "targets_key": self.targets_key,
+            "rounds": self.state.to_plain(),
+            "fingerprints": {str(partition): value for partition, value in self.federation.fingerprints.items()},
+            "privacy": self.privacy.to_plain() if self.privacy else None,
+            "centroids": None if self.centroids is None else torch.from_numpy(self.centroids.copy()),
+        }
+        self.record.save(number, self.model.state_dict(), resume)
+
+    def _say_round(self, event: Event) -> None:
+        log.info("%s", round_line(event, self.config.federated.num_rounds))
+        for failure in event["failed"]:
+            log.warning(
+                "round %d: client %d failed: %s %s", event["round"], failure["partition"], failure["code"], failure["setting"]
+            )
+
+    def _final_evaluation(self, number: int, targets: Targets) -> None:
+        """Score the final model on every client's validation split, once, without training."""
+        strategy = self._strategy(targets)
+        outcome = RoundOutcome(number, sorted(self.federation.connected))
+        messages = strategy.evaluation_messages(self.layout.to_vector(self.model), number)
+        for message in self.federation.grid.send_and_receive(messages, timeout=self.config.federated.round_timeout_s):
+            reply = protocol.read_reply(message)
+            scores, failures = usable_scores(reply, self.federation.hosts.get(reply.node_id, ()))
+            outcome.clients.update(scores)
+            outcome.failures += failures
+        event = final_event(outcome, num_rounds=self.config.federated.num_rounds, best_round=self.record.best_round())
+        self.validation = event["validation"]
+        self.record.event(event)
+        if self.validation:
+            log.info("final model: validation %s over %d clients", said(self.validation), len(outcome.clients))

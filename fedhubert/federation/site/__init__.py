@@ -1,0 +1,1 @@
+"""The site's side: what a node does with each message, and its audit log."""

@@ -1,0 +1,286 @@
+"""A node's part of a round: score the incoming model, train it on each of its partitions, and send what came of it."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedhubert.clients import Metrics
+from fedhubert.clients.data import Partition, Site, open_site, release_extractor
+from fedhubert.clients.settings import NodeConfig
+from fedhubert.clients.state import PartitionState, StateFolder
+from fedhubert.config import ClientJob, DistillConfig, Task
+from fedhubert.data.batching import Batch, BatchPlan
+from fedhubert.data.loading import load_batches, mask_spec
+from fedhubert.errors import FederationError
+from fedhubert.federation.site import faults
+from fedhubert.federation.site.handling import Handled, each_partition
+from fedhubert.federation.strategies.server_optimizers import nova_coefficient
+from fedhubert.federation.updates.clipping import clipped
+from fedhubert.federation.updates.codecs import Arrays, decode, encode
+from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
+from fedhubert.federation.updates.sketches import Sketch, sketch_of
+from fedhubert.federation.wire.protocol import Request
+from fedhubert.models.hubert import HubertModel
+from fedhubert.models.student import build_model, take_over
+from fedhubert.objectives.distillation import Distillation
+from fedhubert.objectives.objective import Objective
+from fedhubert.seeding import derive_seed
+from fedhubert.training.device import resolve_device
+from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
+from fedhubert.training.parameters import ParameterLayout
+
+log = logging.getLogger("fedhubert.site")
+
+
+@dataclass
+class Resident:
+    """The one model that a process keeps between messages."""
+
+    key: str
+    model: HubertModel
+    layout: ParameterLayout
+    objective: Objective | None = None
+
+
+_resident: Resident | None = None
+
+
+def train_round(request: Request, node_config: NodeConfig) -> Handled:
+    """Score the incoming model on each partition's validation split, train it on the training split, and send the update.
+
+    One partition: its update, encoded. Several: the exact partial sum (:mod:`fedhubert.federation.updates.exact_sum`) of their updates
+    as the server would have decoded them, each behind the server's own guards. With differential privacy updates are clipped before they are
+    encoded, and again, as the server would, after decoding.
+    """
+    release_extractor()
+    job, task = request.job, request.task
+    numbers = task["partitions"]
+    faults.crash_if_drawn(job.faults, job.seed, task["round"], task["attempt"], numbers)
+    site = open_site(job, node_config)
+    device = resolve_device(site.settings.device)
+    resident, incoming = _incoming(request, site, device)
+    fold = ExactSum(incoming.numel()) if len(numbers) > 1 else None
+    arrays: Arrays = {}
+    sketches: dict[int, Sketch] = {}
+    clip_norm = task.get("clip_norm")
+
+    def train(site: Site, partition: Partition) -> Metrics:
+        folder = site.state_folder(request.run_key, partition.number)
+        with folder.exclusively() if job.keeps_state else nullcontext():
+            return train_alone(site, partition, folder)
+
+    def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
+        scored = job.client.validation_batches
+        metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=scored)
+        state = folder.load(task["site_rounds"][str(partition.number)]) if job.keeps_state else PartitionState()
+        result = _train(request, site, partition, resident, incoming, device, state)
+        state.optimizer = result.optimizer_state
+        encoded, decoded, clipping = _encoded_update(request, partition.number, resident, incoming, result, state)
+        if job.keeps_state:
+            folder.save(task["round"], state)
+            folder.prune([task["round"], task["site_rounds"][str(partition.number)]], task["checkpoints"])
+        if fold is not None and clip_norm is not None:
+            decoded, _ = clipped(decoded, clip_norm)
+        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
+        magnitude = measure(decoded)
+        metrics |= {**_training_metrics(result), **clipping, "weight": weight, "update_norm": magnitude.norm}
+        if fold is None:
+            arrays.update(encoded)
+        else:
+            if task["norm_limit"] is not None and magnitude.norm > task["norm_limit"]:
+                raise UpdateRejected("norm")
+            if not all(map(math.isfinite, metrics.values())):
+                raise UpdateRejected("metrics")  # the server would reject the sum, and the other clients with it
+            fold.add(decoded, weight, magnitude)
+        if job.sends_sketches:
+            sketches[partition.number] = sketch_of(decoded, job.seed, task["round"])
+        faults.wait_if_drawn(job.faults, job.seed, task["round"], task["attempt"], partition.number)
+        return metrics
+
+    handled = each_partition(request, node_config, train)
+    info: dict[str, Any] = {"round": task["round"], "layout": resident.layout.fingerprint}
+    if fold is not None and fold.weight:
+        part = fold.partial()
+        arrays["sum"], info["bound"] = part.total.numpy(), part.bound
+    if handled["metrics"] and job.sends_sketches:
+        arrays["sketches"] = np.stack([sketches[number] for number in handled["metrics"]])
+    return {**handled, "arrays": arrays, "info": info}
+
+
+def _encoded_update(
+    request: Request,
+    number: int,
+    resident: Resident,
+    incoming: torch.Tensor,
+    result: LocalResult,
+    state: PartitionState,
+) -> tuple[Arrays, torch.Tensor, Metrics]:
+    """Return the update as it travels, as the server decodes it, and, where it is clipped, whether it was short enough as it is.
+
+    What the codec leaves over goes into ``state``.
+    """
+    job, task = request.job, request.task
+    update = resident.layout.update_of(resident.model, incoming)
+    if job.normalise_by_steps:
+        update /= nova_coefficient(result.steps, job.client.sgd_momentum)
+    if job.update_codec == "int8" and state.residual is not None:
+        update += state.residual
+    clipping: Metrics = {}
+    if task.get("clip_norm") is not None:
+        update, norm = clipped(update, task["clip_norm"])
+        clipping["update_unclipped"] = int(norm <= task["clip_norm"])
+    shapes = resident.layout.shapes
+    encoded = encode(job.update_codec, update, shapes, derive_seed(job.seed, "codec", task["round"], number))
+    decoded = decode(job.update_codec, encoded, shapes)
+    if job.update_codec == "int8":
+        state.residual = update.sub_(decoded)
+    spoilt = {
+        name: faults.spoil_if_drawn(job.faults, job.seed, task["round"], task["attempt"], number, array)
+        for name, array in encoded.items()
+        if array.dtype != np.int8  # which has no NaN: its scales do
+    }
+    if any(spoilt[name] is not encoded[name] for name in spoilt):
+        encoded = {**encoded, **spoilt}
+        decoded = decode(job.update_codec, encoded, shapes) if len(request.task["partitions"]) > 1 else decoded
+    return encoded, decoded, clipping
+
+
+def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:
+    """Score the incoming model on the whole of each partition's validation split (rounds: on ``client.validation_batches`` of it)."""
+    site = open_site(request.job, node_config)
+    device = resolve_device(site.settings.device)
+    resident, incoming = _incoming(request, site, device)
+    return each_partition(
+        request,
+        node_config,
+        lambda site, partition: _evaluate(request, site, partition, resident, incoming, device, num_batches=0),
+    )
+
+
+def _train(
+    request: Request,
+    site: Site,
+    partition: Partition,
+    resident: Resident,
+    incoming: torch.Tensor,
+    device: torch.device,
+    state: PartitionState,
+) -> LocalResult:
+    """Train from ``incoming`` on, with the optimiser that ``state`` has kept."""
+    job, task, key = request.job, request.task, str(partition.number)
+    planned = job.client.steps_per_round(partition.train_plan.num_batches)
+    exactly = task.get("steps", {}).get(key)  # a replayed round: as many as it took then, whatever the clock says
+    position = int(task["positions"][key])
+    resident.layout.load_vector(resident.model, incoming)
+    deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
+    steps = 0
+
+    def should_stop() -> bool:
+        nonlocal steps
+        steps += 1
+        return steps >= exactly if exactly is not None else time.monotonic() >= deadline
+
+    return train_locally(
+        resident.model,
+        _batches(request, site, partition, partition.train_plan, range(position, position + planned * job.client.accumulate)),
+        client=job.client,
+        task=job.task,
+        progress=Progress(task["round"], job.num_rounds, planned),
+        seed=job.seed,
+        partition=partition.number,
+        device=device,
+        proximal_mu=job.proximal_mu,
+        optimizer_state=state.optimizer,
+        should_stop=should_stop,
+        objective=resident.objective,
+    )
+
+
+def _evaluate(
+    request: Request,
+    site: Site,
+    partition: Partition,
+    resident: Resident,
+    incoming: torch.Tensor,
+    device: torch.device,
+    *,
+    num_batches: int,
+) -> Metrics:
+    resident.layout.load_vector(resident.model, incoming)
+    plan = partition.validation_plan
+    batches = _batches(request, site, partition, plan, plan.first(num_batches))
+    result = evaluate(
+        resident.model,
+        batches,
+        task=request.job.task,
+        device=device,
+        precision=request.job.client.precision,
+        objective=resident.objective,
+    )
+    return {f"validation_{name}": figure for name, figure in result.figures.items()}
+
+
+def _batches(request: Request, site: Site, partition: Partition, plan: BatchPlan, positions: range) -> Iterator[Batch]:
+    job = request.job
+    source = site.label_source(job.task, partition, request.task["targets"])
+    return load_batches(site.manifest, plan, positions, source, mask_spec(job.task), job.data)
+
+
+def _training_metrics(result: LocalResult) -> Metrics:
+    return {
+        **{f"train_{name}": figure for name, figure in result.figures.items()},
+        "train_steps": result.steps,
+        "train_micro_batches": result.micro_batches,
+        "train_audio_s": result.audio_s,
+        "train_grad_norm": result.grad_norm,
+        "train_seconds": result.seconds,
+    }
+
+
+def resident_model(job: ClientJob) -> Resident:
+    global _resident
+    key = job.model.model_dump_json() + str(job.client.activation_checkpointing) + _student_key(job.task)
+    if _resident is None or _resident.key != key:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        log.info(
+            "process %d builds %s; CUDA_VISIBLE_DEVICES=%s", os.getpid(), job.model.name, "(not set)" if seen is None else seen
+        )
+        model = build_model(job.model, job.task, job.seed)
+        model.set_activation_checkpointing(job.client.activation_checkpointing)
+        _resident = Resident(key, model, ParameterLayout.of(model))
+    return _resident
+
+
+def _student_key(task: Task) -> str:
+    return task.model_dump_json() if isinstance(task, DistillConfig) else ""
+
+
+def _incoming(request: Request, site: Site, device: torch.device) -> tuple[Resident, torch.Tensor]:
+    """Return this process's model, with its teacher, and the server's parameters [P] for it.
+
+    Raises:
+        FederationError: they do not fit.
+        CheckpointError: the teacher is not on this site.
+    """
+    resident = resident_model(request.job)
+    if isinstance(request.job.task, DistillConfig) and resident.objective is None:
+        teacher, teaching = site.teach(request.job.task, device)
+        take_over(resident.model, teacher.state, request.job.task)
+        resident.objective = Distillation(request.job.task, teaching)
+    try:
+        incoming = decode(request.task["broadcast_codec"], {"update": request.arrays["model"]}, resident.layout.shapes)
+    except UpdateRejected:
+        incoming = torch.empty(0)
+    if resident.layout.fingerprint != request.task["layout"] or incoming.numel() != resident.layout.numel:
+        raise FederationError(
+            "the server's model has other parameters than this site builds from its configuration", setting="model"
+        )
+    return resident, incoming

@@ -1,0 +1,1 @@
+"""What becomes of the clients' mean update: server optimisers, and strategies that see every update."""

@@ -1,0 +1,1 @@
+"""Update vectors: their exact sum, codecs, clipping and sketches. Tensors only."""

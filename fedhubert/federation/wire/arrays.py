@@ -1,0 +1,86 @@
+"""Flower ``Array``s that are not copied until they must be.
+
+Flower's own is bytes: a model is serialised when it is built, copied into every message of a simulation, and parsed again by every client.
+A :class:`HeldArray` keeps the ndarray and serialises it when it goes over a wire; a :class:`SharedArray` lies in the object store of a
+simulation's Ray, once, and messages carry a reference to it.
+"""
+
+import io
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, Message
+
+NDArray = npt.NDArray[Any]
+
+
+class HeldArray(Array):
+    """An ``Array`` over an ndarray that must not change any more.
+
+    Put it into an ``ArrayRecord`` by ``record[name] = array``: the record's constructor makes ordinary ones.
+    """
+
+    def __init__(self, ndarray: NDArray) -> None:
+        self._describe(ndarray)
+        self.__dict__["_ndarray"] = ndarray
+
+    def _describe(self, ndarray: NDArray) -> None:
+        self.__dict__.update(dtype=str(ndarray.dtype), shape=tuple(ndarray.shape), stype="numpy.ndarray")
+
+    def numpy(self) -> NDArray:
+        ndarray: NDArray = self.__dict__["_ndarray"]
+        return ndarray
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The bytes that an ordinary ``Array`` would hold, made anew each time."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.numpy(), allow_pickle=False)
+        return buffer.getvalue()
+
+    def deflate(self) -> bytes:
+        """Return what an ordinary ``Array`` would: on the wire an object is called by its class, and Flower knows no other."""
+        plain = Array(dtype=self.dtype, shape=self.shape, stype=self.stype, data=b"")
+        plain.__dict__["_chunks"] = self.slice_array()
+        return plain.deflate()
+
+
+class SharedArray(HeldArray):
+    """An ``Array`` in Ray's object store; Ray counts the references and frees it with the last."""
+
+    def __init__(self, ndarray: NDArray) -> None:
+        import ray
+
+        self._describe(ndarray)
+        self.__dict__["_ref"] = ray.put(ndarray)
+
+    def numpy(self) -> NDArray:
+        """Return the array, read-only and without a copy."""
+        import ray
+
+        ndarray: NDArray = ray.get(self.__dict__["_ref"])
+        return ndarray
+
+    def release(self) -> None:
+        """Give up the reference; arrays already read stay valid."""
+        self.__dict__.pop("_ref", None)
+
+
+def release(message: Message) -> None:
+    """Let go of what ``message`` refers to in the object store: threads of Flower's engine hold on to the last messages that they have seen."""
+    for array in shared_arrays(message):
+        array.release()
+
+
+def shared_arrays(message: Message) -> list[SharedArray]:
+    """Return what of ``message`` lies in the object store of a simulation."""
+    records = message.content.array_records.values() if message.has_content() else ()
+    return [array for record in records for array in record.values() if isinstance(array, SharedArray)]
+
+
+def publish(ndarray: NDArray) -> Array:
+    """Make an array ready to be sent to many."""
+    ray = sys.modules.get("ray")  # nobody imports it on a real server
+    return SharedArray(ndarray) if ray is not None and ray.is_initialized() else HeldArray(ndarray)

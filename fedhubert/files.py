@@ -1,0 +1,215 @@
+"""Files and folders that appear whole or not at all, also when the process is killed or the disk is full. Needs no torch."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from fedhubert.errors import CheckpointError
+
+TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".writing-", ".tmp"
+LOCK_NAME, LOCK_PATIENCE_S = ".lock", 10.0  # what a killed process has forked may outlive it by seconds
+
+
+class FolderInUse(CheckpointError):
+    """Another process works in the folder."""
+
+    code = "folder_in_use"
+
+
+class HashingFile:
+    """A file to write to, front to back, that takes the SHA-256 of what passes.
+
+    ``error`` keeps the operating system's own error, which a writer in C++ turns into one without a reason.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._hash = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            self._raw.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self._hash.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name under which ``path`` is written before it is renamed: in the same folder, so that the rename is atomic."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}{TEMPORARY_SUFFIX}")
+
+
+def write_temporary(path: Path, write: Callable[[HashingFile], object]) -> str:
+    """Write :func:`temporary_path` of ``path`` down to the disk and return its SHA-256; rename it to make it count.
+
+    Raises:
+        OSError: the disk is full or not writable; the temporary file is gone.
+    """
+    temporary = temporary_path(path)
+    file: HashingFile | None = None
+    try:
+        with open(temporary, "wb") as raw:
+            file = HashingFile(raw)
+            write(file)
+            raw.flush()
+            os.fsync(raw.fileno())
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if file is not None and file.error is not None and file.error is not error:
+            raise file.error from None
+        raise
+    return file.hexdigest()
+
+
+def append_durably(path: Path, line: str) -> None:
+    """Append a line and force it to the disk; a line that an earlier kill or a full disk cut short is ended first.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("a+b") as file:
+        cut_short = False
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            cut_short = file.read(1) != b"\n"
+        file.write(b"\n" * cut_short + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def explaining_write_errors(folder: Path, *, setting: str) -> Iterator[None]:
+    """Turn an :class:`OSError` of the block into a :class:`CheckpointError` that names ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(
+            f"cannot write to {folder}: {reason}; free some space there or choose another folder", setting=setting
+        ) from error
+
+
+@contextmanager
+def exclusively(folder: Path, *, setting: str) -> Iterator[None]:
+    """Hold the lock of ``folder`` (made if it is not there), which ends with the process however that ends.
+
+    Raises:
+        FolderInUse: another process holds it; named by number and host.
+        CheckpointError: the folder cannot be written.
+    """
+    with explaining_write_errors(folder, setting=setting):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK_NAME, "a+")  # noqa: SIM115
+    with file:
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                raise FolderInUse(f"{folder} is in use by {holder}: wait for its end, or choose another folder", setting=setting)
+            time.sleep(0.1)
+        with explaining_write_errors(folder, setting=setting):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of ``folder``."""
+    try:
+        with open(folder / LOCK_NAME) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def publish_folder(out: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Let ``fill`` write files into a temporary folder, then make them appear at ``out``: all at once if ``out`` is new or empty.
+
+    With ``overwrite``, files of the same names in ``out`` are replaced one by one, each atomically; others stay as they are.
+
+    Raises:
+        CheckpointError: ``out`` is a file, or not empty without ``overwrite``, or cannot be written.
+    """
+    with explaining_write_errors(out, setting="out"):
+        if out.exists() and not out.is_dir():
+            raise CheckpointError(f"{out} is a file; name a folder to write to", setting="out")
+        in_use = out.is_dir() and any(out.iterdir())
+        if in_use and not overwrite:
+            raise CheckpointError(f"{out} is not empty: choose another folder, or replace its files with --force", setting="out")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX, dir=out if in_use else out.parent))
+        try:
+            fill(temporary)
+            written = sorted(temporary.iterdir())
+            for file in written:
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+            if in_use:
+                for file in written:
+                    os.replace(file, out / file.name)
+            else:
+                temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+                os.replace(temporary, out)
+            sync_folder(out if in_use else out.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def on_server(path: str) -> Path:
+    """Return what a path in the server's part of the configuration means, where the server runs.
+
+    A relative path starts from ``FEDHUBERT_HOME`` or, where that is not set, from the working directory of the process that runs the server (the
+    shell of ``fedhubert train``, the SuperLink of ``flwr run``).
+    """
+    return (Path(os.environ.get("FEDHUBERT_HOME") or Path.cwd()) / Path(path).expanduser()).absolute()

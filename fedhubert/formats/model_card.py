@@ -1,0 +1,149 @@
+"""The README.md beside every export: what the model is, how it was trained, how well it did, what it descends from, how to load it.
+
+It holds figures and settings that describe the training. Paths, and names of data, stay out: a card is made to be passed on.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedhubert import __version__
+from fedhubert.files import sha256_of
+from fedhubert.formats.source import Source
+from fedhubert.models.hubert import num_frames
+
+_LOADING = {
+    "huggingface": """\
+import torch
+from transformers import HubertModel
+
+model = HubertModel.from_pretrained("THIS_FOLDER").eval()
+with torch.no_grad():
+    hidden_states = model(waveforms, output_hidden_states=True).hidden_states  # waveforms: [batch, samples] at 16 kHz""",
+    "s3prl": """\
+import torch
+from s3prl.upstream.hubert.hubconf import hubert_local  # s3prl 0.4.18
+
+upstream = hubert_local("THIS_FOLDER/hubert_s3prl.pt").eval()
+with torch.no_grad():
+    hidden_states = upstream([waveform])["hidden_states"]  # waveform: [samples] at 16 kHz""",
+    "torchaudio": """\
+import runpy, torch
+
+model = runpy.run_path("THIS_FOLDER/load.py")["load_model"]()
+encoder = getattr(model, "wav2vec2", model)
+with torch.no_grad():
+    layers, _ = encoder.extract_features(waveforms)  # waveforms: [batch, samples] at 16 kHz""",
+    "fairseq": """\
+import fairseq
+
+models, cfg, task = fairseq.checkpoint_utils.load_model_ensemble_and_task(["THIS_FOLDER/hubert_fairseq.pt"])""",
+}
+_LIBRARY = {"huggingface": "transformers", "s3prl": "s3prl", "torchaudio": "torchaudio", "fairseq": "fairseq"}
+_TRAINING = (
+    "experiment",
+    "seed",
+    "task.name",
+    "targets.kind",
+    "targets.source",
+    "targets.num_clusters",
+    "targets.label_rate_hz",
+    "federated.strategy",
+    "federated.num_clients",
+    "federated.num_rounds",
+    "federated.client_fraction",
+    "client.local_steps",
+    "client.local_epochs",
+    "client.optimizer",
+    "client.lr",
+    "client.precision",
+)
+_DATA = ("clients", "utterances", "train_audio_s", "validation_audio_s")
+_FIGURES = ("train", "validation", "server_validation", "privacy")
+
+
+def write_model_card(source: Source, format_name: str, folder: Path) -> None:
+    """Write ``README.md`` to a folder that already holds the export's other files."""
+    (folder / "README.md").write_text("\n".join(_lines(source, format_name, folder)) + "\n")
+
+
+def _lines(source: Source, format_name: str, folder: Path) -> Iterator[str]:
+    config, metrics = source.config, source.metrics
+    yield from (
+        "---",
+        f"library_name: {_LIBRARY[format_name]}",
+        "tags: [speech, hubert, self-supervised, federated-learning]",
+        "---",
+    )
+    yield from (f"# {config.name}, round {source.round}", "")
+    yield f"A HuBERT speech encoder, trained with fedhubert {__version__}, in the {format_name} format. 16 kHz waveforms go in as they are, without"
+    yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
+    yield from ("", "## Loading", "", "```python", *_LOADING[format_name].splitlines(), "```", "")
+    yield from _table("Model", _model_rows(source))
+    yield from _table("Training", [(name, value) for name in _TRAINING if (value := _dotted(source.run, name)) is not None])
+    yield from _table("Data", _data_rows(metrics))
+    yield from _table(f"Figures of round {source.round}", [row for part in _FIGURES for row in _rows(part, metrics.get(part))])
+    yield from _table("Lineage", list(_lineage_rows(metrics.get("lineage") or [])))
+    yield from _table("SHA-256", [(file.name, sha256_of(file)) for file in sorted(folder.iterdir()) if file.name != "README.md"])
+
+
+def _model_rows(source: Source) -> list[tuple[str, Any]]:
+    names = (
+        "embed_dim",
+        "num_layers",
+        "num_heads",
+        "ffn_dim",
+        "conv_norm",
+        "layer_norm_first",
+        "pos_conv_kernel",
+        "pos_conv_groups",
+    )
+    encoder = sum(tensor.numel() for name, tensor in source.state.items() if name.startswith("wav2vec2."))
+    convolutions = ", ".join("x".join(map(str, layer)) for layer in source.config.conv_layers)
+    return [
+        ("encoder parameters", f"{encoder:,}"),
+        *((name, getattr(source.config, name)) for name in names),
+        ("convolutions (channels x kernel x stride)", convolutions),
+    ]
+
+
+def _data_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Counts alone."""
+    data = metrics.get("data") or {}
+    rows = [(name, data[name]) for name in _DATA if name in data]
+    return rows or ([("clients in the last round", metrics["clients"])] if isinstance(metrics.get("clients"), int) else [])
+
+
+def _lineage_rows(lineage: list[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """What the run began from, in order. Of settings that a fork changed the names alone: the values can be paths."""
+    for number, entry in enumerate(lineage, start=1):
+        yield from _rows(str(number), {**entry, "changed": list(entry.get("changed", ()))})
+
+
+def _rows(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Numbers, texts and lists of texts under their dotted names."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _rows(f"{name}.{key}", item)
+    elif isinstance(value, list):
+        if value:
+            yield name, ", ".join(map(str, value))
+    elif value is not None:
+        yield name, value
+
+
+def _dotted(values: Mapping[str, Any], name: str) -> Any:
+    value: Any = values
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _table(title: str, rows: list[tuple[str, Any]]) -> Iterator[str]:
+    if not rows:
+        return
+    yield from (f"## {title}", "", "| | |", "|---|---|")
+    for name, value in rows:
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", r"\|").replace("\n", " ")
+        yield f"| {name} | {shown} |"
+    yield ""

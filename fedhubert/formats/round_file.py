@@ -1,0 +1,112 @@
+"""A round checkpoint as others read it: found in a folder, checked, and loaded without running code."""
+
+import logging
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from fedhubert.errors import CheckpointError
+from fedhubert.files import sha256_of
+from fedhubert.formats.content import inflates, load_plain, validated
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"round_(\d{3,})_checkpoint\.pt")
+
+
+def round_path(folder: Path, round_number: int) -> Path:
+    """Return where the checkpoint of a round is, or would be."""
+    return folder / f"round_{round_number:03d}_checkpoint.pt"
+
+
+def rounds_in(folder: Path) -> list[int]:
+    """Return the rounds of ``folder`` that have a checkpoint, intact or not, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(match.group(1)) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+
+
+def resume_path(path: Path) -> Path:
+    """Return where a round's checkpoint has what only resuming needs."""
+    return path.with_name(path.name.replace("_checkpoint.pt", "_resume.pt"))
+
+
+def digest_path(path: Path) -> Path:
+    """Return where the digests of a round's files are."""
+    return path.with_suffix(".sha256")
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and check a round checkpoint; tensors land on the CPU.
+
+    Returns:
+        ``round``, ``federated_metrics``, ``config`` (plain values), ``model`` (``state_dict``, float32) and ``format_version``.
+
+    Raises:
+        CheckpointError: no such file, damaged, holding objects other than tensors and plain values, or not a checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; name a round_NNN_checkpoint.pt")
+    damage = damage_of(path, sidecar=False)
+    if damage is not None:
+        raise CheckpointError(f"{path} is damaged ({damage}); use the checkpoint of an earlier round")
+    return validated(path, load_plain(path))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return ``path`` if it is a file, or the newest intact round of a checkpoint folder or of a run's folder; damaged ones are logged.
+
+    Raises:
+        CheckpointError: neither a file nor a folder with an intact round.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        for number in reversed(rounds_in(folder)):
+            candidate = round_path(folder, number)
+            damage = damage_of(candidate, sidecar=False)
+            if damage is None:
+                return candidate
+            log.warning("%s is damaged (%s); trying the round before", candidate, damage)
+    raise CheckpointError(
+        f"{path} is neither a checkpoint file nor a folder with an intact round_NNN_checkpoint.pt", setting="checkpoint"
+    )
+
+
+def damage_of(path: Path, *, sidecar: bool) -> str | None:
+    """Return what is wrong with a checkpoint (and its sidecar), or None.
+
+    Files that were copied without their digests are checked by the CRCs inside them.
+    """
+    digests, resume = digest_path(path), resume_path(path)
+    try:
+        if path.suffix != ".pt" or not digests.is_file():
+            return next(filter(None, map(_broken_record, [path, *([resume] if sidecar and resume.exists() else [])])), None)
+        expected = {name: digest for digest, _, name in (line.partition("  ") for line in digests.read_text().splitlines())}
+        if path.name not in expected:
+            return f"{digests.name} does not list it"
+        for name, digest in expected.items():
+            file = path.with_name(name)
+            if file != path and not sidecar:
+                continue
+            if not file.is_file():
+                return f"{name} is missing"
+            if sha256_of(file) != digest:
+                return f"{name} is not what was written: its SHA-256 differs from {digests.name}"
+        return None
+    except (OSError, ValueError) as error:
+        return f"it cannot be checked: {error}"
+
+
+def _broken_record(path: Path) -> str | None:
+    if inflates(path):
+        return f"{path.name} is compressed"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+        return None if record is None else f"the record {record} in {path.name} is corrupt"
+    except Exception as error:  # a damaged archive can fail in any way
+        return f"{path.name} is cut short, or no PyTorch file: {error}"

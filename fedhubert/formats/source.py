@@ -1,0 +1,58 @@
+"""What an export starts from: a round checkpoint whose configuration has been read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedhubert.config import ModelConfig, TaskConfig, validate
+from fedhubert.errors import CheckpointError
+from fedhubert.formats.fairseq_form import label_rate_of
+from fedhubert.models.student import HEADS
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to export.
+
+    Attributes:
+        config: Sizes of the encoder.
+        state: Its weights in this package's names, without the heads of a distillation.
+        run: The run's configuration, plain values; it may hold the model's part alone.
+        round: The round that the model comes out of.
+        metrics: ``federated_metrics`` of that round.
+    """
+
+    config: ModelConfig
+    state: Mapping[str, Tensor]
+    run: Mapping[str, Any]
+    round: int
+    metrics: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any]) -> "Source":
+        """Read what :func:`~fedhubert.runs.store.load_checkpoint` returned.
+
+        Raises:
+            CheckpointError: the checkpoint does not say which shape its weights have.
+            ConfigError: it says so in a way that this version does not know.
+        """
+        run = checkpoint["config"]
+        if not isinstance(run.get("model"), dict):
+            raise CheckpointError("the checkpoint's config has no `model`: it does not say which shape the weights have")
+        config = validate(ModelConfig, run["model"])
+        state = {name: tensor for name, tensor in checkpoint["model"].items() if not name.startswith(HEADS)}
+        return cls(config, state, run, checkpoint["round"], checkpoint["federated_metrics"])
+
+    @property
+    def label_rate_hz(self) -> float:
+        """Rate of the labels that the model was trained on."""
+        return label_rate_of(self.run)
+
+    @property
+    def task(self) -> TaskConfig:
+        """The masks that the model was trained with; the recipe's where the run had no masked prediction."""
+        known = self.run.get("task") or {}
+        masks = {name: known[name] for name in ("mask_probability", "mask_length_frames") if known.get(name)}
+        return validate(TaskConfig, masks)

@@ -1,0 +1,185 @@
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from fedhubert.commands import export
+from fedhubert.config import ModelConfig
+from fedhubert.errors import CheckpointError
+from fedhubert.formats import FORMATS
+from fedhubert.formats.export import export as export_to
+from fedhubert.formats.round_file import load_checkpoint
+from fedhubert.models.hubert import build_hubert
+
+from .common import hubert_local, saved, trained
+
+FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, tiny_model_config: ModelConfig) -> Path:
+    return saved(tmp_path / "run" / "checkpoints", trained(tiny_model_config))
+
+
+def _run(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    export.add_arguments(parser)
+    return export.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_config_keeps_the_recipe_in_huggingfaces_names(tmp_path: Path, tiny_model_config: ModelConfig) -> None:
+    transformers = pytest.importorskip("transformers")
+    rates = {"dropout": 0.11, "attention_dropout": 0.12, "activation_dropout": 0.13, "feature_dropout": 0.14, "layer_drop": 0.15}
+    model = build_hubert(tiny_model_config.model_copy(update=rates), 0)
+    out = export_to(load_checkpoint(saved(tmp_path, model)), "huggingface", tmp_path / "hf")
+    config = transformers.HubertConfig.from_pretrained(out)
+    named = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
+    assert [getattr(config, name) for name in named] == list(rates.values())
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(out)
+    assert (extractor.do_normalize, extractor.sampling_rate, extractor.return_attention_mask) == (False, 16000, True)
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert not any("logit" in name for name in file.keys())  # noqa: SIM118 (not a dict)
+
+
+@pytest.mark.parametrize("given", ["run", "run/checkpoints", "run/checkpoints/round_001_checkpoint.pt"])
+def test_command_takes_a_file_or_a_folder(
+    checkpoint: Path, tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "deep" / "out"
+    assert _run("--checkpoint", tmp_path / given, "--out", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    printed = capsys.readouterr().out
+    assert f"{checkpoint} -> {out}: {', '.join(FILES)}" in printed
+    assert printed.rstrip().endswith(f'transformers.HubertModel.from_pretrained("{out}")')
+
+
+def test_folder_in_use_is_left_alone_unless_forced(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    assert _run("--checkpoint", checkpoint, "--out", out) == 0  # an empty folder is free
+    (out / "notes.txt").write_text("mine")
+    (out / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"out is not empty.*--force"):
+        _run("--checkpoint", checkpoint, "--out", out)
+    assert (out / "config.json").read_text() == "{}"
+    assert _run("--checkpoint", checkpoint, "--out", out, "--force") == 0
+    assert json.loads((out / "config.json").read_text())["model_type"] == "hubert"
+    assert (out / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "notes.txt"])
+
+
+def test_out_that_cannot_be_a_folder(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file is a file"):
+        _run("--checkpoint", checkpoint, "--out", tmp_path / "file")
+    with pytest.raises(CheckpointError, match=r"cannot write to .*file/out"):
+        _run("--checkpoint", checkpoint, "--out", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_failure_while_writing_leaves_nothing_half_done(
+    checkpoint: Path, tmp_path: Path, before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    if before is not None:
+        out.mkdir()
+        (out / "model.safetensors").write_text(before)
+    listing = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(CheckpointError, match="No space left") as caught:
+        _run("--checkpoint", checkpoint, "--out", out, "--force")
+    assert caught.value.setting == "out"
+    assert sorted(tmp_path.iterdir()) == listing
+    assert before is None or [path.read_text() for path in out.iterdir()] == [before]
+
+
+def test_checkpoints_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(checkpoint)
+    with pytest.raises(CheckpointError, match="no `model`"):
+        export_to(content | {"config": {}}, "huggingface", tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"weights hold `student\.weight`"):
+        export_to(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, "huggingface", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, fedhubert.commands.export; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_card_beside_every_format(tmp_path: Path, tiny_model_config: ModelConfig, format_name: str) -> None:
+    metrics = {
+        "train": {"loss": 3.25, "masked_accuracy": 0.125},
+        "validation": {},
+        "clients": 5,
+        "data": {"clients": 7, "utterances": 4321, "train_audio_s": 98765.4, "path": "/secret/audio"},
+        "lineage": [
+            {"init_from": {"format": "huggingface", "encoder_sha256": "abc123", "missed": []}},
+            {"round": 4, "checkpoint_sha256": "def456", "changed": {"data.root": ["/secret/a", "/secret/b"]}},
+        ],
+        "history": [{"round": 1}],
+    }
+    run = {
+        "seed": 11,
+        "data": {"manifest": "/secret/manifest.csv"},
+        "federated": {"strategy": "FedYogi"},
+        "init_from": "/secret/model",
+    }
+    content = load_checkpoint(saved(tmp_path / "run", trained(tiny_model_config), 12, metrics, **run))
+    out = export_to(content, format_name, tmp_path / "out")
+    card = (out / "README.md").read_text()
+    for told in (
+        "round 12",
+        "| seed | 11 |",
+        "FedYogi",
+        "| utterances | 4321 |",
+        "| clients | 7 |",
+        "| train.loss | 3.25 |",
+        "abc123",
+        "def456",
+        "| 2.changed | data.root |",
+    ):
+        assert told in card, told
+    assert "secret" not in card and "history" not in card
+    weights = next(file for file in out.iterdir() if file.suffix in (".pt", ".safetensors"))
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
+    code = card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(out))
+    if format_name == "fairseq":
+        compile(code, "card", "exec")  # fairseq itself does not install beside this Python
+        return
+    if format_name == "s3prl":
+        hubert_local()
+    names: dict[str, object] = {"waveforms": torch.randn(2, 9000), "waveform": torch.randn(9000)}
+    exec(code, names)
+    layers = names["layers"] if format_name == "torchaudio" else names["hidden_states"]
+    assert isinstance(layers, list | tuple) and len(layers) >= tiny_model_config.num_layers
+
+
+def test_formats_that_cannot_be_exact_are_refused_by_name(
+    checkpoint: Path, tmp_path: Path, tiny_model_config: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        _run("--checkpoint", checkpoint, "--format", "distiller", "--out", tmp_path / "out")
+    assert (
+        "no LayerNorm before the projection" in (said := capsys.readouterr().err.replace("\n", " ")) and "--format s3prl" in said
+    )
+    with pytest.raises(SystemExit):
+        _run("--checkpoint", checkpoint, "--format", "onnx", "--out", tmp_path / "out")
+    assert "'onnx' is none of huggingface, s3prl, torchaudio, fairseq" in capsys.readouterr().err
+    as_wide = load_checkpoint(saved(tmp_path / "wide", trained(tiny_model_config.model_copy(update={"embed_dim": 32}))))
+    for format_name in ("s3prl", "fairseq"):
+        with pytest.raises(CheckpointError, match=r"both 32 wide .*--format huggingface or torchaudio"):
+            export_to(as_wide, format_name, tmp_path / "out")
+        with pytest.raises(CheckpointError, match=r"weights hold `student\.weight`"):
+            content = load_checkpoint(checkpoint)
+            export_to(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, format_name, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
