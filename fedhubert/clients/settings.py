@@ -102,6 +102,12 @@ def _parse(name: str, value: Any) -> float:
         raise ConfigError(f"{name}={value!r} in the node's configuration is not a number", setting=name) from None
 
 
+def number_of(node_config: NodeConfig) -> int:
+    """Return the number that a node's configuration gives it, -1 where it gives none that can be read."""
+    number = str(node_config.get("partition-id", ""))
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 10 else -1
+
+
 def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
     """Return a node's state folder; ``job`` has the server's word, where there is one."""
     named = _own(node_config, "client.state_dir") or (job and job.client.state_dir) or cache_folder() / "state"

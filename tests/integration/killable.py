@@ -12,7 +12,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedhubert.clients.state import StateFolder
 from fedhubert.compose import compose
 from fedhubert.federation.rounds import aggregate as folding
-from fedhubert.federation.rounds import journal, strategy
+from fedhubert.federation.rounds import journal
+from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server import record
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.strategies.server_optimizers import FedAdam
@@ -27,7 +28,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "site state pruned": (StateFolder, "prune"),
     "journal": (journal.Journal, "write"),
     "optimiser step": (FedAdam, "_second_moment"),
-    "round booked": (strategy.RoundState, "accept"),
+    "round booked": (RoundState, "accept"),
     "event": (record, "append_event"),
     "checkpoint begun": (store.RoundStore, "_write"),
     "checkpoint renamed": (store.os, "replace"),
