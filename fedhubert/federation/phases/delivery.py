@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Array
-
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.nodes import Federation, describe_failures
+from fedhubert.federation.wire.flower import Array
 from fedhubert.models.kept import KeptModel
 
 

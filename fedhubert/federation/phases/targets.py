@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.app import Array
 
 from fedhubert.clients import Metrics
 from fedhubert.errors import FederationError
@@ -18,6 +17,7 @@ from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.flower import Array
 from fedhubert.federation.wire.protocol import Failure, Reply
 from fedhubert.targets.agreement import Agreement, agreement
 from fedhubert.targets.extractor import Extractor

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import Array, Message
-
 from fedhubert.clients import Metrics
 from fedhubert.config import Config, client_job
 from fedhubert.errors import FederationError
@@ -20,6 +18,7 @@ from fedhubert.federation.roster.node_keys import NodeKeys
 from fedhubert.federation.roster.preflight import check_alike, check_versions
 from fedhubert.federation.roster.sampling import assign_to_nodes
 from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.flower import Array, Message
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.federation.wire.protocol import Failure, Reply
 from fedhubert.training.parameters import ParameterLayout

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from fedhubert.config import client_job
 from fedhubert.errors import FederationError
@@ -31,6 +28,7 @@ from fedhubert.federation.updates.codecs import decode, encode
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray, publish
+from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord, Grid, Message, MetricRecord, Strategy
 from fedhubert.federation.wire.protocol import Failure
 from fedhubert.training.parameters import tensor_of
 

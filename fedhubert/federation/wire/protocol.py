@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedhubert import __version__
 from fedhubert.clients import Metrics
 from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError
 from fedhubert.federation.wire.arrays import HeldArray, SharedArray, shared_arrays
+from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from fedhubert.federation.wire.task_fields import Said, read_task
 
 PROTOCOL_VERSION = 2
