@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.compose import compose
 from fedhubert.federation.privacy.accounting import Ledger
@@ -24,6 +23,7 @@ from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.training.parameters import ParameterLayout
+from tests.flower import identify, record_of, said_by
 
 LAYOUT = ParameterLayout(("weight", "bias"), ((2, 2), (1,)))
 NUMEL = LAYOUT.numel
@@ -34,7 +34,7 @@ Answer = Callable[[int, dict[str, Any]], Message | None]
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 def reply(node: int, update: Any = None, **changes: Any) -> Message:
@@ -52,8 +52,7 @@ def reply(node: int, update: Any = None, **changes: Any) -> Message:
     sketches = values.pop("sketches", None)
     arrays = {"update": update} if sketches is None else {"update": update, "sketches": sketches}
     message = protocol.reply(request, metrics={partition: values}, arrays=arrays, info=info)
-    message.metadata.__dict__["_src_node_id"] = node
-    return message
+    return said_by(node, message)
 
 
 @dataclass
@@ -128,8 +127,7 @@ class Played:
                 self.models.append(np.array(arrays["model"].numpy()))
                 self.outcomes.append(self.strategy.outcome)
 
-        initial = ArrayRecord()
-        initial["model"] = HeldArray(self.models[-1])
+        initial = record_of(model=HeldArray(self.models[-1]))
         grid: Any = self.federation.grid
         self.strategy.start(grid, initial, num_rounds=num_rounds, timeout=timeout_s, evaluate_fn=after)  # type: ignore[arg-type]
         return self.models[-1]

@@ -12,7 +12,6 @@ import soundfile
 import torch
 import torchaudio.functional
 from flwr.app import MetricRecord
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
@@ -26,6 +25,7 @@ from fedhubert.federation.site import train as client_round
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.wire import protocol
 from fedhubert.targets.mfcc import mfcc_features
+from tests.flower import identify
 from tests.integration.conftest import SMALL
 
 from .in_process import InProcessGrid, federation
@@ -46,7 +46,7 @@ Node = dict[str, str | int]
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 @dataclass
@@ -130,7 +130,7 @@ def train(out: Path, nodes: list[Node], *overrides: str) -> tuple[RunResult, InP
 @pytest.fixture(scope="module")
 def first(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, InProcessGrid, list[list[np.ndarray]]]:
     """A run of sites with manifests of their own: description, k-means, labels with their agreement, rounds, last evaluation; and the labels."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
     folder = tmp_path_factory.mktemp("first")
     counted = ["targets.label_column=phone", "targets.label_values=[a,b]"]
     result, grid = train(folder / "out", corpus.nodes(folder), *counted)
