@@ -170,8 +170,9 @@ def _deaths_said() -> Iterator[None]:
     over = threading.Event()
 
     def watch() -> None:
-        said = 0
-        while not over.wait(_LOOK_FOR_DEATHS_S):
+        said, last = 0, False
+        while not last:
+            last = over.wait(_LOOK_FOR_DEATHS_S)
             try:
                 died = sum(int(actor["NumRestarts"]) for actor in actors(job_id=job).values())
             except Exception:  # Ray is going down, or has this elsewhere: a run does without
