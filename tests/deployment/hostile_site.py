@@ -15,7 +15,8 @@ def spoil(protocol: ModuleType) -> None:
     import io
 
     import numpy as np
-    from flwr.app import Array, ArrayRecord, ConfigRecord
+
+    from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord
 
     honest = protocol.reply_of
 

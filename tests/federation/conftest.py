@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.compose import compose
 from fedhubert.federation.privacy.accounting import Ledger
@@ -25,6 +24,7 @@ from fedhubert.federation.strategies.server_optimizers import build_server_optim
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.training.parameters import ParameterLayout
+from tests.flower import identify, said_by
 
 LAYOUT = ParameterLayout(("weight", "bias"), ((2, 2), (1,)))
 NUMEL = LAYOUT.numel
@@ -35,7 +35,7 @@ Answer = Callable[[int, dict[str, Any]], Message | None]
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 def reply(node: int, update: Any = None, **changes: Any) -> Message:
@@ -53,8 +53,7 @@ def reply(node: int, update: Any = None, **changes: Any) -> Message:
     sketches = values.pop("sketches", None)
     arrays = {"update": update} if sketches is None else {"update": update, "sketches": sketches}
     message = protocol.reply_of(request, metrics={partition: values}, arrays=arrays, info=info)
-    message.metadata.__dict__["_src_node_id"] = node
-    return message
+    return said_by(node, message)
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """What a client may send, and what reaches the model. Messages are Flower's own, only the network is left out."""
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from fedhubert.federation.rounds.round import Round, StepNotFinite
 from fedhubert.federation.strategies.server_optimizers import FedAvg
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Failure, Trained
+from tests.flower import pickled_array, raw_array, said_by
 
 from .conftest import NUMEL, Played, reply
 
@@ -67,22 +67,12 @@ BAD: dict[str, Callable[[], Message]] = {
     "wrong key": lambda: broken(
         lambda content: content.update({"arrays": ArrayRecord({"other": Array(np.zeros(NUMEL, np.float32))})})
     ),
-    "garbage bytes": lambda: broken(
-        lambda content: content["arrays"].update({"update": Array("float32", (NUMEL,), "numpy.ndarray", b"garbage")})
-    ),
-    "pickle": lambda: broken(
-        lambda content: content["arrays"].update({"update": Array("object", (1,), "numpy.ndarray", _pickled_array())})
-    ),
+    "garbage bytes": lambda: broken(lambda content: content["arrays"].update({"update": raw_array(b"garbage", shape=(NUMEL,))})),
+    "pickle": lambda: broken(lambda content: content["arrays"].update({"update": pickled_array({"code": 1})})),
     "ragged metrics": lambda: broken(lambda content: content["metrics"].update({"weight": [1, 2, 3], "partition": [1, 1]})),
     "no partitions": lambda: broken(lambda content: content["metrics"].update({"partition": []})),
     "lying sum": lambda: broken(lambda content: content.update({"arrays": ArrayRecord({"sum": Array(np.full(NUMEL, 2**61))})})),
 }
-
-
-def _pickled_array() -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([{"code": 1}], dtype=object), allow_pickle=True)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -114,7 +104,7 @@ def test_an_update_far_longer_than_those_before_is_dropped_whatever_it_says_of_i
 
 def test_errors_and_silence_are_named_by_client(opened: Round) -> None:
     failing = protocol.reply(Message(RecordDict(), 101, "train.round"), None, [Failure(-1, "data", "data.manifest")])
-    failing.metadata.__dict__["_src_node_id"] = 101
+    said_by(101, failing)
     with pytest.raises(FederationError) as error:
         opened.finish([reply(100), failing])
     assert "1 usable updates of 3 asked, 2 needed" in str(error.value)

@@ -1,6 +1,7 @@
 """Every message of whole runs, error replies included, searched for what may not leave a site; and each kind of leak, planted, is found."""
 
 import base64
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio.functional
-from flwr.app import MetricRecord
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
@@ -27,6 +27,7 @@ from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Describe, Description, Failure, Label, LabelCounts
 from fedhubert.targets.mfcc import mfcc_features
+from tests.flower import identify
 from tests.integration.conftest import SMALL
 
 from .in_process import InProcessGrid, federation
@@ -47,7 +48,7 @@ Node = dict[str, str | int]
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 @dataclass
@@ -131,7 +132,7 @@ def train(out: Path, nodes: list[Node], *overrides: str) -> tuple[RunResult, InP
 @pytest.fixture(scope="module")
 def first(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, InProcessGrid, list[list[np.ndarray]]]:
     """A run of sites with manifests of their own: description, k-means, labels with their agreement, rounds, last evaluation; and the labels."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
     folder = tmp_path_factory.mktemp("first")
     counted = ["targets.label_column=phone", "targets.label_values=[a,b]"]
     result, grid = train(folder / "out", corpus.nodes(folder), *counted)
@@ -407,7 +408,7 @@ def test_what_a_message_has_no_place_for_is_refused_by_the_server(planted: Any, 
         lambda kwargs: kwargs["arrays"].update(more=np.zeros(3)),
         lambda kwargs: [row.update(more=1) for row in kwargs["metrics"].values()],
     ):
-        run, grid = federation(SETTINGS, corpus.nodes(tmp_path))
+        run, _ = federation(SETTINGS, corpus.nodes(tmp_path))
         connect(run)
         planted(change)
         replies = list(run.ask(Describe(), Description, run.everyone(), timeout_s=5))

@@ -16,6 +16,7 @@ from fedhubert.federation.rounds.round import StepNotFinite
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Failure
+from tests.flower import said_by
 
 from .conftest import LAYOUT, NUMEL, Played, reply
 
@@ -34,8 +35,7 @@ TRAITS = {"sample_rate_hz": 16000, "num_clusters": 50, "label_rate_hz": 100}
 
 def failing(node: int, code: str = "data") -> Message:
     message = protocol.reply(Message(RecordDict(), node, "train.round"), None, [Failure(-1, code)])
-    message.metadata.__dict__["_src_node_id"] = node
-    return message
+    return said_by(node, message)
 
 
 def test_a_round_asks_the_first_of_its_order_whatever_the_node_ids() -> None:
@@ -49,8 +49,7 @@ def test_a_round_asks_the_first_of_its_order_whatever_the_node_ids() -> None:
 
     def answer(node: int, task: dict[str, Any]) -> Message:
         message = reply(100 + 999 - node, round=task["round"])
-        message.metadata.__dict__["_src_node_id"] = node
-        return message
+        return said_by(node, message)
 
     other.grid.answer = answer
     assert np.array_equal(other.run(3), played.models[-1])
@@ -159,8 +158,7 @@ def test_sites_that_leave_are_passed_over_and_may_come_back() -> None:
         about = {**ABOUT, "data_fingerprint": 7}
         metrics = {partition: dict(about) for partition in task["partitions"]}
         message = protocol.reply_of(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
-        message.metadata.__dict__["_src_node_id"] = node
-        return message
+        return said_by(node, message)
 
     played.grid.answer = answer
     played.run(1)
@@ -184,8 +182,7 @@ def test_a_site_that_comes_back_with_other_data_is_not_let_in(caplog: pytest.Log
         info = {"node": 3, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint, **TRAITS}
         metrics = {3: {**ABOUT, "data_fingerprint": 7}} if task["partitions"] else None
         message = protocol.reply_of(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
-        message.metadata.__dict__["_src_node_id"] = node
-        return message
+        return said_by(node, message)
 
     played.grid.answer = answer
     played.grid.nodes.append(103)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert import __version__
 from fedhubert.cli import main
@@ -25,6 +24,7 @@ from fedhubert.federation.wire.messages import PROTOCOL_VERSION, Describe, Label
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
 from fedhubert.targets import kmeans
+from tests.flower import identify
 
 from .in_process import InProcessGrid, federation
 from .test_equivalences import SMALL
@@ -36,7 +36,7 @@ Settings = list[str]
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flwr.app import Array, Message
-
 from fedhubert.clients import Metrics
 from fedhubert.config import Config, client_job
 from fedhubert.errors import FederationError
@@ -21,6 +19,7 @@ from fedhubert.federation.roster.preflight import Traits, check_alike, check_ver
 from fedhubert.federation.roster.sampling import assign_to_nodes
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.flower import Array, Message
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.federation.wire.messages import ANSWERS, Answer, Describe, Description, Failure, Instruction
 from fedhubert.federation.wire.protocol import Reply

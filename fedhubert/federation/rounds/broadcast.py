@@ -6,11 +6,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, Message
 
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.updates.codecs import decode, encode
 from fedhubert.federation.wire.arrays import publish
+from fedhubert.federation.wire.flower import Array, Message
 from fedhubert.federation.wire.messages import NDArray, WithModel
 
 InstructionT = TypeVar("InstructionT", bound=WithModel)

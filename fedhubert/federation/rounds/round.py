@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Message
 
 from fedhubert.config import client_job
 from fedhubert.errors import FederationError
@@ -22,6 +21,7 @@ from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.server_optimizers import ServerOptimizer, server_share
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import Failure, Train, Trained
 
 log = logging.getLogger("fedhubert")

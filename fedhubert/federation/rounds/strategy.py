@@ -3,13 +3,10 @@
 import logging
 from collections.abc import Iterable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
-
 from fedhubert.errors import FederationError
 from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
 from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.flower import ArrayRecord, ConfigRecord, Grid, Message, MetricRecord, Strategy
 from fedhubert.training.parameters import tensor_of
 
 log = logging.getLogger("fedhubert")

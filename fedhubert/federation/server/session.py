@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.serverapp import Grid
-from flwr.superlink.grid import InMemoryGrid
 
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FederationError, FedhubertError
@@ -26,7 +24,8 @@ from fedhubert.federation.rounds.round import ClientsDone, RoundResult, Rounds, 
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.record import RunRecord
 from fedhubert.federation.strategies.server_optimizers import ServerOptimizer, build_server_optimizer
-from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
+from fedhubert.federation.wire.flower import Grid
+from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
 from fedhubert.federation.wire.messages import Failure
 from fedhubert.files import exclusively
 from fedhubert.formats.importing import start_from
@@ -37,9 +36,6 @@ from fedhubert.runs.metrics import Event
 from fedhubert.training.parameters import ParameterLayout
 
 log = logging.getLogger("fedhubert")
-
-_SITES_IN_FLIGHT = 64
-"""Real sites that train at the same time; their replies wait in the SuperLink's store until they are folded."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +48,19 @@ class RunResult:
 
 
 def run_federation(
-    grid: Grid, config: Config, *, stop: threading.Event | None = None, on_client: ClientsDone | None = None
+    grid: Grid,
+    config: Config,
+    *,
+    window: int = SITES_IN_FLIGHT,
+    stop: threading.Event | None = None,
+    on_client: ClientsDone | None = None,
 ) -> RunResult:
-    """Run a whole federation over ``grid``.
+    """Run a whole federation over ``grid``, with up to ``window`` messages in flight.
 
     Raises:
         RunInterrupted: ``stop`` was set; the last finished round is in the checkpoint folder.
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
-    simulated = isinstance(grid, InMemoryGrid)
-    window = messages_in_flight(config.simulation.num_workers) if simulated else _SITES_IN_FLIGHT
     return _Run(StreamingGrid(grid, window=window, stop=stop), config, on_client).run()
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import RecordDict
 
 from fedhubert.clients.settings import NodeConfig, state_dir_of
 from fedhubert.errors import FedhubertError
+from fedhubert.federation.wire.flower import RecordDict
 from fedhubert.federation.wire.messages import Instruction
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.files import append_durably

@@ -10,8 +10,6 @@ from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 
 from fedhubert.clients import Metrics
 from fedhubert.clients import statistics as site_figures
@@ -24,6 +22,7 @@ from fedhubert.federation.site.audit import write_down
 from fedhubert.federation.site.handling import Answered, each_partition, failure_of
 from fedhubert.federation.site.train import evaluate_model, resident_model, train_round
 from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import (
     Describe,
     Description,

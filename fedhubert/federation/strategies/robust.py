@@ -8,11 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg, FedMedian, FedTrimmedAvg, Krum
 
 from fedhubert.config import FederatedConfig
 from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.flower import (
+    ArrayRecord,
+    FedAvg,
+    FedMedian,
+    FedTrimmedAvg,
+    Krum,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 
 Updates = Mapping[int, tuple[torch.Tensor, int]]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from fedhubert import __version__
@@ -19,6 +18,7 @@ from fedhubert.clients import Metrics
 from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError
 from fedhubert.federation.wire.arrays import HeldArray, SharedArray, shared_arrays
+from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from fedhubert.federation.wire.messages import (
     INSTRUCTIONS,
     MAX_ARRAY_BYTES,
