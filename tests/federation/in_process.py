@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fedhubert.compose import compose
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.site.handlers import register
+from fedhubert.federation.site.answering import register
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError, FederationError
-from fedhubert.federation.site.handlers import register
+from fedhubert.federation.site.answering import register
 from fedhubert.federation.wire.flower import MENDING
 from fedhubert.federation.wire.grid import messages_in_flight
 from fedhubert.models.hubert import build_hubert

@@ -1,36 +1,24 @@
-"""What a node does with each message: the handlers behind ``client_app``.
-
-Nothing raised here leaves the site: a failure becomes a code and a setting's name in the reply, and the full story goes to the site's log.
-"""
+"""What a node does with each instruction but those that come with the global model (:mod:`fedhubert.federation.site.train`)."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import TypeVar, cast
 
 import numpy as np
-import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.clients import statistics as site_figures
 from fedhubert.clients.data import Features, Partition, Site, open_site
-from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
+from fedhubert.clients.settings import NodeConfig
 from fedhubert.clients.statistics import Counts
 from fedhubert.errors import FederationError
-from fedhubert.federation.site import faults
-from fedhubert.federation.site.audit import write_down
-from fedhubert.federation.site.handling import Answered, each_partition, failure_of
-from fedhubert.federation.site.train import evaluate_model, resident_model, train_round
-from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.flower import ClientApp, Context, Message
+from fedhubert.federation.site.handling import Answered, each_partition
+from fedhubert.federation.site.train import resident_model
 from fedhubert.federation.wire.messages import (
     Describe,
     Description,
-    Evaluate,
     Has,
     HasExtractor,
     HasTeacher,
-    Instruction,
     Label,
     LabelCounts,
     NDArray,
@@ -40,7 +28,6 @@ from fedhubert.federation.wire.messages import (
     SendTeacher,
     Statistics,
     StepKMeans,
-    Train,
 )
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.teacher import Teacher
@@ -48,47 +35,6 @@ from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.kmeans import KMeansStatistics
 
 log = logging.getLogger("fedhubert.site")
-
-InstructionT = TypeVar("InstructionT", bound=Instruction)
-
-
-def register(app: ClientApp) -> None:
-    """Register what this module and :mod:`~fedhubert.federation.site.train` do on a Flower ``ClientApp``."""
-    _on(app, Describe, describe)
-    _on(app, HasExtractor, has_extractor)
-    _on(app, SendExtractor, receive_extractor)
-    _on(app, HasTeacher, has_teacher)
-    _on(app, SendTeacher, receive_teacher)
-    _on(app, SeedKMeans, kmeans_seed)
-    _on(app, StepKMeans, kmeans_step)
-    _on(app, Label, label)
-    _on(app, Train, train_round)
-    _on(app, Evaluate, evaluate_model)
-
-
-def _on(app: ClientApp, kind: type[InstructionT], handler: Callable[[Request[InstructionT], NodeConfig], Answered]) -> None:
-    """Have ``handler`` answer instructions of ``kind``, always, and with what it answers written down first."""
-
-    def answer(message: Message, context: Context) -> Message:
-        node_config, request = context.node_config, None
-        try:
-            request = protocol.read_request(message)
-            torch.set_num_threads(request.job.client.threads)
-            log_on_site(state_dir_of(node_config, request.job))
-            reply = protocol.reply(message, *handler(cast(Request[InstructionT], request), node_config))
-        except faults.InjectedCrash:
-            raise
-        except Exception as error:
-            reply = protocol.reply(message, None, [failure_of(-1, error)], node=number_of(node_config))
-        try:
-            write_down(node_config, message.metadata.message_type, request, reply.content)
-        except Exception as error:
-            return protocol.reply(message, None, [failure_of(-1, error)])  # all that leaves unwritten: the word `audit`
-        return reply
-
-    verb, _, action = kind.KIND.partition(".")
-    verbs = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
-    verbs[verb](action)(answer)
 
 
 def describe(request: Request[Describe], node_config: NodeConfig) -> Answered:
