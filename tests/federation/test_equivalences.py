@@ -261,7 +261,7 @@ def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
         fold.expect({0: [0], 1: [1], 2: [2]})
         for partition in range(3):
             handled = clients.round(start, 1, [partition], {})
-            fold.add(Reply(partition, handled.metrics, [], handled.arrays, handled.info))
+            fold.add(Reply(partition, handled))
         assert {failure.code for failure in outcome.failures} == codes and 0 < len(outcome.clients) < 3, fault
     clients = Clients([*settings, "client.local_steps=1", "faults.crash=1.0"])
     with pytest.raises(InjectedCrash):
