@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from fedhubert.clients import statistics as site_figures
 from fedhubert.clients.data import Partition, Site, open_site, release_extractor
-from fedhubert.config import ClientJob, Config, DistillConfig, client_job
+from fedhubert.config import ClientJob, Config, DistillConfig
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.federation.phases.targets import kmeans_event
 from fedhubert.federation.phases.teacher import ServerTeacher, prepare_student
 from fedhubert.federation.roster.sampling import asking_order
 from fedhubert.federation.rounds.figures import figures_of
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.objective import Objective

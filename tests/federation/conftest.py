@@ -19,7 +19,7 @@ from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.rounds.strategy import FederatedStrategy
-from fedhubert.federation.strategies.server_optimizers import build_server_optimizer
+from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.grid import StreamingGrid
@@ -107,7 +107,7 @@ class Played:
         self.federation = Federation(StreamingGrid(self.grid), self.config, "run", LAYOUT)  # type: ignore[arg-type]
         self.federation.hosts = {100 + number: [number] for number in range(count)}
         self.federation.partitions = {number: {"train_audio_s": 1.0} for number in range(count)}
-        optimizer = build_server_optimizer(self.config.federated, NUMEL)
+        optimizer = strategy_of(self.config.federated, NUMEL)
         self.privacy = None
         if self.config.privacy.enabled:
             ledger = Ledger(

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from fedhubert.config import FederatedConfig
 from fedhubert.errors import FederationError
 from fedhubert.federation.rounds.strategy import FederatedStrategy
-from fedhubert.federation.strategies.server_optimizers import FedAvg
+from fedhubert.federation.strategies.fedavg import FedAvg
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.protocol import Failure
 
@@ -131,7 +132,7 @@ def test_codes_from_outside_cannot_carry_text(strategy: FederatedStrategy) -> No
 
 
 def test_a_step_that_overflows_is_refused(strategy: FederatedStrategy) -> None:
-    strategy.optimizer = FedAvg(1e38)
+    strategy.optimizer = FedAvg(FederatedConfig(server_learning_rate=1e38))
     with pytest.raises(FederationError, match="server optimiser's step is not finite"):
         strategy.aggregate_train(1, [reply(100, update=np.full(NUMEL, 1e4, np.float32)), reply(101), reply(102)])
     assert not strategy.between_steps

@@ -17,7 +17,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedhubert.config import client_job
 from fedhubert.errors import FederationError
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
 from fedhubert.federation.roster.nodes import Federation, describe_failures, refresh
@@ -26,7 +25,7 @@ from fedhubert.federation.rounds.aggregate import RoundFold
 from fedhubert.federation.rounds.journal import Entry, Journal
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.strategies.server_optimizers import ServerOptimizer, server_share
+from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
 from fedhubert.federation.updates.codecs import decode, encode
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire import protocol
@@ -45,7 +44,7 @@ class FederatedStrategy(Strategy):
 
     Args:
         federation: The connected nodes.
-        optimizer: The server optimiser, with its state.
+        optimizer: The run's strategy, with its state.
         first_round: Our number of the round that ``start()`` calls 1.
         state: What earlier rounds left; advanced as rounds are accepted.
         journal: Where the accepted clients are written before each step; rounds already in it are replayed as they went.
@@ -57,7 +56,7 @@ class FederatedStrategy(Strategy):
     def __init__(
         self,
         federation: Federation,
-        optimizer: ServerOptimizer,
+        optimizer: ServerStrategy,
         *,
         first_round: int = 1,
         state: RoundState | None = None,
@@ -83,7 +82,7 @@ class FederatedStrategy(Strategy):
         self._silent_rounds = 0
         self._on_client = on_client or (lambda round_number, done, asked: None)
         self._keeps_state = client_job(federation.config).keeps_state
-        self._total = ExactSum(0 if federation.config.federated.is_robust else federation.layout.numel)
+        self._total = ExactSum(0 if optimizer.needs_every_update else federation.layout.numel)
 
     def summary(self) -> None:
         federated = self.federation.config.federated

@@ -26,7 +26,7 @@ from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.rounds.strategy import ClientsDone, FederatedStrategy
 from fedhubert.federation.server.record import RunRecord
-from fedhubert.federation.strategies.server_optimizers import ServerOptimizer, build_server_optimizer
+from fedhubert.federation.strategies.strategy import ServerStrategy, check_strategy, strategy_of
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
@@ -76,13 +76,14 @@ class _Run:
     """State that the phases of one run share."""
 
     def __init__(self, grid: StreamingGrid, config: Config, on_client: ClientsDone | None) -> None:
+        check_strategy(config)
         config, self.teacher = with_teacher(config)
         self.config = config
         self.on_client = on_client
         self.record = RunRecord(config)
         self.model: HubertModel = build_model(config.model, config.task, config.seed)
         self.layout = ParameterLayout.of(self.model)
-        self.optimizer: ServerOptimizer = build_server_optimizer(config.federated, self.layout.numel)
+        self.optimizer: ServerStrategy = strategy_of(config.federated, self.layout.numel)
         self.federation = Federation(grid, config, self.record.folder.run_key(), self.layout)
         self.first_round = 1
         self.state = RoundState()

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,10 @@ from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
 from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Handled, each_partition
-from fedhubert.federation.strategies.server_optimizers import nova_coefficient
 from fedhubert.federation.updates.clipping import clipped
-from fedhubert.federation.updates.codecs import Arrays, decode, encode
+from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
+from fedhubert.federation.updates.pipeline import Outgoing, run_steps, steps_of
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
@@ -83,7 +83,8 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
         state = folder.load(task["site_rounds"][str(partition.number)]) if job.keeps_state else PartitionState()
         result = _train(request, site, partition, resident, incoming, device, state)
         state.optimizer = result.optimizer_state
-        encoded, decoded, clipping = _encoded_update(request, partition.number, resident, incoming, result, state)
+        sent = _sent_update(request, partition.number, resident, incoming, result, state)
+        decoded = sent.update
         if job.keeps_state:
             folder.save(task["round"], state)
             folder.prune([task["round"], task["site_rounds"][str(partition.number)]], task["checkpoints"])
@@ -91,9 +92,9 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
             decoded, _ = clipped(decoded, clip_norm)
         weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
         magnitude = measure(decoded)
-        metrics |= {**_training_metrics(result), **clipping, "weight": weight, "update_norm": magnitude.norm}
+        metrics |= {**_training_metrics(result), **sent.figures, "weight": weight, "update_norm": magnitude.norm}
         if fold is None:
-            arrays.update(encoded)
+            arrays.update(sent.arrays)
         else:
             if task["norm_limit"] is not None and magnitude.norm > task["norm_limit"]:
                 raise UpdateRejected("norm")
@@ -115,42 +116,30 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     return {**handled, "arrays": arrays, "info": info}
 
 
-def _encoded_update(
+def _sent_update(
     request: Request,
     number: int,
     resident: Resident,
     incoming: torch.Tensor,
     result: LocalResult,
     state: PartitionState,
-) -> tuple[Arrays, torch.Tensor, Metrics]:
-    """Return the update as it travels, as the server decodes it, and, where it is clipped, whether it was short enough as it is.
-
-    What the codec leaves over goes into ``state``.
-    """
-    job, task = request.job, request.task
-    update = resident.layout.update_of(resident.model, incoming)
-    if job.normalise_by_steps:
-        update /= nova_coefficient(result.steps, job.client.sgd_momentum)
-    if job.update_codec == "int8" and state.residual is not None:
-        update += state.residual
-    clipping: Metrics = {}
-    if task.get("clip_norm") is not None:
-        update, norm = clipped(update, task["clip_norm"])
-        clipping["update_unclipped"] = int(norm <= task["clip_norm"])
-    shapes = resident.layout.shapes
-    encoded = encode(job.update_codec, update, shapes, derive_seed(job.seed, "codec", task["round"], number))
-    decoded = decode(job.update_codec, encoded, shapes)
-    if job.update_codec == "int8":
-        state.residual = update.sub_(decoded)
+) -> Outgoing:
+    """Return the update as it travels and as the server decodes it; what the codec leaves over goes into ``state``."""
+    job, task, shapes = request.job, request.task, resident.layout.shapes
+    update = Outgoing(resident.layout.update_of(resident.model, incoming), state.residual)
+    seed = derive_seed(job.seed, "codec", task["round"], number)
+    sent = run_steps(update, steps_of(job, shapes, local_steps=result.steps, clip_norm=task.get("clip_norm"), seed=seed))
+    state.residual = sent.residual
     spoilt = {
         name: faults.spoil_if_drawn(job.faults, job.seed, task["round"], task["attempt"], number, array)
-        for name, array in encoded.items()
+        for name, array in sent.arrays.items()
         if array.dtype != np.int8  # which has no NaN: its scales do
     }
-    if any(spoilt[name] is not encoded[name] for name in spoilt):
-        encoded = {**encoded, **spoilt}
-        decoded = decode(job.update_codec, encoded, shapes) if len(request.task["partitions"]) > 1 else decoded
-    return encoded, decoded, clipping
+    if any(spoilt[name] is not sent.arrays[name] for name in spoilt):
+        sent = replace(sent, arrays={**sent.arrays, **spoilt})
+        if len(task["partitions"]) > 1:
+            sent = replace(sent, update=decode(job.update_codec, sent.arrays, shapes))
+    return sent
 
 
 def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:
