@@ -12,7 +12,7 @@ from fedhubert.errors import ConfigError
 from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.strategies.strategy import check_strategy, client_job
-from fedhubert.models.student import build_model
+from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
 
 _SCORING = 3.0

@@ -2,11 +2,12 @@
 
 import math
 
-from fedhubert.config import ClientConfig, DistillConfig
+from fedhubert.config import ClientConfig
 from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.codecs import num_bytes
 from fedhubert.federation.updates.sketches import sketch_width
+from fedhubert.objectives.spec import spec_of
 from fedhubert.planning.inputs import ClientAudio, Inputs
 from fedhubert.targets.mfcc import NUM_FEATURES
 
@@ -70,9 +71,7 @@ def site_disk(inputs: Inputs, client: ClientAudio) -> float:
     kept = _optimizer(config.client) if config.client.optimizer_policy == "keep" else 0
     kept += 4 if config.federated.update_codec == "int8" else 0
     disk += _STATE_VERSIONS * kept * inputs.numel
-    if isinstance(task, DistillConfig):
-        disk += inputs.teacher_bytes + task.teacher_cache * task.teacher_cache_bytes
-    return disk
+    return disk + spec_of(task).site_bytes(inputs.teacher_bytes)
 
 
 def _optimizer(settings: ClientConfig) -> int:

@@ -27,6 +27,7 @@ from fedhubert.federation.updates.exact_sum import ExactSum
 from fedhubert.federation.updates.pipeline import effective_steps
 from fedhubert.federation.wire.protocol import Reply, Request
 from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.objectives.spec import spec_of
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.training.local import Progress, train_locally
@@ -109,7 +110,8 @@ class Clients:
         """Return what the server makes of the replies of nodes that host ``shards``."""
         outcome = RoundOutcome(number, list(range(self.job.num_clients)))
         total = ExactSum(self.layout.numel)
-        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None, total=total, seed=self.config.seed)
+        about = {"total": total, "objective": spec_of(self.config.task), "seed": self.config.seed}
+        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None, **about)
         fold.expect(dict(enumerate(shards)))
         for node, shard in enumerate(shards):
             handled = self.round(model, number, shard, positions)
@@ -261,7 +263,8 @@ def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
         clients = Clients([*settings, "client.local_steps=1", f"faults.{fault}=0.4"])
         outcome = RoundOutcome(1, [0, 1, 2])
         total, seed = ExactSum(clients.layout.numel), clients.config.seed
-        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, None, total=total, seed=seed)
+        about = {"total": total, "objective": spec_of(clients.config.task), "seed": seed}
+        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, None, **about)
         fold.expect({0: [0], 1: [1], 2: [2]})
         for partition in range(3):
             handled = clients.round(start, 1, [partition], {})

@@ -16,6 +16,7 @@ from fedhubert.federation.updates.codecs import decode
 from fedhubert.federation.updates.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
 from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
 from fedhubert.federation.wire.protocol import Failure, Reply
+from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.training.parameters import ParameterLayout, tensor_of
 
 _REQUIRED = {"weight", "train_micro_batches", "train_steps", "train_audio_s", "update_norm"}
@@ -51,6 +52,7 @@ class RoundFold:
         norm_limit: Updates longer than this are rejected; None: no limit yet.
         clip_norm: Updates longer than this are scaled down to it, and count one each (differential privacy); None: as they are.
         total: The sum of the updates accepted, cleared here; of no entry where the strategy has to see them all.
+        objective: What clients train, and score.
         seed: The run's, from which sketches draw their signs.
     """
 
@@ -65,11 +67,13 @@ class RoundFold:
         clip_norm: float | None = None,
         *,
         total: ExactSum,
+        objective: ObjectiveSpec,
         seed: int,
     ) -> None:
         self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
         self._strategy = strategy_of(config)
         self._outcome, self._norm_limit, self._clip_norm = outcome, norm_limit, clip_norm
+        self._objective = objective
         self.total = total
         total.clear()
         self._updates: dict[int, tuple[torch.Tensor, int]] = {}
@@ -152,7 +156,7 @@ class RoundFold:
             if not set(metrics) >= _REQUIRED:
                 raise UpdateRejected("metrics")
             try:
-                check_figures(metrics)
+                check_figures(metrics, self._objective)
             except ValueError:
                 raise UpdateRejected("metrics") from None
             if private and (metrics["weight"] != 1 or "update_unclipped" not in metrics):

@@ -31,6 +31,7 @@ from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray, publish
 from fedhubert.federation.wire.protocol import Failure
+from fedhubert.objectives.spec import spec_of
 from fedhubert.training.parameters import tensor_of
 
 log = logging.getLogger("fedhubert")
@@ -125,6 +126,7 @@ class FederatedStrategy(Strategy):
             self._norm_limit,
             self._privacy.clip_norm if self._privacy else None,
             total=self._total,
+            objective=spec_of(self.federation.config.task),
             seed=self.federation.config.seed,
         )
         self._attempt = 0

@@ -15,7 +15,7 @@ from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.resume import changes
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.files import sha256_of
-from fedhubert.models.student import build_model
+from fedhubert.objectives.spec import build_model
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import append_event, read_events
 from fedhubert.runs.store import Found, RoundStore

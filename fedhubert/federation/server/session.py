@@ -34,7 +34,7 @@ from fedhubert.federation.wire.protocol import Failure
 from fedhubert.files import exclusively
 from fedhubert.formats.importing import start_from
 from fedhubert.models.hubert import HubertModel
-from fedhubert.models.student import build_model
+from fedhubert.objectives.spec import build_model, spec_of
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event
 from fedhubert.training.parameters import ParameterLayout, tensor_of
@@ -81,6 +81,7 @@ class _Run:
         self.config = config
         self.on_client = on_client
         self.record = RunRecord(config)
+        self.objective = spec_of(config.task)
         self.model: HubertModel = build_model(config.model, config.task, config.seed)
         self.layout = ParameterLayout.of(self.model)
         self.optimizer: ServerStrategy = strategy_of(config.federated, self.layout.numel)
@@ -244,7 +245,7 @@ class _Run:
     ) -> None:
         outcome = strategy.outcome
         self.layout.load_vector(self.model, tensor_of(vector))
-        event = round_event(outcome)
+        event = round_event(outcome, self.objective)
         if evaluation is not None:
             started = time.monotonic()
             event["server_validation"] = evaluation.score(self.model, outcome.number)
@@ -291,7 +292,7 @@ class _Run:
         self.record.save(number, self.model.state_dict(), resume)
 
     def _say_round(self, event: Event) -> None:
-        log.info("%s", round_line(event, self.config.federated.num_rounds))
+        log.info("%s", round_line(event, self.config.federated.num_rounds, self.objective))
         for failure in event["failed"]:
             log.warning(
                 "round %d: client %d failed: %s %s", event["round"], failure["partition"], failure["code"], failure["setting"]
@@ -304,11 +305,13 @@ class _Run:
         messages = strategy.evaluation_messages(self.layout.to_vector(self.model), number)
         for message in self.federation.grid.send_and_receive(messages, timeout=self.config.federated.round_timeout_s):
             reply = protocol.read_reply(message)
-            scores, failures = usable_scores(reply, self.federation.hosts.get(reply.node_id, ()))
+            scores, failures = usable_scores(reply, self.federation.hosts.get(reply.node_id, ()), self.objective)
             outcome.clients.update(scores)
             outcome.failures += failures
-        event = final_event(outcome, num_rounds=self.config.federated.num_rounds, best_round=self.record.best_round())
+        event = final_event(
+            outcome, self.objective, num_rounds=self.config.federated.num_rounds, best_round=self.record.best_round()
+        )
         self.validation = event["validation"]
         self.record.event(event)
         if self.validation:
-            log.info("final model: validation %s over %d clients", said(self.validation), len(outcome.clients))
+            log.info("final model: validation %s over %d clients", said(self.validation, self.objective), len(outcome.clients))

@@ -16,7 +16,7 @@ from fedhubert.clients import Metrics
 from fedhubert.clients.data import Partition, Site, open_site, release_extractor
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.clients.state import PartitionState, StateFolder
-from fedhubert.config import ClientJob, DistillConfig, Task
+from fedhubert.config import ClientJob
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
@@ -29,9 +29,8 @@ from fedhubert.federation.updates.pipeline import Outgoing, run_steps, steps_of
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
-from fedhubert.models.student import build_model, take_over
-from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.objective import Objective
+from fedhubert.objectives.spec import build_model, spec_of
 from fedhubert.seeding import derive_seed
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
@@ -236,7 +235,7 @@ def _training_metrics(result: LocalResult) -> Metrics:
 
 def resident_model(job: ClientJob) -> Resident:
     global _resident
-    key = job.model.model_dump_json() + str(job.client.activation_checkpointing) + _student_key(job.task)
+    key = job.model.model_dump_json() + str(job.client.activation_checkpointing) + job.task.model_dump_json()
     if _resident is None or _resident.key != key:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         log.info(
@@ -248,10 +247,6 @@ def resident_model(job: ClientJob) -> Resident:
     return _resident
 
 
-def _student_key(task: Task) -> str:
-    return task.model_dump_json() if isinstance(task, DistillConfig) else ""
-
-
 def _incoming(request: Request, site: Site, device: torch.device) -> tuple[Resident, torch.Tensor]:
     """Return this process's model, with its teacher, and the server's parameters [P] for it.
 
@@ -260,10 +255,12 @@ def _incoming(request: Request, site: Site, device: torch.device) -> tuple[Resid
         CheckpointError: the teacher is not on this site.
     """
     resident = resident_model(request.job)
-    if isinstance(request.job.task, DistillConfig) and resident.objective is None:
-        teacher, teaching = site.teach(request.job.task, device)
-        take_over(resident.model, teacher.state, request.job.task)
-        resident.objective = Distillation(request.job.task, teaching)
+    if resident.objective is None:
+        spec, source = spec_of(request.job.task), None
+        if spec.taught is not None:
+            teacher, source = site.teach(request.job.task, device)
+            spec.take_over(resident.model, teacher.state)
+        resident.objective = spec.loss(source)
     try:
         incoming = decode(request.task["broadcast_codec"], {"update": request.arrays["model"]}, resident.layout.shapes)
     except UpdateRejected:
