@@ -44,6 +44,8 @@ class ObjectiveSpec:
     def build_model(self, config: ModelConfig, seed: int) -> HubertModel:
         """Build what is trained, from configuration and seed alone.
 
+        Modules that the objective adds end in ``_head`` or ``_heads``: they are trained and kept with the rest, and exports leave them out.
+
         Raises:
             ConfigError: a model that does not fit its teacher.
         """
