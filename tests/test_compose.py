@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from fedhubert.compose import compose, group_choices, to_yaml
-from fedhubert.config import ClientJob, Config, DistillConfig, client_job, from_json
+from fedhubert.config import ClientJob, Config, DistillConfig, from_json
 from fedhubert.errors import ConfigError
+from fedhubert.federation.strategies.strategy import client_job
 
 MANIFEST = "data.manifest=/tmp/manifest.csv"
 

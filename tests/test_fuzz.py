@@ -24,13 +24,14 @@ from hypothesis.strategies import DataObject, SearchStrategy
 from safetensors.torch import save as safetensors_bytes
 
 from fedhubert.compose import compose
-from fedhubert.config import ClientJob, client_job, from_json
+from fedhubert.config import ClientJob, from_json
 from fedhubert.data.audio import audio_info, read_audio
 from fedhubert.data.fairseq_files import read_km
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site import train as client_round
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import ANSWERS, INSTRUCTIONS
 from fedhubert.formats.importing import import_encoder

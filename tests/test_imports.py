@@ -4,8 +4,11 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from fedhubert.config import FederatedConfig
 
 PACKAGE = Path(__file__).parent.parent / "fedhubert"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -14,7 +17,7 @@ APPS = [PACKAGE.parent / app / "app.py" for app in ("server_app", "client_app")]
 DOOR = PACKAGE / "federation/wire/flower.py"
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
 FLOORS = (
-    {"errors", "seeding"},
+    {"errors", "seeding", "registry"},
     {"files", "config"},
     {"compose", "models"},
     {"data"},
@@ -24,7 +27,8 @@ FLOORS = (
     {"evaluation"},
     {"clients"},
     {"federation.wire"},
-    {"federation.updates", "federation.strategies"},
+    {"federation.updates"},
+    {"federation.strategies"},
     {"federation.privacy"},
     {"federation.roster"},
     {"federation.rounds"},
@@ -118,6 +122,39 @@ def test_tests_touch_flowers_insides_in_one_file(path: Path) -> None:
 def test_the_site_imports_nothing_of_the_server(path: Path) -> None:
     federation = {room for room in rooms_used(path) if room.startswith("federation.")}
     assert federation <= SITE_SEES | {"federation.site"}
+
+
+STRATEGIES = set(get_args(FederatedConfig.model_fields["strategy"].annotation))
+TASK_TYPES = {"DistillConfig", "TaskConfig"}
+
+
+def strategies_named(path: Path) -> set[str]:
+    """Names of strategies in a module's code: as a word of their own, in an identifier or a string."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name | ast.Attribute):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    return names & STRATEGIES
+
+
+def types_asked_for(path: Path) -> set[str]:
+    """Names of classes that a module asks for by ``isinstance``."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    asked = [call.args[1] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "isinstance"]
+    return {name.id for kinds in asked for name in ast.walk(kinds) if isinstance(name, ast.Name)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_a_strategy_is_named_and_a_task_told_apart_in_its_own_file_only(path: Path) -> None:
+    room = own_room(path)
+    if room not in ("config", "federation.strategies", "federation.wire"):  # the one door to Flower has Flower's names
+        assert not strategies_named(path), "ask the strategy: fedhubert.federation.strategies.strategy.strategy_of"
+    if room not in ("config", "objectives"):
+        assert not types_asked_for(path) & TASK_TYPES, "ask the objective: fedhubert.objectives.spec.spec_of"
 
 
 def test_help_needs_no_heavy_import() -> None:

@@ -128,7 +128,8 @@ def _train_central(config: Config, teacher: ServerTeacher | None, options: Basel
     everyone = range(len(pool.clients))
     scores = pool.score(run.model, everyone)
     append_event(
-        folder.metrics_file, {"event": "initial", "round": 0, "validation": figures(scores, 0), "clients": rows_of(scores)}
+        folder.metrics_file,
+        {"event": "initial", "round": 0, "validation": figures(pool.spec, scores, 0), "clients": rows_of(scores)},
     )
     run.train(plans)
     run.finish(pool.score(run.model, everyone))
@@ -151,10 +152,11 @@ def _train_local(config: Config, teacher: ServerTeacher | None, options: Baselin
             run.train(plan_rounds(taken, config.client.accumulate))
         scores = pool.score(run.model, range(len(pool.clients)))
         run.finish({part.number: scores[part.number]})
-        own[part.number], elsewhere[part.number] = scores[part.number], figures(scores, config.federated.num_rounds)
+        own[part.number], elsewhere[part.number] = scores[part.number], figures(pool.spec, scores, config.federated.num_rounds)
     say_final(
         "each client's own model",
         record_final(config, folder, own, {"elsewhere": [elsewhere[number] for number in sorted(elsewhere)]}),
+        pool.spec,
     )
 
 

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fedhubert.baselines.central import BaselineOptions, client_folder, train_baseline
-from fedhubert.config import Config, DistillConfig
+from fedhubert.config import Config
 from fedhubert.errors import ConfigError
 from fedhubert.evaluation.checkpoint import Probing, evaluate_checkpoint, write_results
 from fedhubert.evaluation.study import best_layers
 from fedhubert.files import on_server
+from fedhubert.objectives.spec import spec_of
 from fedhubert.reporting.summary import final_event
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import read_events
@@ -88,8 +89,9 @@ def _one_seed(comparison: Comparison, config: Config, out: Path, train_federated
                 comparison.probing,
                 console,
             )
-        if isinstance(config.task, DistillConfig):
-            given = str(config.task.teacher)
+        taught = spec_of(config.task).taught
+        if taught is not None:
+            given = str(taught.teacher)
             source = given if given.startswith("torchaudio:") else str(on_server(given))
             _probe(systems, TEACHER, [(source, comparison.out / "teacher.json")], comparison.probing, console)
     return systems

@@ -13,16 +13,16 @@ import numpy.typing as npt
 
 from fedhubert.clients import statistics as site_figures
 from fedhubert.clients.data import Partition, Site, open_site, release_extractor
-from fedhubert.config import ClientJob, Config, DistillConfig, client_job
+from fedhubert.config import ClientJob, Config
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.federation.phases.targets import kmeans_event
 from fedhubert.federation.phases.teacher import ServerTeacher, prepare_student
 from fedhubert.federation.roster.sampling import asking_order
-from fedhubert.federation.rounds.figures import figures_of
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.models.hubert import HubertModel
-from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.objective import Objective
+from fedhubert.objectives.spec import ObjectiveSpec, spec_of
 from fedhubert.runs.metrics import Event
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import agreement
@@ -49,7 +49,7 @@ class Pool:
 
     Attributes:
         centroids: The run's clusters; None before :meth:`label`, and with precomputed labels.
-        objective: What is learned; None: masked prediction.
+        spec, objective: What is learned.
     """
 
     def __init__(self, config: Config, teacher: ServerTeacher | None = None) -> None:
@@ -62,14 +62,15 @@ class Pool:
         self.key = PRECOMPUTED
         self._extractor = self._keep_extractor()
         self._teacher = teacher
+        self.spec = spec_of(self.job.task)
         self.objective = self._taught()
 
-    def _taught(self) -> Objective | None:
-        """Put a distillation's teacher where the site looks for it; return what its students learn. None: masked prediction."""
-        if self._teacher is None or not isinstance(self.job.task, DistillConfig):
-            return None
+    def _taught(self) -> Objective:
+        """Put the task's teacher, if it has one, where the site looks for it; return what is learned."""
+        if self._teacher is None:
+            return self.spec.loss()
         self._teacher.teacher.save(self.site.teacher_folder)
-        return Distillation(self.job.task, self.site.teach(self.job.task, self.device)[1])
+        return self.spec.loss(self.site.teach(self.job.task, self.device)[1])
 
     def prepare(self, model: HubertModel) -> None:
         """Give a student its teacher's part; other models stay as they are."""
@@ -162,12 +163,12 @@ class Pool:
         return load_batches(self.site.manifest, plan, positions, source, mask_spec(self.job.task), data)
 
 
-def figures(scores: dict[int, ClientScore], model_round: int) -> dict[str, Any]:
-    """Return loss and masked accuracy over clients' validation splits, as a federated run's events have them."""
+def figures(spec: ObjectiveSpec, scores: dict[int, ClientScore], model_round: int) -> dict[str, Any]:
+    """Return the figures over clients' validation splits, as a federated run's events have them."""
     total = Sums()
     for _, score in sorted(scores.items()):
         total.merge(Sums({name.removeprefix("validation_"): value for name, value in score.items()}))
-    return {"model_round": model_round, **figures_of(total.figures), "clients": len(scores)}
+    return {"model_round": model_round, **spec.figures(total.figures), "clients": len(scores)}
 
 
 def _about(counts: npt.NDArray[np.int64]) -> dict[str, Any]:

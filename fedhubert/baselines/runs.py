@@ -9,10 +9,10 @@ import torch
 
 from fedhubert.baselines.pool import ClientScore, Pool, figures
 from fedhubert.config import Config
-from fedhubert.federation.rounds.figures import figures_of, said
+from fedhubert.federation.rounds.figures import said
 from fedhubert.formats.importing import start_from
 from fedhubert.models.hubert import HubertModel
-from fedhubert.models.student import build_model
+from fedhubert.objectives.spec import ObjectiveSpec, build_model, spec_of
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event, append_event
 from fedhubert.runs.store import RoundStore
@@ -86,8 +86,8 @@ class BaselineRun:
         event: Event = {
             "event": "round",
             "round": plan.number,
-            "train": _training(plan, result),
-            "validation": figures(scores, plan.number - 1),
+            "train": _training(self._pool.spec, plan, result),
+            "validation": figures(self._pool.spec, scores, plan.number - 1),
             "asked": asked,
             "clients": rows_of(scores),
             "failed": [],
@@ -102,9 +102,9 @@ class BaselineRun:
             "round %d/%d: train %s | validation (round %d) %s | %d steps | %.1f s",
             plan.number,
             self._config.federated.num_rounds,
-            said(event["train"]),
+            said(event["train"], self._pool.spec),
             plan.number - 1,
-            said(event["validation"]),
+            said(event["validation"], self._pool.spec),
             result.steps,
             ended - started,
         )
@@ -131,12 +131,12 @@ class BaselineRun:
         log.info("checkpoint %s", path)
 
     def finish(self, scores: dict[int, ClientScore]) -> None:
-        say_final(self._kind, record_final(self._config, self._folder, scores, {}))
+        say_final(self._kind, record_final(self._config, self._folder, scores, {}), self._pool.spec)
 
 
 def record_final(config: Config, folder: RunFolder, scores: dict[int, ClientScore], more: dict[str, Any]) -> dict[str, Any]:
     number = config.federated.num_rounds
-    validation = figures(scores, number)
+    validation = figures(spec_of(config.task), scores, number)
     event = {
         "event": "final",
         "round": number,
@@ -149,19 +149,19 @@ def record_final(config: Config, folder: RunFolder, scores: dict[int, ClientScor
     return validation
 
 
-def say_final(name: str, validation: dict[str, Any]) -> None:
+def say_final(name: str, validation: dict[str, Any], spec: ObjectiveSpec) -> None:
     log.info(
         "%s, final: validation %s over %d clients",
         name,
-        said(validation),
+        said(validation, spec),
         validation["clients"],
     )
 
 
-def _training(plan: RoundPlan, result: RoundResult) -> dict[str, Any]:
+def _training(spec: ObjectiveSpec, plan: RoundPlan, result: RoundResult) -> dict[str, Any]:
     return {
         "model_round": plan.number - 1,
-        **figures_of(result.sums.figures),
+        **spec.figures(result.sums.figures),
         "audio_s": result.sums.audio_s,
         "steps": result.steps,
         "grad_norm": result.grad_norm,

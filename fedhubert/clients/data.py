@@ -17,7 +17,7 @@ import torch
 from fedhubert.clients import inventory
 from fedhubert.clients.settings import NodeConfig, SiteSettings
 from fedhubert.clients.state import StateFolder
-from fedhubert.config import ClientJob, DistillConfig, MaskedTask, Task
+from fedhubert.config import ClientJob, MaskedTask
 from fedhubert.data.batching import BatchPlan
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.loading import LabelSource
@@ -25,7 +25,8 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import partition_rows, split_rows
 from fedhubert.errors import CheckpointError, ConfigError, DataError, TargetsError
 from fedhubert.formats.importing import import_encoder
-from fedhubert.models.teacher import Teacher
+from fedhubert.models.teacher import TaughtTask, Teacher
+from fedhubert.objectives.spec import spec_of
 from fedhubert.targets.extractor import load_extractor
 from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
 from fedhubert.targets.kmeans import targets_key
@@ -93,7 +94,7 @@ class Site:
             raise DataError(f"partition {number} is not on this site (node {self.settings.node})", setting="partition-id")
         lengths = self.manifest.lengths(data.sample_rate_hz)
         train, validation = split_rows(self._rows_of(number), data.partition.validation_fraction, job.seed, number)
-        fixed = isinstance(job.task, DistillConfig)  # so that what the teacher says can be kept
+        fixed = spec_of(job.task).fixed_crops
         train_plan = BatchPlan(lengths, train, data, job.seed, number, fixed_crops=fixed)
         validation_plan = BatchPlan(lengths, validation, data, job.seed, number, purpose="validation", fixed_crops=fixed)
         return Partition(number, train, validation, train_plan, validation_plan)
@@ -139,40 +140,41 @@ class Site:
         """Where teachers that were sent are kept."""
         return self.settings.state_dir / "teachers"
 
-    def find_teacher(self, task: Task) -> Teacher | None:
-        """Return the teacher of a distillation: the site's own (``teacher=PATH`` in the node's configuration), or one that was sent.
+    def find_teacher(self, task: MaskedTask) -> Teacher | None:
+        """Return the teacher of a task: the site's own (``teacher=PATH`` in the node's configuration), or one that was sent.
 
         Raises:
             CheckpointError: the site's own cannot be read, or is another one than the server's.
         """
-        if not isinstance(task, DistillConfig) or task.teacher_sha256 is None:
-            raise ConfigError("no teacher is named", setting="task.teacher")
+        taught, sha256 = _taught(task)
         if self.settings.teacher is None:
-            return Teacher.find(self.teacher_folder, task.teacher_sha256)
+            return Teacher.find(self.teacher_folder, sha256)
         imported = import_encoder(self.settings.teacher)
-        teacher = Teacher.cut(imported.config, imported.state, task)
-        if teacher.key != task.teacher_sha256:
+        teacher = Teacher.cut(imported.config, imported.state, taught)
+        if teacher.key != sha256:
             raise CheckpointError(
                 f"teacher={self.settings.teacher} in the node's configuration is not the server's: SHA-256 {teacher.key}, "
-                f"the server's {task.teacher_sha256}; leave it out to be sent the server's",
+                f"the server's {sha256}; leave it out to be sent the server's",
                 setting="teacher",
             )
         return teacher
 
-    def teach(self, task: DistillConfig, device: torch.device) -> tuple[Teacher, Teaching]:
+    def teach(self, task: MaskedTask, device: torch.device) -> tuple[Teacher, Teaching]:
         """Return the teacher and its running model, with the site's cache if the task wants one.
 
         Raises:
             CheckpointError: it is not here.
         """
-        teacher = self.find_teacher(task)
+        teacher, (taught, sha256) = self.find_teacher(task), _taught(task)
         if teacher is None:
             raise CheckpointError(
-                f"no teacher {task.teacher_sha256} in {self.teacher_folder}; start the run again, which sends it",
+                f"no teacher {sha256} in {self.teacher_folder}; start the run again, which sends it",
                 setting="client.state_dir",
             )
-        cache = OutputCache(self.settings.state_dir / "teacher_outputs", task.teacher_cache_bytes) if task.teacher_cache else None
-        return teacher, Teaching(teacher, task, device, cache)
+        cache = (
+            OutputCache(self.settings.state_dir / "teacher_outputs", taught.teacher_cache_bytes) if taught.teacher_cache else None
+        )
+        return teacher, Teaching(teacher, taught, device, cache)
 
     def source(self, extractor: str) -> FeatureSource:
         """Return what k-means sees: MFCC, or (under ``targets.source=layer:N``) features of the extractor of that key."""
@@ -252,6 +254,14 @@ class Site:
         """Return 48 bits that change with the partition's data; salted with the run's key, so that they tell nothing about it."""
         text = f"{run_key} {self.manifest.fingerprint(partition.rows)}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")
+
+
+def _taught(task: MaskedTask) -> tuple[TaughtTask, str]:
+    """Return what a task asks of its teacher, and the teacher's digest; raises :class:`ConfigError` where none is named."""
+    taught = spec_of(task).taught
+    if taught is None or taught.teacher_sha256 is None:
+        raise ConfigError("no teacher is named", setting="task.teacher")
+    return taught, taught.teacher_sha256
 
 
 def open_site(job: ClientJob, node_config: NodeConfig) -> Site:

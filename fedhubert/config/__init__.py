@@ -10,7 +10,7 @@ from fedhubert.config.base import from_json, validate
 from fedhubert.config.client import ClientConfig, FaultsConfig
 from fedhubert.config.data import DataConfig, PartitionConfig
 from fedhubert.config.federated import FederatedConfig
-from fedhubert.config.job import ClientJob, client_job
+from fedhubert.config.job import ClientJob, ClientTerms, job_with
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.recipe import PLACEHOLDER, Recipe, Stage
 from fedhubert.config.run import Config
@@ -21,6 +21,7 @@ __all__ = [
     "PLACEHOLDER",
     "ClientConfig",
     "ClientJob",
+    "ClientTerms",
     "Config",
     "DataConfig",
     "DistillConfig",
@@ -35,7 +36,7 @@ __all__ = [
     "TargetsConfig",
     "Task",
     "TaskConfig",
-    "client_job",
     "from_json",
+    "job_with",
     "validate",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from fedhubert.config import elsewhere
 from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
 from fedhubert.config.keys import key
 
@@ -136,6 +137,8 @@ class FederatedConfig(Model):
     early_stopping: EarlyStoppingConfig = key(EarlyStoppingConfig(), resume="free")
     """When a run ends before its last round."""
 
+    _known_strategy = field_validator("strategy", mode="wrap")(elsewhere.strategy)
+
     @property
     def clients_per_round(self) -> int:
         """Updates that make a round: the fraction of all clients, rounded, at least ``min_clients``."""
@@ -151,22 +154,10 @@ class FederatedConfig(Model):
         """Clients of a round on average, where each is sampled by itself (differential privacy)."""
         return self.client_fraction * self.num_clients
 
-    @property
-    def is_robust(self) -> bool:
-        """Whether the strategy looks at all updates at once, which needs each of them in the server's memory."""
-        return self.strategy in ("FedMedian", "FedTrimmedAvg", "Krum")
-
     @model_validator(mode="after")
     def _enough_clients(self) -> Self:
         if self.min_clients is not None and self.min_clients > self.num_clients:
             raise ValueError(f"min_clients {self.min_clients} is larger than num_clients {self.num_clients}")
-        if self.strategy == "Krum" and self.quorum < 2 * self.num_malicious + 3:
-            raise ValueError(
-                f"strategy=Krum against num_malicious={self.num_malicious} needs at least {2 * self.num_malicious + 3} updates a round "
-                f"(n >= 2 f + 3), and as few as {self.quorum} would do here: raise min_clients"
-            )
-        if self.bias_correction == "flower" and self.strategy != "FedAdam":
-            raise ValueError("bias_correction=flower is for strategy=FedAdam: Flower corrects no other")
         return self
 
 

@@ -16,6 +16,13 @@ from fedhubert.config.task import TargetsConfig, Task
 GroupT = TypeVar("GroupT", bound=Model)
 
 
+class ClientTerms(Model):
+    """What a strategy has clients do beside plain local training: see :class:`ClientJob`."""
+
+    proximal_mu: NonNegative = 0.0
+    normalise_by_steps: bool = False
+
+
 class ClientJob(Model):
     """The part of a run's configuration that clients receive: no server path is in it."""
 
@@ -68,15 +75,15 @@ class ClientJob(Model):
         return self.client.optimizer_policy == "keep" or self.update_codec == "int8"
 
 
-def client_job(config: Config) -> ClientJob:
-    """Return what clients need to know of ``config``."""
+def job_with(config: Config, terms: ClientTerms) -> ClientJob:
+    """Return what clients need to know of ``config``; ``terms`` are its strategy's."""
     return ClientJob(
         seed=config.seed,
         num_clients=config.federated.num_clients,
         num_rounds=config.federated.num_rounds,
         weight_by=config.federated.weight_by,
-        proximal_mu=config.federated.proximal_mu if config.federated.strategy == "FedProx" else 0.0,
-        normalise_by_steps=config.federated.strategy == "FedNova",
+        proximal_mu=terms.proximal_mu,
+        normalise_by_steps=terms.normalise_by_steps,
         update_codec=config.federated.update_codec,
         sends_sketches=config.sends_sketches,
         data=_without_server_keys(config.data),

@@ -13,7 +13,7 @@ from fedhubert.config.data import DataConfig
 from fedhubert.config.federated import FederatedConfig, PrivacyConfig
 from fedhubert.config.keys import key
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
-from fedhubert.config.task import DistillConfig, TargetsConfig, Task, TaskConfig
+from fedhubert.config.task import TargetsConfig, Task, TaskConfig
 
 
 class SimulationConfig(Model):
@@ -144,16 +144,6 @@ class Config(Model):
         return self.federated.client_cosines and not self.privacy.enabled
 
     @model_validator(mode="after")
-    def _robust_is_flat(self) -> Self:
-        nodes = self.simulation.num_supernodes
-        if self.federated.is_robust and nodes is not None and nodes < self.federated.num_clients:
-            raise ValueError(
-                f"federated.strategy={self.federated.strategy} needs every client's own update, and with simulation.num_supernodes={nodes} "
-                "nodes reply with sums over several clients: leave simulation.num_supernodes out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _privacy_can_be_kept(self) -> Self:
         if self.privacy.enabled and (reasons := list(_against_privacy(self))):
             raise ValueError("privacy.mechanism=central: " + "; ".join(reasons))
@@ -168,22 +158,8 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
-    def _student_fits_its_task(self) -> Self:
-        if not isinstance(self.task, DistillConfig):
-            return self
-        if not self.task.teacher:
-            raise ValueError(
-                "task=distill needs task.teacher: a round checkpoint, a run's folder, or a file that `init_from` takes"
-            )
-        deepest = max((ours for ours, _ in self.task.hint_heads), default=0)
-        if deepest > self.model.num_layers:
-            raise ValueError(
-                f"task.hints names layer {deepest} of the student, which has {self.model.num_layers} (model.num_layers)"
-            )
-        if self.task.freeze_conv and self.init_from:
-            raise ValueError(
-                "task.freeze_conv=true takes the teacher's convolutions, and init_from brings others: leave one of them out"
-            )
+    def _model_fits_its_task(self) -> Self:
+        self.task.check_model(self.model, self.init_from)
         return self
 
     @model_validator(mode="after")
@@ -204,8 +180,6 @@ def _against_privacy(config: Config) -> Iterator[str]:
         config.privacy,
         "goes by the clients' exact figures, which epsilon does not cover",
     )
-    if federated.strategy in ("FedNova", "FedMedian", "FedTrimmedAvg", "Krum"):
-        yield f"federated.strategy={federated.strategy} does more with updates than add them up: choose FedAvg, FedAvgM, FedAdam, ..."
     if federated.weight_by != "uniform":
         yield f"federated.weight_by={federated.weight_by} has data decide what an update counts: set federated.weight_by=uniform"
     if federated.sampling != "random":

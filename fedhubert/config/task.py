@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 
+from fedhubert.config import elsewhere
 from fedhubert.config.base import Model, NonNegative, Positive, PositiveFraction, PositiveInt
 from fedhubert.config.keys import key
 from fedhubert.config.model import ModelConfig
@@ -42,6 +43,9 @@ class MaskedTask(Model):
     def weight_of_unmasked(self) -> float:
         """What a frame that is not masked counts beside a masked one, in masked prediction."""
         return 0.0
+
+    def check_model(self, model: ModelConfig, init_from: str | None) -> None:
+        """Raise ``ValueError`` for a model, or a start from other weights, that does not go with the task."""
 
 
 class TaskConfig(MaskedTask):
@@ -159,6 +163,29 @@ class DistillConfig(MaskedTask):
         """Teacher layers in use, in order."""
         return tuple(sorted({*self.layer_heads, *(theirs for _, theirs in self.hint_heads)}))
 
+    @property
+    def needs_teacher_head(self) -> bool:
+        """Whether the teacher's distribution over clusters is learned from."""
+        return self.objectives.logits > 0.0
+
+    @property
+    def needs_whole_teacher(self) -> bool:
+        """Whether the student may take over layers that no objective looks at."""
+        return self.init == "prefix"
+
+    def check_model(self, model: ModelConfig, init_from: str | None) -> None:
+        if not self.teacher:
+            raise ValueError(
+                "task=distill needs task.teacher: a round checkpoint, a run's folder, or a file that `init_from` takes"
+            )
+        deepest = max((ours for ours, _ in self.hint_heads), default=0)
+        if deepest > model.num_layers:
+            raise ValueError(f"task.hints names layer {deepest} of the student, which has {model.num_layers} (model.num_layers)")
+        if self.freeze_conv and init_from:
+            raise ValueError(
+                "task.freeze_conv=true takes the teacher's convolutions, and init_from brings others: leave one of them out"
+            )
+
     @model_validator(mode="after")
     def _layers_given(self) -> Self:
         for name in self.objectives.active:
@@ -169,7 +196,7 @@ class DistillConfig(MaskedTask):
         return self
 
 
-Task = Annotated[TaskConfig | DistillConfig, Field(discriminator="name")]
+Task = Annotated[TaskConfig | DistillConfig, Field(discriminator="name"), WrapValidator(elsewhere.task), SerializeAsAny()]
 
 
 class TargetsConfig(Model):

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedhubert.config import ModelConfig, TaskConfig, validate
 from fedhubert.errors import CheckpointError
 from fedhubert.formats.fairseq_form import label_rate_of
-from fedhubert.models.student import HEADS
+from fedhubert.formats.naming import is_objectives_own
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Source:
 
     Attributes:
         config: Sizes of the encoder.
-        state: Its weights in this package's names, without the heads of a distillation.
+        state: Its weights in this package's names, without the heads that its objective added.
         run: The run's configuration, plain values; it may hold the model's part alone.
         round: The round that the model comes out of.
         metrics: ``federated_metrics`` of that round.
@@ -42,7 +42,7 @@ class Source:
         if not isinstance(run.get("model"), dict):
             raise CheckpointError("the checkpoint's config has no `model`: it does not say which shape the weights have")
         config = validate(ModelConfig, run["model"])
-        state = {name: tensor for name, tensor in checkpoint["model"].items() if not name.startswith(HEADS)}
+        state = {name: tensor for name, tensor in checkpoint["model"].items() if not is_objectives_own(name)}
         return cls(config, state, run, checkpoint["round"], checkpoint["federated_metrics"])
 
     @property

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fedhubert.config import DistillConfig, MaskedTask, ModelConfig
+from fedhubert.config import DistillConfig, ModelConfig
 from fedhubert.errors import ConfigError
-from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.models.hubert import HubertModel
 from fedhubert.seeding import derive_seed
 
 HEADS = "distill_heads."
@@ -24,18 +24,6 @@ _BEFORE_LAYERS = (
     "wav2vec2.encoder.transformer.layer_norm.",
 )
 _LAYERS = "wav2vec2.encoder.transformer.layers."
-
-
-def build_model(config: ModelConfig, task: MaskedTask, seed: int) -> HubertModel:
-    """Build what ``task`` trains, from configuration and seed alone; a student gets its teacher's part from :func:`take_over`.
-
-    Raises:
-        ConfigError: a student and a teacher that do not fit.
-    """
-    model = build_hubert(config, seed)
-    if isinstance(task, DistillConfig):
-        add_heads(model, task, seed)
-    return model
 
 
 def add_heads(model: HubertModel, task: DistillConfig, seed: int) -> None:

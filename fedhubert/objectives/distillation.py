@@ -10,41 +10,25 @@
 Shape suffixes: B batch, T 50-Hz frames, M masked frames, D the teacher's width, C classes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedhubert.config import NUM_SPECIAL_ROWS, DistillConfig
-from fedhubert.models.hubert import HubertModel, HubertOutput, at_least_float32
+from fedhubert.config import NUM_SPECIAL_ROWS, DistillConfig, MaskedTask, ModelConfig
+from fedhubert.errors import ConfigError
+from fedhubert.models.hubert import HubertModel, HubertOutput, at_least_float32, build_hubert
+from fedhubert.models.student import add_heads, take_over
+from fedhubert.models.teacher import TaughtTask
 from fedhubert.objectives.masked_prediction import check_labels, score_masked
-from fedhubert.objectives.objective import LabelledBatch
+from fedhubert.objectives.objective import LabelledBatch, Objective, TeacherOutput, TeacherSource, ratio
+from fedhubert.objectives.spec import ObjectiveSpec, register
 
 Sums = dict[str, Tensor | int]
-
-
-@dataclass(frozen=True)
-class TeacherOutput:
-    """What a teacher says of a batch, float32 without gradients.
-
-    Attributes:
-        layers: Layer (from 1) -> its output [B, T, D].
-        logits_BTC: Scores of all frames, if the task needs them.
-        conv_BTD: Convolutional features, where the student shares the teacher's frozen convolutions.
-    """
-
-    layers: Mapping[int, Tensor]
-    logits_BTC: Tensor | None = None
-    conv_BTD: Tensor | None = None
-
-
-class TeacherSource(Protocol):
-    """Gives a teacher's output for unmasked waveforms [B, N]; a row's does not depend on the others."""
-
-    def __call__(self, waveforms_BN: Tensor, /) -> TeacherOutput: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +46,7 @@ class DistillTerms:
 
 
 class Distillation:
-    """The weighted objectives of a task, for a student of :func:`fedhubert.models.student.build_model`.
+    """The weighted objectives of a task, for a student of :meth:`DistillationSpec.build_model`.
 
     In a mixture each objective counts by its mean over its own frames: a masked frame weighs (frames of the batch) / (masked frames of the batch).
     All rows of a batch have equally many masked frames, so pieces of a batch add up to the same sum.
@@ -176,3 +160,48 @@ def distance(pairs: list[tuple[Tensor, Tensor]]) -> Sums:
             "error_energy_sum": torch.stack([(ours - theirs).pow(2).sum() for ours, theirs in pairs]).sum(),
             "teacher_energy_sum": torch.stack([theirs.pow(2).sum() for _, theirs in pairs]).sum(),
         }
+
+
+@register("distill")
+class DistillationSpec(ObjectiveSpec):
+    """A student of a frozen teacher. Crops stay the same, so that what the teacher says of them can be kept."""
+
+    fixed_crops = True
+    words: ClassVar[Mapping[str, str]] = {"loss": "loss", "masked_accuracy": "accuracy", "cosine_distance": "distance"}
+
+    def __init__(self, task: MaskedTask) -> None:
+        super().__init__(task)
+        assert isinstance(task, DistillConfig)
+        self.settings = task
+
+    @property
+    def taught(self) -> TaughtTask:
+        return self.settings
+
+    def build_model(self, config: ModelConfig, seed: int) -> HubertModel:
+        model = build_hubert(config, seed)
+        add_heads(model, self.settings, seed)
+        return model
+
+    def take_over(self, model: HubertModel, state: Mapping[str, Tensor]) -> list[str]:
+        return take_over(model, state, self.settings)
+
+    def loss(self, teacher: TeacherSource | None = None) -> Objective:
+        if teacher is None:
+            raise ConfigError("a distillation needs its teacher", setting="task.teacher")
+        return Distillation(self.settings, teacher)
+
+    def combine(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Return ``loss`` (of all weighted objectives) per frame, ``frames``; ``objectives``, each one's mean over its own frames; where layers are
+        predicted ``cosine_distance`` (mean over frames of 1 - cosine) and ``relative_l2``, both against the teacher; ``masked_accuracy`` where
+        pseudo-labels are."""
+        figures: dict[str, Any] = {"loss": ratio(sums["loss_sum"], sums["frames"]), "frames": int(sums["frames"])}
+        names = [name.removesuffix("_frames") for name in sums if name.endswith("_frames")]
+        figures["objectives"] = {name: ratio(sums[f"{name}_sum"], sums[f"{name}_frames"]) for name in names}
+        if "cosine_distance_sum" in sums:
+            frames = max(sums.get("layers_frames", 0), sums.get("hints_frames", 0))
+            figures["cosine_distance"] = ratio(sums["cosine_distance_sum"], frames)
+            figures["relative_l2"] = math.sqrt(sums["error_energy_sum"] / max(sums["teacher_energy_sum"], 1e-30))
+        if "correct" in sums:
+            figures["masked_accuracy"] = ratio(sums["correct"], sums["pseudo_labels_frames"])
+        return figures

@@ -6,6 +6,7 @@ Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, M masked frames, U
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from torch import Tensor
 from fedhubert.config import NUM_SPECIAL_ROWS, MaskedTask
 from fedhubert.errors import TargetsError
 from fedhubert.models.hubert import HubertModel, HubertOutput
-from fedhubert.objectives.objective import LabelledBatch
+from fedhubert.objectives.objective import LabelledBatch, Objective, TeacherSource, ratio
+from fedhubert.objectives.spec import ObjectiveSpec, register
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,23 @@ def score_masked(output: HubertOutput, batch: LabelledBatch, feature_penalty: fl
     loss_sum = loss_sum + feature_penalty * frames * output.conv_power
     correct = (output.logits_MC.detach().argmax(dim=-1) == target_M).sum()
     return LossTerms(loss_sum, cross_entropy.detach(), correct, masked_frames, frames)
+
+
+@register("pretrain")
+class MaskedPrediction(ObjectiveSpec):
+    """HuBERT's pretraining."""
+
+    counted = "masked_frames"
+    words: ClassVar[Mapping[str, str]] = {"loss": "loss", "masked_accuracy": "accuracy"}
+
+    def loss(self, teacher: TeacherSource | None = None) -> Objective:
+        return lambda model, batch: masked_prediction(model, batch, self.task)
+
+    def combine(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Return ``loss`` (nats), ``masked_accuracy`` and ``masked_frames``."""
+        frames = sums["masked_frames"]
+        return {
+            "loss": ratio(sums["cross_entropy_sum"], frames),
+            "masked_accuracy": ratio(sums["correct"], frames),
+            "masked_frames": int(frames),
+        }

@@ -1,6 +1,7 @@
 """What training asks of an objective: sums over a batch's frames."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -40,3 +41,29 @@ class Objective(Protocol):
     """Runs a model on a batch (on the same device) and scores it."""
 
     def __call__(self, model: HubertModel, batch: LabelledBatch, /) -> Terms: ...
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What a teacher says of a batch, float32 without gradients.
+
+    Attributes:
+        layers: Layer (from 1) -> its output [B, T, D].
+        logits_BTC: Scores of all frames, if the task needs them.
+        conv_BTD: Convolutional features, where the student shares the teacher's frozen convolutions.
+    """
+
+    layers: Mapping[int, Tensor]
+    logits_BTC: Tensor | None = None
+    conv_BTD: Tensor | None = None
+
+
+class TeacherSource(Protocol):
+    """Gives a teacher's output for unmasked waveforms [B, N]; a row's does not depend on the others."""
+
+    def __call__(self, waveforms_BN: Tensor, /) -> TeacherOutput: ...
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """Return a mean from a sum over frames and their number; of no frames it is the sum."""
+    return float(numerator) / max(1.0, float(denominator))

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fedhubert.clients.data import Partition, Site, open_site
-from fedhubert.config import Config, client_job
+from fedhubert.config import Config
 from fedhubert.config.base import Model, NonNegative, Positive
 from fedhubert.errors import ConfigError
 from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.phases.teacher import with_teacher
-from fedhubert.models.student import build_model
+from fedhubert.federation.strategies.strategy import check_strategy, client_job
+from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
 
 _SCORING = 3.0
@@ -134,6 +135,7 @@ class Inputs:
 
 def inputs_of(config: Config, clients: Sequence[ClientAudio], rates: Rates) -> Inputs:
     """Return what is planned; raises :class:`FedhubertError` for a teacher that cannot be used, or settings that do not fit."""
+    check_strategy(config)
     config, teacher = with_teacher(config)
     model = build_model(config.model, config.task, config.seed)
     every = sum(int(parameter.numel()) for parameter in model.parameters())

@@ -2,15 +2,17 @@
 
 import math
 
-from fedhubert.config import ClientConfig, DistillConfig
+from fedhubert.config import ClientConfig
 from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
+from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.codecs import num_bytes
 from fedhubert.federation.updates.sketches import sketch_width
+from fedhubert.objectives.spec import spec_of
 from fedhubert.planning.inputs import ClientAudio, Inputs
 from fedhubert.targets.mfcc import NUM_FEATURES
 
 _SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 19.0
-"""Private memory of the server under FedAvg, without a model and per parameter: from tests/benchmarks/rounds.py with 20 M and 95 M parameters."""
+"""Private memory of the server that adds updates up, without a model and per parameter: measured by tests/benchmarks/rounds.py."""
 _STATE_VERSIONS = 4
 """Versions of a partition's state that its site keeps at most (see :mod:`fedhubert.clients.state`)."""
 
@@ -27,11 +29,10 @@ def reply_bytes(inputs: Inputs, clients: int) -> int:
 
 
 def server_memory(inputs: Inputs) -> float:
-    """Return the bytes of the server's process and, in a simulation, of Ray's object store; robust strategies hold a round's updates in float64."""
+    """Return the bytes of the server's process and, in a simulation, of Ray's object store."""
     federated = inputs.config.federated
     memory = _SERVER_BYTES + _SERVER_BYTES_EACH * inputs.numel + 4.0 * inputs.all_parameters + _server_state(inputs)
-    if federated.is_robust:
-        memory += 8.0 * inputs.numel * federated.clients_per_round
+    memory += strategy_of(federated).round_bytes(inputs.numel)
     if not inputs.rates.on_sites:
         sharded = num_supernodes(inputs.config) < len(inputs.clients)
         memory += object_store_bytes(inputs.numel, inputs.config.simulation.num_workers, sharded=sharded)
@@ -40,7 +41,7 @@ def server_memory(inputs: Inputs) -> float:
 
 def client_memory(inputs: Inputs) -> float:
     """Return the bytes of weights, gradients and optimiser on a client's device; activations come on top."""
-    anchor = 4 if inputs.config.federated.strategy == "FedProx" else 0
+    anchor = 4 if strategy_of(inputs.config.federated).client_terms().proximal_mu else 0
     return 4.0 * inputs.all_parameters + inputs.numel * (4 + anchor + _optimizer(inputs.config.client))
 
 
@@ -70,9 +71,7 @@ def site_disk(inputs: Inputs, client: ClientAudio) -> float:
     kept = _optimizer(config.client) if config.client.optimizer_policy == "keep" else 0
     kept += 4 if config.federated.update_codec == "int8" else 0
     disk += _STATE_VERSIONS * kept * inputs.numel
-    if isinstance(task, DistillConfig):
-        disk += inputs.teacher_bytes + task.teacher_cache * task.teacher_cache_bytes
-    return disk
+    return disk + spec_of(task).site_bytes(inputs.teacher_bytes)
 
 
 def _optimizer(settings: ClientConfig) -> int:
@@ -81,9 +80,8 @@ def _optimizer(settings: ClientConfig) -> int:
 
 
 def _server_state(inputs: Inputs) -> int:
-    """Bytes of the server optimiser's state."""
-    strategy = inputs.config.federated.strategy
-    return inputs.numel * (8 if strategy in ("FedAdam", "FedYogi", "FedAdagrad") else 4 if strategy == "FedAvgM" else 0)
+    """Bytes of what the strategy keeps between rounds."""
+    return 4 * inputs.numel * strategy_of(inputs.config.federated).vectors_kept
 
 
 def _checkpoint(inputs: Inputs) -> int:

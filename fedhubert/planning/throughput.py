@@ -9,20 +9,18 @@ import numpy as np
 import torch
 
 from fedhubert.clients.data import Site
-from fedhubert.config import Config, DistillConfig
+from fedhubert.config import Config
 from fedhubert.data.batching import SAMPLE_RATE_HZ, Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
-from fedhubert.federation.phases.teacher import with_teacher
+from fedhubert.federation.phases.teacher import server_objective, with_teacher
 from fedhubert.federation.roster.sampling import asking_order
 from fedhubert.models.hubert import num_frames
 from fedhubert.models.masking import span_mask
-from fedhubert.models.student import build_model
-from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.objective import Objective
+from fedhubert.objectives.spec import build_model
 from fedhubert.seeding import generator
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import Progress, evaluate, train_locally
-from fedhubert.training.teaching import Teaching
 
 _TURNS = 4
 """Clients that take turns: batches are of many sizes."""
@@ -52,9 +50,7 @@ def measure(config: Config, site: Site | None, budget_s: float, clock: Callable[
     """
     config, teacher = with_teacher(config)
     device, threads = resolve_device(config.client.device), torch.get_num_threads()
-    objective: Objective | None = None
-    if isinstance(config.task, DistillConfig) and teacher is not None:
-        objective = Distillation(config.task, Teaching(teacher.teacher, config.task, device))
+    objective = server_objective(config, teacher, device)
     batches = _noise(config) if site is None else _real(config, site)
     turns = asking_order(config, 1)[: min(_TURNS, config.federated.clients_per_round)]
     torch.set_num_threads(config.client.threads)
@@ -79,7 +75,7 @@ def measure(config: Config, site: Site | None, budget_s: float, clock: Callable[
 class _Meter:
     """The model that is trained and scored; both return seconds of audio, and by the clock."""
 
-    def __init__(self, config: Config, device: torch.device, objective: Objective | None, clock: Callable[[], float]) -> None:
+    def __init__(self, config: Config, device: torch.device, objective: Objective, clock: Callable[[], float]) -> None:
         self._config, self._device, self._objective, self._clock = config, device, objective, clock
         self._client = config.client.model_copy(update={"lr": _NO_RATE})
         self._model = build_model(config.model, config.task, config.seed)

@@ -71,7 +71,7 @@ class CentralTrainer:
     Args:
         reset_each_round: Start the optimiser afresh at every round's boundary, as clients do under ``client.optimizer_policy=reset``.
         partition: What dropout draws from, with the micro-batch's position: see :func:`~fedhubert.training.local.train_locally`.
-        objective: What is learned; None: masked prediction under ``task``.
+        objective: What is learned; None: what ``task`` says, without a teacher.
     """
 
     def __init__(

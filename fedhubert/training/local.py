@@ -94,7 +94,7 @@ def train_locally(
         should_stop: Asked after every step but the last: a round is at least one step.
         proximal_mu: FedProx (Li et al. 2020): adds mu / 2 * |w - w_0|^2, w_0 the weights on entry, to the mean loss per masked frame. Being
             part of the loss, its gradient is clipped, and goes through Adam's moments, with the rest.
-        objective: What is learned; None: masked prediction under ``task``.
+        objective: What is learned; None: what ``task`` says, without a teacher.
 
     Raises:
         TrainingError: no batch; a loss or gradient that is not finite; one utterance, or the optimiser, that does not fit into the

@@ -11,8 +11,8 @@ from fedhubert.config import ClientConfig, MaskedTask
 from fedhubert.data.batching import Batch
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
-from fedhubert.objectives.masked_prediction import masked_prediction
 from fedhubert.objectives.objective import Objective, Terms
+from fedhubert.objectives.spec import spec_of
 from fedhubert.seeding import derive_seed
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,8 +59,8 @@ class Sums(Figures):
 
 
 def objective_of(task: MaskedTask, objective: Objective | None) -> Objective:
-    """Return ``objective``, or else masked prediction of pseudo-labels, which needs nothing but the task."""
-    return objective or (lambda model, batch: masked_prediction(model, batch, task))
+    """Return ``objective``, or else that of ``task``, which then must need nothing but the task."""
+    return objective or spec_of(task).loss()
 
 
 def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Optimizer:
@@ -166,7 +166,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, float(max(1, frames)))
-        for parameter, anchor in zip(self.parameters, self.anchor, strict=False):  # no anchor without FedProx
+        for parameter, anchor in zip(self.parameters, self.anchor, strict=False):  # no anchor without a pull
             pull = (parameter.detach() - anchor) * self.mu
             parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.client.grad_clip_norm or math.inf))

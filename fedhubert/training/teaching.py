@@ -10,18 +10,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedhubert.config import DistillConfig
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
-from fedhubert.models.teacher import Teacher
-from fedhubert.objectives.distillation import TeacherOutput
+from fedhubert.models.teacher import TaughtTask, Teacher
+from fedhubert.objectives.objective import TeacherOutput
 from fedhubert.training.output_cache import OutputCache
 
 _CONV, _LOGITS, _LAYER = "conv", "logits", "layer."
 
 
 class Teaching:
-    """A teacher on a device (see :class:`fedhubert.objectives.distillation.TeacherSource`).
+    """A teacher on a device (see :class:`fedhubert.objectives.objective.TeacherSource`).
 
     Args:
         teacher: Not kept; the model built from it is.
@@ -29,13 +28,13 @@ class Teaching:
         cache: Where outputs are kept, if anywhere.
     """
 
-    def __init__(self, teacher: Teacher, task: DistillConfig, device: torch.device, cache: OutputCache | None = None) -> None:
+    def __init__(self, teacher: Teacher, task: TaughtTask, device: torch.device, cache: OutputCache | None = None) -> None:
         self.model: HubertModel = teacher.build(device, task.teacher_precision)
         self.cache = cache
         self.computed = 0
         """Crops that went through the teacher: those that were not in the cache."""
         self._layers = task.teacher_layers
-        self._wants_logits = task.objectives.logits > 0.0
+        self._wants_logits = task.needs_teacher_head
         self._wants_conv = task.freeze_conv
         about = (
             teacher.key,

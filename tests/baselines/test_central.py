@@ -13,7 +13,8 @@ from fedhubert.baselines import central as baseline
 from fedhubert.baselines.central import BaselineOptions, train_baseline
 from fedhubert.baselines.pool import Pool, figures
 from fedhubert.cli import main
-from fedhubert.federation.strategies.server_optimizers import FedAvg
+from fedhubert.config import FederatedConfig
+from fedhubert.federation.strategies.fedavg import FedAvg
 from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
@@ -33,7 +34,7 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 def train_federated(clients: Clients, num_rounds: int = 3) -> torch.Tensor:
-    model, server = clients.initial(), FedAvg(1.0)
+    model, server = clients.initial(), FedAvg(FederatedConfig())
     positions: dict[int, int] = {}
     for number in range(1, num_rounds + 1):
         mean = clients.flat_mean(model, number, positions)

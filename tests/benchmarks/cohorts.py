@@ -72,11 +72,12 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from flwr.serverapp import Grid, ServerApp
 
     from fedhubert.compose import compose
+    from fedhubert.config import FederatedConfig
     from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
     from fedhubert.federation.roster.nodes import Federation
     from fedhubert.federation.rounds.round import Rounds
     from fedhubert.federation.rounds.strategy import FederatedStrategy
-    from fedhubert.federation.strategies.server_optimizers import FedAvg
+    from fedhubert.federation.strategies.fedavg import FedAvg
     from fedhubert.federation.updates.exact_sum import ExactSum, measure
     from fedhubert.federation.updates.sketches import sketch_of
     from fedhubert.federation.wire import protocol
@@ -122,7 +123,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
         federation = Federation(StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout)
         federation.hosts = {node: list(range(registered)) for node in nodes}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(registered)}
-        strategy = FederatedStrategy(Rounds(federation, FedAvg(1.0)))
+        strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(layout.numel, np.float32))
         timed(strategy, federation.grid, initial, times)

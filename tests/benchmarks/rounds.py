@@ -23,11 +23,12 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     from flwr.serverapp import Grid, ServerApp
 
     from fedhubert.compose import compose
+    from fedhubert.config import FederatedConfig
     from fedhubert.federation.engine.simulation import object_store_bytes
     from fedhubert.federation.roster.nodes import Federation
     from fedhubert.federation.rounds.round import Rounds
     from fedhubert.federation.rounds.strategy import FederatedStrategy
-    from fedhubert.federation.strategies.server_optimizers import FedAvg
+    from fedhubert.federation.strategies.fedavg import FedAvg
     from fedhubert.federation.updates.sketches import sketch_of
     from fedhubert.federation.wire import protocol
     from fedhubert.federation.wire.arrays import HeldArray
@@ -58,7 +59,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
         federation = Federation(StreamingGrid(grid, window=messages_in_flight(NUM_WORKERS)), config, "bench", layout)
         federation.hosts = {node: [number] for number, node in enumerate(nodes)}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
-        strategy = FederatedStrategy(Rounds(federation, FedAvg(1.0)))
+        strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(numel, np.float32))
         timed(strategy, federation.grid, initial, times)

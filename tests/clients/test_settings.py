@@ -4,8 +4,8 @@ import pytest
 
 from fedhubert.clients.settings import SiteSettings
 from fedhubert.compose import compose
-from fedhubert.config import client_job
 from fedhubert.errors import ConfigError
+from fedhubert.federation.strategies.strategy import client_job
 
 NODE = {"partition-id": 1, "num-partitions": 3}
 

@@ -7,11 +7,11 @@ from pydantic import TypeAdapter
 
 import fedhubert.planning.words  # noqa: F401  whose models are walked, too
 from fedhubert.compose import compose
-from fedhubert.config import client_job
 from fedhubert.config.base import Model
 from fedhubert.config.catalog import all_keys, begins_anew, rules_for
 from fedhubert.config.keys import key, rules_of
 from fedhubert.federation.server.resume import changes
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.runs.trackers import settings_of
 
 GROUPS_OF_THE_JOB = ("data", "model", "task", "targets", "client", "faults")

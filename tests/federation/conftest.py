@@ -20,7 +20,7 @@ from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.rounds.loop import run_rounds
 from fedhubert.federation.rounds.round import RoundResult, Rounds
 from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.strategies.server_optimizers import build_server_optimizer
+from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.training.parameters import ParameterLayout
@@ -107,7 +107,7 @@ class Played:
         self.federation = Federation(StreamingGrid(self.grid), self.config, "run", LAYOUT)  # type: ignore[arg-type]
         self.federation.hosts = {100 + number: [number] for number in range(count)}
         self.federation.partitions = {number: {"train_audio_s": 1.0} for number in range(count)}
-        optimizer = build_server_optimizer(self.config.federated, NUMEL)
+        optimizer = strategy_of(self.config.federated, NUMEL)
         self.privacy = None
         if self.config.privacy.enabled:
             ledger = Ledger(

@@ -14,12 +14,13 @@ from transformers import HubertModel
 from fedhubert.cli import main
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
-from fedhubert.config import ModelConfig, client_job
+from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.server.dry_run import describe_federation
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import train as client_round
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.formats import FORMATS
 from fedhubert.formats.export import export
 from fedhubert.formats.round_file import find_checkpoint, load_checkpoint

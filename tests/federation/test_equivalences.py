@@ -11,19 +11,22 @@ from fedhubert.cli import main
 from fedhubert.clients.data import open_site
 from fedhubert.clients.state import StateFolder
 from fedhubert.compose import compose
-from fedhubert.config import ClientJob, Config, client_job
+from fedhubert.config import ClientJob, Config, FederatedConfig
 from fedhubert.data.batching import Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.federation.rounds.aggregate import RoundFold
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.site.train import train_round
-from fedhubert.federation.strategies.server_optimizers import FedAvg, nova_coefficient
+from fedhubert.federation.strategies.fedavg import FedAvg
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.updates.codecs import decode
 from fedhubert.federation.updates.exact_sum import ExactSum
+from fedhubert.federation.updates.pipeline import effective_steps
 from fedhubert.federation.wire.messages import Train, Trained
 from fedhubert.federation.wire.protocol import Reply, Request
 from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.objectives.spec import spec_of
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.training.local import Progress, train_locally
@@ -106,7 +109,8 @@ class Clients:
         """Return what the server makes of the replies of nodes that host ``shards``."""
         outcome = RoundOutcome(number, list(range(self.job.num_clients)))
         total = ExactSum(self.layout.numel)
-        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None, total=total, seed=self.config.seed)
+        about = {"total": total, "objective": spec_of(self.config.task), "seed": self.config.seed}
+        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None, **about)
         fold.expect(dict(enumerate(shards)))
         for node, shard in enumerate(shards):
             fold.add(Reply(node, self.round(model, number, shard, positions)))
@@ -130,7 +134,7 @@ def test_one_client_with_server_rate_one_is_central_training(settings: list[str]
     """Three rounds with dropout on and a fresh optimiser each round, against the same stream trained in one place."""
     clients = Clients([*settings, "client.local_steps=3", "model.dropout=0.1", "model.layer_drop=0.2"])
     start = model = clients.initial()
-    server, position = FedAvg(1.0), 0
+    server, position = FedAvg(FederatedConfig()), 0
     central = clients.model()
     for number in (1, 2, 3):
         handled = clients.round(model, number, [1], {1: position})
@@ -162,7 +166,7 @@ def test_one_plain_sgd_step_of_each_client_is_one_accumulated_central_step(setti
     ]
     clients = Clients([*settings, *sgd, "client.local_steps=1", "client.weight_decay=0"])
     start = clients.initial()
-    federated = FedAvg(1.0).step(start, clients.flat_mean(start, 1, {}))
+    federated = FedAvg(FederatedConfig()).step(start, clients.flat_mean(start, 1, {}))
     central = clients.model()
     train_locally(
         central,
@@ -257,7 +261,8 @@ def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
         clients = Clients([*settings, "client.local_steps=1", f"faults.{fault}=0.4"])
         outcome = RoundOutcome(1, [0, 1, 2])
         total, seed = ExactSum(clients.layout.numel), clients.config.seed
-        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, None, total=total, seed=seed)
+        about = {"total": total, "objective": spec_of(clients.config.task), "seed": seed}
+        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, None, **about)
         fold.expect({0: [0], 1: [1], 2: [2]})
         for partition in range(3):
             handled = clients.round(start, 1, [partition], {})
@@ -304,6 +309,6 @@ def test_fednova_is_exact_for_sgd_with_momentum(settings: list[str]) -> None:
     plain, nova = (Clients([*sgd, f"federated.strategy={name}"]).round(start, 1, [0], {}) for name in ("FedAvg", "FedNova"))
     without = Clients([*sgd, "federated.strategy=FedAvg", "client.momentum=0"]).round(start, 1, [0], {})
     update = torch.from_numpy(plain.arrays["update"])
-    scaled = torch.from_numpy(nova.arrays["update"]) * nova_coefficient(4, 0.9)
+    scaled = torch.from_numpy(nova.arrays["update"]) * effective_steps(4, 0.9)
     torch.testing.assert_close(scaled, update, rtol=1e-5, atol=1e-8)
     assert float(update.norm()) > 1.5 * float(torch.from_numpy(without.arrays["update"]).norm())

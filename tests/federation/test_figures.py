@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
+from fedhubert.config import DistillConfig, TaskConfig
 from fedhubert.federation.rounds.figures import fairness_of
 from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.objectives.spec import spec_of
 from fedhubert.reporting.fairness import fairness
 
 from .conftest import NUMEL, Played, reply
@@ -68,7 +70,7 @@ def test_fairness_goes_by_accuracy_or_else_by_loss() -> None:
         return {"validation_cross_entropy_sum": 9.0, "validation_masked_frames": 100 * correct, "validation_correct": correct**2}
 
     outcome = RoundOutcome(1, [0, 1], {0: scored(10), 1: scored(30)})
-    assert fairness_of(outcome) == {
+    assert fairness_of(outcome, spec_of(TaskConfig())) == {
         "figure": "masked_accuracy",
         "mean": pytest.approx(0.2),
         "worst_decile": pytest.approx(0.1),
@@ -76,14 +78,14 @@ def test_fairness_goes_by_accuracy_or_else_by_loss() -> None:
         "clients": 2,
     }
     students = {number: {"validation_loss_sum": 10.0 * number, "validation_frames": 10} for number in (1, 2)}
-    assert fairness_of(RoundOutcome(1, [1, 2], dict(students))) == {
+    assert fairness_of(RoundOutcome(1, [1, 2], dict(students)), spec_of(DistillConfig())) == {
         "figure": "loss",
         "mean": 1.5,
         "worst_decile": 2.0,
         "spread": 0.5,
         "clients": 2,
     }
-    assert fairness_of(RoundOutcome(1, [0], {0: {"train_steps": 1}})) == {}
+    assert fairness_of(RoundOutcome(1, [0], {0: {"train_steps": 1}}), spec_of(TaskConfig())) == {}
 
 
 def test_a_private_round_tells_nothing_of_the_sum_without_its_noise() -> None:

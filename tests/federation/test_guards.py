@@ -8,9 +8,10 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from fedhubert.config import FederatedConfig
 from fedhubert.errors import FederationError
 from fedhubert.federation.rounds.round import Round, StepNotFinite
-from fedhubert.federation.strategies.server_optimizers import FedAvg
+from fedhubert.federation.strategies.fedavg import FedAvg
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Failure, Trained
 from tests.flower import pickled_array, raw_array, said_by
@@ -120,7 +121,7 @@ def test_codes_from_outside_cannot_carry_text(opened: Round) -> None:
 
 
 def test_a_step_that_overflows_is_refused(opened: Round) -> None:
-    opened.rounds.optimizer = FedAvg(1e38)
+    opened.rounds.optimizer = FedAvg(FederatedConfig(server_learning_rate=1e38))
     with pytest.raises(StepNotFinite, match="server optimiser's step is not finite"):
         opened.finish([reply(100, update=np.full(NUMEL, 1e4, np.float32)), reply(101), reply(102)])
     assert not opened.rounds.state.positions

@@ -16,7 +16,6 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
-from fedhubert.config import client_job
 from fedhubert.data.audio import read_audio
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.nodes import connect
@@ -24,6 +23,7 @@ from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import handlers as client
 from fedhubert.federation.site import train as client_round
 from fedhubert.federation.site.faults import InjectedCrash
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Describe, Description, Failure, Label, LabelCounts
 from fedhubert.targets.mfcc import mfcc_features

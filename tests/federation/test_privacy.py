@@ -19,6 +19,7 @@ from fedhubert.federation.privacy.mechanism import CentralPrivacy
 from fedhubert.federation.privacy.secret import FILE_NAME, Secret, create_secret, load_secret
 from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.rounds.round import StepNotFinite
+from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import CodecName, decode, encode
 from fedhubert.federation.updates.exact_sum import GRID_BITS, ExactSum, UpdateRejected
@@ -362,7 +363,7 @@ def test_a_secret_that_is_lost_or_damaged_is_named(tmp_path: Path) -> None:
 )
 def test_what_privacy_does_not_go_with_is_refused_by_name(overrides: str, named: str) -> None:
     with pytest.raises(ConfigError) as error:
-        compose(["privacy=central", *overrides.split()])
+        check_strategy(compose(["privacy=central", *overrides.split()]))
     assert named in str(error.value)
 
 

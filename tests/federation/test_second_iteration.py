@@ -12,13 +12,13 @@ from fedhubert import __version__
 from fedhubert.cli import main
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
-from fedhubert.config import client_job
 from fedhubert.data.audio import read_audio
 from fedhubert.errors import FederationError, FedhubertError
 from fedhubert.federation.phases.targets import prepare_targets
 from fedhubert.federation.roster.nodes import connect
 from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import PROTOCOL_VERSION, Describe, Label, SeedKMeans, SendExtractor
 from fedhubert.models.hubert import build_hubert

@@ -11,28 +11,25 @@ from flwr.serverapp import strategy as flower
 
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import CheckpointError
-from fedhubert.federation.strategies.server_optimizers import (
-    Adaptive,
-    FedAdagrad,
-    FedAdam,
-    FedAvg,
-    FedAvgM,
-    FedYogi,
-    build_server_optimizer,
-    nova_coefficient,
-    server_share,
-)
+from fedhubert.federation.strategies.adaptive import Adaptive
+from fedhubert.federation.strategies.fedadagrad import FedAdagrad
+from fedhubert.federation.strategies.fedadam import FedAdam
+from fedhubert.federation.strategies.fedavg import FedAvg
+from fedhubert.federation.strategies.fedavgm import FedAvgM
+from fedhubert.federation.strategies.fedyogi import FedYogi
+from fedhubert.federation.strategies.strategy import server_share, strategy_of
+from fedhubert.federation.updates.pipeline import effective_steps
 from tests.flower import identify
 
 
 def test_fedavg_at_rate_one_is_the_mean_of_the_clients() -> None:
     model = torch.tensor([1.0, -2.0])
-    assert torch.equal(FedAvg(1.0).step(model, torch.tensor([0.5, 0.25])), torch.tensor([1.5, -1.75]))
+    assert torch.equal(FedAvg(FederatedConfig()).step(model, torch.tensor([0.5, 0.25])), torch.tensor([1.5, -1.75]))
 
 
 def test_fedadam_by_hand_for_two_steps() -> None:
     """Reddi et al. 2021, Algorithm 2, with v starting at tau ** 2."""
-    optimizer = FedAdam(1, eta=0.1, beta1=0.9, beta2=0.99, tau=0.01)
+    optimizer = FedAdam(FederatedConfig(eta=0.1, beta1=0.9, beta2=0.99, tau=0.01), 1)
     model, m, v = 2.0, 0.0, 0.01**2
     stepped = torch.tensor([2.0])
     for update in (0.5, -0.2):
@@ -56,7 +53,7 @@ def test_three_rounds_agree_with_flowers_own_class(strategy: str, theirs: Any) -
     eta, tau, betas = 0.01, 0.001, {"beta1": 0.9, "beta2": 0.999}
     correction = "flower" if strategy == "FedAdam" else "none"
     config = FederatedConfig(strategy=strategy, eta=eta, tau=tau, bias_correction=correction, server_learning_rate=0.5, **betas)  # type: ignore[arg-type]
-    ours = build_server_optimizer(config, 3)
+    ours = strategy_of(config, 3)
     if isinstance(ours, Adaptive):
         ours.state["v"].zero_()
     options: dict[str, Any] = {"eta": eta, "tau": tau}
@@ -88,7 +85,7 @@ def test_novas_coefficient_is_the_sum_of_the_weights_of_the_gradients() -> None:
             for _ in range(steps):
                 parameter.grad = torch.ones_like(parameter)
                 sgd.step()
-            assert nova_coefficient(steps, momentum) == pytest.approx(-float(parameter.detach()) / 0.1)
+            assert effective_steps(steps, momentum) == pytest.approx(-float(parameter.detach()) / 0.1)
 
 
 def flower_reply(weights: np.ndarray) -> Message:
@@ -100,7 +97,7 @@ def flower_reply(weights: np.ndarray) -> Message:
 def test_momentum_by_hand_and_as_torchs_sgd() -> None:
     """With the negated update as gradient, FedAvgM is torch.optim.SGD with momentum, Nesterov's included."""
     for nesterov in (False, True):
-        ours = FedAvgM(2, learning_rate=0.7, momentum=0.9, nesterov=nesterov)
+        ours = FedAvgM(FederatedConfig(server_learning_rate=0.7, server_momentum=0.9, nesterov=nesterov), 2)
         theirs = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
         sgd = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=nesterov)
         model = theirs.detach().clone()
@@ -119,7 +116,7 @@ def test_momentum_by_hand_and_as_torchs_sgd() -> None:
     ],
 )
 def test_yogi_and_adagrad_by_hand(optimizer: type[Adaptive], second_moment: Callable[[float, float], float]) -> None:
-    ours = optimizer(1, eta=0.1, beta1=0.9, beta2=0.99, tau=0.01)
+    ours = optimizer(FederatedConfig(eta=0.1, beta1=0.9, beta2=0.99, tau=0.01), 1)
     model, m, v = 2.0, 0.0, 0.01**2
     stepped = torch.tensor([2.0])
     for update in (0.5, -0.2, 0.001):
@@ -130,7 +127,7 @@ def test_yogi_and_adagrad_by_hand(optimizer: type[Adaptive], second_moment: Call
 
 
 def test_state_of_another_optimiser_is_refused() -> None:
-    adam = build_server_optimizer(FederatedConfig(strategy="FedAdam"), 3)
+    adam = strategy_of(FederatedConfig(strategy="FedAdam"), 3)
     with pytest.raises(CheckpointError, match="federated|strategy"):
         adam.load_state({})
     adam.load_state({"m": torch.ones(3), "v": torch.ones(3)})
@@ -148,7 +145,7 @@ def test_on_gradients_fedadam_with_a_schedule_is_central_adam() -> None:
         server_schedule="linear",
         server_warmup_fraction=0.2,
     )
-    server = build_server_optimizer(config, 5)
+    server = strategy_of(config, 5)
     parameter = torch.nn.Parameter(torch.ones(5))
     central = torch.optim.Adam([parameter], betas=(config.beta1, config.beta2), eps=1e-8)
     model = torch.ones(5)
@@ -170,10 +167,10 @@ def test_a_share_of_the_rate_is_a_share_of_the_step(strategy: str) -> None:
     config = FederatedConfig.model_validate({"strategy": strategy})
     model, update = torch.ones(4), torch.tensor([0.5, -1.0, 2.0, 0.0])
     mean = update.clone()
-    stepped = build_server_optimizer(config, 4).step(model, mean)
+    stepped = strategy_of(config, 4).step(model, mean)
     assert stepped.data_ptr() == mean.data_ptr() and torch.equal(model, torch.ones(4))  # no vector more than there must be
     whole = stepped - model
-    half = build_server_optimizer(config, 4).step(model, update.clone(), 0.5) - model
+    half = strategy_of(config, 4).step(model, update.clone(), 0.5) - model
     torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-6)
     assert whole.norm() > 0
 

@@ -10,8 +10,8 @@ from flwr.app import Message
 
 from fedhubert.cli import main
 from fedhubert.compose import compose
-from fedhubert.config import client_job
 from fedhubert.federation.server.session import run_federation
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.updates.sketches import NUM_SUMS, sketch_of, sketched_cosine
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Train, Trained

@@ -15,7 +15,7 @@ from fedhubert.federation.rounds import journal
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server import record
 from fedhubert.federation.server.session import run_federation
-from fedhubert.federation.strategies.server_optimizers import FedAdam
+from fedhubert.federation.strategies.fedadam import FedAdam
 from fedhubert.runs import store
 from tests.federation.in_process import InProcessGrid
 from tests.flower import identify

@@ -9,8 +9,9 @@ from fedhubert.compose import compose
 from fedhubert.config import DistillConfig, ModelConfig, ObjectivesConfig
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.models.hubert import HubertModel, build_hubert, encoder_parameters
-from fedhubert.models.student import HEADS, build_model, take_over
+from fedhubert.models.student import HEADS, take_over
 from fedhubert.models.teacher import Teacher
+from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
 
 STUDENT = {"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}

@@ -14,10 +14,11 @@ from fedhubert.data.batching import Batch
 from fedhubert.errors import TargetsError
 from fedhubert.models.hubert import HubertModel, build_hubert, num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
-from fedhubert.models.student import build_model
 from fedhubert.models.teacher import Teacher
-from fedhubert.objectives.distillation import Distillation, TeacherOutput, distance, hint_loss, layer_loss, logit_loss
+from fedhubert.objectives.distillation import Distillation, distance, hint_loss, layer_loss, logit_loss
 from fedhubert.objectives.masked_prediction import masked_prediction
+from fedhubert.objectives.objective import TeacherOutput
+from fedhubert.objectives.spec import build_model
 
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0}
 ALL = {"layers": 1.0, "hints": 0.5, "logits": 2.0, "pseudo_labels": 0.25}

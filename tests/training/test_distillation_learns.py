@@ -10,9 +10,10 @@ from fedhubert.config import ClientConfig, DistillConfig, ModelConfig, Objective
 from fedhubert.data.batching import FRAME_SAMPLES, Batch
 from fedhubert.models.hubert import HubertModel, build_hubert, num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
-from fedhubert.models.student import build_model, take_over
+from fedhubert.models.student import take_over
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
+from fedhubert.objectives.spec import build_model
 from fedhubert.targets.kmeans import assign
 from fedhubert.targets.labels import unigram_entropy_nats
 from fedhubert.training.local import EvaluationResult, Progress, evaluate, train_locally

@@ -14,8 +14,9 @@ from fedhubert.data.batching import Batch
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.masking import MaskSpec, span_mask
+from fedhubert.objectives import masked_prediction as objectives
 from fedhubert.objectives.masked_prediction import masked_prediction
-from fedhubert.training import local, stepping
+from fedhubert.training import local
 from fedhubert.training.local import Progress, evaluate, train_locally
 from fedhubert.training.parameters import ParameterLayout
 
@@ -137,7 +138,7 @@ def test_memory_running_out_halves_the_micro_batch_and_keeps_the_step(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return masked_prediction(model, batch, task)
 
-    monkeypatch.setattr(stepping, "masked_prediction", too_large)
+    monkeypatch.setattr(objectives, "masked_prediction", too_large)
     train(quiet, client, 2)
     assert max(sizes[1:]) <= 3 and sizes.count(3) == 1  # the split is remembered
     assert float((vector(quiet) - vector(reference)).norm() / vector(reference).norm()) < 1e-6
@@ -149,7 +150,7 @@ def test_an_utterance_that_does_not_fit_alone_is_an_error_with_a_remedy(
     def never(model: HubertModel, batch: Batch, task: TaskConfig) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(stepping, "masked_prediction", never)
+    monkeypatch.setattr(objectives, "masked_prediction", never)
     with pytest.raises(TrainingError, match=r"data\.max_seconds"):
         train(quiet, ClientConfig(), 1)
 

@@ -18,6 +18,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel, build_hubert, num_frames
 from fedhubert.models.masking import span_mask
+from fedhubert.objectives import masked_prediction as objectives
 from fedhubert.objectives.masked_prediction import masked_prediction
 from fedhubert.seeding import generator
 from fedhubert.training import stepping
@@ -186,7 +187,7 @@ def test_memory_that_runs_out_late_in_a_step_counts_nothing_twice(
     stream = [BATCHES[0], BATCHES[2], BATCHES[4], BATCHES[1], BATCHES[3]]
     expected = train(roomy, stream, client=client)
     calls: list[int] = []
-    monkeypatch.setattr(stepping, "masked_prediction", running_out_of_memory(2, calls))
+    monkeypatch.setattr(objectives, "masked_prediction", running_out_of_memory(2, calls))
     result = train(tight, stream, client=client)
     in_one, in_two, in_four = [2, 1, 5], [1, 1, 1, 3], [1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1]
     assert calls == [*in_one, *in_two, *in_four]
@@ -200,7 +201,7 @@ def test_evaluation_splits_what_does_not_fit_too(tiny_model_config: ModelConfig,
     model = model_of(tiny_model_config)
     expected = evaluate(model, iter(BATCHES), task=TASK, device=CPU)
     calls: list[int] = []
-    monkeypatch.setattr(stepping, "masked_prediction", running_out_of_memory(2, calls))
+    monkeypatch.setattr(objectives, "masked_prediction", running_out_of_memory(2, calls))
     result = evaluate(model, iter(BATCHES), task=TASK, device=CPU)
     assert max(calls[2:]) <= 3 and (result.masked_frames, result.correct) == (expected.masked_frames, expected.correct)
     assert result.cross_entropy_sum == pytest.approx(expected.cross_entropy_sum, rel=1e-6)

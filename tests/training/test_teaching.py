@@ -14,9 +14,10 @@ from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import build_hubert, num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
-from fedhubert.models.student import build_model, take_over
+from fedhubert.models.student import take_over
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
+from fedhubert.objectives.spec import build_model
 from fedhubert.training.local import LocalResult, Progress, train_locally
 from fedhubert.training.output_cache import OutputCache
 from fedhubert.training.parameters import ParameterLayout

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fedhubert.clients.data import open_site
-from fedhubert.config import Config, client_job
+from fedhubert.config import Config
 from fedhubert.data.corpora import with_absolute_data
 from fedhubert.federation.engine.simulation import federation_config, num_supernodes, simulate
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.server.dry_run import describe_federation
 from fedhubert.federation.server.resume import check_same_run
 from fedhubert.federation.server.session import RunResult, run_federation
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire.grid import messages_in_flight
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.reporting.console import RoundProgress, log_to_terminal

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation.site.answering import register
+from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.wire.flower import MENDING
 from fedhubert.federation.wire.grid import messages_in_flight
 from fedhubert.models.hubert import build_hubert
@@ -38,7 +39,7 @@ def num_supernodes(config: Config) -> int:
     Of more clients than ``MANY_CLIENTS`` a few nodes play all: Flower takes 0.1 s to look at what each node has to do.
     """
     few = 2 * config.simulation.num_workers
-    many = config.federated.num_clients > MANY_CLIENTS and not config.federated.is_robust
+    many = config.federated.num_clients > MANY_CLIENTS and not strategy_of(config.federated).needs_every_update
     wanted = config.simulation.num_supernodes or (few if many else config.federated.num_clients)
     if wanted > config.federated.num_clients:
         raise ConfigError(

@@ -4,16 +4,16 @@ from typing import Any
 
 import numpy as np
 
-from fedhubert.config import Config, DistillConfig
+from fedhubert.config import Config
 from fedhubert.data.batching import BatchPlan
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import ConfigError
 from fedhubert.federation.phases.targets import Targets
-from fedhubert.federation.rounds.figures import figures_of
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
+from fedhubert.objectives.spec import spec_of
 from fedhubert.targets.labels import assigned_labels
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import evaluate
@@ -31,7 +31,7 @@ class ServerEvaluation:
         self._config, self._objective = config, objective
         self._manifest = Manifest.read(resolve_manifest(config.evaluation.manifest), config.evaluation.root)
         lengths = self._manifest.lengths(config.data.sample_rate_hz)
-        rows, fixed = np.arange(len(self._manifest)), isinstance(config.task, DistillConfig)
+        rows, fixed = np.arange(len(self._manifest)), spec_of(config.task).fixed_crops
         self._plan = BatchPlan(lengths, rows, config.data, config.seed, 0, purpose="server-validation", fixed_crops=fixed)
         self._labels: LabelSource | None = None
         if needs_labels and targets.centroids is not None:
@@ -40,9 +40,9 @@ class ServerEvaluation:
             self._labels = LabelSource(labels.labels, labels.rate_hz)
 
     def score(self, model: HubertModel, model_round: int) -> dict[str, Any]:
-        """Return the figures of ``model`` (see :func:`~fedhubert.federation.rounds.figures.figures_of`)."""
+        """Return the figures of ``model`` (see :meth:`~fedhubert.objectives.spec.ObjectiveSpec.figures`)."""
         config = self._config
         positions = range(self._plan.num_batches)
         batches = load_batches(self._manifest, self._plan, positions, self._labels, mask_spec(config.task), config.data)
         result = evaluate(model, batches, task=config.task, device=resolve_device("cpu"), objective=self._objective)
-        return {"model_round": model_round, **figures_of(result.figures)}
+        return {"model_round": model_round, **spec_of(config.task).figures(result.figures)}

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhubert.config import Config, DistillConfig, ModelConfig
+from fedhubert.config import Config, ModelConfig
 from fedhubert.errors import CheckpointError
 from fedhubert.federation.phases.delivery import ModelTransfer, deliver, tensors_of
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.wire.messages import HasTeacher, SendTeacher
 from fedhubert.formats.importing import encoder_sha256, import_on_server
 from fedhubert.models.hubert import HubertModel
-from fedhubert.models.student import take_over
 from fedhubert.models.teacher import Teacher
-from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.objective import Objective
+from fedhubert.objectives.spec import spec_of
 from fedhubert.training.teaching import Teaching
 
 log = logging.getLogger("fedhubert")
@@ -60,8 +59,8 @@ def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
         CheckpointError: nothing usable at ``task.teacher``, or another teacher than the digest that is given names.
         ConfigError: a teacher that lacks what the task asks for.
     """
-    task = config.task
-    if not isinstance(task, DistillConfig):
+    task = spec_of(config.task).taught
+    if task is None:
         return config, None
     sizes, state = load_teacher(str(task.teacher))
     teacher = Teacher.cut(sizes, state, task)
@@ -70,7 +69,7 @@ def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
             f"task.teacher={task.teacher} gives a teacher with SHA-256 {teacher.key}, task.teacher_sha256 names another: {task.teacher_sha256}",
             setting="task.teacher",
         )
-    filled = task.model_copy(update={"teacher_sha256": teacher.key, "teacher_model": teacher.config})
+    filled = config.task.model_copy(update={"teacher_sha256": teacher.key, "teacher_model": teacher.config})
     parameters = sum(tensor.numel() for name, tensor in state.items() if name.startswith("wav2vec2."))
     lineage = {"encoder_sha256": encoder_sha256(state), "sha256": teacher.key, "encoder_parameters": parameters}
     return config.model_copy(update={"task": filled}), ServerTeacher(teacher, parameters, lineage)
@@ -78,8 +77,8 @@ def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
 
 def prepare_student(model: HubertModel, config: Config, teacher: ServerTeacher) -> None:
     """Give the student its teacher's part, and say how large the two are."""
-    assert isinstance(config.task, DistillConfig)
-    copied = take_over(model, teacher.teacher.state, config.task)
+    spec = spec_of(config.task)
+    copied = spec.take_over(model, teacher.teacher.state)
     ours = encoder_size(model)
     log.info(
         "student %s: %.2f M encoder parameters, %.2f times smaller than its teacher's %.2f M; %d tensors taken over%s",
@@ -88,7 +87,7 @@ def prepare_student(model: HubertModel, config: Config, teacher: ServerTeacher) 
         teacher.encoder_parameters / ours,
         teacher.encoder_parameters / 1e6,
         len(copied),
-        ", the convolutions frozen" if config.task.freeze_conv else "",
+        ", the convolutions frozen" if spec.taught and spec.taught.freeze_conv else "",
     )
 
 
@@ -97,11 +96,10 @@ def encoder_size(model: HubertModel) -> int:
     return sum(int(parameter.numel()) for parameter in model.wav2vec2.parameters())
 
 
-def server_objective(config: Config, teacher: ServerTeacher | None) -> Objective | None:
-    """Return what evaluation on the server scores; None: masked prediction."""
-    if teacher is None or not isinstance(config.task, DistillConfig):
-        return None
-    return Distillation(config.task, Teaching(teacher.teacher, config.task, torch.device("cpu")))
+def server_objective(config: Config, teacher: ServerTeacher | None, device: torch.device | None = None) -> Objective:
+    """Return what the task trains and scores on ``device`` (None: the CPU), with its teacher, if it has one, and no cache of its outputs."""
+    spec, on = spec_of(config.task), device or torch.device("cpu")
+    return spec.loss(Teaching(teacher.teacher, spec.taught, on) if teacher and spec.taught else None)
 
 
 def send_teacher(federation: Federation, teacher: Teacher, nodes: list[int], on_event: Callable[[dict[str, Any]], None]) -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fedhubert.clients import Metrics
-from fedhubert.config import Config, client_job
+from fedhubert.config import Config
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.node_keys import NodeKeys
 from fedhubert.federation.roster.preflight import Traits, check_alike, check_versions
 from fedhubert.federation.roster.sampling import assign_to_nodes
+from fedhubert.federation.strategies.strategy import client_job, strategy_of
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.flower import Array, Message
@@ -157,7 +158,7 @@ def connect(federation: Federation) -> None:
             f"{expected} sites with their own data are expected, but federated.num_clients is {federated.num_clients}; set it to {expected}",
             setting="federated.num_clients",
         )
-    if federated.is_robust and expected < federated.num_clients:
+    if strategy_of(federated).needs_every_update and expected < federated.num_clients:
         raise FederationError(
             f"strategy={federated.strategy} needs every client's own update, but {expected} nodes host {federated.num_clients} clients; "
             f"start {federated.num_clients} SuperNodes",

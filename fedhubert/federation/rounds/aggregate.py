@@ -10,14 +10,14 @@ from fedhubert.clients import Metrics
 from fedhubert.config import FederatedConfig
 from fedhubert.federation.rounds.figures import check_figures
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.strategies.robust import robust_mean
-from fedhubert.federation.strategies.server_optimizers import nova_coefficient
+from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import decode
 from fedhubert.federation.updates.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
 from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
 from fedhubert.federation.wire.messages import Failure, Trained
 from fedhubert.federation.wire.protocol import Reply
+from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.training.parameters import ParameterLayout, tensor_of
 
 
@@ -44,13 +44,14 @@ class RoundFold:
 
     Args:
         config: The strategy, its weights and its codec.
-        momentum: Of the clients' SGD, which FedNova has to know.
+        momentum: Of the clients' SGD, which the strategy may have to know.
         layout: The parameters that an update is of.
         model: The round's model [P].
         outcome: Filled in as replies come.
         norm_limit: Updates longer than this are rejected; None: no limit yet.
         clip_norm: Updates longer than this are scaled down to it, and count one each (differential privacy); None: as they are.
         total: The sum of the updates accepted, cleared here; of no entry where the strategy has to see them all.
+        objective: What clients train, and score.
         seed: The run's, from which sketches draw their signs.
     """
 
@@ -65,10 +66,13 @@ class RoundFold:
         clip_norm: float | None = None,
         *,
         total: ExactSum,
+        objective: ObjectiveSpec,
         seed: int,
     ) -> None:
         self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
+        self._strategy = strategy_of(config)
         self._outcome, self._norm_limit, self._clip_norm = outcome, norm_limit, clip_norm
+        self._objective = objective
         self.total = total
         total.clear()
         self._updates: dict[int, tuple[torch.Tensor, int]] = {}
@@ -111,20 +115,14 @@ class RoundFold:
     def mean(self) -> torch.Tensor:
         """Return the mean update [P] of the clients accepted; raises ``ValueError`` without any."""
         clients = self._outcome.clients
-        if self._config.is_robust:
-            mean = robust_mean(self._config, self._model, self._updates)
+        if self._strategy.needs_every_update:
+            mean = self._strategy.combine(self._model, self._updates)
             self._outcome.drift = self._cosines_to(mean)
             return mean
         mean = self.total.mean()
         self._outcome.drift = {**drift_of(clients, measure(mean).norm), **self._cosines_to(mean)}
-        if (
-            self._config.strategy == "FedNova"
-        ):  # clients sent updates per effective local step: give back the cohort's mean number
-            ordered = [clients[partition] for partition in sorted(clients)]
-            steps = [nova_coefficient(int(client["train_steps"]), self._momentum) for client in ordered]
-            weights = [float(client["weight"]) for client in ordered]
-            mean *= sum(weight * step for weight, step in zip(weights, steps, strict=True)) / sum(weights)
-        return mean
+        factor = self._strategy.mean_factor(clients, self._momentum)
+        return mean if factor == 1.0 else mean.mul_(factor)
 
     def _cosines_to(self, mean: torch.Tensor) -> dict[str, float]:
         """Add to the clients' figures how far each one's update points to where ``mean`` does, by their sketches; return mean and least of it."""
@@ -157,7 +155,7 @@ class RoundFold:
         private = self._clip_norm is not None
         for metrics in answer.metrics.values():
             try:
-                check_figures(metrics)
+                check_figures(metrics, self._objective)
             except ValueError:
                 raise UpdateRejected("metrics") from None
             if private and (metrics["weight"] != 1 or "update_unclipped" not in metrics):
@@ -175,7 +173,7 @@ class RoundFold:
     def _fold(self, answer: Trained, clients: dict[int, Metrics]) -> None:
         """Take in the update, or the sum, of ``clients``; what they say of an update's norm is replaced by what it is."""
         if "sum" in answer.arrays:
-            if self._config.is_robust:
+            if self._strategy.needs_every_update:
                 raise UpdateRejected("sum")
             weight = sum(int(metrics["weight"]) for metrics in clients.values())
             total = tensor_of(answer.arrays["sum"])
@@ -194,7 +192,7 @@ class RoundFold:
         if not np.isfinite(metrics["update_norm"]):
             raise UpdateRejected("not_finite")
         self._check_norm(metrics["update_norm"])
-        if self._config.is_robust:
+        if self._strategy.needs_every_update:
             self._updates[partition] = (update, int(metrics["weight"]))
         else:
             self.total.add(update, int(metrics["weight"]), magnitude)

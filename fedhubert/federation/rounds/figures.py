@@ -8,6 +8,7 @@ from fedhubert.clients import Metrics
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.wire.messages import Failure, Scored
 from fedhubert.federation.wire.protocol import Reply
+from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.reporting.fairness import fairness
 from fedhubert.runs.metrics import Event
 
@@ -15,7 +16,7 @@ LARGEST = 2.0**63
 """No figure of a client is as large."""
 
 
-def round_event(outcome: RoundOutcome) -> Event:
+def round_event(outcome: RoundOutcome, objective: ObjectiveSpec) -> Event:
     """Return the round's line of ``metrics.jsonl``."""
     clients = outcome.clients.values()
     return {
@@ -23,12 +24,12 @@ def round_event(outcome: RoundOutcome) -> Event:
         "round": outcome.number,
         "train": {
             "model_round": outcome.number - 1,
-            **figures_of(_sums(outcome, "train_")),
+            **objective.figures(_sums(outcome, "train_")),
             "audio_s": math.fsum(client["train_audio_s"] for client in clients),  # whatever the order
             "steps": int(sum(client["train_steps"] for client in clients)),
         },
-        "validation": validation_figures(outcome, model_round=outcome.number - 1),
-        "fairness": fairness_of(outcome),
+        "validation": validation_figures(outcome, objective, model_round=outcome.number - 1),
+        "fairness": fairness_of(outcome, objective),
         "drift": outcome.drift,
         "asked": outcome.asked,
         "clients": per_client(outcome),
@@ -42,15 +43,15 @@ def round_event(outcome: RoundOutcome) -> Event:
     }
 
 
-def final_event(outcome: RoundOutcome, *, num_rounds: int, best_round: int) -> Event:
+def final_event(outcome: RoundOutcome, objective: ObjectiveSpec, *, num_rounds: int, best_round: int) -> Event:
     """Return the last line of ``metrics.jsonl``: how the final model does on every client's validation split."""
     return {
         "event": "final",
         "round": outcome.number,
         "num_rounds": num_rounds,
         "best_round": best_round,
-        "validation": validation_figures(outcome, model_round=outcome.number),
-        "fairness": fairness_of(outcome),
+        "validation": validation_figures(outcome, objective, model_round=outcome.number),
+        "fairness": fairness_of(outcome, objective),
         "clients": per_client(outcome),
         "failed": failed(outcome),
     }
@@ -67,19 +68,19 @@ def data_summary(partitions: Mapping[int, Metrics]) -> dict[str, int | float]:
     }
 
 
-def validation_figures(outcome: RoundOutcome, *, model_round: int) -> dict[str, Any]:
+def validation_figures(outcome: RoundOutcome, objective: ObjectiveSpec, *, model_round: int) -> dict[str, Any]:
     """Return the figures over the validation splits of the clients heard, weighted by frames; empty without any."""
     sums = _sums(outcome, "validation_")
-    if not sums.get("masked_frames", sums.get("frames", 0)):
+    if not sums.get(objective.counted):
         return {}
-    return {"model_round": model_round, **figures_of(sums), "clients": len(outcome.clients)}
+    return {"model_round": model_round, **objective.figures(sums), "clients": len(outcome.clients)}
 
 
-def fairness_of(outcome: RoundOutcome) -> dict[str, Any]:
+def fairness_of(outcome: RoundOutcome, objective: ObjectiveSpec) -> dict[str, Any]:
     """Return how evenly the model scored serves the clients heard (see :func:`~fedhubert.reporting.fairness.fairness`): by their masked accuracy,
     or by their loss where there is none."""
-    scores = [figures_of(_sums_of(client, "validation_")) for client in outcome.clients.values()]
-    scores = [score for score in scores if score.get("masked_frames", score.get("frames"))]
+    scores = [objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()]
+    scores = [score for score in scores if score.get(objective.counted)]
     for figure, better in (("masked_accuracy", True), ("loss", False)):
         values = [score[figure] for score in scores if figure in score]
         if values:
@@ -87,7 +88,7 @@ def fairness_of(outcome: RoundOutcome) -> dict[str, Any]:
     return {}
 
 
-def check_figures(metrics: Mapping[str, int | float]) -> None:
+def check_figures(metrics: Mapping[str, int | float], objective: ObjectiveSpec) -> None:
     """Raise ``ValueError`` if a client's numbers are out of range, or no figures can be made of its sums."""
     if not all(abs(value) < LARGEST for value in metrics.values()):  # nor NaN
         raise ValueError("numbers out of range")
@@ -95,17 +96,19 @@ def check_figures(metrics: Mapping[str, int | float]) -> None:
         sums = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
         if sums:
             try:
-                figures_of(sums)
+                objective.figures(sums)
             except KeyError as error:
                 raise ValueError(f"no {prefix}{error.args[0]}") from None
 
 
-def usable_scores(reply: Reply[Scored], asked: Collection[int]) -> tuple[dict[int, Metrics], list[Failure]]:
+def usable_scores(
+    reply: Reply[Scored], asked: Collection[int], objective: ObjectiveSpec
+) -> tuple[dict[int, Metrics], list[Failure]]:
     """Return the scores of a reply's partitions, and which of those asked failed; scores that no figures can be made of are ``malformed``."""
     scores, failures = {}, list(reply.failures)
     for partition, metrics in reply.metrics.items():
         try:
-            check_figures(metrics)
+            check_figures(metrics, objective)
         except ValueError:
             failures.append(Failure(partition, "malformed"))
         else:
@@ -114,38 +117,9 @@ def usable_scores(reply: Reply[Scored], asked: Collection[int]) -> tuple[dict[in
     return scores, failures
 
 
-def figures_of(sums: Mapping[str, float]) -> dict[str, Any]:
-    """Return what is reported of an objective's sums.
-
-    Masked prediction: ``loss`` (nats), ``masked_accuracy``, ``masked_frames``. Distillation: ``loss`` (of all weighted objectives) per frame,
-    ``frames``; ``objectives``, each one's mean over its own frames; where layers are predicted ``cosine_distance`` (mean over frames of 1 - cosine)
-    and ``relative_l2``, both against the teacher; ``masked_accuracy`` where pseudo-labels are.
-    """
-    if not sums:
-        return {}
-    if "cross_entropy_sum" in sums:
-        frames = sums["masked_frames"]
-        return {
-            "loss": _ratio(sums["cross_entropy_sum"], frames),
-            "masked_accuracy": _ratio(sums["correct"], frames),
-            "masked_frames": int(frames),
-        }
-    figures: dict[str, Any] = {"loss": _ratio(sums["loss_sum"], sums["frames"]), "frames": int(sums["frames"])}
-    names = [name.removesuffix("_frames") for name in sums if name.endswith("_frames")]
-    figures["objectives"] = {name: _ratio(sums[f"{name}_sum"], sums[f"{name}_frames"]) for name in names}
-    if "cosine_distance_sum" in sums:
-        frames = max(sums.get("layers_frames", 0), sums.get("hints_frames", 0))
-        figures["cosine_distance"] = _ratio(sums["cosine_distance_sum"], frames)
-        figures["relative_l2"] = math.sqrt(sums["error_energy_sum"] / max(sums["teacher_energy_sum"], 1e-30))
-    if "correct" in sums:
-        figures["masked_accuracy"] = _ratio(sums["correct"], sums["pseudo_labels_frames"])
-    return figures
-
-
-def said(figures: Mapping[str, Any]) -> str:
-    """Return the figures in a few words."""
-    words = {"loss": "loss", "masked_accuracy": "accuracy", "cosine_distance": "distance"}
-    return " ".join(f"{word} {figures[name]:.4f}" for name, word in words.items() if name in figures)
+def said(figures: Mapping[str, Any], objective: ObjectiveSpec) -> str:
+    """Return the figures in a few words, the objective's own."""
+    return " ".join(f"{word} {figures[name]:.4f}" for name, word in objective.words.items() if name in figures)
 
 
 def _sums(outcome: RoundOutcome, prefix: str) -> dict[str, float]:
@@ -168,10 +142,6 @@ def per_client(outcome: RoundOutcome) -> list[dict[str, Any]]:
 def failed(outcome: RoundOutcome) -> list[dict[str, Any]]:
     ordered = sorted(outcome.failures, key=lambda failure: (failure.partition, failure.code))
     return [{"partition": item.partition, "code": item.code, "setting": item.setting} for item in ordered]
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return float(numerator) / max(1.0, float(denominator))
 
 
 def brief(event: Event, *, clients_figures: bool = True) -> Event:
@@ -198,14 +168,14 @@ def brief(event: Event, *, clients_figures: bool = True) -> Event:
     }
 
 
-def round_line(event: Event, num_rounds: int) -> str:
+def round_line(event: Event, num_rounds: int, objective: ObjectiveSpec) -> str:
     """Return the line that the log has for a round."""
     train, validation, seconds = event["train"], event["validation"], event["seconds"]["round"]
     heard = "no validation"
     if validation:
-        heard = f"validation (round {validation['model_round']}) {said(validation)}"
+        heard = f"validation (round {validation['model_round']}) {said(validation, objective)}"
     return (
-        f"round {event['round']}/{num_rounds}: train {said(train)} | {heard} | "
+        f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
         f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{seconds:.1f} s, "
         f"about {_duration(seconds * (num_rounds - event['round']))} left"
     )

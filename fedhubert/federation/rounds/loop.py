@@ -14,6 +14,7 @@ from fedhubert.federation.rounds.round import RoundResult, Rounds
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Evaluate, Scored
+from fedhubert.objectives.spec import spec_of
 
 log = logging.getLogger("fedhubert")
 
@@ -53,7 +54,7 @@ def score_everywhere(
     )
     for message in federation.grid.send_and_receive(messages, timeout=federation.config.federated.round_timeout_s):
         reply = protocol.read_reply(message, Scored)
-        scores, failures = usable_scores(reply, federation.hosts.get(reply.node_id, ()))
+        scores, failures = usable_scores(reply, federation.hosts.get(reply.node_id, ()), spec_of(federation.config.task))
         outcome.clients.update(scores)
         outcome.failures += failures
     return outcome

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedhubert.config import client_job
 from fedhubert.errors import FederationError
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
 from fedhubert.federation.roster.nodes import Federation, describe_failures, refresh
@@ -18,11 +17,12 @@ from fedhubert.federation.rounds.broadcast import Broadcast
 from fedhubert.federation.rounds.journal import Entry, Journal
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.strategies.server_optimizers import ServerOptimizer, server_share
+from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import Failure, Train, Trained
+from fedhubert.objectives.spec import spec_of
 
 log = logging.getLogger("fedhubert")
 
@@ -49,7 +49,7 @@ class Rounds:
 
     Attributes:
         federation: The connected nodes.
-        optimizer: The server optimiser, with its state.
+        optimizer: The run's strategy, with its state.
         state: What earlier rounds left; advanced as rounds are accepted.
         journal: Where the accepted clients are written before each step; rounds already in it are replayed as they went.
         targets_key: Names the labels on the sites.
@@ -59,7 +59,7 @@ class Rounds:
     """
 
     federation: Federation
-    optimizer: ServerOptimizer
+    optimizer: ServerStrategy
     state: RoundState = field(default_factory=RoundState)
     journal: Journal | None = None
     targets_key: str = ""
@@ -71,7 +71,7 @@ class Rounds:
 
     def __post_init__(self) -> None:
         self.keeps_state = client_job(self.federation.config).keeps_state
-        self.total = ExactSum(0 if self.federation.config.federated.is_robust else self.federation.layout.numel)
+        self.total = ExactSum(0 if self.optimizer.needs_every_update else self.federation.layout.numel)
 
     def run(self, number: int, model: torch.Tensor) -> RoundResult:
         """Play round ``number`` from ``model`` [P] on; raises what :meth:`Round.finish` raises, and :class:`RunInterrupted`."""
@@ -102,6 +102,7 @@ class Round:
             self._norm_limit,
             self._privacy.clip_norm if self._privacy else None,
             total=rounds.total,
+            objective=spec_of(self._federation.config.task),
             seed=self._federation.config.seed,
         )
         self._shares: dict[int, list[int]] = {}

@@ -11,7 +11,7 @@ from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.roster.nodes import Federation, connect
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.models.student import build_model
+from fedhubert.objectives.spec import build_model
 from fedhubert.targets.extractor import Extractor
 from fedhubert.training.parameters import ParameterLayout
 

@@ -14,8 +14,9 @@ from fedhubert.federation.privacy.secret import create_secret
 from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.resume import changes
+from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.files import sha256_of
-from fedhubert.models.student import build_model
+from fedhubert.objectives.spec import build_model
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import append_event, read_events
 from fedhubert.runs.store import Found, RoundStore
@@ -39,6 +40,7 @@ def fork(source: Path, overrides: Sequence[str], round_number: int | None = None
     found = _find(source, round_number)
     checkpoint, resume = found.load()
     config = amend(checkpoint["config"], [*overrides, "resume=auto"])
+    check_strategy(config)
     changed = changes(checkpoint["config"], config.model_dump(mode="json"))
     assert found.path is not None
     entry = {"round": checkpoint["round"], "checkpoint_sha256": sha256_of(found.path), "changed": changed}

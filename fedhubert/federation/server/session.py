@@ -23,14 +23,14 @@ from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
 from fedhubert.federation.rounds.round import ClientsDone, RoundResult, Rounds, StepNotFinite
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.record import RunRecord
-from fedhubert.federation.strategies.server_optimizers import ServerOptimizer, build_server_optimizer
+from fedhubert.federation.strategies.strategy import ServerStrategy, check_strategy, strategy_of
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
 from fedhubert.federation.wire.messages import Failure
 from fedhubert.files import exclusively
 from fedhubert.formats.importing import start_from
 from fedhubert.models.hubert import HubertModel
-from fedhubert.models.student import build_model
+from fedhubert.objectives.spec import build_model, spec_of
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event
 from fedhubert.training.parameters import ParameterLayout
@@ -68,13 +68,15 @@ class _Run:
     """State that the phases of one run share."""
 
     def __init__(self, grid: StreamingGrid, config: Config, on_client: ClientsDone | None) -> None:
+        check_strategy(config)
         config, self.teacher = with_teacher(config)
         self.config = config
         self.on_client = on_client
         self.record = RunRecord(config)
+        self.objective = spec_of(config.task)
         self.model: HubertModel = build_model(config.model, config.task, config.seed)
         self.layout = ParameterLayout.of(self.model)
-        self.optimizer: ServerOptimizer = build_server_optimizer(config.federated, self.layout.numel)
+        self.optimizer: ServerStrategy = strategy_of(config.federated, self.layout.numel)
         self.federation = Federation(grid, config, self.record.folder.run_key(), self.layout)
         self.first_round = 1
         self.state = RoundState()
@@ -214,7 +216,7 @@ class _Run:
         """Book a round, save what is due, and return why the run ends here, or an empty string."""
         outcome = result.outcome
         self.layout.load_vector(self.model, result.model)
-        event = round_event(outcome)
+        event = round_event(outcome, self.objective)
         if evaluation is not None:
             started = time.monotonic()
             event["server_validation"] = evaluation.score(self.model, outcome.number)
@@ -262,7 +264,7 @@ class _Run:
         self.record.save(number, self.model.state_dict(), resume)
 
     def _say_round(self, event: Event) -> None:
-        log.info("%s", round_line(event, self.config.federated.num_rounds))
+        log.info("%s", round_line(event, self.config.federated.num_rounds, self.objective))
         for failure in event["failed"]:
             log.warning(
                 "round %d: client %d failed: %s %s", event["round"], failure["partition"], failure["code"], failure["setting"]
@@ -272,8 +274,10 @@ class _Run:
         """Score the final model on every client's validation split, once, without training."""
         model = self.layout.to_vector(self.model)
         outcome = score_everywhere(self.federation, targets.key, self.state, model, number)
-        event = final_event(outcome, num_rounds=self.config.federated.num_rounds, best_round=self.record.best_round())
+        event = final_event(
+            outcome, self.objective, num_rounds=self.config.federated.num_rounds, best_round=self.record.best_round()
+        )
         self.validation = event["validation"]
         self.record.event(event)
         if self.validation:
-            log.info("final model: validation %s over %d clients", said(self.validation), len(outcome.clients))
+            log.info("final model: validation %s over %d clients", said(self.validation, self.objective), len(outcome.clients))

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,23 +15,22 @@ from fedhubert.clients import Metrics
 from fedhubert.clients.data import Partition, Site, open_site, release_extractor
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.clients.state import PartitionState, StateFolder
-from fedhubert.config import ClientJob, DistillConfig, Task
+from fedhubert.config import ClientJob
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
 from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Answered, each_partition
-from fedhubert.federation.strategies.server_optimizers import nova_coefficient
 from fedhubert.federation.updates.clipping import clipped
-from fedhubert.federation.updates.codecs import Arrays, decode, encode
+from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
+from fedhubert.federation.updates.pipeline import Outgoing, run_steps, steps_of
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
 from fedhubert.federation.wire.messages import Evaluate, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
-from fedhubert.models.student import build_model, take_over
-from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.objective import Objective
+from fedhubert.objectives.spec import build_model, spec_of
 from fedhubert.seeding import derive_seed
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
@@ -81,7 +80,8 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         state = folder.load(_of(partition.number, task.site_rounds, "site_rounds")) if job.keeps_state else PartitionState()
         result = _train(request, site, partition, resident, incoming, device, state)
         state.optimizer = result.optimizer_state
-        encoded, decoded, clipping = _encoded_update(request, partition.number, resident, incoming, result, state)
+        sent = _sent_update(request, partition.number, resident, incoming, result, state)
+        decoded = sent.update
         if job.keeps_state:
             folder.save(task.round, state)
             folder.prune([task.round, _of(partition.number, task.site_rounds, "site_rounds")], task.checkpoints)
@@ -89,11 +89,11 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
             decoded, _ = clipped(decoded, task.clip_norm)
         weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
         magnitude = measure(decoded)
-        metrics |= {**_training_metrics(result), **clipping, "weight": weight, "update_norm": magnitude.norm}
+        metrics |= {**_training_metrics(result), **sent.figures, "weight": weight, "update_norm": magnitude.norm}
         if not all(map(math.isfinite, metrics.values())):
             raise UpdateRejected("metrics")
         if fold is None:
-            arrays.update(encoded)
+            arrays.update(sent.arrays)
         else:
             if task.norm_limit is not None and magnitude.norm > task.norm_limit:
                 raise UpdateRejected("norm")
@@ -121,42 +121,30 @@ def _of(partition: int, named: Mapping[int, int], what: str) -> int:
     return named[partition]
 
 
-def _encoded_update(
+def _sent_update(
     request: Request[Train],
     number: int,
     resident: Resident,
     incoming: torch.Tensor,
     result: LocalResult,
     state: PartitionState,
-) -> tuple[Arrays, torch.Tensor, Metrics]:
-    """Return the update as it travels, as the server decodes it, and, where it is clipped, whether it was short enough as it is.
-
-    What the codec leaves over goes into ``state``.
-    """
-    job, task = request.job, request.task
-    update = resident.layout.update_of(resident.model, incoming)
-    if job.normalise_by_steps:
-        update /= nova_coefficient(result.steps, job.client.sgd_momentum)
-    if job.update_codec == "int8" and state.residual is not None:
-        update += state.residual
-    clipping: Metrics = {}
-    if task.clip_norm is not None:
-        update, norm = clipped(update, task.clip_norm)
-        clipping["update_unclipped"] = int(norm <= task.clip_norm)
-    shapes = resident.layout.shapes
-    encoded = encode(job.update_codec, update, shapes, derive_seed(job.seed, "codec", task.round, number))
-    decoded = decode(job.update_codec, encoded, shapes)
-    if job.update_codec == "int8":
-        state.residual = update.sub_(decoded)
+) -> Outgoing:
+    """Return the update as it travels and as the server decodes it; what the codec leaves over goes into ``state``."""
+    job, task, shapes = request.job, request.task, resident.layout.shapes
+    update = Outgoing(resident.layout.update_of(resident.model, incoming), state.residual)
+    seed = derive_seed(job.seed, "codec", task.round, number)
+    sent = run_steps(update, steps_of(job, shapes, local_steps=result.steps, clip_norm=task.clip_norm, seed=seed))
+    state.residual = sent.residual
     spoilt = {
         name: faults.spoil_if_drawn(job.faults, job.seed, task.round, task.attempt, number, array)
-        for name, array in encoded.items()
+        for name, array in sent.arrays.items()
         if array.dtype != np.int8  # which has no NaN: its scales do
     }
-    if any(spoilt[name] is not encoded[name] for name in spoilt):
-        encoded = {**encoded, **spoilt}
-        decoded = decode(job.update_codec, encoded, shapes) if len(task.partitions) > 1 else decoded
-    return encoded, decoded, clipping
+    if any(spoilt[name] is not sent.arrays[name] for name in spoilt):
+        sent = replace(sent, arrays={**sent.arrays, **spoilt})
+        if len(task.partitions) > 1:
+            sent = replace(sent, update=decode(job.update_codec, sent.arrays, shapes))
+    return sent
 
 
 def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answered:
@@ -255,7 +243,7 @@ def _training_metrics(result: LocalResult) -> Metrics:
 
 def resident_model(job: ClientJob) -> Resident:
     global _resident
-    key = job.model.model_dump_json() + str(job.client.activation_checkpointing) + _student_key(job.task)
+    key = job.model.model_dump_json() + str(job.client.activation_checkpointing) + job.task.model_dump_json()
     if _resident is None or _resident.key != key:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         log.info(
@@ -267,10 +255,6 @@ def resident_model(job: ClientJob) -> Resident:
     return _resident
 
 
-def _student_key(task: Task) -> str:
-    return task.model_dump_json() if isinstance(task, DistillConfig) else ""
-
-
 def _incoming(request: Request[WithModel], site: Site, device: torch.device) -> tuple[Resident, torch.Tensor]:
     """Return this process's model, with its teacher, and the server's parameters [P] for it.
 
@@ -279,10 +263,12 @@ def _incoming(request: Request[WithModel], site: Site, device: torch.device) -> 
         CheckpointError: the teacher is not on this site.
     """
     resident = resident_model(request.job)
-    if isinstance(request.job.task, DistillConfig) and resident.objective is None:
-        teacher, teaching = site.teach(request.job.task, device)
-        take_over(resident.model, teacher.state, request.job.task)
-        resident.objective = Distillation(request.job.task, teaching)
+    if resident.objective is None:
+        spec, source = spec_of(request.job.task), None
+        if spec.taught is not None:
+            teacher, source = site.teach(request.job.task, device)
+            spec.take_over(resident.model, teacher.state)
+        resident.objective = spec.loss(source)
     try:
         incoming = decode(request.task.broadcast_codec, {"update": request.arrays["model"]}, resident.layout.shapes)
     except UpdateRejected:

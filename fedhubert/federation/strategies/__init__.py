@@ -1,1 +1,1 @@
-"""What becomes of the clients' mean update: server optimisers, and strategies that see every update."""
+"""Strategies, one file each: what clients do, how their updates combine, and the server's step on the mean."""

@@ -1,0 +1,31 @@
+"""What FedAdam, FedYogi and FedAdagrad have in common (Reddi et al. 2021, Algorithm 2): no bias correction, and ``v`` starts at ``tau ** 2``."""
+
+import torch
+
+from fedhubert.config import FederatedConfig
+from fedhubert.federation.strategies.strategy import ServerStrategy
+
+
+class Adaptive(ServerStrategy):
+    """m = beta1 m + (1 - beta1) d; v by the rule of the subclass; model + eta m / (sqrt(v) + tau)."""
+
+    vectors_kept = 2
+
+    def __init__(self, config: FederatedConfig, numel: int = 0) -> None:
+        super().__init__(config, numel)
+        self.eta, self.beta1, self.beta2, self.tau = config.eta, config.beta1, config.beta2, config.tau
+        self.state = {"m": torch.zeros(numel), "v": torch.full((numel,), self.tau**2)}
+
+    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+        m, v = self.state["m"], self.state["v"]
+        m.mul_(self.beta1).add_(mean_update, alpha=1.0 - self.beta1)
+        self._second_moment(v, mean_update)
+        scale = torch.sqrt(v, out=mean_update).add_(self.tau)
+        return torch.addcdiv(model, m, scale, value=share * self._rate(), out=mean_update)
+
+    def _rate(self) -> float:
+        return self.eta
+
+    def _second_moment(self, v: torch.Tensor, d: torch.Tensor) -> None:
+        """Update ``v`` in place."""
+        raise NotImplementedError

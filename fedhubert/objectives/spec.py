@@ -1,0 +1,102 @@
+"""What the rest of the system has to know of an objective, and where to find one by its task's name.
+
+A new one is a file in this room: its loss (see :mod:`fedhubert.objectives.objective`), and a class registered by the name of its task.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fedhubert.config import MaskedTask, ModelConfig
+from fedhubert.config.elsewhere import TASKS
+from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.models.teacher import TaughtTask
+from fedhubert.objectives.objective import Objective, TeacherSource
+from fedhubert.registry import Registry
+
+
+class ObjectiveSpec:
+    """An objective under the settings of ``task``: by default one of a plain HuBERT that needs no teacher."""
+
+    fixed_crops: ClassVar[bool] = False
+    """Whether an utterance is cut in the same place in every epoch."""
+
+    counted: ClassVar[str] = "frames"
+    """The sum, and the figure, that counts the frames scored."""
+
+    words: ClassVar[Mapping[str, str]] = {"loss": "loss"}
+    """Figures for the log, and what they are called there."""
+
+    def __init__(self, task: MaskedTask) -> None:
+        self.task = task
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether pseudo-labels are predicted."""
+        return self.task.needs_labels
+
+    @property
+    def taught(self) -> TaughtTask | None:
+        """What is asked of a teacher; None: there is none."""
+        return None
+
+    def build_model(self, config: ModelConfig, seed: int) -> HubertModel:
+        """Build what is trained, from configuration and seed alone.
+
+        Modules that the objective adds end in ``_head`` or ``_heads``: they are trained and kept with the rest, and exports leave them out.
+
+        Raises:
+            ConfigError: a model that does not fit its teacher.
+        """
+        return build_hubert(config, seed)
+
+    def take_over(self, model: HubertModel, state: Mapping[str, Tensor]) -> list[str]:
+        """Copy the teacher's part of ``model`` from the teacher's ``state``; returns the names of what was copied.
+
+        Raises:
+            ConfigError: a tensor that the teacher lacks or has in another shape, by name.
+        """
+        return []
+
+    def loss(self, teacher: TeacherSource | None = None) -> Objective:
+        """Return what training calls with a model and a batch; ``teacher`` where one is needed."""
+        raise NotImplementedError
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Return what is reported of the loss's sums, added up over batches and clients; empty without any.
+
+        Raises:
+            KeyError: a sum is missing.
+        """
+        return self.combine(sums) if sums else {}
+
+    def combine(self, sums: Mapping[str, float]) -> dict[str, Any]:
+        """Return ``loss``, :attr:`counted` and whatever else there is to report, by name; raises ``KeyError``."""
+        raise NotImplementedError
+
+    def site_bytes(self, teacher_bytes: int) -> float:
+        """Return the bytes that a site keeps on its disk for the objective, labels not counted, for ``fedhubert plan``."""
+        return teacher_bytes + self.taught.teacher_cache * self.taught.teacher_cache_bytes if self.taught else 0.0
+
+
+_OBJECTIVES: Registry[type[ObjectiveSpec]] = Registry("fedhubert.objectives")
+
+register = _OBJECTIVES.register
+"""Decorator: ``@register("pretrain")`` before an :class:`ObjectiveSpec`; the name is that of the task."""
+
+
+def register_task(task: type[MaskedTask]) -> type[MaskedTask]:
+    """Decorator: let the configuration take a task whose keys do not stand in :mod:`fedhubert.config`."""
+    TASKS[task.model_fields["name"].default] = task
+    return task
+
+
+def spec_of(task: MaskedTask) -> ObjectiveSpec:
+    """Return the objective of a task."""
+    return _OBJECTIVES[task.name](task)
+
+
+def build_model(config: ModelConfig, task: MaskedTask, seed: int) -> HubertModel:
+    """Build what ``task`` trains: see :meth:`ObjectiveSpec.build_model`."""
+    return spec_of(task).build_model(config, seed)
