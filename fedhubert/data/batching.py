@@ -4,8 +4,9 @@
 ``divmod(position, num_batches)`` gives the epoch and the batch in it, and a run goes on at any position without replaying what came before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from fedhubert.config import DataConfig
 from fedhubert.errors import DataError
+from fedhubert.models.masking import FramePlaces
 from fedhubert.seeding import generator
 
 SAMPLE_RATE_HZ = 16000
@@ -26,12 +28,16 @@ _BUCKET_RATIO = 1.15
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: float32 waveforms [B, N], cluster ids [B, T] (or None) and masks [B, T]."""
+    """A micro-batch: float32 waveforms [B, N], cluster ids [B, T] (or None) and masks [B, T].
+
+    ``known_places`` are the mask's, if they have been worked out already (see :attr:`places`).
+    """
 
     waveforms_BN: torch.Tensor
     labels_BT: torch.Tensor | None
     mask_BT: torch.Tensor
     position: int
+    known_places: FramePlaces | None = None
 
     @property
     def num_frames(self) -> int:
@@ -43,15 +49,34 @@ class Batch:
         """Seconds of audio of all utterances."""
         return self.waveforms_BN.numel() / SAMPLE_RATE_HZ
 
+    @cached_property
+    def places(self) -> FramePlaces:
+        """Where the mask's frames stand; a GPU has to wait for them, unless they were worked out before the batch came to it."""
+        return self.known_places or FramePlaces.of(self.mask_BT)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors of the batch."""
+        labels = [] if self.labels_BT is None else [self.labels_BT]
+        return [self.waveforms_BN, *labels, self.mask_BT, *self.places]
+
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on ``device``."""
-        labels = None if self.labels_BT is None else self.labels_BT.to(device, non_blocking=True)
-        return Batch(
-            self.waveforms_BN.to(device, non_blocking=True), labels, self.mask_BT.to(device, non_blocking=True), self.position
-        )
+        """Return the batch on ``device``, with its places; from pinned memory to a GPU this does not wait for the copies."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """Return the batch in page-locked memory, from which a GPU copies by itself."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        labels = None if self.labels_BT is None else change(self.labels_BT)
+        places = FramePlaces(*map(change, self.places))
+        return Batch(change(self.waveforms_BN), labels, change(self.mask_BT), self.position, places)
 
     def split(self, parts: int) -> list["Batch"]:
         """Return the batch cut along utterances into at most ``parts`` pieces of (nearly) equal size."""
+        if parts == 1:
+            return [self]
         waveforms, masks = self.waveforms_BN.chunk(parts), self.mask_BT.chunk(parts)
         labels = [None] * len(masks) if self.labels_BT is None else self.labels_BT.chunk(parts)
         return [Batch(*piece, self.position) for piece in zip(waveforms, labels, masks, strict=True)]

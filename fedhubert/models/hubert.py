@@ -15,6 +15,7 @@ from torchaudio.models import hubert_pretrain_model
 
 from fedhubert.config import ModelConfig
 from fedhubert.models.convolutions import extract, recomputed
+from fedhubert.models.masking import FramePlaces, pick
 
 HUBERT_CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 """Channels, kernel and stride of the convolutions that turn 16 kHz audio into 50-Hz frames."""
@@ -99,12 +100,20 @@ class HubertModel(nn.Module):
         """
         self.activation_checkpointing = enabled
 
-    def forward(self, waveforms_BN: Tensor, mask_BT: Tensor | None = None, *, unmasked: bool = False) -> HubertOutput:
+    def forward(
+        self,
+        waveforms_BN: Tensor,
+        mask_BT: Tensor | None = None,
+        *,
+        unmasked: bool = False,
+        places: FramePlaces | None = None,
+    ) -> HubertOutput:
         """Score the masked frames of equally long waveforms, and with ``unmasked`` the others too.
 
         Args:
             waveforms_BN: Audio at 16 kHz.
             mask_BT: Frames to hide and predict, T = :func:`num_frames` (N). None hides nothing and scores all B * T frames.
+            places: The mask's, if they are known; else they are worked out, for which a GPU makes the host wait.
 
         Raises:
             ValueError: the mask's shape is not [B, T].
@@ -116,7 +125,7 @@ class HubertModel(nn.Module):
         else:
             x_BTD = self.hide(x_BTD, mask_BT)
         x_BTD, _ = self.transform(x_BTD)
-        return self.predict(x_BTD, mask_BT, conv_BTD, unmasked=unmasked)
+        return self.predict(x_BTD, places or FramePlaces.of(mask_BT), conv_BTD, unmasked=unmasked)
 
     def convolve(self, waveforms_BN: Tensor) -> Tensor:
         """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the gradient that comes back to them."""
@@ -142,11 +151,12 @@ class HubertModel(nn.Module):
             raise ValueError(f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames")
         return cast(Tensor, self.mask_generator(x_BTD, mask_BT))
 
-    def predict(self, x_BTD: Tensor, mask_BT: Tensor, conv_BTD: Tensor, *, unmasked: bool = False) -> HubertOutput:
+    def predict(self, x_BTD: Tensor, places: FramePlaces, conv_BTD: Tensor, *, unmasked: bool = False) -> HubertOutput:
         """Score the masked frames of the transformer's output, and with ``unmasked`` the others too."""
         conv_power = at_least_float32(conv_BTD).pow(2).mean()
-        logits_UC = self.logit_generator(x_BTD[~mask_BT]) if unmasked else None
-        return HubertOutput(self.logit_generator(x_BTD[mask_BT]), conv_power, x_BTD.shape[1], logits_UC)
+        logits_UC = self.logit_generator(pick(x_BTD, places.unmasked_U)) if unmasked else None
+        logits_MC = self.logit_generator(pick(x_BTD, places.masked_M))
+        return HubertOutput(logits_MC, conv_power, x_BTD.shape[1], logits_UC)
 
     def extract_features(self, waveforms_BN: Tensor, num_layers: int | None = None) -> list[Tensor]:
         """Return the output [B, T, D] of each transformer layer, or of the first ``num_layers``; nothing is masked.
