@@ -28,6 +28,7 @@ class ClientConfig(Model):
     grad_clip_norm: NonNegative = 10.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     activation_checkpointing: bool = False
+    compile: bool = False
     device: str = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     validation_batches: Count = 0

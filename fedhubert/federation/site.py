@@ -84,7 +84,8 @@ class Site:
         lengths = self.manifest.lengths(data.sample_rate_hz)
         train, validation = split_rows(self._rows_of(number), data.partition.validation_fraction, job.seed, number)
         fixed = isinstance(job.task, DistillConfig)  # so that what the teacher says can be kept
-        train_plan = BatchPlan(lengths, train, data, job.seed, number, fixed_crops=fixed)
+        few = job.client.compile  # every length is compiled
+        train_plan = BatchPlan(lengths, train, data, job.seed, number, fixed_crops=fixed, few_lengths=few)
         validation_plan = BatchPlan(lengths, validation, data, job.seed, number, purpose="validation", fixed_crops=fixed)
         return Partition(number, train, validation, train_plan, validation_plan)
 

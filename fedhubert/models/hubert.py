@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torchaudio.models import hubert_pretrain_model
 
 from fedhubert.config import ModelConfig
+from fedhubert.models.compiled import AS_THEY_ARE, Parts, compiled_parts
 from fedhubert.models.convolutions import extract, recomputed
 from fedhubert.models.masking import FramePlaces, pick
 
@@ -92,6 +93,7 @@ class HubertModel(nn.Module):
         self.mask_generator.load_state_dict(reference.mask_generator.state_dict())
         self.logit_generator.load_state_dict(reference.logit_generator.state_dict())
         self.activation_checkpointing = False
+        self._compiled: Parts | None = None
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Keep only the waveforms and the transformer layers' inputs for the backward pass and recompute the rest: less memory, same gradients.
@@ -99,6 +101,25 @@ class HubertModel(nn.Module):
         The convolutions then see one utterance at a time, so that what they hold does not grow with the batch.
         """
         self.activation_checkpointing = enabled
+
+    @property
+    def compiled(self) -> bool:
+        """Whether training steps run compiled parts."""
+        return self._compiled is not None
+
+    def set_compiled(self, enabled: bool) -> None:
+        """Run training steps by ``torch.compile`` (see :mod:`fedhubert.models.compiled`).
+
+        Results are the same within rounding, but dropout draws otherwise.
+
+        Evaluation runs as it is. Nothing is compiled before the first step, which may then fail in whatever way the compiler does.
+        """
+        self._compiled = compiled_parts() if enabled else None
+
+    @property
+    def _parts(self) -> Parts:
+        training = self.training and torch.is_grad_enabled()
+        return self._compiled if self._compiled is not None and training else AS_THEY_ARE
 
     def forward(
         self,
@@ -134,7 +155,7 @@ class HubertModel(nn.Module):
             rows = [recomputed(extract, extractor, waveform_1N) for waveform_1N in torch.split(waveforms_BN, 1)]
             conv_BTD: Any = torch.cat(rows)
         else:
-            conv_BTD = extract(extractor, waveforms_BN)
+            conv_BTD = self._parts.extract(extractor, waveforms_BN)
         if self.config.feature_grad_mult < 1.0 and conv_BTD.requires_grad:
             conv_BTD.register_hook(lambda gradient: gradient * self.config.feature_grad_mult)
         if conv_BTD.requires_grad and conv_BTD.device.type == "cpu" and num_parameters(self) >= LARGE:
@@ -168,10 +189,7 @@ class HubertModel(nn.Module):
     def transform(self, x_BTD: Tensor, keep: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """Return the transformer's output [B, T, D], and the outputs of the layers ``keep`` (from 1), as :meth:`extract_features` has them."""
         transformer = self.wav2vec2.encoder.transformer
-        x_BTD = x_BTD + transformer.pos_conv_embed(x_BTD)
-        if not self.config.layer_norm_first:
-            x_BTD = transformer.layer_norm(x_BTD)
-        x_BTD = transformer.dropout(x_BTD)
+        x_BTD = self._parts.embed(transformer, x_BTD)
         kept: dict[int, Tensor] = {}
         for number, layer in enumerate(transformer.layers, start=1):
             dropped = self.training and self.config.layer_drop > 0.0 and torch.rand(()).item() < self.config.layer_drop
@@ -182,9 +200,10 @@ class HubertModel(nn.Module):
         return cast(Tensor, transformer.layer_norm(x_BTD)) if self.config.layer_norm_first else x_BTD, kept
 
     def _apply_layer(self, layer: nn.Module, x_BTD: Tensor) -> Tensor:
+        run = self._parts.layer
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(layer, x_BTD, use_reentrant=False)[0])
-        return cast(Tensor, layer(x_BTD)[0])
+            return checkpoint(run, layer, x_BTD, use_reentrant=False)
+        return run(layer, x_BTD)
 
 
 def _return_freed_memory(gradient: Tensor) -> None:

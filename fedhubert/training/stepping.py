@@ -1,5 +1,6 @@
 """One optimiser step, and one batch's score, on a device whose memory may not hold a whole micro-batch."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from fedhubert.config import ClientConfig, MaskedTask
 from fedhubert.data.batching import Batch
-from fedhubert.errors import TrainingError
+from fedhubert.errors import FedhubertError, TrainingError
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.masked_prediction import masked_prediction
 from fedhubert.objectives.objective import Objective, Terms
 from fedhubert.seeding import derive_seed
+
+log = logging.getLogger("fedhubert.site")
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FIRST_LOSS_SCALE = 128.0  # fairseq's; torch's 65536 is for losses that are means, ours are sums
@@ -181,16 +184,31 @@ class Trainer:
             self._lower_loss_scale()
 
     def _gradients(self, micro_batches: list[Batch]) -> Tally | None:
-        """Fill the gradients of summed losses, finite or not; None if the device's memory does not suffice."""
+        """Fill the gradients of summed losses, finite or not; None if the device's memory does not suffice.
+
+        What fails compiled is done again as it is, and so are all further steps of this model.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        tally = Tally()
         try:
-            for batch in micro_batches:
-                for number, piece in enumerate(batch.split(self.parts)):
-                    _seed(self.device, derive_seed(self.seed, "dropout", self.partition, batch.position, number))
-                    tally.add(self._backward(piece), piece)
+            return self._accumulated(micro_batches)
         except torch.OutOfMemoryError:  # this holds the activations: try again only after leaving it
             return None
+        except FedhubertError:
+            raise
+        except Exception as error:
+            if not self.model.compiled:
+                raise
+            failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        log.warning("client.compile: torch.compile failed, so this model trains uncompiled from here on: %s", failure)
+        self.model.set_compiled(False)
+        return self._gradients(micro_batches)
+
+    def _accumulated(self, micro_batches: list[Batch]) -> Tally:
+        tally = Tally()
+        for batch in micro_batches:
+            for number, piece in enumerate(batch.split(self.parts)):
+                _seed(self.device, derive_seed(self.seed, "dropout", self.partition, batch.position, number))
+                tally.add(self._backward(piece), piece)
         return tally
 
     def _backward(self, batch: Batch) -> Terms:
