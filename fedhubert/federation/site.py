@@ -261,7 +261,8 @@ class _DataJob:
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return (self.job.seed, self.job.num_clients, self.job.data, self.job.targets, self.job.task.name)
+        job = self.job
+        return (job.seed, job.num_clients, job.data, job.targets, job.task.name, job.client.compile)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _DataJob) and self._key == other._key
