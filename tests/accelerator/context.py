@@ -76,17 +76,20 @@ class Context:
         append(self.out, step=self.step, figure=name, value=rounded, unit=unit, **more)
         print(f"{self.step}: {name}: {rounded} {unit}", flush=True)
 
+    def want(self, seconds: float) -> None:
+        """Raise :class:`Skipped` where so much time is not left on a card; toy sizes are small enough for what there is."""
+        if not self.quick and self.left < seconds:
+            raise Skipped(f"{self.left:.0f} s are left, {seconds:g} wanted")
+
     def found(self, step: str, name: str) -> float | None:
         """Return a number that an earlier step has written, if it has."""
         values = [row["value"] for row in rows(self.out) if row["step"] == step and row.get("figure") == name]
         return float(values[-1]) if values else None
 
     @contextmanager
-    def part(self, name: str, least_s: float = 0.0) -> Iterator[None]:
+    def part(self, name: str) -> Iterator[None]:
         """Run a part that may fail without the others: what it lacks is recorded as skipped, what breaks as failed (see :meth:`close`)."""
         try:
-            if self.left < least_s:
-                raise Skipped(f"{self.left:.0f} s are left, {least_s:g} wanted")
             yield
         except Skipped as reason:
             self._record(name, "skipped", str(reason))

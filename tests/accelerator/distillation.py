@@ -39,7 +39,8 @@ def run(context: Context) -> None:
         )
         for name, side in _sides(context, config, model, layers).items():
             about = f"{teacher} into {student}, {name}"
-            with context.part(about, least_s=5.0):
+            with context.part(about):
+                context.want(5.0)
                 batches = _batches(context, config)
                 step = side(batches)
                 audio_s = next(batches).audio_s

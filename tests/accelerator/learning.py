@@ -66,7 +66,8 @@ def run(context: Context) -> None:
         context.figure(f"validation loss, {name} round", float(event["validation"]["loss"]), "nats")
         context.figure(f"masked accuracy, {name} round", float(event["validation"]["masked_accuracy"]))
     context.figure("a round, in the middle", float(played[len(played) // 2]["seconds"]["round"]), "s")
-    with context.part("probes", least_s=8.0):
+    with context.part("probes"):
+        context.want(8.0)
         _probes(context, manifest, out)
 
 

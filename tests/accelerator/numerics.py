@@ -61,7 +61,8 @@ def run(context: Context) -> None:
         compare(context, "activation checkpointing, beside without", found, base, loss=1e-5, gradients=1e-3)
         same = all(torch.equal(found[1][name], base[1][name]) for name in base[1])
         context.figure("activation checkpointing: every gradient has the same bits", same)
-    with context.part("compiled, beside as it is", least_s=15.0):
+    with context.part("compiled, beside as it is"):
+        context.want(15.0)
         found = ours(build(context, config, compile_it=True), config, there)
         compare(context, "compiled, beside as it is", found, base, loss=1e-4, gradients=1e-2)
 

@@ -34,7 +34,8 @@ def run(context: Context) -> None:
         for times, size in _SIZES[: 1 if compiled and context.quick else None]:
             for side, made in sides.items():
                 name = f"{side}{' compiled' if compiled else ''}, {size}"
-                with context.part(name, least_s=25.0 if compiled else 8.0):
+                with context.part(name):
+                    context.want(25.0 if compiled else 8.0)
                     batch = crops(context, config, times * LONG_ROWS, LONG_SECONDS)
                     _measure(context, name, made(config, batch, compiled), batch, rate, None if side != "ours" else work)
         if compiled is None:
@@ -44,7 +45,8 @@ def run(context: Context) -> None:
                 for count in (1, 4):
                     times_waited = waits(context, partial(trainer.step, [batch] * count, 1e-6))
                     context.figure(f"ours: waits for the card in a step of {count} micro-batches", times_waited)
-    with context.part("large, 87.5 s", least_s=20.0):
+    with context.part("large, 87.5 s"):
+        context.want(20.0)
         large = recipe(context, "hubert_large")
         batch = crops(context, large, LONG_ROWS, LONG_SECONDS)
         _measure(context, "large, 87.5 s", ours(large, batch, None), batch, rate, _flops(context, large))

@@ -10,7 +10,7 @@ class Step:
     name: str
     about: str
     limit_s: float
-    quick_s: float = 60.0
+    quick_s: float = 150.0
 
 
 LEARNING_S = 180.0
@@ -22,7 +22,7 @@ STEPS = (
     Step("step", "seconds of audio a second, memory, share of the product rate; beside torchaudio and minimal-hubert", 130),
     Step("distillation", "HuBERT base into 384x6 and 768x2, teacher run and cached; beside s3prl", 55),
     Step("memory", "a batch that does not fit is halved with the same gradient; two processes share the card", 45),
-    Step("simulation", "the demo on Ray, one worker and two: seconds a round, busy share, the same bits", 80, 90),
+    Step("simulation", "the demo on Ray, one worker and two: seconds a round, busy share, the same bits", 80),
     Step("loader", "seconds of audio a second that loader threads bring to the card", 25),
-    Step("learning", "experiment=accelerator_small on the corpus for what is left, then probes beside MFCC", 3600, 90),
+    Step("learning", "experiment=accelerator_small on the corpus for what is left, then probes beside MFCC", 3600),
 )
