@@ -20,7 +20,10 @@ class ClientTerms(Model):
     """What a strategy has clients do beside plain local training: see :class:`ClientJob`."""
 
     proximal_mu: NonNegative = 0.0
+    """FedProx's pull to the model that the round began with; 0: none."""
+
     normalise_by_steps: bool = False
+    """Whether a client divides its update by its effective number of steps (FedNova)."""
 
 
 class ClientJob(Model):
