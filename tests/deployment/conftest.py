@@ -170,7 +170,9 @@ class Deployment:
         self.superlink = superlink
         return superlink
 
-    def start_node(self, number: int, *options: str, superlink: str = "127.0.0.1", **how: Any) -> Running:
+    def start_node(
+        self, number: int, *options: str, superlink: str = "127.0.0.1", port: int | None = None, **how: Any
+    ) -> Running:
         """Start SuperNode ``number``; ``options`` replace those that make it secure."""
         site = self.folder / f"site-{number}"
         config = f'partition-id={number} num-partitions={self.num_sites} manifest="{site / "manifest.csv"}" state-dir="{site / "state"}"'
@@ -178,7 +180,7 @@ class Deployment:
             f"--root-certificates={self.certs / 'ca.crt'}",
             f"--auth-supernode-private-key={self.certs / f'node-{number}.key'}",
         ]
-        where = [f"--superlink={superlink}:{self.port}", f"--port={free_port()}", f"--node-config={config}"]
+        where = [f"--superlink={superlink}:{port or self.port}", f"--port={free_port()}", f"--node-config={config}"]
         return self.start(f"node-{number}", "flower-supernode", *where, *(options or secure), **how)
 
     def restart_node(self, number: int, **how: Any) -> Running:
