@@ -39,7 +39,7 @@ class Door:
         values = {
             "PROXY_PORT": f"127.0.0.1:{self.port}",
             "SUPERLINK": f"127.0.0.1:{deployed.port}",
-            "SUPERLINK_NAME": "127.0.0.1",
+            "SUPERLINK_NAME": "localhost",
             "CERTS": str(deployed.certs),
         }
         server = TEMPLATE.read_text()
