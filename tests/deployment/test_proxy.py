@@ -46,11 +46,12 @@ class Door:
         for name, value in values.items():
             server = server.replace(f"${{{name}}}", value)
         assert "${" not in server
+        user = "user root; " if os.geteuid() == 0 else ""  # else its worker could not write to the test's folder
         temporary = "".join(
             f"{kind}_temp_path {folder}/{kind}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         (folder / "nginx.conf").write_text(
-            f"daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1; events {{ worker_connections 2048; }}\n"
+            f"{user}daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1; events {{ worker_connections 2048; }}\n"
             f"http {{ access_log {folder}/access.log; {temporary}\n{server}\n}}\n"
         )
         command = [NGINX, "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-p", str(folder)]
@@ -72,6 +73,7 @@ class Door:
         try:
             connection.putrequest(method, path, skip_accept_encoding=True)
             connection.putheader("Content-Length", str(len(body)))
+            connection.putheader("Content-Type", "application/x-protobuf")
             connection.endheaders(body)
             return connection.getresponse().status
         finally:
@@ -189,7 +191,7 @@ def test_a_stranger_cannot_send_an_app(behind: tuple[Deployment, Door], tmp_path
         f'[superlink]\ndefault = "door"\n\n[superlink.door]\naddress = "127.0.0.1:{door.port}"\n'
         f'root-certificates = "{deployed.certs / "ca.crt"}"\n'
     )
-    before = deployed.flwr_json("list")["runs"]
+    before = [run["run-id"] for run in deployed.flwr_json("list")["runs"]]
     done = subprocess.run(
         [str(BIN / "flwr"), "run", str(REPOSITORY)],
         env={**deployed.environment, "FLWR_HOME": str(home)},
@@ -199,4 +201,4 @@ def test_a_stranger_cannot_send_an_app(behind: tuple[Deployment, Door], tmp_path
         timeout=120,
     )
     assert done.returncode != 0, done.stdout
-    assert deployed.flwr_json("list")["runs"] == before
+    assert [run["run-id"] for run in deployed.flwr_json("list")["runs"]] == before
