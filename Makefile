@@ -1,10 +1,12 @@
-# make demo | test | test-slow | test-deployment | bench | docker-demo | lint. Everything is installed into .venv from pyproject.toml.
+# make demo | test | test-slow | test-deployment | test-flower [FLWR=1.41.0] | bench | docker-demo | lint. Everything is installed into .venv from pyproject.toml.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
+FLWR ?=
+FLOWERS ?= $(VENV)/flowers
 
-.PHONY: demo docker-demo test test-slow test-deployment bench lint format clean help
+.PHONY: demo docker-demo test test-slow test-deployment test-flower bench lint format clean help
 
 help:
 	@sed -n '1p' Makefile
@@ -43,6 +45,9 @@ test-slow: $(VENV)/.installed-dev
 
 test-deployment: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m deployment -rA tests/deployment
+
+test-flower: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.on_flower $(FLOWERS) $(FLWR)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks.step

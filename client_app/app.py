@@ -2,7 +2,9 @@
 
 from flwr.clientapp import ClientApp
 
-from fedhubert.federation.site.handlers import register
+from fedhubert.federation.site.answering import register
+from fedhubert.federation.wire.flower import mend_workers
 
 app = ClientApp()
 register(app)
+mend_workers()

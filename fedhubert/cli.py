@@ -18,6 +18,7 @@ VERBS = {
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
     "compare": "federated, central, local-only and untrained models over several seeds (takes Hydra overrides)",
+    "config": "explain a key of the configuration, list a group's keys, or all",
     "plan": "what a federation would take before it is run: steps, audio, bytes, hours, memory (takes Hydra overrides)",
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
@@ -29,7 +30,7 @@ VERBS = {
 }
 
 TRAIN_HELP = """\
-usage: fedhubert train [KEY=VALUE ...] [--cfg job] [-m]
+usage: fedhubert train [KEY=VALUE ...] [--cfg job [--explain]] [-m]
 
 Train federated on this host: Flower's simulation engine plays every client. KEY=VALUE are Hydra overrides.
 
@@ -41,6 +42,7 @@ Train federated on this host: Flower's simulation engine plays every client. KEY
 
 options:
   --cfg job          print the resolved configuration and exit
+  --explain          with --cfg job: each key's description, type, unit, default and what resuming asks of it as a comment
   -m, --multirun     run every combination of comma-separated values
   -h, --help         this text
 
@@ -49,7 +51,7 @@ saved, and exit code 75; the same command with resume=auto goes on.
 
 choices:
 {choices}
-All keys with their values: fedhubert train --cfg job
+All keys with their values: fedhubert train --cfg job; what a key means: fedhubert config KEY
 """
 
 RECIPE_HELP = """\
@@ -115,7 +117,7 @@ def _fail(error: FedhubertError) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fedhubert.commands import certs, evaluate, export, prepare, report, state
+    from fedhubert.commands import certs, config, evaluate, export, prepare, report, state
 
     parser = argparse.ArgumentParser(
         prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
@@ -128,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", evaluate),
         ("report", report),
         ("state", state),
+        ("config", config),
         ("certs", certs),
     )
     for name, module in files:
@@ -160,7 +163,7 @@ def train(arguments: Sequence[str]) -> int:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if "--cfg" in flags:
         overrides = [argument for argument in overrides if argument != "job"]
-    unknown = [flag for flag in flags if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job")]
+    unknown = [flag for flag in flags if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job", "--explain")]
     if unknown:
         print(f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, see --help", file=sys.stderr)
         return EXIT_USAGE
@@ -179,7 +182,12 @@ def train(arguments: Sequence[str]) -> int:
             return recipe([name, *(text for text in overrides if text != f"experiment={name}_recipe")])
     config = compose.compose(overrides)
     if flags:
-        print(compose.to_yaml(config), end="")
+        text = compose.to_yaml(config)
+        if "--explain" in flags:
+            from fedhubert.config.explain import with_comments
+
+            text = with_comments(text)
+        print(text, end="")
         return 0
     from fedhubert.federation.engine.run import train_here
 

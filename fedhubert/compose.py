@@ -1,13 +1,16 @@
-"""From ``conf/`` and overrides to a validated :class:`~fedhubert.config.Config`. The only module that imports Hydra."""
+"""From ``conf/`` and overrides to a validated :class:`~fedhubert.config.Config`. The only module that imports Hydra.
 
-import difflib
+Hydra gets the models' defaults as choices beside the files of ``conf/``, which hold only what differs from them.
+"""
+
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +18,8 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from yaml import YAMLError
 
 from fedhubert.config import Config, Recipe, validate
+from fedhubert.config.catalog import defaults, models_in
+from fedhubert.config.explain import near_names
 from fedhubert.errors import ConfigError
 
 RECIPES = "recipe"
@@ -22,6 +27,23 @@ RECIPES = "recipe"
 _UNKNOWN = object()
 
 OmegaConf.register_new_resolver("add", lambda left, right: int(left) + int(right), replace=True)
+
+DEFAULT_CHOICES = {"data": "default", "federated": "standard", "client": "standard", "privacy": "none", "targets": "kmeans"}
+"""Group -> the choice that is its model's defaults. Each model of a task is a choice by its name."""
+
+
+def _offer_defaults() -> None:
+    """Give Hydra the models' defaults: ``defaults`` for the root, and a choice of each group that has several."""
+    store = ConfigStore.instance()
+    groups: dict[str, Any] = defaults(Config)
+    for model in models_in(Config.model_fields["task"].annotation):
+        store.store(name=model.model_fields["name"].default, group="task", node=defaults(model))
+    for group, choice in DEFAULT_CHOICES.items():
+        store.store(name=choice, group=group, node=groups[group])
+    store.store(name="defaults", node={name: value for name, value in groups.items() if name not in {*DEFAULT_CHOICES, "task"}})
+
+
+_offer_defaults()
 
 
 def config_folder() -> Path:
@@ -34,9 +56,13 @@ def config_folder() -> Path:
 
 
 def group_choices() -> dict[str, list[str]]:
-    """Return the names of each config group's files, for help texts."""
+    """Return the names of each config group's choices, for help texts."""
     folders = sorted(path for path in config_folder().iterdir() if path.is_dir() and path.name != RECIPES)
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    choices = {folder.name: [file.stem for file in folder.glob("*.yaml")] for folder in folders}
+    store = ConfigStore.instance()
+    for group in (*DEFAULT_CHOICES, "task"):
+        choices[group] = [*choices.get(group, []), *(Path(name).stem for name in store.list(group))]
+    return {group: sorted(names) for group, names in sorted(choices.items())}
 
 
 def recipe_names() -> list[str]:
@@ -149,7 +175,7 @@ def _explain(error: Exception) -> str:
     unknown = re.match(r"Could not override '(.+?)'", str(error))
     if unknown:
         key = unknown.group(1)
-        return f"unknown key `{key}`{_near_miss(key, _all_keys())}"
+        return f"unknown key `{key}`{near_names(key)}"
     if isinstance(error, InterpolationResolutionError):
         reason = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ").strip('"')
         return f"{error.full_key}: {reason}; set it, or give {error.full_key}=... on the command line"
@@ -158,19 +184,3 @@ def _explain(error: Exception) -> str:
     return " ".join(line for line in lines if "provider=" not in line and line != "Config search path:").removeprefix(
         "In 'config': "
     )
-
-
-def _near_miss(key: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(key, known, n=3)
-    return f"; did you mean {' or '.join(matches)}?" if matches else "; `fedhubert train --cfg job` prints all keys"
-
-
-def _all_keys() -> list[str]:
-    return list(_flatten(compose([]).model_dump()))
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")

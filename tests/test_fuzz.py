@@ -18,7 +18,6 @@ import pytest
 import soundfile
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DataObject, SearchStrategy
@@ -34,12 +33,14 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site import train as client_round
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import ANSWERS, INSTRUCTIONS
 from fedhubert.formats.importing import import_encoder
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
 from fedhubert.targets.labels import precomputed_labels
 from tests.federation.in_process import InProcessGrid
+from tests.flower import identify, raw_array
 from tests.integration.conftest import SMALL
 
 SECONDS = 20  # that an example may take
@@ -63,7 +64,7 @@ def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 def check(examples: int, strategy: SearchStrategy[Any], holds: Callable[[Any], object]) -> None:
@@ -281,9 +282,8 @@ def raw(draw: DataObject) -> Array:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(4, np.float32))
     content = draw.draw(st.one_of(mutated(buffer.getvalue()), st.just(b"PK\x03\x04" + b"\0" * 50)))
-    return Array(
-        "float32", draw.draw(st.sampled_from([(4,), (2**50,), ()])), draw.draw(st.sampled_from(["numpy.ndarray", "x"])), content
-    )
+    shape, stype = draw.draw(st.sampled_from([(4,), (2**50,), ()])), draw.draw(st.sampled_from(["numpy.ndarray", "x"]))
+    return raw_array(content, shape=shape, stype=stype)
 
 
 def disturb(draw: DataObject, content: RecordDict) -> None:
@@ -323,7 +323,7 @@ def disturb(draw: DataObject, content: RecordDict) -> None:
 @pytest.fixture(scope="module")
 def recorded(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[InProcessGrid, list[str], Path]:
     """A run of three sites, one round; what it was of, and where its sites keep their state."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
     from fedhubert.cli import main
 
     folder = tmp_path_factory.mktemp("recorded")
@@ -382,7 +382,7 @@ def test_requests_at_a_site(recorded: Any, examples: int) -> None:
         node = message.metadata.dst_node_id
         request = Message(content, node, message.metadata.message_type)
         reply = grid.app(request, Context(1, node, dict(grid.configs[node]), RecordDict(), {}))
-        for failure in protocol.read_reply(reply).failures:
+        for failure in protocol.read_reply(reply, ANSWERS[INSTRUCTIONS[message.metadata.message_type]]).failures:
             assert failure.code not in ("internal", "malformed"), (recorded[2] / "state/site.log").read_text()[-3000:]
 
     check(examples, st.data(), holds)

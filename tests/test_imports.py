@@ -12,6 +12,10 @@ from fedhubert.config import FederatedConfig
 
 PACKAGE = Path(__file__).parent.parent / "fedhubert"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = Path(__file__).parent
+APPS = [PACKAGE.parent / app / "app.py" for app in ("server_app", "client_app")]
+DOOR = PACKAGE / "federation/wire/flower.py"
+PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
 FLOORS = (
     {"errors", "seeding", "registry"},
     {"files", "config"},
@@ -77,6 +81,41 @@ def test_imports_go_one_way(path: Path) -> None:
     assert not wrong, f"{path} imports {sorted(wrong)}, which is beside or above {room}"
     roots = {name.split(".")[0] for name in imported(path)}
     assert "hydra" not in roots or room == "compose"
+
+
+def of_framework(path: Path, framework: str) -> set[str]:
+    return {name for name in imported(path) if name.split(".")[0] == framework}
+
+
+@pytest.mark.parametrize("path", [*MODULES, *APPS], ids=lambda path: path.relative_to(PACKAGE.parent).as_posix())
+def test_there_is_one_door_to_flower_and_ray(path: Path) -> None:
+    """Flower's insides behind ``wire/flower.py`` alone; its public classes in the engine and the apps, too; Ray where messages and workers are."""
+    flower, room = of_framework(path, "flwr"), own_room(path) if path in MODULES else "apps"
+    if path != DOOR:
+        private = {name for name in flower if ".".join(name.split(".")[:2]) not in PUBLIC_FLOWER}
+        assert not private and (not flower or room in ("federation.engine", "apps"))
+    assert not of_framework(path, "ray") or room in ("federation.engine", "federation.wire")
+
+
+def test_the_door_imports_flowers_insides_for_the_type_checker_alone() -> None:
+    tree = ast.parse(DOOR.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name for name in names if name.startswith("flwr")} == {
+        "flwr.app",
+        "flwr.clientapp",
+        "flwr.serverapp",
+        "flwr.serverapp.strategy",
+    }
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix())
+def test_tests_touch_flowers_insides_in_one_file(path: Path) -> None:
+    private = {name for name in of_framework(path, "flwr") if ".".join(name.split(".")[:2]) not in PUBLIC_FLOWER}
+    assert not private or path == TESTS / "flower.py"
+    assert "metadata.__dict__" not in path.read_text() or path in (TESTS / "flower.py", Path(__file__))
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "federation/site").glob("*.py")), ids=lambda path: path.name)

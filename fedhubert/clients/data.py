@@ -56,6 +56,16 @@ class Partition:
         return np.concatenate([self.train_rows, self.validation_rows])
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What all sites of a run must have in common; ``centroids_hash`` is empty where the site states none."""
+
+    sample_rate_hz: int
+    label_rate_hz: int
+    num_clusters: int
+    centroids_hash: str
+
+
 class Site:
     """The data of a node: its manifest, cut into the partitions that it can train."""
 
@@ -109,16 +119,16 @@ class Site:
             )
         return rows
 
-    def traits(self) -> dict[str, str | int]:
+    def traits(self) -> Traits:
         """Return what all sites of a run must have in common, for the preflight."""
         targets, settings = self.job.targets, self.settings
         stated = stated_clusters(settings.labels) if targets.kind == "precomputed" else None
-        return {
-            "sample_rate_hz": self.job.data.sample_rate_hz,
-            "label_rate_hz": settings.label_rate_hz,
-            "num_clusters": stated or targets.num_clusters,
-            "centroids_hash": settings.centroids_hash,
-        }
+        return Traits(
+            sample_rate_hz=self.job.data.sample_rate_hz,
+            label_rate_hz=settings.label_rate_hz,
+            num_clusters=stated or targets.num_clusters,
+            centroids_hash=settings.centroids_hash,
+        )
 
     @property
     def extractor_folder(self) -> Path:

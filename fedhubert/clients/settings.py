@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedhubert.config import ClientJob
+from fedhubert.config.catalog import rules_for
 from fedhubert.data.corpora import cache_folder
 from fedhubert.errors import ConfigError
 
@@ -52,46 +53,64 @@ class SiteSettings:
             raise ConfigError(
                 'start the SuperNode with --node-config "partition-id=... num-partitions=..."', setting="partition-id"
             )
-        own = node_config.get("manifest")
-        manifest = str(own) if own else job.data.manifest
+        own = _own(node_config, "data.manifest")
+        manifest = own or job.data.manifest
         if not manifest:
             raise ConfigError(
                 "no manifest: set data.manifest, or manifest=... in the node's configuration", setting="data.manifest"
             )
-        root = node_config.get("audio-root")
         return cls(
-            node=int(_number(node_config, "partition-id", 0)),
-            num_nodes=int(_number(node_config, "num-partitions", 1)),
+            node=int(_parse("partition-id", node_config["partition-id"])),
+            num_nodes=int(_parse("num-partitions", node_config["num-partitions"])),
             own_data=bool(own),
             manifest=manifest,
-            root=str(root) if root else (None if own else job.data.root),
+            root=_own(node_config, "data.root") or (None if own else job.data.root),
             state_dir=state_dir_of(node_config, job),
-            device=str(node_config.get("device") or job.client.device),
-            labels=str(node_config["labels"]) if node_config.get("labels") else job.targets.labels,
-            label_rate_hz=int(_number(node_config, "label-rate-hz", job.targets.label_rate_hz)),
+            device=_own(node_config, "client.device") or job.client.device,
+            labels=_own(node_config, "targets.labels") or job.targets.labels,
+            label_rate_hz=int(_number(node_config, "targets.label_rate_hz", job.targets.label_rate_hz)),
             centroids_hash=str(node_config.get("centroids-hash") or ""),
-            teacher=str(node_config["teacher"]) if node_config.get("teacher") else None,
-            min_frames=max(job.targets.min_frames, int(_number(node_config, "min-frames", 1))),
-            group_frames=max(job.targets.group_frames, int(_number(node_config, "group-frames", 1))),
-            label_column=str(node_config.get("label-column") or "") if own else job.targets.label_column,
-            state_max_gb=_number(node_config, "state-max-gb", job.client.state_max_gb),
+            teacher=_own(node_config, "task.teacher") or None,
+            min_frames=int(_number(node_config, "targets.min_frames", job.targets.min_frames)),
+            group_frames=int(_number(node_config, "targets.group_frames", job.targets.group_frames)),
+            label_column=_own(node_config, "targets.label_column") if own else job.targets.label_column,
+            state_max_gb=_number(node_config, "client.state_max_gb", job.client.state_max_gb),
         )
 
 
-def _number(node_config: NodeConfig, name: str, default: DefaultT) -> DefaultT | float:
-    """Return a number of the node's configuration; raises :class:`ConfigError` for what is none."""
-    value = node_config.get(name)
+def _own(node_config: NodeConfig, key: str) -> str:
+    """Return what the node's configuration says for a key of the run's, under the name that the key gives it; "" for nothing."""
+    value = node_config.get(rules_for(key)["site"])
+    return str(value) if value else ""
+
+
+def _number(node_config: NodeConfig, key: str, servers: DefaultT) -> DefaultT | float:
+    """Return the number that holds at this site: the server's where the node's configuration says nothing, and where it is larger and a site
+    may only raise it. Raises :class:`ConfigError` for what is no number."""
+    rules = rules_for(key)
+    value = node_config.get(rules["site"])
     if value in (None, ""):
-        return default
+        return servers
+    own = _parse(rules["site"], value)
+    return own if servers is None or rules.get("site_may") != "raise" else max(own, servers)
+
+
+def _parse(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{name}={value!r} in the node's configuration is not a number", setting=name) from None
 
 
+def number_of(node_config: NodeConfig) -> int:
+    """Return the number that a node's configuration gives it, -1 where it gives none that can be read."""
+    number = str(node_config.get("partition-id", ""))
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 10 else -1
+
+
 def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
     """Return a node's state folder; ``job`` has the server's word, where there is one."""
-    named = node_config.get("state-dir") or (job and job.client.state_dir) or cache_folder() / "state"
+    named = _own(node_config, "client.state_dir") or (job and job.client.state_dir) or cache_folder() / "state"
     return Path(str(named)).expanduser().absolute()
 
 

@@ -1,7 +1,9 @@
 """The whole configuration of a run as typed, frozen models.
 
-``conf/`` holds the values, :mod:`fedhubert.compose` turns them into a :class:`Config`, and everything else takes the part that it
-needs. An unknown key, a wrong type or a value out of range is refused by its dotted name. Units are in the names.
+A key is stated once, as a field of its model (:mod:`fedhubert.config.keys`); ``conf/`` holds what
+choices and experiments change. :mod:`fedhubert.compose` turns them into a :class:`Config`, and
+everything else takes the part that it needs. An unknown key, a wrong type or a value out of range is
+refused by its dotted name.
 """
 
 from fedhubert.config.base import from_json, validate

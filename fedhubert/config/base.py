@@ -22,9 +22,12 @@ TASKS = ("pretrain", "distill")
 
 
 class Model(BaseModel):
-    """A part of the configuration; what may be in it is all that may be in it."""
+    """A part of the configuration; what may be in it is all that may be in it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    A field's docstring is its description.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

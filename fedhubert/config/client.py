@@ -7,32 +7,84 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveInt, Probability
+from fedhubert.config.keys import key
 
 
 class ClientConfig(Model):
     """Local training on one client."""
 
-    local_steps: Annotated[int, Field(ge=1)] | None = None
+    local_steps: PositiveInt | None = key(None, unit="optimiser steps")
+    """Steps of a client per round; null: ``local_epochs``. More of them mean fewer rounds and
+    bytes, and clients that drift further apart."""
+
     local_epochs: PositiveInt = 1
-    max_seconds: Positive | None = None
-    accumulate: PositiveInt = 1
+    """Passes over a client's audio per round, where ``local_steps`` is null."""
+
+    max_seconds: Positive | None = key(None, unit="s")
+    """A client that trains longer stops early and sends what it has; null: no limit. For sites of
+    very different speed."""
+
+    accumulate: PositiveInt = key(1, unit="micro-batches")
+    """Micro-batches per optimiser step: larger batches than the memory holds."""
+
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Local optimiser. sgd for one step a round (its step is the gradient) and for FedNova."""
+
     optimizer_policy: Literal["reset", "keep"] = "reset"
+    """keep: the optimiser's state stays on the site between rounds; reset: every round begins
+    without."""
+
     lr: Positive = 5e-4
+    """Peak learning rate of the local optimiser. The first key to tune with another model or number
+    of clients."""
+
     momentum: Probability = 0.0
+    """Of sgd; adamw has ``betas``."""
+
     betas: tuple[Probability, Probability] = (0.9, 0.98)
+    """Decay of adamw's means of gradients and of their squares, as in the HuBERT recipe."""
+
     eps: Positive = 1e-6
+    """Added to adamw's denominator; raise it where fp16 gradients are tiny."""
+
     weight_decay: NonNegative = 0.01
+    """Decoupled weight decay of adamw (sgd: L2), as in the HuBERT recipe."""
+
     warmup_fraction: Fraction = 0.08
+    """Share of the whole run's rounds in which the rate rises from 0."""
+
     schedule: Literal["linear", "constant"] = "linear"
+    """The rate after the warm-up, over the whole run: linear falls to 0. constant where the server
+    has a schedule."""
+
     grad_clip_norm: NonNegative = 10.0
+    """Longest gradient of a step; longer ones are scaled down to it. 0: off."""
+
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast of forward and backward pass; weights stay fp32. bf16 on GPUs that have it, fp16 on
+    older ones."""
+
     activation_checkpointing: bool = False
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    validation_batches: Count = 0
-    state_dir: str | None = None
-    state_max_gb: Positive | None = 100.0
+    """Compute activations twice instead of keeping them: less memory, about a third more time."""
+
+    device: str = key("auto", resume="free", site="device")
+    """Where a client trains: auto (a GPU where there is one), cpu, cuda, cuda:1."""
+
+    threads: Annotated[int, Field(ge=1, le=1024)] = key(1, unit="CPU threads")
+    """Threads of a client's arithmetic; on a simulating host times ``simulation.num_workers``. Sums
+    depend on it in the last bits."""
+
+    validation_batches: Count = key(0, unit="micro-batches")
+    """Of the validation split, scored by each client each round; 0: all. The final model is scored
+    on all."""
+
+    state_dir: str | None = key(None, resume="free", site="state-dir", path=True)
+    """Folder where a site keeps labels, features, teachers and kept optimisers; null: below the
+    user's cache folder."""
+
+    state_max_gb: Positive | None = key(100.0, unit="GB", site="state-max-gb")
+    """At the start of a run, what was not used for longest goes until the state folder fits; null:
+    nothing goes."""
 
     def steps_per_round(self, num_batches: int) -> int:
         """Return the optimiser steps of a round for a client whose epoch has ``num_batches`` micro-batches."""
@@ -48,10 +100,20 @@ class BaselineConfig(Model):
     """What training without federation takes instead of ``client``'s (None: the same): a server optimiser's clients may need another optimiser."""
 
     optimizer: Literal["adamw", "sgd"] | None = None
+    """Optimiser of ``fedhubert central`` and ``compare``; null: ``client.optimizer``. adamw where
+    the clients take plain steps."""
+
     lr: Positive | None = None
+    """Its peak learning rate; null: ``client.lr``."""
+
     schedule: Literal["linear", "constant"] | None = None
+    """Its rate after the warm-up; null: ``client.schedule``."""
+
     warmup_fraction: Fraction | None = None
+    """Share of the run in which its rate rises from 0; null: ``client.warmup_fraction``."""
+
     weight_decay: NonNegative | None = None
+    """Its weight decay; null: ``client.weight_decay``."""
 
     def of(self, client: ClientConfig) -> ClientConfig:
         """Return the settings of ``client`` with these in their place."""
@@ -59,16 +121,17 @@ class BaselineConfig(Model):
 
 
 class FaultsConfig(Model):
-    """Failures to rehearse with: each client of each round draws, from the run's seed, whether it fails and how.
-
-    Attributes:
-        crash: Probability that the node dies instead of answering (a node that hosts several clients loses all of them).
-        delay_s: Up to this long a client waits before it answers.
-        nan: Probability of an update with a value that is not a number.
-        truncate: Probability of an update that is cut short.
-    """
+    """Failures to rehearse with: each client of each round draws, from the run's seed, whether it fails and how."""
 
     crash: Fraction = 0.0
-    delay_s: NonNegative = 0.0
+    """Probability that the node dies instead of answering (a node that hosts several clients loses
+    all of them)."""
+
+    delay_s: NonNegative = key(0.0, unit="s")
+    """Up to this long a client waits before it answers."""
+
     nan: Fraction = 0.0
+    """Probability of an update with a value that is not a number."""
+
     truncate: Fraction = 0.0
+    """Probability of an update that is cut short."""

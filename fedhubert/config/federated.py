@@ -8,25 +8,48 @@ from pydantic import Field, field_validator, model_validator
 
 from fedhubert.config import elsewhere
 from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
+from fedhubert.config.keys import key
+
+Weighting = Literal["frames", "utterances", "uniform"]
+UpdateCodec = Literal["fp32", "bf16", "fp16", "int8"]
 
 
 class EarlyStoppingConfig(Model):
     """When a run ends before its last round: no improvement by ``min_delta`` over ``patience`` rounds; off without a patience."""
 
     monitor: Literal["loss", "masked_accuracy"] = "loss"
-    patience: PositiveInt | None = None
+    """Figure on the clients' validation splits that has to improve."""
+
+    patience: PositiveInt | None = key(None, unit="rounds")
+    """Rounds without improvement after which the run ends; null: never."""
+
     min_delta: NonNegative = 0.0
+    """An improvement is more than this (nats, or a share of frames)."""
 
 
 class FederatedConfig(Model):
     """Who takes part in a round and what the server does with the updates."""
 
-    num_clients: PositiveInt = 10
-    num_rounds: PositiveInt = 100
+    num_clients: PositiveInt = key(10, unit="clients", fork=["batches", "labels"])
+    """Clients of the federation: partitions of data that train."""
+
+    num_rounds: PositiveInt = key(100, unit="rounds")
+    """Length of the run; schedules are shares of it."""
+
     client_fraction: PositiveFraction = 0.5
+    """Share of all clients that make a round; with privacy, the probability of each to be asked."""
+
     sampling: Literal["random", "reshuffled"] = "random"
-    min_clients: PositiveInt | None = None
+    """How a round's clients are drawn. reshuffled: nobody is asked twice before all have been asked
+    once."""
+
+    min_clients: PositiveInt | None = key(None, unit="clients")
+    """Updates without which a round does not count (the quorum); null: half of those that make one."""
+
     over_commit: Annotated[float, Field(ge=1.0, le=10.0)] = 1.0
+    """1.3: ask 1.3 times as many clients and take the first that suffice. For sites that are slow
+    or fail."""
+
     strategy: Literal[
         "FedAvg",
         "FedAvgM",
@@ -38,30 +61,81 @@ class FederatedConfig(Model):
         "FedMedian",
         "FedTrimmedAvg",
         "Krum",
-    ] = "FedAdam"
+    ] = key("FedAdam", fork=["server_optimizer"])
+    """How the server makes a step of the updates; see README, Strategies and rounds."""
+
     server_learning_rate: Positive = 1.0
+    """Factor on the mean update, of all strategies but FedAdam, FedYogi and FedAdagrad."""
+
     server_schedule: Literal["linear", "constant"] = "constant"
+    """The server's rate (``eta`` or ``server_learning_rate``) over the rounds. linear for runs of
+    one step a round."""
+
     server_warmup_fraction: Fraction = 0.0
+    """Share of the rounds in which the server's rate rises from 0."""
+
     server_momentum: Probability = 0.9
+    """Momentum over rounds of FedAvgM."""
+
     nesterov: bool = False
+    """Of FedAvgM: with true, DiLoCo's outer step."""
+
     proximal_mu: NonNegative = 0.01
+    """Of FedProx: weight of the pull towards the incoming model in local training; 0 is FedAvg."""
+
     beta1: Probability = 0.9
+    """Decay of the mean of updates, of FedAdam, FedYogi and FedAdagrad."""
+
     beta2: Probability = 0.999
+    """Decay of the mean of squared updates, of FedAdam and FedYogi."""
+
     eta: Positive = 0.01
+    """The server's rate, of FedAdam, FedYogi and FedAdagrad."""
+
     tau: Positive = 0.001
-    bias_correction: Literal["none", "flower"] = "none"
-    num_malicious: Count = 1
+    """Added to the denominator of FedAdam, FedYogi and FedAdagrad; the larger, the less adaptive."""
+
+    bias_correction: Literal["none", "flower"] = key("none", fork=["server_optimizer"])
+    """Of FedAdam: none is the paper's (Reddi et al. 2021), flower as Flower has it."""
+
+    num_malicious: Count = key(1, unit="clients")
+    """Of Krum: how many clients of a round may lie; it needs a quorum of 2 f + 3."""
+
     trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
-    weight_by: Literal["frames", "utterances", "uniform"] = "frames"
+    """Of FedTrimmedAvg: share of a round's clients that is cut off at each end."""
+
+    weight_by: Weighting = "frames"
+    """What an update weighs in the mean: masked frames trained on, utterances, or all the same
+    (privacy needs uniform)."""
+
     max_norm_ratio: NonNegative = 10.0
-    update_codec: Literal["fp32", "bf16", "fp16", "int8"] = "fp32"
+    """An update this many times longer than the median of earlier rounds' is dropped; 0: none is."""
+
+    update_codec: UpdateCodec = "fp32"
+    """How updates travel. int8 sends a quarter, and keeps what rounding left over on the site."""
+
     broadcast_codec: Literal["fp32", "bf16"] = "fp32"
+    """How the model travels to the clients."""
+
     client_cosines: bool = True
-    round_timeout_s: Positive = 3600.0
-    round_retries: Count = 2
-    connect_timeout_s: Positive = 300.0
-    node_keys: str | None = None
-    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    """Clients send a sketch (16 kB) of their update, which gives its cosine to the mean; never with
+    privacy."""
+
+    round_timeout_s: Positive = key(3600.0, unit="s", resume="free")
+    """Who has not answered by then is left out of the round."""
+
+    round_retries: Count = key(2, resume="free")
+    """How often a round below the quorum asks others, or again, before the run stops."""
+
+    connect_timeout_s: Positive = key(300.0, unit="s", resume="free")
+    """How long the server waits for the nodes at the start."""
+
+    node_keys: str | None = key(None, path=True)
+    """Folder of node-N.pub (``fedhubert certs``) on the server: node N trains client N only with
+    that key; null: any node does."""
+
+    early_stopping: EarlyStoppingConfig = key(EarlyStoppingConfig(), resume="free")
+    """When a run ends before its last round."""
 
     _known_strategy = field_validator("strategy", mode="wrap")(elsewhere.strategy)
 
@@ -88,28 +162,39 @@ class FederatedConfig(Model):
 
 
 class PrivacyConfig(Model):
-    """Central differential privacy of the clients (see :mod:`fedhubert.federation.privacy.mechanism`).
-
-    Attributes:
-        noise_multiplier: Standard deviation of the noise in units of ``clip_norm``, as it is accounted for; 0 clips only, and protects nothing.
-        clip_norm: Longest update; with ``target_quantile``, in the first round.
-        target_quantile: Share of the updates to be left as they are, which the norm then follows at ``clip_learning_rate``; None: the norm is fixed.
-        count_noise: Standard deviation of the noise on the number of updates left as they are; None: a twentieth of the expected cohort, and at
-            least ``noise_multiplier``.
-        delta: The probability with which epsilon may fail.
-        max_epsilon: The budget: the run ends before the round that would exceed it.
-        client_metrics: Whether checkpoints carry the clients' exact figures, which epsilon does not cover.
-    """
+    """Central differential privacy of the clients (see :mod:`fedhubert.federation.privacy.mechanism`)."""
 
     mechanism: Literal["none", "central"] = "none"
-    noise_multiplier: Annotated[float, Field(ge=0.0, le=1e3)] = 1.0
+    """central: the server adds noise, so that the model hardly depends on whether any one client
+    took part. Choose it by ``privacy=central``."""
+
+    noise_multiplier: Annotated[float, Field(ge=0.0, le=1e3)] = key(1.0, unit="clip_norm")
+    """Standard deviation of the noise, as it is accounted for. 0: updates are clipped only, which
+    protects nothing."""
+
     clip_norm: Positive = 1.0
+    """Longer updates are scaled down to it; with a ``target_quantile``, in the first round."""
+
     target_quantile: Probability | None = None
+    """Share of the updates to be left as they are, which the norm then follows; null: the norm
+    stays."""
+
     clip_learning_rate: Positive = 0.2
-    count_noise: Positive | None = None
+    """How fast the norm follows ``target_quantile``."""
+
+    count_noise: Positive | None = key(None, unit="updates")
+    """Standard deviation of the noise on the number of updates left as they are; null: a twentieth
+    of the expected cohort, and at least ``noise_multiplier``."""
+
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    """The probability with which epsilon may fail; below 1/``federated.num_clients``, better far
+    below."""
+
     max_epsilon: Positive | None = None
+    """The budget: the run ends before the round that would exceed it; null: there is none."""
+
     client_metrics: bool = False
+    """Whether checkpoints carry the clients' exact figures, which epsilon does not cover."""
 
     @property
     def enabled(self) -> bool:

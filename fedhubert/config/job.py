@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TypeVar
 
 from fedhubert.config.base import Count, Model, NonNegative, PositiveInt
 from fedhubert.config.client import ClientConfig, FaultsConfig
 from fedhubert.config.data import DataConfig
+from fedhubert.config.federated import UpdateCodec, Weighting
+from fedhubert.config.keys import rules_of
 from fedhubert.config.model import ModelConfig
 from fedhubert.config.run import Config
-from fedhubert.config.task import DistillConfig, TargetsConfig, Task
+from fedhubert.config.task import TargetsConfig, Task
+
+GroupT = TypeVar("GroupT", bound=Model)
 
 
 class ClientTerms(Model):
@@ -23,19 +27,47 @@ class ClientJob(Model):
     """The part of a run's configuration that clients receive: no server path is in it."""
 
     seed: Count
+    """The run's ``seed``."""
+
     num_clients: PositiveInt
+    """``federated.num_clients``."""
+
     num_rounds: PositiveInt
-    weight_by: Literal["frames", "utterances", "uniform"]
+    """``federated.num_rounds``, of which schedules are shares."""
+
+    weight_by: Weighting
+    """``federated.weight_by``."""
+
     proximal_mu: NonNegative
+    """``federated.proximal_mu`` of FedProx; 0 for other strategies."""
+
     normalise_by_steps: bool
-    update_codec: Literal["fp32", "bf16", "fp16", "int8"]
+    """Whether a client divides its update by its local steps (FedNova)."""
+
+    update_codec: UpdateCodec
+    """``federated.update_codec``."""
+
     sends_sketches: bool
+    """Whether a sketch of the update goes with it (``federated.client_cosines``, never with
+    privacy)."""
+
     data: DataConfig
+    """The server's ``data``; a site's own manifest takes the place of its paths."""
+
     model: ModelConfig
+    """``model``."""
+
     task: Task
+    """``task`` without its server-only keys."""
+
     targets: TargetsConfig
+    """``targets`` without its server-only keys."""
+
     client: ClientConfig
+    """``client``."""
+
     faults: FaultsConfig
+    """``faults``."""
 
     @property
     def keeps_state(self) -> bool:
@@ -54,10 +86,16 @@ def job_with(config: Config, terms: ClientTerms) -> ClientJob:
         normalise_by_steps=terms.normalise_by_steps,
         update_codec=config.federated.update_codec,
         sends_sketches=config.sends_sketches,
-        data=config.data,
-        model=config.model,
-        task=config.task.model_copy(update={"teacher": None}) if isinstance(config.task, DistillConfig) else config.task,
-        targets=config.targets.model_copy(update={"checkpoint": None}),
-        client=config.client,
-        faults=config.faults,
+        data=_without_server_keys(config.data),
+        model=_without_server_keys(config.model),
+        task=_without_server_keys(config.task),
+        targets=_without_server_keys(config.targets),
+        client=_without_server_keys(config.client),
+        faults=_without_server_keys(config.faults),
     )
+
+
+def _without_server_keys(group: GroupT) -> GroupT:
+    """Return ``group`` with its server-only keys as if nobody had set them."""
+    fields = type(group).model_fields.items()
+    return group.model_copy(update={name: field.default for name, field in fields if rules_of(field).get("server_only")})

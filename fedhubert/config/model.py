@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fedhubert.config.base import Model, Positive, PositiveFraction, PositiveInt, Probability
+from fedhubert.config.keys import key
 
 ConvLayer = tuple[PositiveInt, PositiveInt, PositiveInt]
 
@@ -18,26 +19,72 @@ class ModelConfig(Model):
     """A HuBERT encoder with its masked-prediction head (names as in the HuBERT recipe)."""
 
     name: str
+    """What the model is called in exports and model cards; ``model=NAME`` chooses a group of sizes."""
+
     conv_layers: tuple[ConvLayer, ...]
+    """Convolutions before the transformer: (channels, kernel, stride) of each, in samples of the
+    layer before. Strides multiply to 320."""
+
     conv_norm: Literal["group_norm", "layer_norm"] = "group_norm"
+    """group_norm after the first convolution (base), or layer_norm after each (large)."""
+
     conv_bias: bool = False
+    """Whether convolutions have a bias."""
+
     embed_dim: PositiveInt
+    """Width of the transformer; a multiple of ``num_heads`` and ``pos_conv_groups``."""
+
     num_layers: PositiveInt
+    """Transformer layers."""
+
     num_heads: PositiveInt
+    """Attention heads of a layer."""
+
     ffn_dim: PositiveInt
-    pos_conv_kernel: PositiveInt = 128
+    """Width of a layer's feed-forward part."""
+
+    pos_conv_kernel: PositiveInt = key(128, unit="frames")
+    """Kernel of the convolution that gives positions."""
+
     pos_conv_groups: PositiveInt = 16
+    """Groups of the convolution that gives positions."""
+
     layer_norm_first: bool = False
+    """Normalise before each part of a layer (large) instead of after it (base)."""
+
     dropout: Probability = 0.1
+    """After attention, feed-forward part and input of the transformer. 0 where a run hardly sees an
+    utterance twice."""
+
     attention_dropout: Probability = 0.1
+    """Of attention weights."""
+
     activation_dropout: Probability = 0.0
+    """Inside the feed-forward part."""
+
     feature_dropout: Probability = 0.1
+    """Of the convolutions' outputs before the transformer."""
+
     layer_drop: Probability = 0.05
+    """Probability of leaving out a whole layer in a step."""
+
     final_dim: PositiveInt = 256
-    num_classes: Annotated[int, Field(gt=NUM_SPECIAL_ROWS + 1)] = 504
+    """Width of the space in which frames and label embeddings are compared."""
+
+    num_classes: Annotated[int, Field(gt=NUM_SPECIAL_ROWS + 1)] = key(504, composed="${add:${targets.num_clusters},4}")
+    """Rows of label embeddings: ``targets.num_clusters`` and fairseq's four special ones. Derived:
+    leave it out."""
+
     logit_temperature: Positive = 0.1
+    """Cosines are divided by it before the softmax."""
+
     label_init: Literal["uniform", "normal"] = "uniform"
+    """First label embeddings: uniform as in the recipe; normal leaves the plateau at the start
+    sooner (small models)."""
+
     feature_grad_mult: PositiveFraction = 0.1
+    """Factor on the gradient that reaches the convolutions; 0.1 in the recipe of base, 1 for large,
+    small models and students."""
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:

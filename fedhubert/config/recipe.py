@@ -20,9 +20,16 @@ class Stage(Model):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Of the stage, its folder, and its checkpoint in later stages' overrides."""
+
     overrides: tuple[str, ...] = ()
+    """What its training takes, as on the command line of ``fedhubert train``; empty for an export."""
+
     export: str | None = None
+    """Format to export to (``fedhubert export --format``) instead of training."""
+
     of: str = "previous"
+    """Stage whose last checkpoint is exported."""
 
     @property
     def needs(self) -> list[str]:
@@ -34,6 +41,7 @@ class Recipe(Model):
     """Stages in the order in which they run."""
 
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    """What is run, one after the other."""
 
     @model_validator(mode="after")
     def _stages_in_order(self) -> Self:

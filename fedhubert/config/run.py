@@ -11,6 +11,7 @@ from fedhubert.config.base import Count, Model, NonNegative, PositiveInt
 from fedhubert.config.client import BaselineConfig, ClientConfig, FaultsConfig
 from fedhubert.config.data import DataConfig
 from fedhubert.config.federated import FederatedConfig, PrivacyConfig
+from fedhubert.config.keys import key
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.task import TargetsConfig, Task, TaskConfig
 
@@ -18,58 +19,124 @@ from fedhubert.config.task import TargetsConfig, Task, TaskConfig
 class SimulationConfig(Model):
     """Size of the single host that plays all clients (``fedhubert train``; ``flwr run`` takes Flower's own options)."""
 
-    num_workers: PositiveInt = 2
-    num_gpus: Count | None = None
-    gpus_per_client: NonNegative = 0.0
-    num_supernodes: PositiveInt | None = None
-    ray_address: str | None = None
+    num_workers: PositiveInt = key(2, unit="clients")
+    """Clients trained at the same time on this host; not more than its cores, or than its GPUs
+    hold."""
+
+    num_gpus: Count | None = key(None, unit="GPUs")
+    """GPUs that Ray may use; null: those it finds."""
+
+    gpus_per_client: NonNegative = key(0.0, unit="GPUs")
+    """Share of a GPU per client, for example 0.5 for two clients on each GPU."""
+
+    num_supernodes: PositiveInt | None = key(None, unit="nodes")
+    """null: one per client (of more than 64 clients, two per worker). Fewer: each hosts several
+    clients and answers with their sum."""
+
+    ray_address: str | None = key(None, path=True)
+    """Of a Ray cluster that runs already ("auto": the one on this machine); null: start one here."""
 
 
 class CheckpointConfig(Model):
     """Which round checkpoints are written and kept; the last round's always is."""
 
-    every: PositiveInt = 10
-    keep_last: PositiveInt = 5
+    every: PositiveInt = key(10, unit="rounds")
+    """A checkpoint each so many rounds: what a stopped run loses at most."""
+
+    keep_last: PositiveInt = key(5, unit="checkpoints")
+    """How many of the newest stay on the disk."""
+
     keep_best: bool = True
+    """Also keep the model with the best validation loss."""
 
 
 class EvaluationConfig(Model):
     """Optional evaluation on the server, on a manifest that the server can read."""
 
-    manifest: str | None = None
-    root: str | None = None
+    manifest: str | None = key(None, path=True)
+    """A held-out manifest that the server may read, on which every round's model is scored; null:
+    no evaluation on the server."""
+
+    root: str | None = key(None, path=True)
+    """Folder that its paths start from; null: the manifest's own folder."""
 
 
 class ReportingConfig(Model):
-    """Where else a run's figures go (see :mod:`fedhubert.runs.trackers`); ``project`` is its name there."""
+    """Where else a run's figures go (see :mod:`fedhubert.runs.trackers`)."""
 
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Also send figures there (each is an extra: pip install 'fedhubert[tensorboard]')."""
+
     project: Annotated[str, Field(min_length=1)] = "fedhubert"
+    """The run's project in wandb, its experiment in mlflow."""
 
 
 class Config(Model):
     """Everything that defines a run."""
 
-    experiment: str
-    seed: Count = 0
-    out: str | None = None
-    resume: Literal["auto", "never"] = "never"
-    checkpoint_dir: str | None = None
-    dry_run: bool = False
-    init_from: str | None = None
-    data: DataConfig = DataConfig()
+    experiment: Annotated[str, key(..., resume="free")]
+    """Name of the experiment, which ``experiment=NAME`` chooses in ``conf/experiment``."""
+
+    seed: Count = key(0, fork=["batches", "labels"])
+    """Every random choice derives from it, with round, partition and purpose."""
+
+    out: str | None = key(None, resume="free", path=True, in_report=False)
+    """Folder of the run; null: outputs/<experiment>/<date>-<time> below FEDHUBERT_HOME or the
+    working directory."""
+
+    resume: Literal["auto", "never"] = key("never", resume="free", in_report=False)
+    """auto: go on from the newest whole checkpoint in ``out``, or begin where there is none."""
+
+    checkpoint_dir: str | None = key(None, resume="free", path=True, in_report=False)
+    """Where round checkpoints go; null: <out>/checkpoints."""
+
+    dry_run: bool = key(False, resume="free")
+    """true: connect, check and describe every site, print a table, train nothing."""
+
+    init_from: str | None = key(None, path=True)
+    """Start from this encoder: a HuggingFace folder, a file of fairseq, s3prl or torchaudio, a
+    round, torchaudio:HUBERT_BASE."""
+
+    data: DataConfig = key(DataConfig(), fork=["batches", "labels"])
+    """Which audio, whose it is, and how it is cut into batches."""
+
     model: ModelConfig
+    """The encoder and its head: ``model=NAME`` chooses sizes, which are all in ``conf/model``."""
+
     task: Task = TaskConfig()
-    targets: TargetsConfig = TargetsConfig()
+    """What is learned: ``task=pretrain`` (masked prediction) or ``task=distill`` (a teacher's
+    outputs)."""
+
+    targets: TargetsConfig = key(TargetsConfig(), fork=["labels"])
+    """Where the pseudo-labels come from: ``targets=kmeans``, ``layer`` or ``precomputed``."""
+
     federated: FederatedConfig = FederatedConfig()
+    """Who takes part in a round and what the server does with the updates."""
+
     client: ClientConfig = ClientConfig()
-    baseline: BaselineConfig = BaselineConfig()
+    """Local training on one client."""
+
+    baseline: BaselineConfig = key(BaselineConfig(), resume="free")
+    """What training without federation (``fedhubert central``, ``compare``) takes instead of
+    ``client``'s."""
+
     privacy: PrivacyConfig = PrivacyConfig()
-    simulation: SimulationConfig = SimulationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    reporting: ReportingConfig = ReportingConfig()
-    faults: FaultsConfig = FaultsConfig()
+    """Differential privacy of the clients: ``privacy=none`` or ``central``."""
+
+    simulation: SimulationConfig = key(SimulationConfig(), resume="free")
+    """Size of the single host that plays all clients."""
+
+    checkpoint: CheckpointConfig = key(CheckpointConfig(), resume="free")
+    """Which round checkpoints are written and kept."""
+
+    evaluation: EvaluationConfig = key(EvaluationConfig(), resume="free")
+    """Optional evaluation on the server."""
+
+    reporting: ReportingConfig = key(ReportingConfig(), resume="free")
+    """Where else a run's figures go."""
+
+    faults: FaultsConfig = key(FaultsConfig(), resume="free")
+    """Failures to rehearse with; see README, Strategies and rounds."""
 
     @property
     def sends_sketches(self) -> bool:

@@ -10,6 +10,7 @@ from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, mode
 
 from fedhubert.config import elsewhere
 from fedhubert.config.base import Model, NonNegative, Positive, PositiveFraction, PositiveInt
+from fedhubert.config.keys import key
 from fedhubert.config.model import ModelConfig
 
 
@@ -17,10 +18,21 @@ class MaskedTask(Model):
     """What every task has: which frames are hidden, and the penalty on the convolutions' power."""
 
     name: str
+    """The task."""
+
     mask_probability: PositiveFraction = 0.8
-    mask_length_frames: PositiveInt = 10
-    min_masks: PositiveInt = 2
+    """Share of the frames in masked spans, before spans overlap; the recipe's. Less for small
+    models."""
+
+    mask_length_frames: PositiveInt = key(10, unit="frames of 20 ms")
+    """Length of a masked span."""
+
+    min_masks: PositiveInt = key(2, unit="spans")
+    """Masked spans of an utterance at least."""
+
     feature_penalty: NonNegative = 10.0
+    """Weight of the mean square of the convolutions' outputs; the recipe's 10 silences those of
+    tiny models. In task=distill only with pseudo_labels, unless the convolutions are frozen."""
 
     @property
     def needs_labels(self) -> bool:
@@ -37,13 +49,14 @@ class MaskedTask(Model):
 
 
 class TaskConfig(MaskedTask):
-    """What is learned: masked prediction of pseudo-labels.
-
-    ``unmasked_weight`` is fairseq's ``pred_nomask_weight`` and torchaudio's ``unmasked_weight``: 0 in the released recipes.
-    """
+    """What is learned: masked prediction of pseudo-labels."""
 
     name: Literal["pretrain"] = "pretrain"
+    """The task; ``task=NAME`` chooses it with its keys."""
+
     unmasked_weight: NonNegative = 0.0
+    """Weight of the loss on frames that are not masked (fairseq's ``pred_nomask_weight``): 0 in the
+    released recipes; small models learn several times faster with 1."""
 
     @property
     def weight_of_unmasked(self) -> float:
@@ -54,9 +67,17 @@ class ObjectivesConfig(Model):
     """Weights of the distillation objectives (see :mod:`fedhubert.objectives.distillation`); 0 leaves one out."""
 
     layers: NonNegative = 1.0
+    """Weight of the teacher's layers from the student's last one: L1 and cosine (DistilHuBERT)."""
+
     hints: NonNegative = 0.0
+    """Weight of pairs of layers: mean squared error."""
+
     logits: NonNegative = 0.0
+    """Weight of the teacher's cluster distribution on masked frames."""
+
     pseudo_labels: NonNegative = 0.0
+    """Weight of HuBERT's own loss on k-means targets of the teacher (DiceHuBERT): with
+    ``targets=layer``."""
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -71,32 +92,52 @@ class ObjectivesConfig(Model):
 
 
 class DistillConfig(MaskedTask):
-    """A student that learns from a frozen teacher.
-
-    Attributes:
-        teacher: Where the server finds the teacher; it is not sent to sites.
-        teacher_sha256, teacher_model: Digest and sizes of what is used of the teacher. The server fills them in; where a digest is given, another
-            teacher is refused.
-        layers: Teacher layers, from 1, that the student's last layer predicts, each through a linear head.
-        hints: Pairs (student layer, teacher layer), from 1.
-        init: What the student takes over: ``conv``, or ``prefix`` (all before the layers, and as many layers as it has; needs the teacher's width).
-        teacher_cache: Keep the teacher's outputs on the site, in at most ``teacher_cache_bytes``; results are the same.
-    """
+    """A student that learns from a frozen teacher."""
 
     name: Literal["distill"] = "distill"
+    """The task; ``task=NAME`` chooses it with its keys."""
+
     objectives: ObjectivesConfig = ObjectivesConfig()
+    """Weights of what the student learns; 0 leaves one out."""
+
     layers: tuple[PositiveInt, ...] = (4, 8, 12)
+    """Teacher layers, from 1, that the student's last layer predicts, each through a linear head."""
+
     cosine_weight: NonNegative = 1.0
+    """Weight of the cosine term beside L1 in the objective ``layers``."""
+
     hints: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    """Pairs [student layer, teacher layer], from 1, of the objective ``hints``."""
+
     temperature: Positive = 1.0
-    teacher: str | None = None
+    """Both distributions of the objective ``logits`` are softened by it."""
+
+    teacher: str | None = key(None, resume="free", site="teacher", server_only=True, path=True, composed="???")
+    """A round checkpoint or a run's folder, or what ``init_from`` takes (HuggingFace, fairseq,
+    s3prl, torchaudio). Resuming goes by its digest."""
+
     teacher_sha256: str | None = None
+    """Refuse another teacher than the one with this digest; null: the run fills it in."""
+
     teacher_model: ModelConfig | None = None
+    """Sizes of what is used of the teacher. The run fills it in."""
+
     teacher_precision: Literal["fp32", "bf16"] = "fp32"
-    teacher_cache: bool = True
-    teacher_cache_bytes: PositiveInt = 20_000_000_000
+    """The teacher's weights; bf16: half their memory."""
+
+    teacher_cache: bool = key(True, resume="free")
+    """Keep the teacher's outputs (fp16) on each site: later epochs skip its forward pass; same
+    results."""
+
+    teacher_cache_bytes: PositiveInt = key(20_000_000_000, unit="bytes", resume="free")
+    """The most that a site's cache of the teacher's outputs takes on its disk."""
+
     init: Literal["conv", "prefix"] = "conv"
+    """What the student takes over of the teacher: its convolutions, or (prefix; same width) also
+    projection, positions and first layers."""
+
     freeze_conv: bool = False
+    """The convolutions stay the teacher's; they do not travel, and their outputs are cached, too."""
 
     @property
     def needs_labels(self) -> bool:
@@ -159,26 +200,57 @@ Task = Annotated[TaskConfig | DistillConfig, Field(discriminator="name"), WrapVa
 
 
 class TargetsConfig(Model):
-    """Where the pseudo-labels come from.
-
-    ``source`` names what k-means sees: ``mfcc`` (100 Hz), or ``layer:N`` (50 Hz), the output of the N-th transformer layer, counted from 1, of
-    the model in ``checkpoint``.
-    """
+    """Where the pseudo-labels come from."""
 
     kind: Literal["kmeans", "precomputed"] = "kmeans"
+    """kmeans: federated k-means over what ``source`` names. precomputed: each site's ``labels``."""
+
     source: str = "mfcc"
-    checkpoint: str | None = None
-    num_clusters: Annotated[int, Field(ge=2)] = 500
-    label_rate_hz: Literal[50, 100] = 100
-    labels: str | None = None
-    max_iterations: PositiveInt = 30
+    """What k-means sees: mfcc (39-dimensional Kaldi MFCC at 100 Hz), or layer:N (the output of
+    transformer layer N, from 1, of ``checkpoint``, at 50 Hz)."""
+
+    checkpoint: str | None = key(None, server_only=True, path=True)
+    """Of source=layer:N: a round checkpoint or a run's folder, on the server."""
+
+    num_clusters: Annotated[int, Field(ge=2)] = key(500, unit="clusters")
+    """Pseudo-labels to predict. Tens for minutes of audio, 100 for the first iteration of the
+    recipe, 500 for the second."""
+
+    label_rate_hz: Literal[50, 100] = key(100, unit="Hz", site="label-rate-hz", composed=None)
+    """Of the labels; null: the source's rate (mfcc and precomputed 100, layer:N 50). State it for
+    precomputed labels at 50."""
+
+    labels: str | None = key(None, site="labels", path=True)
+    """Of kind=precomputed: a .km file (one line per manifest row), or column:NAME of the manifest."""
+
+    max_iterations: PositiveInt = key(30, unit="iterations")
+    """Steps of k-means at most, each one round trip to every site."""
+
     tolerance: NonNegative = 1e-4
-    max_frames_per_client: PositiveInt = 200_000
-    seed_frames_per_client: PositiveInt = 20_000
-    min_frames: PositiveInt = 20
-    group_frames: PositiveInt = 1
-    label_column: str | None = None
+    """k-means stops when the inertia falls by less than this fraction."""
+
+    max_frames_per_client: PositiveInt = key(200_000, unit="frames")
+    """Frames of each client that k-means sees. Those of source=layer:N are kept on the site's disk
+    until its audio is labelled: frames x width x 4 bytes."""
+
+    seed_frames_per_client: PositiveInt = key(20_000, unit="frames")
+    """Frames of each client among which the first centroids are chosen; fewer for wide features,
+    where choosing is slow."""
+
+    min_frames: PositiveInt = key(20, unit="frames", site="min-frames", site_may="raise")
+    """Sums, seeds and label counts over fewer frames of a client do not leave it."""
+
+    group_frames: PositiveInt = key(1, unit="frames", site="group-frames", site_may="raise")
+    """k-means sees means over groups of so many similar frames of a client: 20 hides single frames,
+    for 2 % more inertia."""
+
+    label_column: str | None = key(None, site="label-column")
+    """A manifest column with one label per utterance, or space-separated labels per frame: purity
+    and PNMI of the targets. On a site with a manifest of its own only the site names it."""
+
     label_values: tuple[str, ...] = ()
+    """The column's values, in an agreed order; only counts by their place in this list leave a
+    site, other values are left out."""
 
     @property
     def layer(self) -> int | None:

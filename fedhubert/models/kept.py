@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -95,14 +96,14 @@ class KeptModel:
             return None
 
     @classmethod
-    def received(cls, config_json: str, arrays: Mapping[str, np.ndarray], key: str) -> Self:
+    def received(cls, config: ModelConfig, arrays: Mapping[str, npt.NDArray[np.generic]], key: str) -> Self:
         """Return a model that was sent.
 
         Raises:
-            FedhubertError: :attr:`error` if it is not the one called ``key``; ConfigError for a configuration that is none.
+            FedhubertError: :attr:`error` if it is not the one called ``key``.
         """
         state = {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in arrays.items()}
-        arrived = cls(from_json(ModelConfig, config_json), state)
+        arrived = cls(config, state)
         if arrived.key != key:
             raise cls.error(f"the {cls.noun} that arrived is not the one announced", setting=cls.setting)
         return arrived

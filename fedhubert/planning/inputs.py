@@ -22,27 +22,34 @@ _OVERHEAD_HERE_S, _OVERHEAD_ON_SITES_S = 0.5, 15.0
 
 
 class Rates(Model):
-    """How fast things go.
-
-    Attributes:
-        audio_s_per_s: Seconds of audio that a client trains on in a second.
-        score_audio_s_per_s: Seconds of audio that it scores in a second; None: three times as many.
-        label_audio_s_per_s: Seconds of audio that get MFCC and pseudo-labels in a second, on one CPU thread.
-        up_mbit_s, down_mbit_s: A site's own line, in 1e6 bits a second (down, where not given: as up); None: clients are played on this host.
-        round_overhead_s: What a round takes beside training, transfer and the server's arithmetic; None: 15 on real sites, else 0.5.
-        fold_ns, step_ns: The server's nanoseconds per parameter for each update, and for the end of a round.
-        disk_mb_s: How fast the server writes checkpoints and forces them to the disk, in 1e6 bytes a second.
-    """
+    """How fast things go."""
 
     audio_s_per_s: Positive
+    """Seconds of audio that a client trains on in a second."""
+
     score_audio_s_per_s: Positive | None = None
+    """Seconds of audio that it scores in a second; None: three times as many."""
+
     label_audio_s_per_s: Positive = 900.0
+    """Seconds of audio that get MFCC and pseudo-labels in a second, on one CPU thread."""
+
     up_mbit_s: Positive | None = None
+    """A site's own line up, in 1e6 bits a second; None: clients are played on this host."""
+
     down_mbit_s: Positive | None = None
+    """Its line down; None: as up."""
+
     round_overhead_s: NonNegative | None = None
+    """What a round takes beside training, transfer and the server's arithmetic; None: 15 on real sites, else 0.5."""
+
     fold_ns: NonNegative = 4.0
+    """The server's nanoseconds per parameter for each update."""
+
     step_ns: NonNegative = 20.0
+    """The server's nanoseconds per parameter for the end of a round."""
+
     disk_mb_s: Positive = 150.0
+    """How fast the server writes checkpoints and forces them to the disk, in 1e6 bytes a second."""
 
     @property
     def on_sites(self) -> bool:

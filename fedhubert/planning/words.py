@@ -21,9 +21,16 @@ class Words(Model):
     """The verb's own words, those of :class:`~fedhubert.planning.inputs.Rates` apart."""
 
     hours: Positive | None = None
+    """Audio of all clients together; None: that of ``data.manifest``."""
+
     hours_per_client: tuple[Positive, ...] | None = None
+    """Audio of each client (one number: of every client)."""
+
     measure: bool = False
+    """Train here for a few seconds to see how fast that is."""
+
     as_json: bool = Field(False, alias="json")
+    """Print JSON instead of text."""
 
     @field_validator("hours_per_client", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedhubert.config.catalog import rules_for
 from fedhubert.errors import DataError
 from fedhubert.reporting.summary import validation_by_round
 from fedhubert.runs.metrics import Event, read_events
@@ -153,9 +154,9 @@ def read_runs(folders: list[Path]) -> list[RunData]:
 
 
 def config_differences(runs: list[RunData]) -> list[tuple[str, list[str]]]:
-    """Return (dotted key, value of each run) of the settings in which runs differ; places and names of runs are no settings."""
+    """Return (dotted key, value of each run) of the settings in which runs differ; where a run is kept is no setting."""
     flat = [dict(_flatten(run.config)) for run in runs]
-    keys = sorted({key for values in flat for key in values} - {"out", "resume", "checkpoint_dir"})
+    keys = sorted(key for key in {key for values in flat for key in values} if rules_for(key).get("in_report", True))
     rows = [(key, [_text(values[key]) if key in values else "not set" for values in flat]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 

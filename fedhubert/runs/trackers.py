@@ -13,15 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedhubert.config import Config
+from fedhubert.config.catalog import rules_for
 from fedhubert.errors import ConfigError
 from fedhubert.runs.metrics import Event
 
 log = logging.getLogger("fedhubert")
-
-_PLACES = {
-    *("out", "checkpoint_dir", "init_from", "data.manifest", "data.root", "targets.checkpoint", "targets.labels", "task.teacher"),
-    *("federated.node_keys", "client.state_dir", "simulation.ray_address", "evaluation.manifest", "evaluation.root"),
-}
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ def settings_of(config: Config) -> dict[str, Any]:
         for key, value in values.items():
             if isinstance(value, dict):
                 yield from flat(value, f"{prefix}{key}.")
-            elif f"{prefix}{key}" not in _PLACES:
+            elif not rules_for(f"{prefix}{key}").get("path"):
                 yield f"{prefix}{key}", value
 
     return dict(flat(config.model_dump(mode="json")))

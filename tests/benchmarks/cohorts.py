@@ -75,6 +75,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from fedhubert.config import FederatedConfig
     from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
     from fedhubert.federation.roster.nodes import Federation
+    from fedhubert.federation.rounds.round import Rounds
     from fedhubert.federation.rounds.strategy import FederatedStrategy
     from fedhubert.federation.strategies.fedavg import FedAvg
     from fedhubert.federation.updates.exact_sum import ExactSum, measure
@@ -100,18 +101,18 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
         request = protocol.read_request(message)
         incoming = tensor_of(request.arrays["model"])
         fold, metrics, sketches = ExactSum(layout.numel), {}, []
-        for partition in request.task["partitions"]:
+        for partition in request.task.partitions:
             layout.load_vector(kept("model", Linear), incoming)
             model, _ = step(partition)
             update = layout.update_of(model, incoming)
             magnitude = measure(update)
             metrics[partition] = {**TRAINED, "weight": BATCH, "update_norm": magnitude.norm}
             fold.add(update, BATCH, magnitude)
-            sketches.append(sketch_of(update, 0, request.task["round"]))
+            sketches.append(sketch_of(update, 0, request.task.round))
         part = fold.partial()
-        info = {"round": request.task["round"], "layout": request.task["layout"], "bound": part.bound}
+        info = {"round": request.task.round, "layout": request.task.layout, "bound": part.bound}
         arrays = {"sum": part.total.numpy(), "sketches": np.stack(sketches)}
-        return protocol.reply(message, metrics=metrics, arrays=arrays, info=info)
+        return protocol.reply_of(message, metrics=metrics, arrays=arrays, info=info)
 
     times: list[tuple[float, float]] = []
 
@@ -122,11 +123,11 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
         federation = Federation(StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout)
         federation.hosts = {node: list(range(registered)) for node in nodes}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(registered)}
-        strategy = FederatedStrategy(federation, FedAvg(FederatedConfig()))
+        strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(layout.numel, np.float32))
         timed(strategy, federation.grid, initial, times)
-        assert len(strategy.outcome.clients) == clients
+        assert len(strategy.results[-1].outcome.clients) == clients
 
     store = object_store_bytes(layout.numel, workers, sharded=True)
     simulate(server_app, client_app, num_supernodes(config), num_workers=workers, object_store_memory=store)

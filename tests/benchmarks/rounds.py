@@ -26,6 +26,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     from fedhubert.config import FederatedConfig
     from fedhubert.federation.engine.simulation import object_store_bytes
     from fedhubert.federation.roster.nodes import Federation
+    from fedhubert.federation.rounds.round import Rounds
     from fedhubert.federation.rounds.strategy import FederatedStrategy
     from fedhubert.federation.strategies.fedavg import FedAvg
     from fedhubert.federation.updates.sketches import sketch_of
@@ -43,11 +44,11 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
         request = protocol.read_request(message)
         assert request.arrays["model"].shape == (numel,)
         metrics = {**TRAINED, "weight": 1, "update_norm": 1.0}
-        info = {"round": request.task["round"], "layout": request.task["layout"]}
-        (partition,) = request.task["partitions"]
+        info = {"round": request.task.round, "layout": request.task.layout}
+        (partition,) = request.task.partitions
         update = _update(numel)
-        arrays = {"update": update, "sketches": sketch_of(torch.from_numpy(update), 0, request.task["round"])[None]}
-        return protocol.reply(message, metrics={partition: metrics}, arrays=arrays, info=info)
+        arrays = {"update": update, "sketches": sketch_of(torch.from_numpy(update), 0, request.task.round)[None]}
+        return protocol.reply_of(message, metrics={partition: metrics}, arrays=arrays, info=info)
 
     times: list[tuple[float, float]] = []
 
@@ -58,11 +59,11 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
         federation = Federation(StreamingGrid(grid, window=messages_in_flight(NUM_WORKERS)), config, "bench", layout)
         federation.hosts = {node: [number] for number, node in enumerate(nodes)}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
-        strategy = FederatedStrategy(federation, FedAvg(FederatedConfig()))
+        strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(numel, np.float32))
         timed(strategy, federation.grid, initial, times)
-        assert all(len(strategy.outcome.clients) == clients for _ in times)
+        assert all(len(result.outcome.clients) == clients for result in strategy.results)
 
     simulate(server_app, client_app, clients, object_store_memory=object_store_bytes(numel, NUM_WORKERS, sharded=False))
     return times

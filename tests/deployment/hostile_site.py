@@ -15,9 +15,10 @@ def spoil(protocol: ModuleType) -> None:
     import io
 
     import numpy as np
-    from flwr.app import Array, ArrayRecord, ConfigRecord
 
-    honest = protocol.reply
+    from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord
+
+    honest = protocol.reply_of
 
     def reply(message: Any, **content: Any) -> Any:
         if message.metadata.message_type != "train.round":
@@ -40,7 +41,7 @@ def spoil(protocol: ModuleType) -> None:
         def __reduce__(self) -> Any:
             return (exec, ("import os; open(os.environ['FLWR_HOME'] + '/exploded', 'w')",))
 
-    protocol.reply = reply  # type: ignore[attr-defined]
+    protocol.reply_of = reply  # type: ignore[attr-defined]
 
 
 class Finder(importlib.abc.MetaPathFinder):

@@ -1,6 +1,9 @@
 """What ``docker/compose.yaml`` promises, read from the file: who can reach whom, who sees which keys and audio, and that nothing is open."""
 
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +73,16 @@ def test_the_image_is_pinned_and_not_root() -> None:
     assert re.search(r"^USER fedhubert$", dockerfile, re.M) and re.search(r"^FROM python:3\.\d+-slim-\w+$", dockerfile, re.M)
     lines = [line for line in (DOCKER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines)
-    assert {"flwr", "hydra-core", "soundfile", "cryptography"} <= {line.split("==")[0] for line in lines}
+    assert {"hydra-core", "soundfile", "cryptography"} <= {line.split("==")[0] for line in lines}
+    assert not any(line.startswith("flwr=") for line in lines)  # it stands in pyproject.toml alone
+    assert '"$(python3 docker/flower.py)" -r docker/requirements.txt' in dockerfile
+
+
+def test_the_images_flower_is_the_oldest_that_the_project_allows() -> None:
+    said = subprocess.run([sys.executable, DOCKER / "flower.py"], capture_output=True, text=True, check=True).stdout.strip()
+    needs = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    (flower,) = (need for need in needs if need.startswith("flwr"))
+    assert flower.startswith(f"flwr[simulation]>={said.removeprefix('flwr==')},")
 
 
 def test_the_gpu_file_gives_every_site_a_gpu(compose: dict[str, Any]) -> None:

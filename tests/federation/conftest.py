@@ -1,4 +1,4 @@
-"""A federation of which only the network and the training are played: messages, Flower's ``start()`` and the strategy are the real ones."""
+"""A federation of which only the network and the training are played: messages and the rounds are the real ones."""
 
 import json
 import math
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+import torch
+from flwr.app import Message, RecordDict
 
 from fedhubert.compose import compose
 from fedhubert.federation.privacy.accounting import Ledger
@@ -17,13 +17,14 @@ from fedhubert.federation.privacy.mechanism import CentralPrivacy
 from fedhubert.federation.privacy.secret import Secret
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.journal import Journal
+from fedhubert.federation.rounds.loop import run_rounds
+from fedhubert.federation.rounds.round import RoundResult, Rounds
 from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.rounds.strategy import FederatedStrategy
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.training.parameters import ParameterLayout
+from tests.flower import identify, said_by
 
 LAYOUT = ParameterLayout(("weight", "bias"), ((2, 2), (1,)))
 NUMEL = LAYOUT.numel
@@ -34,7 +35,7 @@ Answer = Callable[[int, dict[str, Any]], Message | None]
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 def reply(node: int, update: Any = None, **changes: Any) -> Message:
@@ -51,9 +52,8 @@ def reply(node: int, update: Any = None, **changes: Any) -> Message:
     partition = values.pop("partition")
     sketches = values.pop("sketches", None)
     arrays = {"update": update} if sketches is None else {"update": update, "sketches": sketches}
-    message = protocol.reply(request, metrics={partition: values}, arrays=arrays, info=info)
-    message.metadata.__dict__["_src_node_id"] = node
-    return message
+    message = protocol.reply_of(request, metrics={partition: values}, arrays=arrays, info=info)
+    return said_by(node, message)
 
 
 @dataclass
@@ -91,7 +91,7 @@ class PlayedGrid:
 
 
 class Played:
-    """A strategy over a played grid."""
+    """The rounds of a run over a played grid."""
 
     def __init__(
         self,
@@ -116,20 +116,20 @@ class Played:
                 releases=journal.releases if journal else dict,
             )
             self.privacy = CentralPrivacy(self.config, Secret(secret), ledger)
-        self.strategy = FederatedStrategy(self.federation, optimizer, state=RoundState(), journal=journal, privacy=self.privacy)
+        self.rounds = Rounds(self.federation, optimizer, state=RoundState(), journal=journal, privacy=self.privacy)
         self.models = [np.zeros(NUMEL, np.float32)]
         self.outcomes: list[Any] = []
 
     def run(self, num_rounds: int, timeout_s: float = 5.0) -> np.ndarray[Any, Any]:
-        """Run Flower's own loop and return the last model; ``models`` and ``outcomes`` have one entry per round."""
+        """Play so many more rounds and return the last model; ``models`` and ``outcomes`` have one entry per round."""
 
-        def after(server_round: int, arrays: ArrayRecord) -> None:
-            if server_round:
-                self.models.append(np.array(arrays["model"].numpy()))
-                self.outcomes.append(self.strategy.outcome)
+        def after(result: RoundResult, started: float) -> str:
+            self.models.append(result.model.numpy().copy())
+            self.outcomes.append(result.outcome)
+            return ""
 
-        initial = ArrayRecord()
-        initial["model"] = HeldArray(self.models[-1])
-        grid: Any = self.federation.grid
-        self.strategy.start(grid, initial, num_rounds=num_rounds, timeout=timeout_s, evaluate_fn=after)  # type: ignore[arg-type]
+        patient = self.config.federated.model_copy(update={"round_timeout_s": timeout_s})
+        self.federation.config = self.config.model_copy(update={"federated": patient})
+        first = len(self.outcomes) + 1
+        run_rounds(self.rounds, torch.from_numpy(self.models[-1].copy()), first, first + num_rounds - 1, after)
         return self.models[-1]

@@ -3,20 +3,19 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
 
 from fedhubert.compose import compose
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.site.handlers import register
+from fedhubert.federation.site.answering import register
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout
+from tests.flower import HandMadeGrid, crashed, said_by
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(HandMadeGrid):
     """Nodes 100, 101, ... with the given node configurations; ``order`` of their ids decides whose reply comes first.
 
     Attributes:
@@ -37,16 +36,6 @@ class InProcessGrid(Grid):
         self.sent: Counter[tuple[int, str]] = Counter()
         self.kinds: Counter[str] = Counter()
 
-    def set_run(self, run: object) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> object:
-        raise NotImplementedError
-
-    def create_message(self, *args: object, **kwargs: object) -> Message:
-        raise NotImplementedError
-
     def get_node_ids(self) -> Iterable[int]:
         return list(self.configs)
 
@@ -62,8 +51,8 @@ class InProcessGrid(Grid):
             try:
                 reply = self.app(message, context)
             except Exception as error:  # as Flower's engine does
-                reply = Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), reply_to=message)
-            reply.metadata.__dict__["_src_node_id"] = node
+                reply = crashed(message, error)
+            said_by(node, reply)
             ids.append(str(sum(self.kinds.values())))
             self.replies[ids[-1]] = reply
             self.answers.append(reply)
@@ -73,9 +62,6 @@ class InProcessGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         first = min((self.due[number] for number in self.replies), default=0.0)
         return [self.replies.pop(number) for number in message_ids if number in self.replies and self.due[number] <= first]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        raise NotImplementedError
 
 
 def federation(overrides: list[str], node_configs: list[dict[str, str | int]]) -> tuple[Federation, InProcessGrid]:

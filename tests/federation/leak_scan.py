@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import torchaudio.functional
 from flwr.app import Message
-from flwr.common.serde import message_to_proto
 from scipy.spatial import cKDTree
+
+from tests.flower import message_bytes
 
 Array = np.ndarray[Any, Any]
 
@@ -69,7 +70,7 @@ class LeakScanner:
 
     def scan(self, message: Message) -> set[str]:
         """Return the kinds of what leaks: those of ``MARKERS``, ``audio``, ``features``, ``labels``, ``utterances``, ``few``, ``unknown``."""
-        found = self.scan_bytes(message_to_proto(message).SerializeToString())
+        found = self.scan_bytes(message_bytes(message))
         for name, values in _values(message):
             found |= self._scan_array(name, values)
         if message.has_content():

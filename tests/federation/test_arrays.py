@@ -1,19 +1,27 @@
 """Arrays that are not copied until they must be, and then are Flower's own."""
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+import pytest
+from flwr.app import Array, RecordDict
 
 from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.flower import LazyArray
+from tests.flower import deflated, inflated, record_of
 
 
-def test_on_the_wire_a_held_array_is_an_ordinary_one() -> None:
+class Uncached(HeldArray):
+    """As in a Flower that keeps an array's pieces somewhere else."""
+
+    def slice_array(self):  # type: ignore[no-untyped-def]
+        pieces = super().slice_array()
+        del self.__dict__["_chunks"]
+        return pieces
+
+
+@pytest.mark.parametrize("kind", [HeldArray, Uncached])
+def test_on_the_wire_a_held_array_is_an_ordinary_one(kind: type[LazyArray]) -> None:
     values = np.arange(5000, dtype=np.float32).reshape(50, 100)
-    held, plain = ArrayRecord(), ArrayRecord()
-    held["model"], plain["model"] = HeldArray(values), Array(values)
-    sent = {name: item.deflate() for name, item in get_all_nested_objects(RecordDict({"arrays": held})).items()}
-    assert sent == {name: item.deflate() for name, item in get_all_nested_objects(RecordDict({"arrays": plain})).items()}
-    arrived = inflate_object_from_contents(RecordDict({"arrays": held}).object_id, sent)
-    assert isinstance(arrived, RecordDict)
-    assert np.array_equal(arrived.array_records["arrays"]["model"].numpy(), values)
+    held, plain = (RecordDict({"arrays": record_of(model=array)}) for array in (kind(values), Array(values)))
+    sent = deflated(held)
+    assert sent == deflated(plain)
+    assert np.array_equal(inflated(held.object_id, sent).array_records["arrays"]["model"].numpy(), values)

@@ -15,7 +15,6 @@ from fedhubert.errors import FederationError
 from fedhubert.federation.phases.targets import prepare_targets
 from fedhubert.federation.roster.nodes import connect
 from fedhubert.federation.site.audit import digest_of
-from fedhubert.federation.wire.protocol import read_reply
 
 from .in_process import InProcessGrid, federation
 from .test_equivalences import SMALL
@@ -61,7 +60,7 @@ def test_each_message_is_written_down_with_the_digests_of_what_left(sites: list[
         written = lines(node["state-dir"])
         assert [line["kind"] for line in written] == [answer.metadata.message_type for answer in sent]
         for line, answer in zip(written, sent, strict=True):
-            arrays = read_reply(answer).arrays
+            arrays = answer.content.array_records["arrays"]
             assert {item["name"] for item in line["sent"] if item["record"] == "arrays"} == set(arrays)
             for name, array in arrays.items():
                 about = entry(line, "arrays", name)

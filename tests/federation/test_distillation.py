@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 from transformers import HubertModel
 
 from fedhubert.cli import main
@@ -29,6 +28,7 @@ from fedhubert.models.hubert import build_hubert
 from fedhubert.models.student import HEADS
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.teaching import Teaching
+from tests.flower import identify
 from tests.integration.conftest import SMALL
 
 from .in_process import InProcessGrid
@@ -40,7 +40,7 @@ ALL = ["task.objectives.hints=0.5", "task.hints=[[1,1]]", "task.objectives.logit
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """Federated equals central where it must: the client's own handlers on generated audio, without Flower in between."""
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +16,14 @@ from fedhubert.data.batching import Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.federation.rounds.aggregate import RoundFold
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.site import handlers as client
 from fedhubert.federation.site.faults import InjectedCrash
+from fedhubert.federation.site.train import train_round
 from fedhubert.federation.strategies.fedavg import FedAvg
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.updates.codecs import decode
 from fedhubert.federation.updates.exact_sum import ExactSum
 from fedhubert.federation.updates.pipeline import effective_steps
+from fedhubert.federation.wire.messages import Train, Trained
 from fedhubert.federation.wire.protocol import Reply, Request
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.objectives.spec import spec_of
@@ -84,24 +83,24 @@ class Clients:
         partitions: list[int],
         positions: dict[int, int],
         failures: dict[int, str] | None = None,
-    ) -> dict[str, Any]:
-        task = {
-            "round": number,
-            "partitions": partitions,
-            "positions": {str(p): positions.get(p, 0) for p in partitions},
-            "layout": self.layout.fingerprint,
-            "targets": self.key,
-            "broadcast_codec": "fp32",
-            "attempt": 0,
-            "norm_limit": self.norm_limit,
-            "budget_s": self.budget_s,
-            "steps": {str(p): self.steps[p] for p in self.steps},
-            "site_rounds": {str(p): self.site_rounds.get(p, 0) for p in partitions},
-            "checkpoints": [0],
-        }
-        handled = client.train_round(Request(self.job, "test", json.loads(json.dumps(task)), {"model": model.numpy()}), self.node)
-        assert {failure.partition: failure.code for failure in handled["failures"]} == (failures or {}), handled["failures"]
-        return handled
+    ) -> Trained:
+        task = Train(
+            round=number,
+            partitions=tuple(partitions),
+            positions={p: positions.get(p, 0) for p in partitions},
+            layout=self.layout.fingerprint,
+            targets=self.key,
+            norm_limit=self.norm_limit,
+            budget_s=self.budget_s,
+            steps=self.steps or None,
+            site_rounds={p: self.site_rounds.get(p, 0) for p in partitions},
+            checkpoints=(0,),
+            arrays={"model": model.numpy()},
+        )
+        trained, failed = train_round(Request(self.job, "test", task), self.node)
+        assert {failure.partition: failure.code for failure in failed} == (failures or {}), failed
+        assert isinstance(trained, Trained)
+        return trained
 
     def flat_mean(self, model: torch.Tensor, number: int, positions: dict[int, int]) -> torch.Tensor:
         return self.mean(model, number, [[partition] for partition in range(self.job.num_clients)], positions)
@@ -114,8 +113,7 @@ class Clients:
         fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None, **about)
         fold.expect(dict(enumerate(shards)))
         for node, shard in enumerate(shards):
-            handled = self.round(model, number, shard, positions)
-            fold.add(Reply(node, handled["metrics"], [], handled["arrays"], handled["info"]))
+            fold.add(Reply(node, self.round(model, number, shard, positions)))
         assert outcome.failures == [] and len(outcome.clients) == self.job.num_clients
         self.outcome = outcome
         return fold.mean()
@@ -141,7 +139,7 @@ def test_one_client_with_server_rate_one_is_central_training(settings: list[str]
     for number in (1, 2, 3):
         handled = clients.round(model, number, [1], {1: position})
         fold = ExactSum(model.numel())
-        fold.add(torch.from_numpy(handled["arrays"]["update"]), handled["metrics"][1]["weight"])
+        fold.add(torch.from_numpy(handled.arrays["update"]), handled.metrics[1]["weight"])
         model = server.step(model, fold.mean())
         train_locally(
             central,
@@ -153,7 +151,7 @@ def test_one_client_with_server_rate_one_is_central_training(settings: list[str]
             partition=1,
             device=torch.device("cpu"),
         )
-        position += handled["metrics"][1]["train_micro_batches"]
+        position += handled.metrics[1]["train_micro_batches"]
     assert position == 9
     assert relative(model, clients.layout.to_vector(central), start) < 1e-5
 
@@ -219,8 +217,8 @@ def test_what_int8_leaves_over_comes_with_the_next_update(settings: list[str], t
     for number in range(1, 9):  # the same model and batch each time: the same update, rounded another way each time
         lossy.site_rounds = {0: number - 1}
         handled = lossy.round(start, number, [0], {})
-        sent += decode("int8", handled["arrays"], lossy.layout.shapes)
-        total += torch.from_numpy(exact.round(start, number, [0], {})["arrays"]["update"])
+        sent += decode("int8", handled.arrays, lossy.layout.shapes)
+        total += torch.from_numpy(exact.round(start, number, [0], {}).arrays["update"])
     residual = StateFolder(tmp_path / "runs/test/partition_00000").load(8).residual
     assert residual is not None
     torch.testing.assert_close(sent + residual, total, rtol=1e-4, atol=1e-7)
@@ -231,19 +229,19 @@ def test_a_client_that_trains_too_long_sends_what_it_has_and_can_repeat_it(setti
     clients = Clients([*settings, "client.local_steps=1000000", "client.max_seconds=0.5"])
     start = clients.initial()
     handled = clients.round(start, 1, [0], {})
-    steps = handled["metrics"][0]["train_steps"]
-    assert 1 <= steps < 1000 and handled["metrics"][0]["train_seconds"] < 30
+    steps = handled.metrics[0]["train_steps"]
+    assert 1 <= steps < 1000 and handled.metrics[0]["train_seconds"] < 30
     clients.steps = {0: steps}
     again = clients.round(start, 1, [0], {})
-    assert again["metrics"][0]["train_steps"] == steps
-    assert np.array_equal(handled["arrays"]["update"], again["arrays"]["update"])
+    assert again.metrics[0]["train_steps"] == steps
+    assert np.array_equal(handled.arrays["update"], again.arrays["update"])
 
 
 def test_a_node_leaves_out_clients_for_which_its_time_does_not_suffice(settings: list[str]) -> None:
     clients = Clients([*settings, "client.local_steps=2"])
     clients.budget_s = 1e-3
     handled = clients.round(clients.initial(), 1, [0, 1, 2], {}, failures={1: "no_time", 2: "no_time"})
-    assert list(handled["metrics"]) == [0] and "sum" in handled["arrays"]
+    assert list(handled.metrics) == [0] and "sum" in handled.arrays
 
 
 def test_a_node_keeps_bad_updates_out_of_its_sum(settings: list[str]) -> None:
@@ -254,7 +252,7 @@ def test_a_node_keeps_bad_updates_out_of_its_sum(settings: list[str]) -> None:
     longest = max(norms, key=lambda partition: norms[partition])
     clients.norm_limit = sorted(norms.values())[1]
     handled = clients.round(start, 1, [0, 1, 2], {}, failures={longest: "update_norm"})
-    assert set(handled["metrics"]) == {0, 1, 2} - {longest}
+    assert set(handled.metrics) == {0, 1, 2} - {longest}
 
 
 def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
@@ -268,7 +266,7 @@ def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
         fold.expect({0: [0], 1: [1], 2: [2]})
         for partition in range(3):
             handled = clients.round(start, 1, [partition], {})
-            fold.add(Reply(partition, handled["metrics"], [], handled["arrays"], handled["info"]))
+            fold.add(Reply(partition, handled))
         assert {failure.code for failure in outcome.failures} == codes and 0 < len(outcome.clients) < 3, fault
     clients = Clients([*settings, "client.local_steps=1", "faults.crash=1.0"])
     with pytest.raises(InjectedCrash):
@@ -294,7 +292,7 @@ def test_the_weight_of_an_update_is_what_the_configuration_says(settings: list[s
     for weight_by, expected in (("uniform", lambda m: 1), ("frames", lambda m: m["train_masked_frames"])):
         clients = Clients([*settings, "client.local_steps=1", f"federated.weight_by={weight_by}"])
         handled = clients.round(clients.initial(), 1, [0], {})
-        assert handled["metrics"][0]["weight"] == expected(handled["metrics"][0])
+        assert handled.metrics[0]["weight"] == expected(handled.metrics[0])
 
 
 def test_fednova_is_exact_for_sgd_with_momentum(settings: list[str]) -> None:
@@ -310,7 +308,7 @@ def test_fednova_is_exact_for_sgd_with_momentum(settings: list[str]) -> None:
     start = Clients(sgd).initial()
     plain, nova = (Clients([*sgd, f"federated.strategy={name}"]).round(start, 1, [0], {}) for name in ("FedAvg", "FedNova"))
     without = Clients([*sgd, "federated.strategy=FedAvg", "client.momentum=0"]).round(start, 1, [0], {})
-    update = torch.from_numpy(plain["arrays"]["update"])
-    scaled = torch.from_numpy(nova["arrays"]["update"]) * effective_steps(4, 0.9)
+    update = torch.from_numpy(plain.arrays["update"])
+    scaled = torch.from_numpy(nova.arrays["update"]) * effective_steps(4, 0.9)
     torch.testing.assert_close(scaled, update, rtol=1e-5, atol=1e-8)
-    assert float(update.norm()) > 1.5 * float(torch.from_numpy(without["arrays"]["update"]).norm())
+    assert float(update.norm()) > 1.5 * float(torch.from_numpy(without.arrays["update"]).norm())

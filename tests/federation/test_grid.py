@@ -4,10 +4,11 @@ import weakref
 from collections.abc import Iterator
 
 import pytest
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 
 from fedhubert.federation.wire.arrays import SharedArray
 from fedhubert.federation.wire.grid import RunInterrupted, StreamingGrid
+from tests.flower import record_of, said_by
 
 
 class PlayedGrid:
@@ -32,8 +33,7 @@ class PlayedGrid:
             if left <= 0:
                 del self.waiting[name]
                 answer = Message(RecordDict(), reply_to=Message(RecordDict(), int(name), "train"))
-                answer.metadata.__dict__["_src_node_id"] = int(name)
-                yield answer
+                yield said_by(int(name), answer)
 
 
 def requests(*nodes: int) -> Iterator[Message]:
@@ -83,9 +83,7 @@ def test_what_a_reply_refers_to_is_let_go_though_the_message_is_still_held() -> 
 
     def pull(ids: list[str]) -> Iterator[Message]:
         for message in PlayedGrid.pull_messages(inner, ids):
-            record = ArrayRecord()
-            record["sum"] = InStore(stored.pop())
-            message.content["arrays"] = record
+            message.content["arrays"] = record_of(sum=InStore(stored.pop()))
             held.append(message)
             yield message
 

@@ -1,6 +1,7 @@
 """Every message of whole runs, error replies included, searched for what may not leave a site; and each kind of leak, planted, is found."""
 
 import base64
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio.functional
-from flwr.app import MetricRecord
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
@@ -25,7 +25,9 @@ from fedhubert.federation.site import train as client_round
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import Describe, Description, Failure, Label, LabelCounts
 from fedhubert.targets.mfcc import mfcc_features
+from tests.flower import identify
 from tests.integration.conftest import SMALL
 
 from .in_process import InProcessGrid, federation
@@ -46,7 +48,7 @@ Node = dict[str, str | int]
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 @dataclass
@@ -130,11 +132,11 @@ def train(out: Path, nodes: list[Node], *overrides: str) -> tuple[RunResult, InP
 @pytest.fixture(scope="module")
 def first(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, InProcessGrid, list[list[np.ndarray]]]:
     """A run of sites with manifests of their own: description, k-means, labels with their agreement, rounds, last evaluation; and the labels."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
     folder = tmp_path_factory.mktemp("first")
     counted = ["targets.label_column=phone", "targets.label_values=[a,b]"]
     result, grid = train(folder / "out", corpus.nodes(folder), *counted)
-    key = protocol.read_request(grid.requests[-1]).task["targets"]
+    key = json.loads(str(grid.requests[-1].content.config_records["request"]["task"]))["targets"]
     labels = []
     for node in corpus.nodes(folder):
         theirs = site.open_site(client_job(compose([*SETTINGS, *counted])), node)
@@ -257,8 +259,12 @@ def test_a_site_counts_by_no_column_that_it_has_not_named(corpus: Corpus, tmp_pa
     asked = ["targets.label_column=speaker", "targets.label_values=[Qzspeaker0,Qzspeaker1,Qzspeaker2]", "federated.num_rounds=1"]
     nodes[0]["label-column"] = "speaker"
     _, grid = train(tmp_path / "out", nodes, *asked)
-    replies = [protocol.read_reply(answer) for answer in grid.answers if answer.metadata.message_type == protocol.LABEL]
-    assert {reply.node_id: bool(reply.arrays["contingency"].any()) for reply in replies} == {100: True, 101: False, 102: False}
+    replies = [protocol.read_reply(answer, LabelCounts) for answer in grid.answers if answer.metadata.message_type == Label.KIND]
+    assert {reply.node_id: bool(reply.answer.arrays["contingency"].any()) for reply in replies if reply.answer} == {
+        100: True,
+        101: False,
+        102: False,
+    }
     assert "label-column in the node's configuration" in (tmp_path / "state1/site.log").read_text()
 
 
@@ -285,8 +291,8 @@ def _mfcc(corpus: Corpus) -> np.ndarray:
     return mfcc_features(corpus.waveforms[1][4])
 
 
-def _failure(text: str) -> list[protocol.Failure]:
-    return [protocol.Failure(1, text, text)]
+def _failure(text: str) -> list[Failure]:
+    return [Failure(1, text, text)]
 
 
 PLANTS: dict[str, tuple[str, Plant]] = {
@@ -342,10 +348,12 @@ PLANTS: dict[str, tuple[str, Plant]] = {
 def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, Any]], None]], None]:
     """Changes what handlers put into their replies."""
 
+    reply = protocol.reply_of
+
     def plant(change: Callable[[dict[str, Any]], None]) -> None:
-        reply = protocol.reply
 
         def leaking(message: Any, **kwargs: Any) -> Any:
+            kwargs = {name: dict(part) if isinstance(part, dict) else part for name, part in kwargs.items()}
             change(kwargs)
             more = kwargs.pop("more", None)
             made = reply(message, **kwargs)
@@ -353,7 +361,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, An
                 made.content["more"] = MetricRecord({"values": more})
             return made
 
-        monkeypatch.setattr(protocol, "reply", leaking)
+        monkeypatch.setattr(protocol, "reply_of", leaking)
 
     return plant
 
@@ -371,7 +379,7 @@ def test_a_planted_leak_is_found(corpus: Corpus, scanner: LeakScanner, planted: 
     assert not any(scanner.scan(answer) for answer in grid.answers)
     planted(lambda kwargs: change(corpus, kwargs))
     answers = len(grid.answers)
-    list(run.ask(protocol.DESCRIBE, run.everyone(), timeout_s=5))
+    list(run.ask(Describe(), Description, run.everyone(), timeout_s=5))
     found = [scanner.scan(answer) for answer in grid.answers[answers:]]
     assert len(found) == NODES and all(kind in leaks for leaks in found), found
 
@@ -379,15 +387,33 @@ def test_a_planted_leak_is_found(corpus: Corpus, scanner: LeakScanner, planted: 
 def test_a_label_sequence_is_found(corpus: Corpus, first: Any, scanner: LeakScanner, planted: Any) -> None:
     labels = first[2][1][3].astype(np.int64) + 0
     for sent in (labels[5:60], labels[::2].astype(np.float32)):
-        message = protocol.reply(first[1].requests[0], arrays={"update": sent})
+        message = protocol.reply_of(first[1].requests[0], arrays={"update": sent})
         assert "labels" in scanner.scan(message)
 
 
-def test_a_leak_in_any_kind_of_message_is_found(corpus: Corpus, scanner: LeakScanner, planted: Any, tmp_path: Path) -> None:
-    planted(lambda kwargs: kwargs.setdefault("info", {}).update(more="Qzspeaker1"))
-    _, grid = train(tmp_path / "out", corpus.nodes(tmp_path), "federated.num_rounds=1")
-    assert set(ROUNDS) == set(grid.kinds)
-    assert all(scanner.scan(answer) == {"speaker"} for answer in grid.answers)
+def test_a_leak_in_any_kind_of_message_is_found(corpus: Corpus, first: Any, scanner: LeakScanner) -> None:
+    kinds = set()
+    for answer in first[1].answers:
+        kinds.add(answer.metadata.message_type)
+        content = RecordDict(dict(answer.content))
+        content["info"] = ConfigRecord({**answer.content.config_records["info"], "more": "Qzspeaker1"})
+        assert scanner.scan(Message(content, reply_to=first[1].requests[0])) == {"speaker"}
+    assert kinds == set(ROUNDS)
+
+
+def test_what_a_message_has_no_place_for_is_refused_by_the_server(planted: Any, corpus: Corpus, tmp_path: Path) -> None:
+    """Even where a site would leak, nothing on the server takes it in."""
+    for change in (
+        lambda kwargs: kwargs["info"].update(more="Qzspeaker1"),
+        lambda kwargs: kwargs["arrays"].update(more=np.zeros(3)),
+        lambda kwargs: [row.update(more=1) for row in kwargs["metrics"].values()],
+    ):
+        run, _ = federation(SETTINGS, corpus.nodes(tmp_path))
+        connect(run)
+        planted(change)
+        replies = list(run.ask(Describe(), Description, run.everyone(), timeout_s=5))
+        assert [[failure.code for failure in reply.failures] for reply in replies] == [["malformed"]] * NODES
+        planted(lambda kwargs: None)
 
 
 def test_the_statistics_of_single_frames_and_the_text_of_an_exception_are_found(

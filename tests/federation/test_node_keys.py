@@ -3,13 +3,11 @@
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.cli import main
 from fedhubert.compose import compose
@@ -18,6 +16,7 @@ from fedhubert.federation.roster.nodes import Federation, connect, refresh
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout
+from tests.flower import identify, key_bytes, node_info
 
 from .in_process import InProcessGrid
 from .test_equivalences import SMALL
@@ -35,7 +34,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def overrides(tone_folder: Path, keys: Path, tmp_path: Path) -> list[str]:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]) == 0
     data = [f"data.manifest={tmp_path / 'tones.csv'}", f"data.root={tone_folder}", "data.min_seconds=0.5"]
     return [*SMALL, *data, f"federated.num_clients={NODES}", f"federated.node_keys={keys}", "federated.connect_timeout_s=0.5"]
@@ -50,14 +49,14 @@ class KeyedGrid(InProcessGrid):
         )
         self.held = {node: public_key(keys / f"node-{held}.key") for node, (_, held) in zip(self.configs, nodes, strict=True)}
 
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node, public_key=self.held[node]) for node in self.get_node_ids()]
+    def get_nodes(self) -> Iterable[Any]:
+        return [node_info(node, self.held[node]) for node in self.get_node_ids()]
 
 
 def public_key(path: Path) -> bytes:
     key = load_ssh_private_key(path.read_bytes(), None)
     assert isinstance(key, EllipticCurvePrivateKey)
-    return public_key_to_bytes(key.public_key())
+    return key_bytes(key.public_key())
 
 
 def federation(overrides: list[str], grid: InProcessGrid) -> Federation:

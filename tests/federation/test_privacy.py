@@ -11,7 +11,6 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
-from flwr.supercore.differential_privacy import compute_stdv
 
 from fedhubert.compose import compose
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
@@ -19,15 +18,17 @@ from fedhubert.federation.privacy.accounting import Ledger
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
 from fedhubert.federation.privacy.secret import FILE_NAME, Secret, create_secret, load_secret
 from fedhubert.federation.rounds.journal import Journal
+from fedhubert.federation.rounds.round import StepNotFinite
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import CodecName, decode, encode
 from fedhubert.federation.updates.exact_sum import GRID_BITS, ExactSum, UpdateRejected
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.protocol import Failure
+from fedhubert.federation.wire.messages import Failure
+from tests.flower import noise_std, said_by
 
 from .conftest import NUMEL, Played, reply
-from .test_strategy import failing
+from .test_rounds import failing
 
 FOUR = [
     *("privacy=central", "federated.num_clients=4", "federated.client_fraction=1", "federated.strategy=FedAvg"),
@@ -95,9 +96,8 @@ def test_a_shard_whose_clients_are_not_clipped_is_refused() -> None:
         about |= {"train_audio_s": 1.0, "train_cross_entropy_sum": 30.0, "train_masked_frames": 10, "train_correct": 1}
         info = {"round": task["round"], "layout": played.federation.layout.fingerprint, "bound": part.bound}
         metrics = {partition: dict(about) for partition in task["partitions"]}
-        message = protocol.reply(request, metrics=metrics, arrays={"sum": part.total.numpy()}, info=info)
-        message.metadata.__dict__["_src_node_id"] = node
-        return message
+        message = protocol.reply_of(request, metrics=metrics, arrays={"sum": part.total.numpy()}, info=info)
+        return said_by(node, message)
 
     for length, fine in ((4 * CLIP * 0.99, True), (4 * CLIP * 1.01, False)):  # noqa: B007 (answer() takes it)
         played = Played([*FOUR, SILENT], answer)
@@ -153,9 +153,9 @@ def test_who_is_not_connected_adds_nothing_either() -> None:
 
 def test_a_federation_that_has_broken_down_stops_before_it_is_noise_alone() -> None:
     played = Played([*FOUR, "federated.round_retries=1"], lambda node, task: failing(node))
-    with pytest.raises(FederationError, match=r"round 2: no usable update in 2 rounds in a row.*data"):
+    with pytest.raises(FederationError, match=r"round 2: no usable update in 2 rounds in a row.*data") as error:
         played.run(5)
-    assert len(played.models) == 2 and played.strategy.between_steps
+    assert len(played.models) == 2 and not isinstance(error.value, StepNotFinite)
 
 
 def test_flowers_fixed_clipping_gives_the_same_mean_and_has_the_same_noise() -> None:
@@ -175,7 +175,7 @@ def test_flowers_fixed_clipping_gives_the_same_mean_and_has_the_same_noise() -> 
     np.testing.assert_allclose(ours.run(1), theirs["model"].numpy(), rtol=1e-5, atol=1e-6)
     config = compose([*FOUR, "privacy.noise_multiplier=1.7"])
     privacy = CentralPrivacy(config, Secret(bytes(32)), Ledger(1.0, 1.7))
-    assert privacy.noise_std / 4 == pytest.approx(compute_stdv(1.7, CLIP, 4), rel=1e-12)
+    assert privacy.noise_std / 4 == pytest.approx(noise_std(1.7, CLIP, 4), rel=1e-12)
 
 
 def test_cohorts_are_drawn_client_by_client_from_the_secret_and_not_from_the_seed() -> None:

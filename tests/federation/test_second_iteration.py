@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert import __version__
 from fedhubert.cli import main
@@ -21,9 +20,11 @@ from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.server.dry_run import describe_federation
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import PROTOCOL_VERSION, Describe, Label, SeedKMeans, SendExtractor
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
 from fedhubert.targets import kmeans
+from tests.flower import identify
 
 from .in_process import InProcessGrid, federation
 from .test_equivalences import SMALL
@@ -35,7 +36,7 @@ Settings = list[str]
 @pytest.fixture(autouse=True)
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +140,14 @@ def test_the_model_travels_once_and_only_up_to_its_layer(overrides: Settings, tm
     _, events, grid = run_targets(overrides, configs)
     event = events[0]
     assert (event["event"], event["layer"], event["nodes"], event["sent_to"]) == ("extractor", 2, 3, 2)
-    sent = {node: grid.sent[node, protocol.SEND_EXTRACTOR] for node in (100, 101, 102)}
+    sent = {node: grid.sent[node, SendExtractor.KIND] for node in (100, 101, 102)}
     two_layers = {100: event["bytes_down"] // 2, 101: event["bytes_down"] // 2, 102: 0}
     assert sent == two_layers
     whole = sum(tensor.numel() * 4 for tensor in build_hubert(compose(overrides).model, 0).state_dict().values())
     assert 0 < sent[100] < 2.5 * whole  # 48 wide, 2 of 3 layers, no head
     _, events, grid = run_targets(overrides, configs)
-    assert events[0]["bytes_down"] == 0 and grid.kinds[protocol.SEND_EXTRACTOR] == 0
-    for kind in (protocol.KMEANS_SEED, protocol.LABEL):
+    assert events[0]["bytes_down"] == 0 and grid.kinds[SendExtractor.KIND] == 0
+    for kind in (SeedKMeans.KIND, Label.KIND):
         assert max(grid.sent[node, kind] for node in (100, 101, 102)) <= 4 * 48 * 6
     assert not list(tmp_path.rglob("features/*"))  # the sample is gone once labels are made
 
@@ -244,7 +245,7 @@ def test_other_versions_are_named_with_the_site(data: Settings, monkeypatch: pyt
     push = grid.push_messages
 
     def other_version(messages: Any) -> Any:
-        number = protocol.PROTOCOL_VERSION
+        number = PROTOCOL_VERSION
         with monkeypatch.context() as patch:
             if where == "site":
                 patch.setattr(protocol, "PROTOCOL_VERSION", number + 5)
@@ -253,11 +254,7 @@ def test_other_versions_are_named_with_the_site(data: Settings, monkeypatch: pyt
             return push(messages)
 
     grid.push_messages = other_version  # type: ignore[method-assign]
-    text = (
-        f"protocol: site 0 has {protocol.PROTOCOL_VERSION + 5}"
-        if where == "site"
-        else f"site 0 has 9.9.9, the server {__version__}"
-    )
+    text = f"protocol: site 0 has {PROTOCOL_VERSION + 5}" if where == "site" else f"site 0 has 9.9.9, the server {__version__}"
     with pytest.raises(FederationError, match=text):
         connect(run)
 
@@ -275,7 +272,7 @@ def test_labels_that_do_not_fit_are_named_on_the_site_and_counted_to_the_server(
 def test_a_dry_run_describes_every_client_and_leaves_nothing(overrides: Settings, tmp_path: Path) -> None:
     run, grid = federation([*overrides, f"out={tmp_path / 'out'}"], nodes())
     table = describe_federation(run.grid, run.config)
-    assert table.row_count == NODES + 1 and set(grid.kinds) == {protocol.DESCRIBE}
+    assert table.row_count == NODES + 1 and set(grid.kinds) == {Describe.KIND}
     (utterances,) = [list(column.cells) for column in table.columns if column.header == "train utterances"]
     assert sum(map(int, utterances[:-1])) == int(utterances[-1]) == 9
     assert not (tmp_path / "out").exists()

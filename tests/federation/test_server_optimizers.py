@@ -8,7 +8,6 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import CheckpointError
@@ -20,6 +19,7 @@ from fedhubert.federation.strategies.fedavgm import FedAvgM
 from fedhubert.federation.strategies.fedyogi import FedYogi
 from fedhubert.federation.strategies.strategy import server_share, strategy_of
 from fedhubert.federation.updates.pipeline import effective_steps
+from tests.flower import identify
 
 
 def test_fedavg_at_rate_one_is_the_mean_of_the_clients() -> None:
@@ -89,7 +89,7 @@ def test_novas_coefficient_is_the_sum_of_the_weights_of_the_gradients() -> None:
 
 
 def flower_reply(weights: np.ndarray) -> Message:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1  # Flower sets these when it starts an app
+    identify()
     content = {"arrays": ArrayRecord({"w": Array(weights)}), "metrics": MetricRecord({"num-examples": 1})}
     return Message(RecordDict(content), reply_to=Message(RecordDict(), 1, "train"))
 

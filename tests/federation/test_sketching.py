@@ -14,6 +14,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.updates.sketches import NUM_SUMS, sketch_of, sketched_cosine
 from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import Train, Trained
 from fedhubert.runs.metrics import read_events
 from tests.integration.conftest import SMALL
 
@@ -116,8 +117,8 @@ def run(out: Path, settings: list[str], nodes: int, *overrides: str) -> tuple[li
 
 
 def sketches(grid: InProcessGrid) -> int:
-    replies = [protocol.read_reply(answer) for answer in grid.answers if answer.metadata.message_type == protocol.TRAIN]
-    return sum(len(reply.arrays.get("sketches", ())) for reply in replies)
+    replies = [protocol.read_reply(answer, Trained) for answer in grid.answers if answer.metadata.message_type == Train.KIND]
+    return sum(len(reply.answer.arrays.get("sketches", ())) for reply in replies if reply.answer)
 
 
 def test_a_run_tells_the_same_cosines_whichever_node_a_client_is_on(settings: list[str], tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_a_run_tells_the_same_cosines_whichever_node_a_client_is_on(settings: li
 
 def test_no_sketch_is_sent_where_none_is_wanted(settings: list[str], tmp_path: Path) -> None:
     events, grid = run(tmp_path / "run", settings, 2, *PRIVATE, "federated.num_rounds=1")
-    assert len(events) == 1 and protocol.TRAIN in grid.kinds and sketches(grid) == 0
+    assert len(events) == 1 and Train.KIND in grid.kinds and sketches(grid) == 0
     assert not any("cosine_to_mean" in client for client in events[0]["clients"])
     off = compose([*settings, "federated.client_cosines=false"])
     assert client_job(compose(settings)).sends_sketches and not client_job(off).sends_sketches

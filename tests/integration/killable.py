@@ -7,17 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.clients.state import StateFolder
 from fedhubert.compose import compose
 from fedhubert.federation.rounds import aggregate as folding
-from fedhubert.federation.rounds import journal, strategy
+from fedhubert.federation.rounds import journal
+from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server import record
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.strategies.fedadam import FedAdam
 from fedhubert.runs import store
 from tests.federation.in_process import InProcessGrid
+from tests.flower import identify
 
 POINTS: dict[str, tuple[Any, str]] = {
     "kmeans": (record.KMeansFile, "save"),
@@ -27,7 +28,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "site state pruned": (StateFolder, "prune"),
     "journal": (journal.Journal, "write"),
     "optimiser step": (FedAdam, "_second_moment"),
-    "round booked": (strategy.RoundState, "accept"),
+    "round booked": (RoundState, "accept"),
     "event": (record, "append_event"),
     "checkpoint begun": (store.RoundStore, "_write"),
     "checkpoint renamed": (store.os, "replace"),
@@ -59,7 +60,7 @@ def kill_at(point: str, call: int) -> None:
 def main(point: str, call: str, *overrides: str) -> None:
     """Run with ``overrides``; ``point`` is one of :data:`POINTS`, and ``call`` counts from 1 (0 kills nowhere)."""
     torch.set_num_threads(1)
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
     if int(call):
         kill_at(point, int(call))
     if "privacy=central" in overrides:  # runs to be compared need the same secret

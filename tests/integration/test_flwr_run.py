@@ -1,16 +1,21 @@
 """``flwr run .`` through a real SuperLink, and what it refuses."""
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from .conftest import events
 from .test_simulation import assert_same_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -67,3 +72,36 @@ def test_flwr_run_is_the_same_training(
     output = flwr_run(flower, command(tmp_path / "many")[4:], "num-supernodes=4 client-resources-num-cpus=1")
     assert output.startswith("finished:failed"), output
     assert "4 SuperNodes" in output and "federated.num_clients is 3" in output
+
+
+def workers_below(home: str) -> list[int]:
+    """Return the process ids of the workers of simulations that the SuperLink with this ``FLWR_HOME`` runs."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            ours = f"FLWR_HOME={home}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            if ours and b"ray::ClientAppActor" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+def test_flwr_run_replaces_a_worker_that_is_killed(
+    flower: dict[str, str], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Without a replacement, each later round would ask the dead one, and miss its quorum of three."""
+    out = tmp_path / "run"
+    overrides = command(out, "federated.num_rounds=6", "federated.min_clients=3", "client.local_steps=4")[4:]
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(flwr_run, flower, overrides, "num-supernodes=3 client-resources-num-cpus=1")
+        log = out / "federated_training.log"
+        while not (log.is_file() and "round 1/6" in log.read_text()):
+            assert not running.done(), running.result()
+            time.sleep(0.1)
+        before = workers_below(flower["FLWR_HOME"])
+        os.kill(before[0], signal.SIGKILL)
+        output = running.result()
+    assert output.startswith("finished:completed"), output
+    rounds = [event for event in events(out) if event["event"] == "round"]
+    assert [len(event["clients"]) for event in rounds] == [3] * 6
+    assert not any(event["failed"] for event in rounds)

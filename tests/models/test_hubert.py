@@ -1,5 +1,4 @@
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,21 +7,19 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 import torchaudio.models.wav2vec2.model as torchaudio_model
-from omegaconf import OmegaConf
 
-from fedhubert.config import ModelConfig, validate
+from fedhubert.compose import compose
+from fedhubert.config import ModelConfig
 from fedhubert.models import hubert
 from fedhubert.models.hubert import HUBERT_CONV_LAYERS, HubertModel, build_hubert, num_frames
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 PRE_NORM = {"layer_norm_first": True, "conv_norm": "layer_norm"}
 
 
 def _shipped(name: str) -> ModelConfig:
-    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=False)
-    assert isinstance(values, dict)
-    assert values["num_classes"] == "${add:${targets.num_clusters},4}"
-    return validate(ModelConfig, {str(key): value for key, value in values.items()} | {"num_classes": 504})
+    config = compose([f"model={name}", "targets.num_clusters=500"]).model
+    assert config.num_classes == 504
+    return config
 
 
 def _noise(batch: int = 2, samples: int = 4000) -> torch.Tensor:

@@ -10,6 +10,8 @@ from fedhubert.compose import compose
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.server.dry_run import describe_federation
 from fedhubert.federation.server.session import run_federation
+from fedhubert.federation.wire.flower import is_simulated
+from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, messages_in_flight
 from fedhubert.reporting.console import log_to_terminal
 from fedhubert.reporting.summary import plot_curves
 
@@ -24,7 +26,8 @@ def run_app(grid: Grid, context: Context) -> None:
         if config.dry_run:
             console.print(describe_federation(grid, config))
             return
-        result = run_federation(grid, config)
+        window = messages_in_flight(config.simulation.num_workers) if is_simulated(grid) else SITES_IN_FLIGHT
+        result = run_federation(grid, config, window=window)
     except FedhubertError as error:
         log.error("error: %s", error)
         raise

@@ -21,6 +21,7 @@ from fedhubert.federation.server.dry_run import describe_federation
 from fedhubert.federation.server.resume import check_same_run
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.strategies.strategy import client_job
+from fedhubert.federation.wire.grid import messages_in_flight
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.reporting.console import RoundProgress, log_to_terminal
 from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
@@ -47,7 +48,8 @@ def train_here(config: Config) -> float:
     with _stop_on_signals(console) as stop, RoundProgress(console) as progress:
 
         def serve(grid: Grid) -> None:
-            results.append(run_federation(grid, config, stop=stop, on_client=progress))
+            window = messages_in_flight(config.simulation.num_workers)
+            results.append(run_federation(grid, config, window=window, stop=stop, on_client=progress))
 
         console.print(
             f"same federation with Flower's CLI: flwr run . --federation-config '{federation_config(config)}'",

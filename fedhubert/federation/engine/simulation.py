@@ -20,8 +20,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError, FederationError
-from fedhubert.federation.site.handlers import register
+from fedhubert.federation.site.answering import register
 from fedhubert.federation.strategies.strategy import strategy_of
+from fedhubert.federation.wire.flower import MENDING
 from fedhubert.federation.wire.grid import messages_in_flight
 from fedhubert.models.hubert import build_hubert
 
@@ -29,6 +30,7 @@ log = logging.getLogger("fedhubert")
 
 MANY_CLIENTS = 64
 _LEAST_STORE_BYTES = 512 * 2**20
+_LOOK_FOR_DEATHS_S = 1.0
 
 
 def num_supernodes(config: Config) -> int:
@@ -66,14 +68,16 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            serve(grid)
+            with _deaths_said():
+                serve(grid)
         except BaseException as error:  # handed to the caller's thread
             failure.append(error)
 
     from flwr.simulation import run_simulation
 
-    with _ray(config), _quiet_flower(), _pool_that_mends():
-        backend = {"client_resources": {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client}}
+    with _ray(config), _quiet_flower():
+        workers = {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client, **MENDING}  # Flower hands them all to Ray
+        backend = {"client_resources": workers}
         try:
             run_simulation(server_app, client_app, num_supernodes(config), backend_config=backend)  # type: ignore[arg-type]
         except Exception as error:
@@ -159,28 +163,33 @@ def _check_address(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _pool_that_mends() -> Iterator[None]:
-    """Replace workers that die (out of memory, killed): Flower puts them back into its pool, where they would fail every later client."""
+def _deaths_said() -> Iterator[None]:
+    """Warn of every worker process that dies (out of memory, killed): Ray puts another in its place and says nothing."""
     import ray
-    from flwr.server.superlink.fleet.vce.backend import raybackend
+    from ray._private.state import actors
 
-    name = "BasicActorPool"
-    original: Any = getattr(raybackend, name)
+    over = threading.Event()
 
-    class MendingPool(original):  # type: ignore[misc]
-        def fetch_result_and_return_actor_to_pool(self, future: Any) -> Any:
+    def watch() -> None:
+        said, last = 0, False
+        while not last:
+            last = over.wait(_LOOK_FOR_DEATHS_S)
             try:
-                return super().fetch_result_and_return_actor_to_pool(future)
-            except ray.exceptions.RayActorError:
+                died = sum(int(actor["NumRestarts"]) for actor in actors(job_id=job).values())
+            except Exception:  # Ray is going down, or has this elsewhere: a run does without
+                return
+            if died > said:
                 log.warning("a worker process has died; a new one takes its place")
-                self._future_to_actor[future] = self.create_actor_fn()
-                raise
+            said = died
 
-    setattr(raybackend, name, MendingPool)
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        setattr(raybackend, name, original)
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager

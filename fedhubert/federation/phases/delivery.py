@@ -1,32 +1,28 @@
 """Brings a trained model to the sites: at most once to each."""
 
 from dataclasses import dataclass
-from typing import Any
-
-from flwr.app import Array
 
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.nodes import Federation, describe_failures
+from fedhubert.federation.wire.messages import Has, HasExtractor, HasTeacher, Instruction, NDArray, SendExtractor, SendTeacher
 from fedhubert.models.kept import KeptModel
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A model to deliver.
+class ModelTransfer:
+    """A model to bring to sites: the instruction that asks whether it is there, and the one that brings it."""
 
-    Attributes:
-        name: What requests call its key.
-        ask, send: Kinds of the messages that ask whether it is there, and that bring it.
-    """
-
-    name: str
-    ask: str
-    send: str
-    model: KeptModel
+    ask: HasExtractor | HasTeacher
+    send: SendExtractor | SendTeacher
 
 
-def deliver(federation: Federation, parcel: Parcel, nodes: list[int]) -> int:
-    """Make sure that each of ``nodes`` has ``parcel``; returns how many it was sent to.
+def tensors_of(model: KeptModel) -> dict[str, NDArray]:
+    """Return a model's tensors as they travel."""
+    return {name: tensor.numpy() for name, tensor in model.state.items()}
+
+
+def deliver(federation: Federation, transfer: ModelTransfer, nodes: list[int]) -> int:
+    """Make sure that each of ``nodes`` has the model; returns how many it was sent to.
 
     Nodes are asked for its key first. Of those that lack it one is sent it, then the others are asked again: nodes that share a state folder (a
     simulation) get it once together.
@@ -34,34 +30,26 @@ def deliver(federation: Federation, parcel: Parcel, nodes: list[int]) -> int:
     Raises:
         FederationError: a node that cannot keep it, or that has another one in its place.
     """
-    lacking = _lacking(federation, parcel, nodes)
+    lacking = _lacking(federation, transfer, nodes)
     if not lacking:
         return 0
-    sent = _send(federation, parcel, lacking[:1])
-    return sent + _send(federation, parcel, _lacking(federation, parcel, lacking[1:]))
+    sent = len(_ask(federation, transfer.send, lacking[:1]))
+    return sent + len(_ask(federation, transfer.send, _lacking(federation, transfer, lacking[1:])))
 
 
-def _lacking(federation: Federation, parcel: Parcel, nodes: list[int]) -> list[int]:
-    lacking = [node for node, has in _ask(federation, parcel.ask, nodes, {parcel.name: parcel.model.key}, None) if not has]
+def _lacking(federation: Federation, transfer: ModelTransfer, nodes: list[int]) -> list[int]:
+    lacking = [node for node, has in _ask(federation, transfer.ask, nodes) if not has]
     return sorted(lacking, key=nodes.index)
 
 
-def _send(federation: Federation, parcel: Parcel, nodes: list[int]) -> int:
-    task = {parcel.name: parcel.model.key, "model": parcel.model.config.model_dump_json()}
-    arrays = {name: Array(tensor.numpy()) for name, tensor in parcel.model.state.items()} if nodes else {}
-    return len(_ask(federation, parcel.send, nodes, task, arrays))
-
-
-def _ask(
-    federation: Federation, kind: str, nodes: list[int], task: dict[str, Any], arrays: dict[str, Array] | None
-) -> list[tuple[int, bool]]:
+def _ask(federation: Federation, instruction: Instruction, nodes: list[int]) -> list[tuple[int, bool]]:
     timeout_s = federation.config.federated.round_timeout_s
     answers = []
-    for reply in federation.ask(kind, {node: [] for node in nodes}, timeout_s=timeout_s, arrays=arrays, task=task):
-        if reply.failures:
+    for reply in federation.ask(instruction, Has, {node: [] for node in nodes}, timeout_s=timeout_s):
+        if reply.failures or reply.answer is None:
             raise FederationError(
-                f"{kind} failed: {describe_failures(reply.failures)} (the site's log says more)",
-                setting=reply.failures[0].setting,
+                f"{instruction.KIND} failed: {describe_failures(reply.failures)} (the site's log says more)",
+                setting=reply.failures[0].setting if reply.failures else "",
             )
-        answers.append((reply.node_id, reply.info.get("has") == 1))
+        answers.append((reply.node_id, reply.answer.has == 1))
     return answers

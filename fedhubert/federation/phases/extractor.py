@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from fedhubert.federation.phases.delivery import Parcel, deliver
+from fedhubert.federation.phases.delivery import ModelTransfer, deliver, tensors_of
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import HasExtractor, SendExtractor
 from fedhubert.targets.extractor import Extractor
 
 log = logging.getLogger("fedhubert")
@@ -20,8 +20,11 @@ def distribute(
     Raises:
         FederationError: a node that cannot keep it.
     """
-    parcel = Parcel("extractor", protocol.HAS_EXTRACTOR, protocol.SEND_EXTRACTOR, extractor)
-    sent = deliver(federation, parcel, nodes)
+    transfer = ModelTransfer(
+        HasExtractor(extractor=extractor.key),
+        SendExtractor(extractor=extractor.key, model=extractor.config, arrays=tensors_of(extractor)),
+    )
+    sent = deliver(federation, transfer, nodes)
     layer, width = extractor.config.num_layers, extractor.config.embed_dim
     log.info(
         "features: layer %d, %d wide; extractor (%.1f MB) sent to %d of %d nodes",

@@ -4,21 +4,30 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from flwr.app import Array
 
 from fedhubert.clients import Metrics
 from fedhubert.errors import FederationError
 from fedhubert.federation.phases.extractor import distribute
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.preflight import check_alike
-from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.arrays import HeldArray
-from fedhubert.federation.wire.protocol import Failure, Reply
+from fedhubert.federation.wire.messages import (
+    Answer,
+    Arrays,
+    Failure,
+    Instruction,
+    Label,
+    LabelCounts,
+    SeedKMeans,
+    Seeds,
+    Statistics,
+    StepKMeans,
+)
+from fedhubert.federation.wire.protocol import Reply
 from fedhubert.targets.agreement import Agreement, agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
@@ -28,6 +37,8 @@ from fedhubert.targets.layers import LayerFeatures
 from fedhubert.targets.mfcc import MFCC
 
 log = logging.getLogger("fedhubert")
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
 
 PRECOMPUTED = "precomputed"
 _MOST_FRAMES = 2**48
@@ -55,13 +66,10 @@ class Targets:
     extractor: Extractor | None = None
     agreement: Agreement | None = None
 
-    def arrays(self) -> dict[str, Array] | None:
-        """Return what sites need to make the labels."""
-        return None if self.centroids is None else {"centroids": HeldArray(self.centroids)}
-
-    def task(self) -> dict[str, Any]:
-        """Return what a request to label says."""
-        return {"targets": self.key, "extractor": "" if self.extractor is None else self.extractor.key}
+    def instruction(self) -> Label:
+        """Return what has sites make the labels."""
+        arrays: Arrays = {} if self.centroids is None else {"centroids": self.centroids}
+        return Label(targets=self.key, extractor="" if self.extractor is None else self.extractor.key, arrays=arrays)
 
     def lineage(self) -> dict[str, str]:
         """Return what checkpoints say of where the labels are from: the hash that names them, and that of the model whose layer was clustered."""
@@ -120,15 +128,14 @@ def prepare_targets(
     )
     if extractor is not None:
         distribute(federation, extractor, list(federation.hosts), on_event)
-    task = {"extractor": "" if extractor is None else extractor.key}
     if settings.kind == "kmeans" and centroids is None:
-        centroids = _fit(federation, task, source, progress, on_event)
+        centroids = _fit(federation, "" if extractor is None else extractor.key, source, progress, on_event)
     key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
     log.info("labelling every client's audio%s", "" if centroids is None else f" with {len(centroids)} clusters")
     counts = {name: np.zeros(settings.num_clusters, np.int64) for name in ("train", "validation")}
     table = np.zeros((settings.num_clusters, len(settings.label_values)), np.int64)
     targets = Targets(key, centroids, counts["train"], counts["validation"], source, extractor)
-    for reply in _ask_all(federation, protocol.LABEL, targets.arrays(), targets.task()):
+    for reply in _ask_all(federation, targets.instruction(), LabelCounts):
         if not reply.metrics:
             continue
         check_alike(reply.metrics, {"num_clusters": settings.num_clusters, "label_rate_hz": settings.label_rate_hz})
@@ -152,7 +159,7 @@ def label_newcomers(
             distribute(federation, targets.extractor, list(shares), on_event)
         except FederationError as error:
             return [Failure(-1, error.code, error.setting)]
-    replies = federation.ask(protocol.LABEL, shares, timeout_s=timeout_s, arrays=targets.arrays(), task=targets.task())
+    replies = federation.ask(targets.instruction(), LabelCounts, shares, timeout_s=timeout_s)
     return [failure for reply in replies for failure in reply.failures]
 
 
@@ -164,9 +171,10 @@ def _frames(metrics: Metrics) -> dict[str, int]:
     return {name: int(metrics[name]) for name in names}
 
 
-def _counts(reply: Reply, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    found = reply.arrays.get(name)
-    if found is None or found.shape != shape or found.dtype != np.int64 or ((found < 0) | (found >= _MOST_FRAMES)).any():
+def _counts(reply: Reply[LabelCounts], name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    sent = None if reply.answer is None else reply.answer.arrays.get(name)
+    found = np.zeros(0, np.int64) if sent is None else np.asarray(sent, np.int64)
+    if found.shape != shape or ((found < 0) | (found >= _MOST_FRAMES)).any():
         raise FederationError(f"a site's label counts `{name}` should be int64{list(shape)} of at least 0", setting="version")
     return found
 
@@ -188,7 +196,7 @@ def _say_agreement(column: str, found: Agreement | None) -> None:
 
 def _fit(
     federation: Federation,
-    task: dict[str, Any],
+    extractor: str,
     source: FeatureSource,
     progress: KMeansProgress,
     on_event: Callable[[dict[str, Any]], None],
@@ -201,15 +209,16 @@ def _fit(
         solver.load_state_dict(state)
         log.info("k-means: going on after iteration %d", len(solver.history))
     else:
-        solver.seed(_seeds(federation, task))
+        solver.seed(_seeds(federation, extractor))
         progress.save(solver.state_dict())
     while not solver.done:
         statistics, total = None, Counter[str]()
         assert solver.centroids is not None
         scale_bits = scale_of(solver.centroids)
-        for reply in _ask_all(federation, protocol.KMEANS_STEP, {"centroids": HeldArray(solver.centroids)}, task):
-            if reply.metrics:
-                part = KMeansStatistics.from_arrays(reply.arrays, settings.num_clusters, source.dimension, scale_bits)
+        step = StepKMeans(extractor=extractor, arrays={"centroids": solver.centroids})
+        for reply in _ask_all(federation, step, Statistics):
+            if reply.answer is not None and reply.metrics:
+                part = KMeansStatistics.from_arrays(reply.answer.arrays, settings.num_clusters, source.dimension, scale_bits)
                 statistics = part if statistics is None else statistics + part
                 for metrics in reply.metrics.values():
                     total.update(_frames(metrics))
@@ -235,26 +244,27 @@ def kmeans_event(solver: FederatedKMeans, statistics: KMeansStatistics, total: M
     }
 
 
-def _seeds(federation: Federation, task: dict[str, Any]) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def _seeds(federation: Federation, extractor: str) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
-    for reply in _ask_all(federation, protocol.KMEANS_SEED, None, task):
+    for reply in _ask_all(federation, SeedKMeans(extractor=extractor), Seeds):
+        arrays: Arrays = {} if reply.answer is None else reply.answer.arrays
         for partition in reply.metrics:
             names = f"centroids_{partition}", f"weights_{partition}"
-            if not reply.arrays.keys() >= set(names):
+            if not arrays.keys() >= set(names):
                 raise FederationError(f"client {partition} sent no seeds for k-means", setting="version")
-            seeds[partition] = (reply.arrays[names[0]], reply.arrays[names[1]])
+            seeds[partition] = (arrays[names[0]], arrays[names[1]])
     return [seeds[partition] for partition in sorted(seeds)]
 
 
-def _ask_all(federation: Federation, kind: str, arrays: Mapping[str, Array] | None, task: dict[str, Any]) -> list[Reply]:
+def _ask_all(federation: Federation, instruction: Instruction, kind: type[AnswerT]) -> list[Reply[AnswerT]]:
     """Ask every connected client, those that fail once more up to ``federated.round_retries`` times; raises :class:`FederationError`."""
     federated = federation.config.federated
     shares = federation.everyone()
-    replies = []
+    replies: list[Reply[AnswerT]] = []
     for attempt in range(federated.round_retries + 1):
         heard: set[int] = set()
         failures: list[Failure] = []
-        for reply in federation.ask(kind, shares, timeout_s=federated.round_timeout_s, arrays=arrays, task=task):
+        for reply in federation.ask(instruction, kind, shares, timeout_s=federated.round_timeout_s):
             replies.append(reply)
             heard |= set(reply.metrics)
             failures += reply.failures
@@ -262,8 +272,8 @@ def _ask_all(federation: Federation, kind: str, arrays: Mapping[str, Array] | No
         if not shares:
             return replies
         if attempt < federated.round_retries:
-            log.warning("%s failed: %s; asking again", kind, describe_failures(failures))
+            log.warning("%s failed: %s; asking again", instruction.KIND, describe_failures(failures))
     setting = next((failure.setting for failure in failures if failure.setting), "")
     raise FederationError(
-        f"{kind} failed: {describe_failures(failures) or 'no result'} (the site's log says more)", setting=setting
+        f"{instruction.KIND} failed: {describe_failures(failures) or 'no result'} (the site's log says more)", setting=setting
     )

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fedhubert.config import Config, ModelConfig
 from fedhubert.errors import CheckpointError
-from fedhubert.federation.phases.delivery import Parcel, deliver
+from fedhubert.federation.phases.delivery import ModelTransfer, deliver, tensors_of
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import HasTeacher, SendTeacher
 from fedhubert.formats.importing import encoder_sha256, import_on_server
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.teacher import Teacher
@@ -104,8 +104,10 @@ def server_objective(config: Config, teacher: ServerTeacher | None, device: torc
 
 def send_teacher(federation: Federation, teacher: Teacher, nodes: list[int], on_event: Callable[[dict[str, Any]], None]) -> None:
     """Make sure that each of ``nodes`` has the teacher; raises :class:`FederationError` for one that cannot keep it or has another."""
-    parcel = Parcel("teacher", protocol.HAS_TEACHER, protocol.SEND_TEACHER, teacher)
-    sent = deliver(federation, parcel, nodes)
+    transfer = ModelTransfer(
+        HasTeacher(teacher=teacher.key), SendTeacher(teacher=teacher.key, model=teacher.config, arrays=tensors_of(teacher))
+    )
+    sent = deliver(federation, transfer, nodes)
     log.info("teacher (%.1f MB) sent to %d of %d nodes; the others have it", teacher.num_bytes / 1e6, sent, len(nodes))
     on_event(
         {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
-from flwr.serverapp import Grid
 
 from fedhubert.errors import ConfigError
+from fedhubert.federation.wire.flower import Grid, public_keys
 from fedhubert.files import on_server
 
 log = logging.getLogger("fedhubert")
@@ -52,9 +52,12 @@ class NodeKeys:
         return cls(numbers)
 
     def claims(self, grid: Grid) -> dict[int, int]:
-        """Return node id -> the number that its key stands for, of the connected nodes that have one of these keys."""
-        keys = {node.node_id: node.public_key for node in grid.get_nodes()}
-        return {node: self.numbers[key] for node, key in keys.items() if key in self.numbers}
+        """Return node id -> the number that its key stands for, of the connected nodes that have one of these keys.
+
+        Raises:
+            UnsupportedFlower: this Flower does not say nodes' keys.
+        """
+        return {node: self.numbers[key] for node, key in public_keys(grid).items() if key in self.numbers}
 
 
 def _read_key(path: Path) -> bytes:

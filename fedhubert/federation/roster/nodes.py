@@ -9,20 +9,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from flwr.app import Array, Message
+from typing import TypeVar
 
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.node_keys import NodeKeys
-from fedhubert.federation.roster.preflight import check_alike, check_versions
+from fedhubert.federation.roster.preflight import Traits, check_alike, check_versions
 from fedhubert.federation.roster.sampling import assign_to_nodes
 from fedhubert.federation.strategies.strategy import client_job, strategy_of
 from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.flower import Array, Message
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.federation.wire.protocol import Failure, Reply
+from fedhubert.federation.wire.messages import ANSWERS, Answer, Describe, Description, Failure, Instruction
+from fedhubert.federation.wire.protocol import Reply
 from fedhubert.training.parameters import ParameterLayout
 
 log = logging.getLogger("fedhubert")
@@ -30,7 +31,8 @@ log = logging.getLogger("fedhubert")
 _TTL_MARGIN_S = 600.0
 _JOIN_TIMEOUT_S = 300.0
 _TRY_AGAIN_S = 60.0
-_ABOUT_A_PARTITION = {"train_utterances", "validation_utterances", "train_audio_s", "validation_audio_s", "data_fingerprint"}
+
+AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
 @dataclass
@@ -81,44 +83,52 @@ class Federation:
     def message(
         self,
         node_id: int,
-        kind: str,
-        task: Mapping[str, Any],
+        instruction: Instruction,
         *,
         group: str,
         timeout_s: float,
-        arrays: Mapping[str, Array] | None = None,
+        published: Mapping[str, Array] | None = None,
     ) -> Message:
         """Build one request of this run."""
-        ttl_s = timeout_s + _TTL_MARGIN_S
         return protocol.request(
-            node_id, kind, job_json=self._job_json, run_key=self.run_key, task=task, group=group, ttl_s=ttl_s, arrays=arrays
+            node_id,
+            instruction,
+            job_json=self._job_json,
+            run_key=self.run_key,
+            group=group,
+            ttl_s=timeout_s + _TTL_MARGIN_S,
+            published=published,
         )
 
     def ask(
-        self,
-        kind: str,
-        shares: Mapping[int, Sequence[int]],
-        *,
-        timeout_s: float,
-        arrays: Mapping[str, Array] | None = None,
-        task: Mapping[str, Any] | None = None,
-    ) -> Iterator[Reply]:
-        """Send ``kind`` to every node of ``shares`` (node id -> partitions) and yield the replies as they arrive.
+        self, instruction: Instruction, kind: type[AnswerT], shares: Mapping[int, Sequence[int]], *, timeout_s: float
+    ) -> Iterator[Reply[AnswerT]]:
+        """Have every node of ``shares`` (node id -> partitions) follow ``instruction`` with its partitions; yield replies as they arrive.
 
-        A node that does not answer in time yields a reply whose failure is ``no_answer``.
+        A node that does not answer in time yields a reply whose failure is ``no_answer``; one that answers for partitions that it was not asked
+        about, ``malformed``.
+
+        Args:
+            kind: What belongs to the instruction by :data:`~fedhubert.federation.wire.messages.ANSWERS`.
         """
+        assert ANSWERS[type(instruction)] is kind
+        published = {name: HeldArray(array) for name, array in instruction.arrays.items()}
         messages = (
             self.message(
-                node, kind, {"partitions": list(partitions), **(task or {})}, group=kind, timeout_s=timeout_s, arrays=arrays
+                node,
+                instruction.model_copy(update={"partitions": tuple(partitions)}),
+                group=instruction.KIND,
+                timeout_s=timeout_s,
+                published=published,
             )
             for node, partitions in shares.items()
         )
         for message in self.grid.send_and_receive(messages, timeout=timeout_s):
-            reply = protocol.read_reply(message)
+            reply = protocol.read_reply(message, kind)
             answers_for_others = reply.metrics.keys() - set(shares.get(reply.node_id, ()))
-            yield Reply(reply.node_id, failures=[Failure(-1, "malformed")]) if answers_for_others else reply
+            yield Reply(reply.node_id, failures=(Failure(-1, "malformed"),)) if answers_for_others else reply
         for node in self.grid.unanswered:
-            yield Reply(node, failures=[Failure(-1, "no_answer")])
+            yield Reply(node, failures=(Failure(-1, "no_answer"),))
 
     def everyone(self) -> dict[int, list[int]]:
         """Return a share for each node that covers all partitions."""
@@ -137,13 +147,13 @@ def connect(federation: Federation) -> None:
     """
     federated = federation.config.federated
     descriptions = _describe_all(federation)
-    numbers = sorted(_number(reply) for reply in descriptions.values())
+    numbers = sorted(about.node for about in descriptions.values())
     if len(set(numbers)) < len(numbers):
         raise FederationError(
             f"two nodes have the same partition-id (ids seen: {numbers}); give each node its own", setting="partition-id"
         )
-    expected = max(int(reply.info["num_nodes"]) for reply in descriptions.values())
-    if expected != federated.num_clients and not all(reply.info["hosts_all"] for reply in descriptions.values()):
+    expected = max(about.num_nodes for about in descriptions.values())
+    if expected != federated.num_clients and not all(about.hosts_all for about in descriptions.values()):
         raise FederationError(
             f"{expected} sites with their own data are expected, but federated.num_clients is {federated.num_clients}; set it to {expected}",
             setting="federated.num_clients",
@@ -154,9 +164,9 @@ def connect(federation: Federation) -> None:
             f"start {federated.num_clients} SuperNodes",
             setting="federated.strategy",
         )
-    for node in sorted(descriptions, key=lambda node: _number(descriptions[node])):
+    for node in sorted(descriptions, key=lambda node: descriptions[node].node):
         federation.hosts[node] = _hosted(federation, descriptions[node])
-    check_alike({_number(reply): reply.info for reply in descriptions.values()}, _expected(federation))
+    check_alike({about.node: _traits(about) for about in descriptions.values()}, _expected(federation))
     failures = _describe_partitions(federation, federation.hosts)
     missing = federation.connected - set(federation.partitions)
     if failures or missing:
@@ -182,21 +192,22 @@ def refresh(federation: Federation) -> None:
 
 def _join(federation: Federation, node: int) -> str:
     """Take in ``node``; returns why not, or an empty string."""
-    (reply,) = federation.ask(protocol.DESCRIBE, {node: []}, timeout_s=_JOIN_TIMEOUT_S)
-    if reply.failures or not _is_description(reply):
-        return describe_failures(reply.failures) or "malformed"
-    if impostor := federation.impostor(node, _number(reply)):
-        return f"{impostor} (federated.node_keys)"
-    hosted = _hosted(federation, reply)
+    (reply,) = federation.ask(Describe(), Description, {node: []}, timeout_s=_JOIN_TIMEOUT_S)
+    about = reply.answer
     try:
         check_versions(reply)
-        check_alike({_number(reply): reply.info}, _expected(federation))
+        if reply.failures or about is None:
+            return describe_failures(reply.failures) or "malformed"
+        if impostor := federation.impostor(node, about.node):
+            return f"{impostor} (federated.node_keys)"
+        check_alike({about.node: _traits(about)}, _expected(federation))
     except FederationError as error:
         return str(error)
-    if reply.info["hosts_all"] == 0 and set(hosted) & federation.connected:
+    hosted = _hosted(federation, about)
+    if about.hosts_all == 0 and set(hosted) & federation.connected:
         return f"client {hosted[0]} is there already"
     if not hosted or hosted[0] >= federation.config.federated.num_clients:
-        return f"its partition-id {_number(reply)} is not below federated.num_clients"
+        return f"its partition-id {about.node} is not below federated.num_clients"
     failures = _describe_partitions(federation, {node: hosted}) or federation.welcome({node: hosted})
     if failures:
         return describe_failures(failures)
@@ -216,47 +227,40 @@ def _expected(federation: Federation) -> dict[str, str | int]:
     }
 
 
-def _is_description(reply: Reply) -> bool:
-    """Whether a node says which number it is among how many; that bytes from outside are what they should be."""
-    try:
-        return 0 <= int(reply.info["node"]) < int(reply.info["num_nodes"]) and int(reply.info["hosts_all"]) in (0, 1)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return False
+def _traits(about: Description) -> Traits:
+    return about.model_dump(include={"sample_rate_hz", "label_rate_hz", "num_clusters", "centroids_hash", "layout"})
 
 
-def _number(description: Reply) -> int:
-    return int(description.info["node"])
-
-
-def _hosted(federation: Federation, description: Reply) -> list[int]:
+def _hosted(federation: Federation, about: Description) -> list[int]:
     """Return the partitions that a node trains: its own, or, where there are fewer nodes than clients, any."""
     num_clients = federation.config.federated.num_clients
-    return [_number(description)] if int(description.info["num_nodes"]) == num_clients else list(range(num_clients))
+    return [about.node] if about.num_nodes == num_clients else list(range(num_clients))
 
 
-def _describe_all(federation: Federation) -> dict[int, Reply]:
+def _describe_all(federation: Federation) -> dict[int, Description]:
     """Return node id -> description, once all nodes are there or the time is over and those that are suffice."""
     federated = federation.config.federated
     timeout_s, num_clients = federated.connect_timeout_s, federated.num_clients
     deadline = time.monotonic() + timeout_s
-    described: dict[int, Reply] = {}
+    described: dict[int, Description] = {}
     expected = 1
     while True:
         federation.grid.check_stop()
         new = sorted(federation.present() - described.keys() - federation.refused.keys())
-        for reply in federation.ask(protocol.DESCRIBE, {node: [] for node in new}, timeout_s=timeout_s):
-            if _is_description(reply) and (impostor := federation.impostor(reply.node_id, _number(reply))):
+        for reply in federation.ask(Describe(), Description, {node: [] for node in new}, timeout_s=timeout_s):
+            about = reply.answer
+            if about is not None and (impostor := federation.impostor(reply.node_id, about.node)):
                 log.warning("a node is left out: %s (federated.node_keys)", impostor)
                 federation.refused[reply.node_id] = time.monotonic() + _TRY_AGAIN_S
                 continue
             check_versions(reply)
-            if reply.failures or not _is_description(reply):
+            if reply.failures or about is None:
                 raise FederationError(
                     f"a site is not ready: {describe_failures(reply.failures) or 'malformed'}; its site.log says more",
                     setting=_setting(reply.failures),
                 )
-            described[reply.node_id] = reply
-            expected = int(reply.info["num_nodes"])
+            described[reply.node_id] = about
+            expected = about.num_nodes
         if expected > num_clients:
             raise FederationError(
                 f"the federation has {expected} SuperNodes (num-supernodes or num-partitions), but federated.num_clients is {num_clients}: "
@@ -289,10 +293,11 @@ def _describe_partitions(federation: Federation, hosts: Mapping[int, Sequence[in
         able = [node for node in hosts if partition in hosts[node]]
         shares.setdefault(able[partition % len(able)], []).append(partition)
     failures: list[Failure] = []
-    for reply in federation.ask(protocol.DESCRIBE, shares, timeout_s=federation.config.federated.connect_timeout_s):
+    for reply in federation.ask(Describe(), Description, shares, timeout_s=federation.config.federated.connect_timeout_s):
         failures += reply.failures
-        for partition, about in reply.metrics.items():
-            if not set(about) >= _ABOUT_A_PARTITION or not all(0 <= value < 2**63 for value in about.values()):
+        for partition, said in reply.metrics.items():
+            about = dict(said)
+            if not all(value >= 0 for value in about.values()):
                 failures.append(Failure(partition, "malformed"))
                 continue
             fingerprint = int(about.pop("data_fingerprint"))

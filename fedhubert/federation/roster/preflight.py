@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fedhubert import __version__
 from fedhubert.errors import FederationError
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import PROTOCOL_VERSION, Answer
 from fedhubert.federation.wire.protocol import Reply
+
+Traits = Mapping[str, str | int | float]
+"""What a site says of itself, by the keys of :data:`TRAITS`, among others."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,18 @@ TRAITS = (
 )
 
 
-def check_versions(reply: Reply) -> None:
+def check_versions(reply: Reply[Answer]) -> None:
     """Raise :class:`FederationError` if a site that answered runs another protocol or package."""
-    node = reply.info.get("node")
-    if {"protocol", "version"} <= reply.info.keys():
-        _check({"site": reply.info}, {"protocol": protocol.PROTOCOL_VERSION, "version": __version__}, node)
+    stated = reply.versions
+    if stated is not None:
+        named = "site" if stated.node < 0 else f"site {stated.node}"
+        _check(
+            {named: {"protocol": stated.protocol, "version": stated.package}},
+            {"protocol": PROTOCOL_VERSION, "version": __version__},
+        )
 
 
-def check_alike(sites: Mapping[int, Mapping[str, Any]], expected: Mapping[str, Any]) -> None:
+def check_alike(sites: Mapping[int, Traits], expected: Traits) -> None:
     """Compare what sites (by partition-id) say of themselves with the server's values.
 
     ``centroids_hash`` has no value of the server's with precomputed labels: the sites that state one must agree.
@@ -74,7 +80,7 @@ def check_alike(sites: Mapping[int, Mapping[str, Any]], expected: Mapping[str, A
     _check(compared, values)
 
 
-def _check(sites: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Any], number: Any = None) -> None:
+def _check(sites: Mapping[str, Traits], expected: Traits) -> None:
     for trait in TRAITS:
         if trait.key not in expected:
             continue
@@ -86,8 +92,6 @@ def _check(sites: Mapping[str, Mapping[str, Any]], expected: Mapping[str, Any], 
             if site.get(trait.key) != wanted and not (optional and not site.get(trait.key))
         }
         if differing:
-            named = ", ".join(
-                f"{name if number in (None, '') else f'{name} {number}'} has {value}" for name, value in differing.items()
-            )
+            named = ", ".join(f"{name} has {value}" for name, value in differing.items())
             reference = "another site" if optional and len(sites) > 1 else "the server"
             raise FederationError(f"{trait.text}: {named}, {reference} {wanted}: {trait.remedy}", setting=trait.setting)

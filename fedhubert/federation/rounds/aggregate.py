@@ -15,11 +15,10 @@ from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import decode
 from fedhubert.federation.updates.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
 from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
-from fedhubert.federation.wire.protocol import Failure, Reply
+from fedhubert.federation.wire.messages import Failure, Trained
+from fedhubert.federation.wire.protocol import Reply
 from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.training.parameters import ParameterLayout, tensor_of
-
-_REQUIRED = {"weight", "train_micro_batches", "train_steps", "train_audio_s", "update_norm"}
 
 
 def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, float]:
@@ -85,7 +84,7 @@ class RoundFold:
         """Say who is asked now: node id -> partitions."""
         self._shares = shares
 
-    def add(self, reply: Reply) -> None:
+    def add(self, reply: Reply[Trained]) -> None:
         """Take in a reply; anything wrong with it becomes a failure of the clients that the node was asked for."""
         outcome = self._outcome
         asked = self._shares.get(reply.node_id, [])
@@ -94,18 +93,20 @@ class RoundFold:
         whole = next((failure for failure in reply.failures if failure.partition < 0), None)
         code = whole.code if whole else "no_result"
         accepted: set[int] = set()
-        if reply.metrics and not whole:
+        answer = reply.answer
+        if answer is not None and answer.metrics and not whole:
             try:
-                self._check(reply, set(asked) - set(named) - set(outcome.clients))
-                sketches = self._sketches_in(reply)
-                self._fold(reply)
+                self._check(answer, set(asked) - set(named) - set(outcome.clients))
+                sketches = self._sketches_in(answer)
+                clients = {partition: dict(metrics) for partition, metrics in answer.metrics.items()}
+                self._fold(answer, clients)
             except UpdateRejected as rejected:
                 code = f"update_{rejected.reason}"
             except (KeyError, TypeError, ValueError, OverflowError):
                 code = "malformed"
             else:
-                outcome.clients.update(reply.metrics)
-                accepted = set(reply.metrics)
+                outcome.clients.update(clients)
+                accepted = set(clients)
                 self._sketches.update(sketches)
                 outcome.bytes_up_fp32 += 4 * (self._layout.numel * len(accepted) + sum(map(len, sketches.values())))
         others = sorted(set(asked) - set(named) - accepted)
@@ -134,27 +135,25 @@ class RoundFold:
                 found.append(cosine)
         return {"cosine_to_mean": math.fsum(found) / len(found), "lowest_cosine_to_mean": min(found)} if found else {}
 
-    def _sketches_in(self, reply: Reply) -> dict[int, Sketch]:
+    def _sketches_in(self, answer: Trained) -> dict[int, Sketch]:
         """Return what a reply has of sketches, by partition; with differential privacy none is looked at."""
-        sketches = reply.arrays.get("sketches")
+        sketches = answer.arrays.get("sketches")
         if sketches is None or self._clip_norm is not None:
             return {}
-        shape = (len(reply.metrics), sketch_width(self._layout.numel))
+        shape = (len(answer.metrics), sketch_width(self._layout.numel))
         if sketches.dtype != np.float32 or sketches.shape != shape or not np.isfinite(sketches).all():
             raise UpdateRejected("sketch")
-        return {partition: sketch.copy() for partition, sketch in zip(reply.metrics, sketches, strict=True)}
+        return {partition: np.array(sketch, np.float32) for partition, sketch in zip(answer.metrics, sketches, strict=True)}
 
-    def _check(self, reply: Reply, expected: set[int]) -> None:
-        if reply.info.get("round") != self._outcome.number:
+    def _check(self, answer: Trained, expected: set[int]) -> None:
+        if answer.round != self._outcome.number:
             raise UpdateRejected("round")
-        if reply.info.get("layout") != self._layout.fingerprint:
+        if answer.layout != self._layout.fingerprint:
             raise UpdateRejected("layout")
-        if not set(reply.metrics) <= expected:
+        if not set(answer.metrics) <= expected:
             raise UpdateRejected("partition")
         private = self._clip_norm is not None
-        for metrics in reply.metrics.values():
-            if not set(metrics) >= _REQUIRED:
-                raise UpdateRejected("metrics")
+        for metrics in answer.metrics.values():
             try:
                 check_figures(metrics, self._objective)
             except ValueError:
@@ -171,18 +170,21 @@ class RoundFold:
         if self._norm_limit is not None and norm > self._norm_limit:
             raise UpdateRejected("norm")
 
-    def _fold(self, reply: Reply) -> None:
-        if "sum" in reply.arrays:
+    def _fold(self, answer: Trained, clients: dict[int, Metrics]) -> None:
+        """Take in the update, or the sum, of ``clients``; what they say of an update's norm is replaced by what it is."""
+        if "sum" in answer.arrays:
             if self._strategy.needs_every_update:
                 raise UpdateRejected("sum")
-            weight = sum(int(metrics["weight"]) for metrics in reply.metrics.values())
-            total = tensor_of(reply.arrays["sum"])
+            weight = sum(int(metrics["weight"]) for metrics in clients.values())
+            total = tensor_of(answer.arrays["sum"])
             if self._clip_norm is not None and norm_in_double(total) > weight * self._clip_norm * 2.0**GRID_BITS:
                 raise UpdateRejected("norm")  # its node has not clipped
-            self.total.merge(PartialSum(total, weight, float(reply.info["bound"])))
+            if answer.bound is None:
+                raise UpdateRejected("range")
+            self.total.merge(PartialSum(total, weight, answer.bound))
             return
-        ((partition, metrics),) = reply.metrics.items()
-        update = decode(self._config.update_codec, reply.arrays, self._layout.shapes)
+        ((partition, metrics),) = clients.items()
+        update = decode(self._config.update_codec, answer.arrays, self._layout.shapes)
         if self._clip_norm is not None:
             update, _ = clipped(update, self._clip_norm)  # whatever the client did, and its codec made of it
         magnitude = measure(update)

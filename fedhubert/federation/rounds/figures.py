@@ -6,7 +6,8 @@ from typing import Any
 
 from fedhubert.clients import Metrics
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.wire.protocol import Failure, Reply
+from fedhubert.federation.wire.messages import Failure, Scored
+from fedhubert.federation.wire.protocol import Reply
 from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.reporting.fairness import fairness
 from fedhubert.runs.metrics import Event
@@ -100,7 +101,9 @@ def check_figures(metrics: Mapping[str, int | float], objective: ObjectiveSpec) 
                 raise ValueError(f"no {prefix}{error.args[0]}") from None
 
 
-def usable_scores(reply: Reply, asked: Collection[int], objective: ObjectiveSpec) -> tuple[dict[int, Metrics], list[Failure]]:
+def usable_scores(
+    reply: Reply[Scored], asked: Collection[int], objective: ObjectiveSpec
+) -> tuple[dict[int, Metrics], list[Failure]]:
     """Return the scores of a reply's partitions, and which of those asked failed; scores that no figures can be made of are ``malformed``."""
     scores, failures = {}, list(reply.failures)
     for partition, metrics in reply.metrics.items():

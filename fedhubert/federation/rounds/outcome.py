@@ -1,10 +1,13 @@
 """What came of a round."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fedhubert.clients import Metrics
-from fedhubert.federation.wire.protocol import Failure
+from fedhubert.federation.wire.messages import Failure
+
+_BYTES = ("bytes_down", "bytes_up", "bytes_down_fp32", "bytes_up_fp32")
 
 
 @dataclass
@@ -28,3 +31,12 @@ class RoundOutcome:
     drift: dict[str, float] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def byte_counts(self) -> dict[str, int]:
+        """Return the bytes of the round's arrays, by the names of the fields."""
+        return {name: getattr(self, name) for name in _BYTES}
+
+    def count_bytes_as(self, counts: Mapping[str, int]) -> None:
+        """Take over what :meth:`byte_counts` gave before an interruption."""
+        for name in _BYTES:
+            setattr(self, name, counts.get(name, 0))

@@ -3,13 +3,13 @@
 import threading
 from collections.abc import Mapping
 
-from flwr.serverapp import Grid
 from rich.table import Table
 
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.roster.nodes import Federation, connect
+from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.objectives.spec import build_model
 from fedhubert.targets.extractor import Extractor

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedhubert.compose import amend
 from fedhubert.config import Config, validate
+from fedhubert.config.catalog import begins_anew
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.privacy.opening import fork_privacy
 from fedhubert.federation.privacy.secret import create_secret
@@ -21,10 +22,6 @@ from fedhubert.runs.metrics import append_event, read_events
 from fedhubert.runs.store import Found, RoundStore
 
 log = logging.getLogger("fedhubert")
-
-_OTHER_BATCHES = ("seed", "data.", "federated.num_clients")
-_OTHER_LABELS = ("seed", "targets.", "data.", "federated.num_clients")
-_OTHER_STEPS = ("federated.strategy", "federated.bias_correction")
 
 
 def fork(source: Path, overrides: Sequence[str], round_number: int | None = None) -> Config:
@@ -105,12 +102,9 @@ def _check_forked_before(store: RoundStore, entry: dict[str, Any]) -> None:
 
 def _resume(resume: dict[str, Any], changed: dict[str, Any], config: Config) -> dict[str, Any]:
     """Return what of the old run's state still means something in the new one."""
-
-    def touched(prefixes: Sequence[str]) -> bool:
-        return any(name.startswith(tuple(prefixes)) for name in changed)
-
+    anew = begins_anew(changed)
     state = RoundState.from_plain(resume["rounds"])
-    rounds = RoundState({} if touched(_OTHER_BATCHES) else state.positions, {}, state.norms)
-    fresh = {"server_optimizer": None} if touched(_OTHER_STEPS) else {}
-    labels = {"centroids": None} if touched(_OTHER_LABELS) else {}
+    rounds = RoundState({} if "batches" in anew else state.positions, {}, state.norms)
+    fresh = {"server_optimizer": None} if "server_optimizer" in anew else {}
+    labels = {"centroids": None} if "labels" in anew else {}
     return {**resume, "rounds": rounds.to_plain(), "fingerprints": {}, **fresh, **labels}

@@ -5,27 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fedhubert.config import Config
+from fedhubert.config.catalog import rules_for
 from fedhubert.errors import CheckpointError
-
-_FREE = {
-    *(
-        "experiment",
-        "out",
-        "resume",
-        "checkpoint_dir",
-        "dry_run",
-        "simulation",
-        "checkpoint",
-        "evaluation",
-        "reporting",
-        "faults",
-        "baseline",
-    ),
-    *("task.teacher", "task.teacher_cache", "task.teacher_cache_bytes"),  # which teacher it is, its digest says
-    *("client.device", "client.state_dir", "data.num_workers", "data.prefetch_batches"),
-    *("federated.round_timeout_s", "federated.round_retries", "federated.connect_timeout_s", "federated.early_stopping"),
-}
-"""Places, patience and the size of the host: they may differ, since they do not change what is learned."""
 
 
 def check_same_run(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
@@ -45,7 +26,7 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[
 
 
 def _differences(name: str, now: Any, saved: Any) -> Iterator[tuple[str, Any, Any]]:
-    if name in _FREE:
+    if rules_for(name).get("resume") == "free":
         return
     if isinstance(now, Mapping) and isinstance(saved, Mapping):
         for key in sorted(now.keys() | saved.keys()):

@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
-from flwr.serverapp import Grid
-from flwr.superlink.grid import InMemoryGrid
 
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, FederationError, FedhubertError
@@ -21,28 +18,24 @@ from fedhubert.federation.phases.targets import Targets, label_newcomers, no_tar
 from fedhubert.federation.phases.teacher import prepare_student, send_teacher, server_objective, with_teacher
 from fedhubert.federation.privacy.opening import announce, open_privacy
 from fedhubert.federation.roster.nodes import Federation, connect
-from fedhubert.federation.rounds.figures import brief, data_summary, final_event, round_event, round_line, said, usable_scores
-from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.rounds.figures import brief, data_summary, final_event, round_event, round_line, said
+from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
+from fedhubert.federation.rounds.round import ClientsDone, RoundResult, Rounds, StepNotFinite
 from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.rounds.strategy import ClientsDone, FederatedStrategy
 from fedhubert.federation.server.record import RunRecord
 from fedhubert.federation.strategies.strategy import ServerStrategy, check_strategy, strategy_of
-from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.arrays import HeldArray
-from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
-from fedhubert.federation.wire.protocol import Failure
+from fedhubert.federation.wire.flower import Grid
+from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
+from fedhubert.federation.wire.messages import Failure
 from fedhubert.files import exclusively
 from fedhubert.formats.importing import start_from
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.spec import build_model, spec_of
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event
-from fedhubert.training.parameters import ParameterLayout, tensor_of
+from fedhubert.training.parameters import ParameterLayout
 
 log = logging.getLogger("fedhubert")
-
-_SITES_IN_FLIGHT = 64
-"""Real sites that train at the same time; their replies wait in the SuperLink's store until they are folded."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +48,20 @@ class RunResult:
 
 
 def run_federation(
-    grid: Grid, config: Config, *, stop: threading.Event | None = None, on_client: ClientsDone | None = None
+    grid: Grid,
+    config: Config,
+    *,
+    window: int = SITES_IN_FLIGHT,
+    stop: threading.Event | None = None,
+    on_client: ClientsDone | None = None,
 ) -> RunResult:
-    """Run a whole federation over ``grid``.
+    """Run a whole federation over ``grid``, with up to ``window`` messages in flight.
 
     Raises:
         RunInterrupted: ``stop`` was set; the last finished round is in the checkpoint folder.
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
-    simulated = isinstance(grid, InMemoryGrid)
-    window = messages_in_flight(config.simulation.num_workers) if simulated else _SITES_IN_FLIGHT
     return _Run(StreamingGrid(grid, window=window, stop=stop), config, on_client).run()
-
-
-class _StoppedEarly(Exception):
-    """Ends Flower's loop of rounds before the last; says why."""
 
 
 class _Run:
@@ -194,57 +186,36 @@ class _Run:
             data["validation_audio_s"] / 3600,
         )
 
-    def _strategy(self, targets: Targets) -> FederatedStrategy:
-        return FederatedStrategy(
+    def _rounds(self, targets: Targets) -> None:
+        """Play the rounds that are left; the last model is in ``self.model``."""
+        objective = server_objective(self.config, self.teacher) if self.config.evaluation.manifest else None
+        evaluation = ServerEvaluation(self.config, targets, objective) if self.config.evaluation.manifest else None
+        rounds = Rounds(
             self.federation,
             self.optimizer,
-            first_round=self.first_round,
             state=self.state,
             journal=self.record.journal,
             targets_key=targets.key,
             checkpoints=self.record.checkpoints,
             privacy=self.privacy,
-            on_client=self.on_client,
+            on_client=self.on_client or (lambda number, done, asked: None),
         )
-
-    def _rounds(self, targets: Targets) -> None:
-        """Drive the strategy with Flower's ``start()``; the last model is in ``self.model``."""
-        federated = self.config.federated
-        strategy = self._strategy(targets)
-        objective = server_objective(self.config, self.teacher) if self.config.evaluation.manifest else None
-        evaluation = ServerEvaluation(self.config, targets, objective) if self.config.evaluation.manifest else None
-        self._round_started = time.monotonic()
-
-        def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            if server_round > 0:
-                self._finish_round(strategy, arrays["model"].numpy(), evaluation)
-            self._round_started = time.monotonic()
-            return None
-
-        initial = ArrayRecord()
-        initial["model"] = HeldArray(self.layout.to_vector(self.model).numpy())
+        model, last = self.layout.to_vector(self.model), self.config.federated.num_rounds
         try:
-            strategy.start(
-                self.federation.grid,
-                initial,
-                num_rounds=federated.num_rounds - self.first_round + 1,
-                timeout=federated.round_timeout_s,
-                train_config=ConfigRecord(),
-                evaluate_fn=after_round,
+            run_rounds(
+                rounds, model, self.first_round, last, lambda result, started: self._finish_round(result, started, evaluation)
             )
-        except _StoppedEarly as reason:
-            log.info("%s", reason)
+        except StepNotFinite:
+            raise
         except FedhubertError:
-            if strategy.between_steps:
-                self._save_unsaved()
+            self._save_unsaved()
             raise
         self._save_unsaved()
 
-    def _finish_round(
-        self, strategy: FederatedStrategy, vector: np.ndarray[Any, Any], evaluation: "ServerEvaluation | None"
-    ) -> None:
-        outcome = strategy.outcome
-        self.layout.load_vector(self.model, tensor_of(vector))
+    def _finish_round(self, result: RoundResult, round_started: float, evaluation: ServerEvaluation | None) -> str:
+        """Book a round, save what is due, and return why the run ends here, or an empty string."""
+        outcome = result.outcome
+        self.layout.load_vector(self.model, result.model)
         event = round_event(outcome, self.objective)
         if evaluation is not None:
             started = time.monotonic()
@@ -252,27 +223,28 @@ class _Run:
             event["seconds"]["server_validation"] = time.monotonic() - started
         self.validation = event["validation"] or self.validation
         event["seconds"]["checkpoint"] = self.record.checkpoint_seconds  # of the last one: this event is written before its own
-        event["seconds"]["round"] = time.monotonic() - self._round_started
+        event["seconds"]["round"] = time.monotonic() - round_started
         self.record.history.append(brief(event, clients_figures=not self.config.privacy.hides_figures))
         self.record.event(event)
         self._say_round(event)
         if self.config.checkpoint.keep_best and self.record.best_round() == outcome.number - 1 > 0:
-            self._save_best(strategy.incoming, vector)
+            self._save_best(result)
         last = outcome.number == self.config.federated.num_rounds
         if last or outcome.number % self.config.checkpoint.every == 0:
             self._save(outcome.number)
         if self.record.is_over():
             patience = self.config.federated.early_stopping.patience
-            raise _StoppedEarly(f"early stopping: round {self.record.best_round()} has had the best model for {patience} rounds")
+            return f"early stopping: round {self.record.best_round()} has had the best model for {patience} rounds"
         if self.privacy and not last and not self.privacy.allows(outcome.number + 1):
             budget = self.config.privacy.max_epsilon
-            raise _StoppedEarly(f"privacy budget: one more round would exceed privacy.max_epsilon={budget}; the run ends here")
+            return f"privacy budget: one more round would exceed privacy.max_epsilon={budget}; the run ends here"
+        return ""
 
-    def _save_best(self, best: torch.Tensor, current: np.ndarray[Any, Any]) -> None:
+    def _save_best(self, result: RoundResult) -> None:
         """Keep the model that this round began with: only now has it been scored."""
-        self.layout.load_vector(self.model, best)
+        self.layout.load_vector(self.model, result.before)
         self.record.save_best(self.record.best_round(), self.model.state_dict())
-        self.layout.load_vector(self.model, tensor_of(current))
+        self.layout.load_vector(self.model, result.model)
 
     def _save_unsaved(self) -> None:
         """Keep the last finished round of a run that stops early."""
@@ -300,14 +272,8 @@ class _Run:
 
     def _final_evaluation(self, number: int, targets: Targets) -> None:
         """Score the final model on every client's validation split, once, without training."""
-        strategy = self._strategy(targets)
-        outcome = RoundOutcome(number, sorted(self.federation.connected))
-        messages = strategy.evaluation_messages(self.layout.to_vector(self.model), number)
-        for message in self.federation.grid.send_and_receive(messages, timeout=self.config.federated.round_timeout_s):
-            reply = protocol.read_reply(message)
-            scores, failures = usable_scores(reply, self.federation.hosts.get(reply.node_id, ()), self.objective)
-            outcome.clients.update(scores)
-            outcome.failures += failures
+        model = self.layout.to_vector(self.model)
+        outcome = score_everywhere(self.federation, targets.key, self.state, model, number)
         event = final_event(
             outcome, self.objective, num_rounds=self.config.federated.num_rounds, best_round=self.record.best_round()
         )

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import RecordDict
 
 from fedhubert.clients.settings import NodeConfig, state_dir_of
 from fedhubert.errors import FedhubertError
+from fedhubert.federation.wire.flower import RecordDict
+from fedhubert.federation.wire.messages import Instruction
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.files import append_durably
 
@@ -28,7 +29,7 @@ class AuditError(FedhubertError):
     code = "audit"
 
 
-def write_down(node_config: NodeConfig, kind: str, request: Request | None, content: RecordDict) -> None:
+def write_down(node_config: NodeConfig, kind: str, request: Request[Instruction] | None, content: RecordDict) -> None:
     """Append the line of a reply to a message of type ``kind``, if this site keeps an audit log: by default one with a manifest of its own does.
 
     Raises:
@@ -42,7 +43,7 @@ def write_down(node_config: NodeConfig, kind: str, request: Request | None, cont
     now = datetime.now(UTC)
     about: dict[str, Any] = {"time": now.isoformat(timespec="seconds"), "kind": kind}
     if request is not None:
-        about |= {"run": request.run_key, "round": request.task.get("round"), "partitions": request.task.get("partitions")}
+        about |= {"run": request.run_key, "round": getattr(request.task, "round", None), "partitions": request.task.partitions}
     folder = state_dir_of(node_config, None if request is None else request.job) / "audit"
     try:
         folder.mkdir(parents=True, exist_ok=True)

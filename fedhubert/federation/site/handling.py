@@ -1,21 +1,22 @@
 """What every handler of a node needs: partition by partition, with what fails beside what succeeds."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Partition, Site, open_site
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.updates.exact_sum import UpdateRejected
-from fedhubert.federation.wire.protocol import Failure, Request
+from fedhubert.federation.wire.messages import Answer, Failure, Instruction
+from fedhubert.federation.wire.protocol import Request
 
 log = logging.getLogger("fedhubert.site")
 
-Handled = dict[str, Any]
-"""Keyword arguments of :func:`fedhubert.federation.wire.protocol.reply`."""
+Answered = tuple[Answer, list[Failure]]
+"""What a handler gives: its answer, and which partitions failed."""
 
 
 def failure_of(partition: int, error: Exception) -> Failure:
@@ -33,22 +34,27 @@ def failure_of(partition: int, error: Exception) -> Failure:
     return Failure(partition, "internal")
 
 
-def each_partition(request: Request, node_config: NodeConfig, work: Callable[[Site, Partition], Metrics]) -> Handled:
-    """Run ``work`` for each partition of the request; one that fails is reported beside the others.
+def each_partition(
+    request: Request[Instruction],
+    node_config: NodeConfig,
+    work: Callable[[Site, Partition], Metrics],
+    budget_s: float | None = None,
+) -> tuple[dict[int, Metrics], list[Failure]]:
+    """Run ``work`` for each partition of the request; return what it gives, and the failures of the others.
 
     Within a time budget, partitions for which it would not suffice, judged by those before, are left out, so that the others arrive in time.
     """
     site = open_site(request.job, node_config)
     metrics: dict[int, Metrics] = {}
     failures: list[Failure] = []
-    started, budget_s = time.monotonic(), float(request.task.get("budget_s", "inf"))
-    for done, number in enumerate(request.task["partitions"]):
+    started, limit_s = time.monotonic(), math.inf if budget_s is None else budget_s
+    for done, number in enumerate(request.task.partitions):
         elapsed_s = time.monotonic() - started
-        if done and elapsed_s * (done + 1) / done > budget_s:
+        if done and elapsed_s * (done + 1) / done > limit_s:
             failures.append(Failure(number, "no_time", "federated.round_timeout_s"))
             continue
         try:
             metrics[number] = work(site, site.partition(number))
         except Exception as error:
             failures.append(failure_of(number, error))
-    return {"metrics": metrics, "failures": failures}
+    return metrics, failures

@@ -4,10 +4,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +20,13 @@ from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
 from fedhubert.federation.site import faults
-from fedhubert.federation.site.handling import Handled, each_partition
+from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
 from fedhubert.federation.updates.pipeline import Outgoing, run_steps, steps_of
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
+from fedhubert.federation.wire.messages import Evaluate, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
@@ -52,7 +52,7 @@ class Resident:
 _resident: Resident | None = None
 
 
-def train_round(request: Request, node_config: NodeConfig) -> Handled:
+def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     """Score the incoming model on each partition's validation split, train it on the training split, and send the update.
 
     One partition: its update, encoded. Several: the exact partial sum (:mod:`fedhubert.federation.updates.exact_sum`) of their updates
@@ -61,15 +61,13 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     """
     release_extractor()
     job, task = request.job, request.task
-    numbers = task["partitions"]
-    faults.crash_if_drawn(job.faults, job.seed, task["round"], task["attempt"], numbers)
+    faults.crash_if_drawn(job.faults, job.seed, task.round, task.attempt, task.partitions)
     site = open_site(job, node_config)
     device = resolve_device(site.settings.device)
     resident, incoming = _incoming(request, site, device)
-    fold = ExactSum(incoming.numel()) if len(numbers) > 1 else None
+    fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 else None
     arrays: Arrays = {}
     sketches: dict[int, Sketch] = {}
-    clip_norm = task.get("clip_norm")
 
     def train(site: Site, partition: Partition) -> Metrics:
         folder = site.state_folder(request.run_key, partition.number)
@@ -79,44 +77,52 @@ def train_round(request: Request, node_config: NodeConfig) -> Handled:
     def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
         scored = job.client.validation_batches
         metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=scored)
-        state = folder.load(task["site_rounds"][str(partition.number)]) if job.keeps_state else PartitionState()
+        state = folder.load(_of(partition.number, task.site_rounds, "site_rounds")) if job.keeps_state else PartitionState()
         result = _train(request, site, partition, resident, incoming, device, state)
         state.optimizer = result.optimizer_state
         sent = _sent_update(request, partition.number, resident, incoming, result, state)
         decoded = sent.update
         if job.keeps_state:
-            folder.save(task["round"], state)
-            folder.prune([task["round"], task["site_rounds"][str(partition.number)]], task["checkpoints"])
-        if fold is not None and clip_norm is not None:
-            decoded, _ = clipped(decoded, clip_norm)
+            folder.save(task.round, state)
+            folder.prune([task.round, _of(partition.number, task.site_rounds, "site_rounds")], task.checkpoints)
+        if fold is not None and task.clip_norm is not None:
+            decoded, _ = clipped(decoded, task.clip_norm)
         weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
         magnitude = measure(decoded)
         metrics |= {**_training_metrics(result), **sent.figures, "weight": weight, "update_norm": magnitude.norm}
+        if not all(map(math.isfinite, metrics.values())):
+            raise UpdateRejected("metrics")
         if fold is None:
             arrays.update(sent.arrays)
         else:
-            if task["norm_limit"] is not None and magnitude.norm > task["norm_limit"]:
+            if task.norm_limit is not None and magnitude.norm > task.norm_limit:
                 raise UpdateRejected("norm")
-            if not all(map(math.isfinite, metrics.values())):
-                raise UpdateRejected("metrics")  # the server would reject the sum, and the other clients with it
             fold.add(decoded, weight, magnitude)
         if job.sends_sketches:
-            sketches[partition.number] = sketch_of(decoded, job.seed, task["round"])
-        faults.wait_if_drawn(job.faults, job.seed, task["round"], task["attempt"], partition.number)
+            sketches[partition.number] = sketch_of(decoded, job.seed, task.round)
+        faults.wait_if_drawn(job.faults, job.seed, task.round, task.attempt, partition.number)
         return metrics
 
-    handled = each_partition(request, node_config, train)
-    info: dict[str, Any] = {"round": task["round"], "layout": resident.layout.fingerprint}
+    metrics, failures = each_partition(request, node_config, train, task.budget_s)
+    bound = None
     if fold is not None and fold.weight:
         part = fold.partial()
-        arrays["sum"], info["bound"] = part.total.numpy(), part.bound
-    if handled["metrics"] and job.sends_sketches:
-        arrays["sketches"] = np.stack([sketches[number] for number in handled["metrics"]])
-    return {**handled, "arrays": arrays, "info": info}
+        arrays["sum"], bound = part.total.numpy(), part.bound
+    if metrics and job.sends_sketches:
+        arrays["sketches"] = np.stack([sketches[number] for number in metrics])
+    trained = Trained(metrics=metrics, arrays=arrays, round=task.round, layout=resident.layout.fingerprint, bound=bound)
+    return trained, failures
+
+
+def _of(partition: int, named: Mapping[int, int], what: str) -> int:
+    """Return what a request says of a partition; raises :class:`FederationError` where it says nothing."""
+    if partition not in named:
+        raise FederationError(f"the request has no {what} of partition {partition}", setting="version")
+    return named[partition]
 
 
 def _sent_update(
-    request: Request,
+    request: Request[Train],
     number: int,
     resident: Resident,
     incoming: torch.Tensor,
@@ -126,35 +132,36 @@ def _sent_update(
     """Return the update as it travels and as the server decodes it; what the codec leaves over goes into ``state``."""
     job, task, shapes = request.job, request.task, resident.layout.shapes
     update = Outgoing(resident.layout.update_of(resident.model, incoming), state.residual)
-    seed = derive_seed(job.seed, "codec", task["round"], number)
-    sent = run_steps(update, steps_of(job, shapes, local_steps=result.steps, clip_norm=task.get("clip_norm"), seed=seed))
+    seed = derive_seed(job.seed, "codec", task.round, number)
+    sent = run_steps(update, steps_of(job, shapes, local_steps=result.steps, clip_norm=task.clip_norm, seed=seed))
     state.residual = sent.residual
     spoilt = {
-        name: faults.spoil_if_drawn(job.faults, job.seed, task["round"], task["attempt"], number, array)
+        name: faults.spoil_if_drawn(job.faults, job.seed, task.round, task.attempt, number, array)
         for name, array in sent.arrays.items()
         if array.dtype != np.int8  # which has no NaN: its scales do
     }
     if any(spoilt[name] is not sent.arrays[name] for name in spoilt):
         sent = replace(sent, arrays={**sent.arrays, **spoilt})
-        if len(task["partitions"]) > 1:
+        if len(task.partitions) > 1:
             sent = replace(sent, update=decode(job.update_codec, sent.arrays, shapes))
     return sent
 
 
-def evaluate_model(request: Request, node_config: NodeConfig) -> Handled:
+def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answered:
     """Score the incoming model on the whole of each partition's validation split (rounds: on ``client.validation_batches`` of it)."""
     site = open_site(request.job, node_config)
     device = resolve_device(site.settings.device)
     resident, incoming = _incoming(request, site, device)
-    return each_partition(
-        request,
-        node_config,
-        lambda site, partition: _evaluate(request, site, partition, resident, incoming, device, num_batches=0),
-    )
+
+    def score(site: Site, partition: Partition) -> Metrics:
+        return _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+
+    metrics, failures = each_partition(request, node_config, score, request.task.budget_s)
+    return Scored(metrics=metrics), failures
 
 
 def _train(
-    request: Request,
+    request: Request[Train],
     site: Site,
     partition: Partition,
     resident: Resident,
@@ -163,10 +170,11 @@ def _train(
     state: PartitionState,
 ) -> LocalResult:
     """Train from ``incoming`` on, with the optimiser that ``state`` has kept."""
-    job, task, key = request.job, request.task, str(partition.number)
+    job, task, number = request.job, request.task, partition.number
     planned = job.client.steps_per_round(partition.train_plan.num_batches)
-    exactly = task.get("steps", {}).get(key)  # a replayed round: as many as it took then, whatever the clock says
-    position = int(task["positions"][key])
+    # a replayed round takes as many steps as it took then, whatever the clock says
+    exactly = None if task.steps is None else _of(number, task.steps, "steps")
+    position = _of(number, task.positions, "positions")
     resident.layout.load_vector(resident.model, incoming)
     deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
     steps = 0
@@ -181,7 +189,7 @@ def _train(
         _batches(request, site, partition, partition.train_plan, range(position, position + planned * job.client.accumulate)),
         client=job.client,
         task=job.task,
-        progress=Progress(task["round"], job.num_rounds, planned),
+        progress=Progress(task.round, job.num_rounds, planned),
         seed=job.seed,
         partition=partition.number,
         device=device,
@@ -193,7 +201,7 @@ def _train(
 
 
 def _evaluate(
-    request: Request,
+    request: Request[WithModel],
     site: Site,
     partition: Partition,
     resident: Resident,
@@ -216,9 +224,9 @@ def _evaluate(
     return {f"validation_{name}": figure for name, figure in result.figures.items()}
 
 
-def _batches(request: Request, site: Site, partition: Partition, plan: BatchPlan, positions: range) -> Iterator[Batch]:
+def _batches(request: Request[WithModel], site: Site, partition: Partition, plan: BatchPlan, positions: range) -> Iterator[Batch]:
     job = request.job
-    source = site.label_source(job.task, partition, request.task["targets"])
+    source = site.label_source(job.task, partition, request.task.targets)
     return load_batches(site.manifest, plan, positions, source, mask_spec(job.task), job.data)
 
 
@@ -247,7 +255,7 @@ def resident_model(job: ClientJob) -> Resident:
     return _resident
 
 
-def _incoming(request: Request, site: Site, device: torch.device) -> tuple[Resident, torch.Tensor]:
+def _incoming(request: Request[WithModel], site: Site, device: torch.device) -> tuple[Resident, torch.Tensor]:
     """Return this process's model, with its teacher, and the server's parameters [P] for it.
 
     Raises:
@@ -262,10 +270,10 @@ def _incoming(request: Request, site: Site, device: torch.device) -> tuple[Resid
             spec.take_over(resident.model, teacher.state)
         resident.objective = spec.loss(source)
     try:
-        incoming = decode(request.task["broadcast_codec"], {"update": request.arrays["model"]}, resident.layout.shapes)
+        incoming = decode(request.task.broadcast_codec, {"update": request.arrays["model"]}, resident.layout.shapes)
     except UpdateRejected:
         incoming = torch.empty(0)
-    if resident.layout.fingerprint != request.task["layout"] or incoming.numel() != resident.layout.numel:
+    if resident.layout.fingerprint != request.task.layout or incoming.numel() != resident.layout.numel:
         raise FederationError(
             "the server's model has other parameters than this site builds from its configuration", setting="model"
         )

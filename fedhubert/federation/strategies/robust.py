@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
 
 from fedhubert.federation.strategies.strategy import ServerStrategy, Updates
 from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.flower import (
+    ArrayRecord,
+    FedAvg,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 
 
 class Robust(ServerStrategy):

@@ -5,55 +5,35 @@ A :class:`HeldArray` keeps the ndarray and serialises it when it goes over a wir
 simulation's Ray, once, and messages carry a reference to it.
 """
 
-import io
 import sys
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, Message
+
+from fedhubert.federation.wire.flower import Array, LazyArray, Message
 
 NDArray = npt.NDArray[Any]
 
 
-class HeldArray(Array):
-    """An ``Array`` over an ndarray that must not change any more.
-
-    Put it into an ``ArrayRecord`` by ``record[name] = array``: the record's constructor makes ordinary ones.
-    """
+class HeldArray(LazyArray):
+    """An ``Array`` over an ndarray that must not change any more."""
 
     def __init__(self, ndarray: NDArray) -> None:
-        self._describe(ndarray)
+        super().__init__(ndarray)
         self.__dict__["_ndarray"] = ndarray
-
-    def _describe(self, ndarray: NDArray) -> None:
-        self.__dict__.update(dtype=str(ndarray.dtype), shape=tuple(ndarray.shape), stype="numpy.ndarray")
 
     def numpy(self) -> NDArray:
         ndarray: NDArray = self.__dict__["_ndarray"]
         return ndarray
 
-    @property
-    def data(self) -> bytes:  # type: ignore[override]
-        """The bytes that an ordinary ``Array`` would hold, made anew each time."""
-        buffer = io.BytesIO()
-        np.save(buffer, self.numpy(), allow_pickle=False)
-        return buffer.getvalue()
 
-    def deflate(self) -> bytes:
-        """Return what an ordinary ``Array`` would: on the wire an object is called by its class, and Flower knows no other."""
-        plain = Array(dtype=self.dtype, shape=self.shape, stype=self.stype, data=b"")
-        plain.__dict__["_chunks"] = self.slice_array()
-        return plain.deflate()
-
-
-class SharedArray(HeldArray):
+class SharedArray(LazyArray):
     """An ``Array`` in Ray's object store; Ray counts the references and frees it with the last."""
 
     def __init__(self, ndarray: NDArray) -> None:
         import ray
 
-        self._describe(ndarray)
+        super().__init__(ndarray)
         self.__dict__["_ref"] = ray.put(ndarray)
 
     def numpy(self) -> NDArray:

@@ -7,17 +7,16 @@ keeps a window of messages in flight and returns a generator: a strategy's ``agg
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
-
-from flwr.app import Message
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.wire.arrays import release
+from fedhubert.federation.wire.flower import ForwardingGrid, Grid, Message
 
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.5
+
+
+SITES_IN_FLIGHT = 64
+"""Real sites that train at the same time; their replies wait in the SuperLink's store until they are folded."""
 
 
 def messages_in_flight(num_workers: int) -> int:
@@ -31,7 +30,7 @@ class RunInterrupted(FedhubertError):
     code = "interrupted"
 
 
-class StreamingGrid(Grid):
+class StreamingGrid(ForwardingGrid):
     """Wraps another grid; only :meth:`send_and_receive` differs.
 
     Args:
@@ -41,37 +40,12 @@ class StreamingGrid(Grid):
     """
 
     def __init__(self, grid: Grid, *, window: int = 16, stop: threading.Event | None = None) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._window = window
         self._stop = stop or threading.Event()
         self.unanswered: list[int] = []
         """Node ids that had not answered the last ``send_and_receive`` at its deadline."""
         self._late: dict[str, int] = {}
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._grid, name)
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        return self._grid.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        return self._grid.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
 
     def check_stop(self) -> None:
         """Raise :class:`RunInterrupted` if the run was asked to stop."""

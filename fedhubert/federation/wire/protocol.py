@@ -1,159 +1,180 @@
-"""The messages between server and sites, as Flower records.
+"""Messages as Flower records, and back: whatever the bytes are, reading them gives a typed message or says that they are none.
 
-A request carries the clients' part of the configuration, what to do with which partitions, and arrays. A reply carries, per
-partition, numbers (``metrics``) or a failure (a code and the name of a setting), and arrays. Nothing else is ever sent: no audio, path, text,
-speaker or per-utterance value.
+A request is the record ``request`` (versions, the run's key, the clients' part of the configuration, and the instruction's fields, as JSON) and
+``arrays``. A reply is ``info`` (versions and the answer's fields), ``metrics`` (a column per number, a row per partition), ``failures``
+and ``arrays``.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from pydantic import ValidationError
 
 from fedhubert import __version__
 from fedhubert.clients import Metrics
 from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError
 from fedhubert.federation.wire.arrays import HeldArray, SharedArray, shared_arrays
-from fedhubert.federation.wire.task_fields import Said, read_task
-
-PROTOCOL_VERSION = 2
-
-DESCRIBE = "query.describe"
-HAS_EXTRACTOR = "query.extractor"
-SEND_EXTRACTOR = "train.extractor"
-HAS_TEACHER = "query.teacher"
-SEND_TEACHER = "train.teacher"
-KMEANS_SEED = "train.kmeans_seed"
-KMEANS_STEP = "train.kmeans_step"
-LABEL = "train.label"
-TRAIN = "train.round"
-EVALUATE = "evaluate.model"
+from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from fedhubert.federation.wire.messages import (
+    INSTRUCTIONS,
+    MAX_ARRAY_BYTES,
+    MAX_JSON_BYTES,
+    MAX_PARTITIONS,
+    PROTOCOL_VERSION,
+    Answer,
+    Arrays,
+    Failure,
+    Instruction,
+    NDArray,
+    slot_of,
+)
 
 WORKER_DIED = "worker_died"
 """Code of a simulation's worker process that is gone: out of memory, killed."""
 
-Arrays = Mapping[str, npt.NDArray[Any]]
+InstructionT = TypeVar("InstructionT", bound=Instruction, covariant=True)
+AnswerT = TypeVar("AnswerT", bound=Answer, covariant=True)
+Scalar = str | int | float
+
 _SAFE_WORD = re.compile(r"[^A-Za-z0-9_.\-]")
 _NOT_PRINTED = re.compile(r"[^ -~]")
 _RUN_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HEADER_BYTES = 2**16
+"""What an array has beside its values."""
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a partition, or a whole node (partition -1), did not answer: a code and a setting's name, both single words."""
-
-    partition: int
-    code: str
-    setting: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.code} (see {self.setting})" if self.setting else self.code
-
-
-@dataclass(frozen=True)
-class Request:
+class Request(Generic[InstructionT]):
     """A request as the site reads it."""
 
     job: ClientJob
     run_key: str
-    task: Said[Any]
-    arrays: Said[npt.NDArray[Any]]
+    task: InstructionT
+
+    @property
+    def arrays(self) -> Arrays:
+        return self.task.arrays
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A reply as the server reads it; ``num_bytes`` counts its arrays."""
+class Versions:
+    """What a node says it runs; words that cannot be read are empty, and its number is -1 where it says none."""
+
+    protocol: int = 0
+    package: str = ""
+    node: int = -1
+
+
+@dataclass(frozen=True)
+class Reply(Generic[AnswerT]):
+    """A reply as the server reads it: an answer, or failures, or both; ``num_bytes`` counts its arrays."""
 
     node_id: int
-    metrics: dict[int, Metrics] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
+    answer: AnswerT | None = None
+    failures: tuple[Failure, ...] = ()
+    versions: Versions | None = None
     num_bytes: int = 0
+
+    @property
+    def metrics(self) -> Mapping[int, Metrics]:
+        """Numbers by partition; none where there is no answer."""
+        return {} if self.answer is None else self.answer.metrics
 
 
 def request(
     node_id: int,
-    kind: str,
+    instruction: Instruction,
     *,
     job_json: str,
     run_key: str,
-    task: Mapping[str, Any],
     group: str,
     ttl_s: float,
-    arrays: Mapping[str, Array] | None = None,
+    published: Mapping[str, Array] | None = None,
 ) -> Message:
-    """Build the request ``kind`` for ``node_id``; ``task`` must be JSON."""
-    job: dict[str, Any] = {
-        "protocol": PROTOCOL_VERSION,
-        "version": __version__,
-        "run": run_key,
-        "job": job_json,
-        "task": json.dumps(task),
-    }
-    content = RecordDict({"request": ConfigRecord(job)})
-    if arrays:
+    """Build the request that has ``node_id`` follow ``instruction``; ``published`` holds arrays of it that are ready to be sent to many."""
+    envelope: dict[str, Scalar] = {"protocol": PROTOCOL_VERSION, "version": __version__, "run": run_key}
+    content = RecordDict({"request": ConfigRecord({**envelope, "job": job_json, "task": instruction.model_dump_json()})})
+    if instruction.arrays:
         record = ArrayRecord()
-        for name, array in arrays.items():
-            record[name] = array
+        for name, array in instruction.arrays.items():
+            record[name] = (published or {}).get(name) or HeldArray(array)
         content["arrays"] = record
-    return Message(content, node_id, kind, group_id=group, ttl=ttl_s)
+    return Message(content, node_id, instruction.KIND, group_id=group, ttl=ttl_s)
 
 
-def read_request(message: Message) -> Request:
+def read_request(message: Message) -> Request[Instruction]:
     """Parse a request.
 
     Raises:
         FederationError: it speaks another protocol, or is none.
         ConfigError: it has a job that is not valid.
     """
-    if not message.has_content() or "request" not in message.content.config_records:
+    kind = INSTRUCTIONS.get(message.metadata.message_type)
+    if kind is None or not message.has_content() or "request" not in message.content.config_records:
         raise FederationError("the message is no request", setting="version")
-    record = Said(message.content.config_records["request"])
-    if record["protocol"] != PROTOCOL_VERSION:
-        version = repr(record["version"])
+    record = message.content.config_records["request"]
+    if record.get("protocol") != PROTOCOL_VERSION:
         raise FederationError(
-            f"the server speaks protocol {record['protocol']!r} (fedhubert {version}), this site {PROTOCOL_VERSION} "
+            f"the server speaks protocol {record.get('protocol')!r} (fedhubert {record.get('version')!r}), this site {PROTOCOL_VERSION} "
             f"(fedhubert {__version__}): install the same version on both",
             setting="version",
         )
-    run_key = str(record["run"])
+    run_key, job, fields = (str(record.get(name, "")) for name in ("run", "job", "task"))
     if not _RUN_KEY.fullmatch(run_key):  # it names a folder
         raise FederationError("the request's run is not named by letters and digits", setting="version")
+    if max(len(job), len(fields)) > MAX_JSON_BYTES:
+        raise FederationError("the request's fields are too long", setting="version")
     try:
-        arrays = Said(_arrays(message.content))
+        arrays = _arrays(message.content, kind)
     except Exception:  # bytes from outside
         raise FederationError("the request's arrays cannot be read", setting="version") from None
-    return Request(from_json(ClientJob, str(record["job"])), run_key, read_task(str(record["task"])), arrays)
+    try:
+        instruction = kind.model_validate_json(fields, context=arrays)
+    except ValidationError as error:
+        named = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors()[:4])
+        raise FederationError(f"the request's {named[:200]}", setting="version") from None
+    return Request(from_json(ClientJob, job), run_key, instruction)
 
 
-def reply(
+def reply(message: Message, answer: Answer | None = None, failures: Sequence[Failure] = (), node: int = -1) -> Message:
+    """Build the reply to ``message``: an answer, failures, or both; without an answer ``node`` says which one replies."""
+    info: dict[str, Scalar] = {} if answer is None else answer.model_dump(exclude_none=True)
+    if answer is None and node >= 0:
+        info["node"] = node
+    return reply_of(
+        message,
+        metrics={} if answer is None else answer.metrics,
+        arrays={} if answer is None else answer.arrays,
+        failures=failures,
+        info=info,
+    )
+
+
+def reply_of(
     message: Message,
     *,
     metrics: Mapping[int, Metrics] | None = None,
     failures: Sequence[Failure] = (),
     arrays: Arrays | None = None,
-    info: Mapping[str, str | int] | None = None,
+    info: Mapping[str, Scalar] | None = None,
 ) -> Message:
-    """Build the reply to ``message``: per-partition metrics (the same names for every partition), failures and arrays."""
+    """Build a reply of these records, whatever they are."""
     content = RecordDict()
     if metrics:
         names = list(next(iter(metrics.values())))
-        columns: dict[str, Any] = {"partition": [int(partition) for partition in metrics]}
+        columns: dict[str, list[int] | list[float]] = {"partition": [int(partition) for partition in metrics]}
         columns.update({name: [row[name] for row in metrics.values()] for name in names})
-        content["metrics"] = MetricRecord(columns)
+        content["metrics"] = MetricRecord({**columns})
     if failures:
         content["failures"] = ConfigRecord(
             {
                 "partition": [failure.partition for failure in failures],
-                "code": [_SAFE_WORD.sub("_", failure.code)[:64] for failure in failures],
-                "setting": [_SAFE_WORD.sub("_", failure.setting)[:64] for failure in failures],
+                "code": [_word(failure.code) for failure in failures],
+                "setting": [_word(failure.setting) for failure in failures],
             }
         )
     if arrays:
@@ -166,41 +187,93 @@ def reply(
     return Message(content, reply_to=message)
 
 
-def read_reply(message: Message) -> Reply:
-    """Parse a reply. Whatever a site may have sent, the result is a :class:`Reply`; what cannot be read is a failure ``malformed``."""
+def read_reply(message: Message, kind: type[AnswerT]) -> Reply[AnswerT]:
+    """Parse a reply that should be an answer of ``kind``.
+
+    Whatever a site may have sent, the result is a :class:`Reply`; what cannot be read is a failure ``malformed``.
+    """
     node_id = message.metadata.src_node_id
     if message.has_error():
         reason = message.error.reason or ""
         died = "ActorDied" in reason or "ActorUnavailable" in reason
-        return Reply(node_id, failures=[Failure(-1, WORKER_DIED if died else "node_error")])
+        return Reply(node_id, failures=(Failure(-1, WORKER_DIED if died else "node_error"),))
+    versions: Versions | None = None
     try:
-        return _parse_reply(node_id, message.content)
+        versions = _versions(message.content)
+        return _parse_reply(node_id, message.content, kind, versions)
     except Exception:  # bytes from outside: anything can be wrong with them, and none of it may stop the server
-        return Reply(node_id, failures=[Failure(-1, "malformed")])
+        return Reply(node_id, failures=(Failure(-1, "malformed"),), versions=versions)
 
 
-def _parse_reply(node_id: int, content: RecordDict) -> Reply:
-    metrics: dict[int, Metrics] = {}
-    if "metrics" in content:
-        columns: dict[str, Any] = dict(content.metric_records["metrics"])
-        partitions = columns.pop("partition")
-        for index, partition in enumerate(partitions):
-            metrics[int(partition)] = {name: values[index] for name, values in columns.items()}
-    failures = []
-    if "failures" in content:
-        record: dict[str, Any] = dict(content.config_records["failures"])
-        failures = [
-            Failure(int(partition), _SAFE_WORD.sub("_", str(code))[:64], _SAFE_WORD.sub("_", str(setting))[:64])
-            for partition, code, setting in zip(record["partition"], record["code"], record["setting"], strict=True)
-        ]
-    arrays = _arrays(content)
-    said = content.config_records["info"] if "info" in content else {}  # a site's words get into the server's log
-    info = {name: _NOT_PRINTED.sub("?", value) if isinstance(value, str) else value for name, value in said.items()}
-    return Reply(node_id, metrics, failures, arrays, info, sum(array.nbytes for array in arrays.values()))
+def _versions(content: RecordDict) -> Versions | None:
+    """Return what a site says of its versions: its words get into the server's log."""
+    if "info" not in content:
+        return None
+    info = content.config_records["info"]
+    protocol, package, node = (info.get(name) for name in ("protocol", "version", "node"))
+    return Versions(
+        protocol if isinstance(protocol, int) else 0,
+        _NOT_PRINTED.sub("?", package)[:64] if isinstance(package, str) else "",
+        node if isinstance(node, int) else -1,
+    )
 
 
-def _arrays(content: RecordDict) -> dict[str, npt.NDArray[Any]]:
-    arrays = {name: array.numpy() for name, array in content.array_records["arrays"].items()} if "arrays" in content else {}
-    if not all(isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.number) for array in arrays.values()):
-        raise TypeError("arrays of something else than numbers")
+def _parse_reply(node_id: int, content: RecordDict, kind: type[AnswerT], versions: Versions | None) -> Reply[AnswerT]:
+    failures = tuple(_failures(content))
+    if versions is None or versions != Versions(PROTOCOL_VERSION, __version__, versions.node):
+        return Reply(node_id, None, failures or (Failure(-1, "version", "version"),), versions)
+    fields = {name: value for name, value in content.config_records["info"].items() if name not in ("protocol", "version")}
+    if not fields.keys() - {"node"} and "metrics" not in content and "arrays" not in content and failures:
+        return Reply(node_id, None, failures, versions)
+    arrays = _arrays(content, kind)
+    answer = kind.model_validate({**fields, "metrics": _metrics(content), "arrays": arrays})
+    return Reply(node_id, answer, failures, versions, sum(array.nbytes for array in arrays.values()))
+
+
+def _metrics(content: RecordDict) -> dict[int, Metrics]:
+    if "metrics" not in content:
+        return {}
+    columns = dict(content.metric_records["metrics"])
+    partitions = columns.pop("partition")
+    if not isinstance(partitions, list) or len(partitions) > MAX_PARTITIONS or len(set(partitions)) < len(partitions):
+        raise ValueError("partitions that are no list, too many, or named twice")
+    rows: dict[int, Metrics] = {int(partition): {} for partition in partitions}
+    for name, column in columns.items():
+        if not isinstance(column, list):
+            raise ValueError("a column that is no list")
+        for row, value in zip(rows.values(), column, strict=True):
+            row[name] = value
+    return rows
+
+
+def _failures(content: RecordDict) -> list[Failure]:
+    if "failures" not in content:
+        return []
+    record = content.config_records["failures"]
+    columns = [record[name] for name in ("partition", "code", "setting")]
+    if not all(isinstance(column, list) and len(column) <= MAX_PARTITIONS for column in columns):
+        raise ValueError("failures that are no lists, or too many")
+    rows = zip(*(column for column in columns if isinstance(column, list)), strict=True)
+    return [Failure(int(partition), _word(str(code)), _word(str(setting))) for partition, code, setting in rows]
+
+
+def _arrays(content: RecordDict, kind: type[Instruction] | type[Answer]) -> dict[str, NDArray]:
+    """Return the arrays of a message of ``kind``; names, number and bytes are looked at before anything is parsed."""
+    if "arrays" not in content:
+        return {}
+    record = content.array_records["arrays"]
+    if len(record) > kind.MAX_ARRAYS or any(slot_of(kind.SLOTS, name) is None for name in record):
+        raise ValueError("arrays that are not asked for")
+    arrays: dict[str, NDArray] = {}
+    for name, held in record.items():
+        if not isinstance(held, HeldArray) and len(held.data) > MAX_ARRAY_BYTES + _HEADER_BYTES:
+            raise ValueError("an array that is too large")
+        array = held.numpy()
+        if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number):
+            raise TypeError("an array of something else than numbers")
+        arrays[name] = array
     return arrays
+
+
+def _word(text: str) -> str:
+    return _SAFE_WORD.sub("_", text)[:64]

@@ -1,4 +1,4 @@
-"""Rounds: whom they ask, when they end, and what they do when clients fail; under Flower's own ``start()``."""
+"""Rounds: whom they ask, when they end, and what they do when clients fail."""
 
 import re
 from pathlib import Path
@@ -12,23 +12,30 @@ from fedhubert.clients.state import STATE_MISSING
 from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation.roster.sampling import ranking
 from fedhubert.federation.rounds.journal import Entry, Journal
+from fedhubert.federation.rounds.round import StepNotFinite
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.protocol import Failure
+from fedhubert.federation.wire.messages import Failure
+from tests.flower import said_by
 
 from .conftest import LAYOUT, NUMEL, Played, reply
 
 TEN = ["federated.num_clients=10", "federated.client_fraction=0.5", "federated.strategy=FedAvg"]
 
-ABOUT = {"train_utterances": 2, "validation_utterances": 1, "train_audio_s": 1.0, "validation_audio_s": 0.5}
+ABOUT = {
+    "train_utterances": 2,
+    "validation_utterances": 1,
+    "train_audio_s": 1.0,
+    "validation_audio_s": 0.5,
+    "batches_per_epoch": 1,
+}
 TRAITS = {"sample_rate_hz": 16000, "num_clusters": 50, "label_rate_hz": 100}
 """What sites say of themselves, as the demo's configuration has it."""
 
 
 def failing(node: int, code: str = "data") -> Message:
-    message = protocol.reply(Message(RecordDict(), node, "train.round"), failures=[Failure(-1, code)])
-    message.metadata.__dict__["_src_node_id"] = node
-    return message
+    message = protocol.reply(Message(RecordDict(), node, "train.round"), None, [Failure(-1, code)])
+    return said_by(node, message)
 
 
 def test_a_round_asks_the_first_of_its_order_whatever_the_node_ids() -> None:
@@ -42,8 +49,7 @@ def test_a_round_asks_the_first_of_its_order_whatever_the_node_ids() -> None:
 
     def answer(node: int, task: dict[str, Any]) -> Message:
         message = reply(100 + 999 - node, round=task["round"])
-        message.metadata.__dict__["_src_node_id"] = node
-        return message
+        return said_by(node, message)
 
     other.grid.answer = answer
     assert np.array_equal(other.run(3), played.models[-1])
@@ -137,7 +143,7 @@ def test_after_the_retries_the_run_stops_and_says_who_failed() -> None:
         played.run(1)
     assert "0 usable updates of 9 asked, 5 needed" in str(error.value)
     assert "data" in str(error.value) and "Not connected: [9]" in str(error.value)
-    assert played.strategy.between_steps
+    assert not isinstance(error.value, StepNotFinite)
 
 
 def test_sites_that_leave_are_passed_over_and_may_come_back() -> None:
@@ -151,9 +157,8 @@ def test_sites_that_leave_are_passed_over_and_may_come_back() -> None:
         info = {"node": number, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint, **TRAITS}
         about = {**ABOUT, "data_fingerprint": 7}
         metrics = {partition: dict(about) for partition in task["partitions"]}
-        message = protocol.reply(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
-        message.metadata.__dict__["_src_node_id"] = node
-        return message
+        message = protocol.reply_of(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
+        return said_by(node, message)
 
     played.grid.answer = answer
     played.run(1)
@@ -161,7 +166,6 @@ def test_sites_that_leave_are_passed_over_and_may_come_back() -> None:
     welcomed: list[Any] = []
     played.federation.welcome = lambda shares: welcomed.append(shares) or []  # type: ignore[func-returns-value]
     played.grid.nodes.append(103)
-    played.strategy._offset = 1
     played.run(1)
     assert 3 in played.outcomes[1].clients and welcomed == [{103: [3]}]
 
@@ -177,13 +181,11 @@ def test_a_site_that_comes_back_with_other_data_is_not_let_in(caplog: pytest.Log
             return reply(node, round=task["round"])
         info = {"node": 3, "num_nodes": 10, "hosts_all": 1, "layout": LAYOUT.fingerprint, **TRAITS}
         metrics = {3: {**ABOUT, "data_fingerprint": 7}} if task["partitions"] else None
-        message = protocol.reply(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
-        message.metadata.__dict__["_src_node_id"] = node
-        return message
+        message = protocol.reply_of(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
+        return said_by(node, message)
 
     played.grid.answer = answer
     played.grid.nodes.append(103)
-    played.strategy._offset = 1
     with caplog.at_level("WARNING", logger="fedhubert"):
         played.run(1)
     assert 103 not in played.federation.hosts

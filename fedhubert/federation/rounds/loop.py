@@ -1,0 +1,60 @@
+"""The rounds of a run, one after the other; and the score of a model on every client's validation split."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.rounds.broadcast import Broadcast
+from fedhubert.federation.rounds.figures import usable_scores
+from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.rounds.round import RoundResult, Rounds
+from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import Evaluate, Scored
+from fedhubert.objectives.spec import spec_of
+
+log = logging.getLogger("fedhubert")
+
+AfterRound = Callable[[RoundResult, float], str]
+"""Told of every finished round and when it began (``time.monotonic``): books it; returns why the run ends here, or an empty string."""
+
+
+def run_rounds(rounds: Rounds, model: torch.Tensor, first: int, last: int, after_round: AfterRound) -> torch.Tensor:
+    """Play rounds ``first`` to ``last`` from ``model`` [P] on; return the last model.
+
+    Each round chooses whom to ask, asks them, aggregates their replies, writes the journal, and steps; ``after_round`` evaluates and saves.
+
+    Raises:
+        RunInterrupted: asked to stop; rounds that ``after_round`` was told of are finished.
+        StepNotFinite, FederationError, CheckpointError: as :meth:`~fedhubert.federation.rounds.round.Round.finish`.
+    """
+    for number in range(first, last + 1):
+        started = time.monotonic()
+        result = rounds.run(number, model)
+        model = result.model
+        reason = after_round(result, started)
+        if reason:
+            log.info("%s", reason)
+            break
+    return model
+
+
+def score_everywhere(
+    federation: Federation, targets_key: str, state: RoundState, model: torch.Tensor, number: int
+) -> RoundOutcome:
+    """Have every connected client score ``model`` [P], that of round ``number``, on its whole validation split."""
+    outcome = RoundOutcome(number, sorted(federation.connected))
+    broadcast = Broadcast.of(federation, targets_key, model)
+    messages = (
+        broadcast.message(node, Evaluate, partitions, number, state.positions)
+        for node, partitions in federation.everyone().items()
+    )
+    for message in federation.grid.send_and_receive(messages, timeout=federation.config.federated.round_timeout_s):
+        reply = protocol.read_reply(message, Scored)
+        scores, failures = usable_scores(reply, federation.hosts.get(reply.node_id, ()), spec_of(federation.config.task))
+        outcome.clients.update(scores)
+        outcome.failures += failures
+    return outcome

@@ -1,0 +1,281 @@
+"""One round: whom it asks, what becomes of their replies, and the server optimiser's step."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from fedhubert.errors import FederationError
+from fedhubert.federation.privacy.mechanism import CentralPrivacy
+from fedhubert.federation.roster.nodes import Federation, describe_failures, refresh
+from fedhubert.federation.roster.sampling import asking_order, assign_to_nodes
+from fedhubert.federation.rounds.aggregate import RoundFold
+from fedhubert.federation.rounds.broadcast import Broadcast
+from fedhubert.federation.rounds.journal import Entry, Journal
+from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
+from fedhubert.federation.updates.exact_sum import ExactSum, measure
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.flower import Message
+from fedhubert.federation.wire.messages import Failure, Train, Trained
+from fedhubert.objectives.spec import spec_of
+
+log = logging.getLogger("fedhubert")
+
+ClientsDone = Callable[[int, int, int], None]
+"""Told after every reply: the round, the clients done, the clients asked."""
+
+
+class StepNotFinite(FederationError):
+    """The server optimiser's step failed: its state is ahead of the model, and nothing may be saved of it."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """A finished round: what came of it, the model [P] that it began with, and the one that it ended with."""
+
+    outcome: RoundOutcome
+    before: torch.Tensor
+    model: torch.Tensor
+
+
+@dataclass
+class Rounds:
+    """What all rounds of a run share.
+
+    Attributes:
+        federation: The connected nodes.
+        optimizer: The run's strategy, with its state.
+        state: What earlier rounds left; advanced as rounds are accepted.
+        journal: Where the accepted clients are written before each step; rounds already in it are replayed as they went.
+        targets_key: Names the labels on the sites.
+        checkpoints: Returns the rounds that a resume may go back to, for which sites keep their state.
+        privacy: Draws the cohorts and adds the noise; None: no differential privacy.
+        on_client: Progress callback.
+    """
+
+    federation: Federation
+    optimizer: ServerStrategy
+    state: RoundState = field(default_factory=RoundState)
+    journal: Journal | None = None
+    targets_key: str = ""
+    checkpoints: Callable[[], list[int]] = list
+    privacy: CentralPrivacy | None = None
+    on_client: ClientsDone = lambda round_number, done, asked: None
+    silent_rounds: int = 0
+    """Rounds in a row in which clients were asked and none answered."""
+
+    def __post_init__(self) -> None:
+        self.keeps_state = client_job(self.federation.config).keeps_state
+        self.total = ExactSum(0 if self.optimizer.needs_every_update else self.federation.layout.numel)
+
+    def run(self, number: int, model: torch.Tensor) -> RoundResult:
+        """Play round ``number`` from ``model`` [P] on; raises what :meth:`Round.finish` raises, and :class:`RunInterrupted`."""
+        opened = Round(self, number, model)
+        timeout_s = self.federation.config.federated.round_timeout_s
+        return opened.finish(self.federation.grid.send_and_receive(opened.messages(), timeout=timeout_s))
+
+
+class Round:
+    """A round that is being played: :meth:`messages` are to be sent, and :meth:`finish` takes their replies."""
+
+    def __init__(self, rounds: Rounds, number: int, model: torch.Tensor) -> None:
+        self.rounds, self._federation, self._model = rounds, rounds.federation, model
+        self._federated, self._privacy = rounds.federation.config.federated, rounds.privacy
+        self._federation.grid.check_stop()
+        refresh(self._federation)
+        self._broadcast = Broadcast.of(self._federation, rounds.targets_key, model)
+        self._replayed = rounds.journal.get(number) if rounds.journal else None
+        self._outcome = RoundOutcome(number, [])
+        self._queue, self._wanted = self._choose()
+        self._norm_limit = rounds.state.norm_limit(self._federated.max_norm_ratio)
+        self._fold = RoundFold(
+            self._federated,
+            self._federation.config.client.sgd_momentum,
+            self._federation.layout,
+            self._broadcast.reference,
+            self._outcome,
+            self._norm_limit,
+            self._privacy.clip_norm if self._privacy else None,
+            total=rounds.total,
+            objective=spec_of(self._federation.config.task),
+            seed=self._federation.config.seed,
+        )
+        self._shares: dict[int, list[int]] = {}
+        self._attempt = 0
+        self._started = time.monotonic()
+
+    def messages(self) -> Iterator[Message]:
+        """Return one message per node that hosts some of those who are asked first."""
+        return self._ask(self._wanted if self._replayed else math.ceil(self._wanted * self._federated.over_commit))
+
+    def finish(self, replies: Iterable[Message]) -> RoundResult:
+        """Take in the replies one at a time, ask again where they are too few, write the journal, and step the server optimiser.
+
+        Raises:
+            FederationError: fewer usable updates than the quorum; the model stays that of the last round.
+            StepNotFinite: the step was taken and cannot be used.
+            CheckpointError: the journal cannot be written.
+        """
+        outcome = self._outcome
+        self._gather(replies)
+        while self._too_few() and self._attempt < self._federated.round_retries:
+            self._ask_again()
+        outcome.asked.sort()
+        self._check_quorum()
+        outcome.seconds["train"] = time.monotonic() - self._started
+        started = time.monotonic()
+        updated = self._step()
+        outcome.seconds["server_step"] = time.monotonic() - started
+        return RoundResult(outcome, self._model, updated)
+
+    def _step(self) -> torch.Tensor:
+        """Write the journal, then move the model; return the new one [P]."""
+        outcome, privacy = self._outcome, self._privacy
+        release = privacy.release(outcome.number, self._fold.total, outcome.clients) if privacy else None
+        self._write_journal(release.tag if release else "")
+        mean = release.mean if release else self._fold.mean()
+        updated = self.rounds.optimizer.step(self._model, mean, server_share(self._federated, outcome.number))
+        if not math.isfinite(measure(updated).peak):
+            raise StepNotFinite(
+                f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
+                setting="federated.strategy",
+            )
+        self.rounds.state.accept(outcome)
+        if privacy and release:
+            outcome.privacy = privacy.figures(outcome.number)
+            privacy.clip_norm = release.next_clip_norm
+        return updated
+
+    def _choose(self) -> tuple[list[int], int]:
+        """Return the partitions in the order in which the round asks them, and how many it wants."""
+        number = self._outcome.number
+        if self._replayed:
+            return sorted(self._replayed.steps), len(self._replayed.steps)
+        if self._privacy:
+            cohort = self._privacy.cohort(number)
+            away = set(cohort) - self._federation.connected
+            self._outcome.failures = [Failure(partition, "not_connected") for partition in sorted(away)]
+            return cohort, len(cohort)
+        return asking_order(self._federation.config, number), self._federated.clients_per_round
+
+    def _ask(self, count: int) -> Iterator[Message]:
+        """Return messages to the next ``count`` partitions of the queue that are connected."""
+        connected, outcome = self._federation.connected, self._outcome
+        asked = [partition for partition in self._queue if partition in connected][:count]
+        self._queue = [partition for partition in self._queue if partition not in asked]
+        outcome.asked += [partition for partition in asked if partition not in outcome.asked]
+        load = {partition: float(about["train_audio_s"]) for partition, about in self._federation.partitions.items()}
+        self._shares = assign_to_nodes(asked, self._federation.hosts, load)
+        self._fold.expect(self._shares)
+        outcome.bytes_down += len(self._shares) * self._broadcast.num_bytes
+        outcome.bytes_down_fp32 += len(self._shares) * self._broadcast.reference.numel() * 4
+        return (self._message(node, shared) for node, shared in self._shares.items())
+
+    def _message(self, node: int, partitions: list[int]) -> Message:
+        state = self.rounds.state
+        more: dict[str, object] = {"attempt": self._attempt, "norm_limit": self._norm_limit}
+        if self._privacy:
+            more["clip_norm"] = self._privacy.clip_norm
+        if self._replayed:
+            more["steps"] = {partition: self._replayed.steps[partition] for partition in partitions}
+        if self.rounds.keeps_state:
+            more["site_rounds"] = {partition: state.site_rounds.get(partition, 0) for partition in partitions}
+            more["checkpoints"] = tuple(self.rounds.checkpoints())
+        return self._broadcast.message(node, Train, partitions, self._outcome.number, state.positions, **more)
+
+    def _gather(self, replies: Iterable[Message]) -> None:
+        """Fold replies until the round has enough, or all are in, or the deadline has passed."""
+        outcome, unheard = self._outcome, set(self._shares)
+        for message in replies:
+            reply = protocol.read_reply(message, Trained)
+            unheard.discard(reply.node_id)
+            self._fold.add(reply)
+            self.rounds.on_client(outcome.number, min(len(outcome.clients), self._wanted), self._wanted)
+            if len(outcome.clients) >= self._wanted and unheard:
+                close = getattr(replies, "close", None)
+                if close is not None:
+                    close()
+                return  # over-committed: the others are not needed, and have not failed
+        outcome.failures += [Failure(partition, "no_answer") for node in sorted(unheard) for partition in self._shares[node]]
+
+    def _too_few(self) -> bool:
+        """Below the quorum; or, in a replay, without all that were accepted before.
+
+        Never with differential privacy: whether others fail must not decide who is asked.
+        """
+        accepted = len(self._outcome.clients)
+        if self._privacy and not self._replayed:
+            return False
+        return accepted < self._wanted if self._replayed else accepted < self._federated.quorum
+
+    def _ask_again(self) -> None:
+        """Ask the next of the queue, and when there are none left, those that failed."""
+        self._attempt += 1
+        refresh(self._federation)
+        outcome = self._outcome
+        missing = self._wanted - len(outcome.clients)
+        if not set(self._queue) & self._federation.connected:
+            self._queue = [partition for partition in outcome.asked if partition not in outcome.clients]
+        log.warning(
+            "round %d: %d usable updates, %d wanted; asking again (%d of %d). %s",
+            outcome.number,
+            len(outcome.clients),
+            self._wanted,
+            self._attempt,
+            self._federated.round_retries,
+            describe_failures(outcome.failures),
+        )
+        messages = self._ask(missing)
+        self._gather(self._federation.grid.send_and_receive(messages, timeout=self._federated.round_timeout_s))
+
+    def _check_quorum(self) -> None:
+        outcome, needed = self._outcome, self._federated.quorum
+        if self._privacy:
+            self._check_not_silent()
+        elif len(outcome.clients) < needed:
+            absent = sorted(set(range(self._federated.num_clients)) - self._federation.connected)
+            away = f" Not connected: {absent}." if absent else ""
+            raise FederationError(
+                f"round {outcome.number}: {len(outcome.clients)} usable updates of {len(outcome.asked)} asked, {needed} needed "
+                f"(federated.min_clients). {describe_failures(outcome.failures)}{away}",
+                setting="federated.min_clients",
+            )
+
+    def _check_not_silent(self) -> None:
+        """With differential privacy a round of noise alone is one like any other; a row of them in which clients were asked has broken down."""
+        rounds, outcome = self.rounds, self._outcome
+        rounds.silent_rounds = rounds.silent_rounds + 1 if self._wanted and not outcome.clients else 0
+        if rounds.silent_rounds > self._federated.round_retries:
+            raise FederationError(
+                f"round {outcome.number}: no usable update in {rounds.silent_rounds} rounds in a row (federated.round_retries), only noise. "
+                f"{describe_failures(outcome.failures)}",
+                setting="federated.round_retries",
+            )
+
+    def _write_journal(self, release: str) -> None:
+        """Make the accepted set, and the name of what is ``release``d of it, durable; or, in a replay, check that they are those of before."""
+        outcome, replayed = self._outcome, self._replayed
+        if replayed and set(outcome.clients) == set(replayed.steps):
+            outcome.asked, outcome.failures = list(replayed.asked), list(replayed.failures)
+            outcome.count_bytes_as(replayed.bytes)
+            if release == replayed.release:
+                return
+        if replayed and self._privacy:
+            self._privacy.check_replay(outcome.number, sorted(outcome.clients))
+        elif replayed:
+            log.warning(
+                "round %d accepted clients %s before the interruption, and now only %s answer: from here the run is another",
+                outcome.number,
+                sorted(replayed.steps),
+                sorted(outcome.clients),
+            )
+        if self.rounds.journal:
+            steps = {partition: int(outcome.clients[partition]["train_steps"]) for partition in sorted(outcome.clients)}
+            self.rounds.journal.write(
+                Entry(outcome.number, outcome.asked, steps, outcome.failures, outcome.byte_counts(), release)
+            )

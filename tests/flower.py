@@ -1,0 +1,122 @@
+"""Whatever tests touch of Flower beyond its public classes: where a Flower has moved it, this file is what changes.
+
+Rarely used parts are imported where they are used, so that one that has moved fails its own tests alone.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+
+def identify() -> None:
+    """Give this process the identity that Flower gives an app when it starts one; without it there are no messages."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def said_by(node: int, message: Message) -> Message:
+    """Make ``message`` one that ``node`` has sent; returns it."""
+    message.metadata.__dict__["_src_node_id"] = node
+    return message
+
+
+def crashed(message: Message, error: Exception) -> Message:
+    """Return the reply that Flower makes when a ClientApp raises ``error``."""
+    from flwr.common.constant import ErrorCode
+
+    return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), reply_to=message)
+
+
+class HandMadeGrid(Grid):
+    """A grid without the parts that no test needs."""
+
+    def set_run(self, run: object) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *args: object, **kwargs: object) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+def node_info(node: int, public_key: bytes) -> Any:
+    """Return a node as the SuperLink would report it."""
+    from flwr.proto.node_pb2 import NodeInfo
+
+    return NodeInfo(node_id=node, public_key=public_key)
+
+
+def key_bytes(key: EllipticCurvePublicKey) -> bytes:
+    """Return a node's public key as the SuperLink keeps it."""
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+    return public_key_to_bytes(key)
+
+
+def would_register(public_key: Path, key: EllipticCurvePublicKey) -> bool:
+    """Whether ``flwr supernode register`` takes the file ``public_key``, and Flower the curve of ``key``."""
+    from flwr.cli.supernode.register import try_load_public_key
+    from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
+
+    return bool(try_load_public_key(public_key)) and uses_nist_ec_curve(key)
+
+
+def noise_std(noise_multiplier: float, clip_norm: float, clients: int) -> float:
+    """Return the standard deviation of the noise that Flower's own server-side privacy adds to a mean."""
+    from flwr.supercore.differential_privacy import compute_stdv
+
+    return float(compute_stdv(noise_multiplier, clip_norm, clients))
+
+
+def message_bytes(message: Message) -> bytes:
+    """Return all of a message in one piece, arrays included."""
+    from flwr.common.serde import message_to_proto
+
+    return bytes(message_to_proto(message).SerializeToString())
+
+
+def deflated(record: RecordDict) -> dict[str, bytes]:
+    """Return what travels of a record: every object in it, by its id."""
+    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+
+    return {name: item.deflate() for name, item in get_all_nested_objects(record).items()}
+
+
+def inflated(object_id: str, objects: Mapping[str, bytes]) -> RecordDict:
+    """Return the record that arrives."""
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    arrived = inflate_object_from_contents(object_id, dict(objects))
+    assert isinstance(arrived, RecordDict)
+    return arrived
+
+
+def raw_array(content: bytes, dtype: str = "float32", shape: tuple[int, ...] = (), stype: str = "numpy.ndarray") -> Array:
+    """Return an array whose description need not be true of its bytes."""
+    return Array(dtype, shape, stype, content)
+
+
+def pickled_array(value: object) -> Array:
+    """Return an array of objects: who reads it with pickle runs what it says."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([value], dtype=object), allow_pickle=True)
+    return raw_array(buffer.getvalue(), "object", (1,))
+
+
+def record_of(**arrays: Array) -> ArrayRecord:
+    """Return a record that keeps the arrays as they are: its constructor would make ordinary ones."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record

@@ -1,0 +1,45 @@
+"""A simulation in which the work of one client kills whoever does it, or does so once; prints what the server hears, one line a message."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from fedhubert.compose import compose
+from fedhubert.federation.engine import simulation
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.flower import ClientApp, Context, Grid, Message, RecordDict
+from fedhubert.federation.wire.grid import StreamingGrid
+
+DEADLY = 1
+
+
+def main(mark: str, *overrides: str) -> None:
+    """Ask three clients twice. With ``mark``, a file that is not there yet, the second try of the deadly client's work does it no harm."""
+
+    def register(app: ClientApp) -> None:
+        @app.train()
+        def train(message: Message, context: Context) -> Message:
+            number = int(context.node_config["partition-id"])
+            if number == DEADLY and not (mark and Path(mark).exists()):
+                if mark:
+                    Path(mark).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return protocol.reply(message, info={"node": number})
+
+    def serve(grid: Grid) -> None:
+        streaming = StreamingGrid(grid)
+        while len(nodes := list(grid.get_node_ids())) < 3:
+            pass
+        for _ in range(2):
+            for message in streaming.send_and_receive([Message(RecordDict(), node, "train") for node in nodes], timeout=60):
+                reply = protocol.read_reply(message)
+                print([failure.code for failure in reply.failures] or reply.info["node"], file=sys.stderr, flush=True)
+
+    simulation.register = register  # type: ignore[assignment]
+    simulation.simulate(compose(["federated.num_clients=3", *overrides]), serve, threading.Event())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
