@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedhubert.baselines.central import BaselineOptions, train_baseline
 from fedhubert.cli import main
@@ -26,6 +25,7 @@ from fedhubert.planning import sizes
 from fedhubert.planning.inputs import Rates, inputs_of, stated_audio
 from fedhubert.runs.metrics import read_events
 from tests.federation.in_process import InProcessGrid
+from tests.flower import identify
 from tests.integration.conftest import SMALL
 
 from . import energy, sign
@@ -45,8 +45,7 @@ RUN = [
 @pytest.fixture
 def data(tone_folder: Path, tmp_path: Path) -> list[str]:
     """A manifest of three speakers, and what a run in this folder begins with."""
-    # Flower sets these when it starts an app.
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    identify()
     manifest = tmp_path / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
     return [

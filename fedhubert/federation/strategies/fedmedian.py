@@ -1,9 +1,8 @@
 """FedMedian (Yin et al. 2018): the median of each entry."""
 
-from flwr.serverapp import strategy as flower
-
 from fedhubert.federation.strategies.robust import Robust
 from fedhubert.federation.strategies.strategy import register
+from fedhubert.federation.wire import flower
 
 
 @register("FedMedian")

@@ -1,10 +1,9 @@
 """FedTrimmedAvg (Yin et al. 2018): the mean of each entry without its largest and smallest
 values."""
 
-from flwr.serverapp import strategy as flower
-
 from fedhubert.federation.strategies.robust import Robust
 from fedhubert.federation.strategies.strategy import register
+from fedhubert.federation.wire import flower
 
 
 @register("FedTrimmedAvg")

@@ -1,11 +1,10 @@
 """Krum (Blanchard et al. 2017): the update that is nearest to most others."""
 
-from flwr.serverapp import strategy as flower
-
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import ConfigError
 from fedhubert.federation.strategies.robust import Robust
 from fedhubert.federation.strategies.strategy import register
+from fedhubert.federation.wire import flower
 
 
 @register("Krum")
