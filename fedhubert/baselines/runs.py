@@ -45,6 +45,7 @@ class BaselineRun:
             start_from(self.model, config.init_from)
         self.model.to(pool.device)
         self.model.set_activation_checkpointing(config.client.activation_checkpointing)
+        self.model.set_compiled(config.client.compile)
         self._trainer = CentralTrainer(
             self.model,
             config.client,

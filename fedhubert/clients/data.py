@@ -95,7 +95,8 @@ class Site:
         lengths = self.manifest.lengths(data.sample_rate_hz)
         train, validation = split_rows(self._rows_of(number), data.partition.validation_fraction, job.seed, number)
         fixed = spec_of(job.task).fixed_crops
-        train_plan = BatchPlan(lengths, train, data, job.seed, number, fixed_crops=fixed)
+        few = job.client.compile  # every length is compiled
+        train_plan = BatchPlan(lengths, train, data, job.seed, number, fixed_crops=fixed, few_lengths=few)
         validation_plan = BatchPlan(lengths, validation, data, job.seed, number, purpose="validation", fixed_crops=fixed)
         return Partition(number, train, validation, train_plan, validation_plan)
 
@@ -280,7 +281,8 @@ class _DataJob:
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return (self.job.seed, self.job.num_clients, self.job.data, self.job.targets, self.job.task.name)
+        job = self.job
+        return (job.seed, job.num_clients, job.data, job.targets, job.task.name, job.client.compile)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _DataJob) and self._key == other._key

@@ -4,8 +4,9 @@
 ``divmod(position, num_batches)`` gives the epoch and the batch in it, and a run goes on at any position without replaying what came before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from fedhubert.config import DataConfig
 from fedhubert.errors import DataError
+from fedhubert.models.masking import FramePlaces
 from fedhubert.seeding import generator
 
 SAMPLE_RATE_HZ = 16000
@@ -26,12 +28,16 @@ _BUCKET_RATIO = 1.15
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: float32 waveforms [B, N], cluster ids [B, T] (or None) and masks [B, T]."""
+    """A micro-batch: float32 waveforms [B, N], cluster ids [B, T] (or None) and masks [B, T].
+
+    ``known_places`` are the mask's, if they have been worked out already (see :attr:`places`).
+    """
 
     waveforms_BN: torch.Tensor
     labels_BT: torch.Tensor | None
     mask_BT: torch.Tensor
     position: int
+    known_places: FramePlaces | None = None
 
     @property
     def num_frames(self) -> int:
@@ -43,15 +49,34 @@ class Batch:
         """Seconds of audio of all utterances."""
         return self.waveforms_BN.numel() / SAMPLE_RATE_HZ
 
+    @cached_property
+    def places(self) -> FramePlaces:
+        """Where the mask's frames stand; a GPU has to wait for them, unless they were worked out before the batch came to it."""
+        return self.known_places or FramePlaces.of(self.mask_BT)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors of the batch."""
+        labels = [] if self.labels_BT is None else [self.labels_BT]
+        return [self.waveforms_BN, *labels, self.mask_BT, *self.places]
+
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on ``device``."""
-        labels = None if self.labels_BT is None else self.labels_BT.to(device, non_blocking=True)
-        return Batch(
-            self.waveforms_BN.to(device, non_blocking=True), labels, self.mask_BT.to(device, non_blocking=True), self.position
-        )
+        """Return the batch on ``device``, with its places; from pinned memory to a GPU this does not wait for the copies."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """Return the batch in page-locked memory, from which a GPU copies by itself."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        labels = None if self.labels_BT is None else change(self.labels_BT)
+        places = FramePlaces(*map(change, self.places))
+        return Batch(change(self.waveforms_BN), labels, change(self.mask_BT), self.position, places)
 
     def split(self, parts: int) -> list["Batch"]:
         """Return the batch cut along utterances into at most ``parts`` pieces of (nearly) equal size."""
+        if parts == 1:
+            return [self]
         waveforms, masks = self.waveforms_BN.chunk(parts), self.mask_BT.chunk(parts)
         labels = [None] * len(masks) if self.labels_BT is None else self.labels_BT.chunk(parts)
         return [Batch(*piece, self.position) for piece in zip(waveforms, labels, masks, strict=True)]
@@ -75,6 +100,7 @@ class BatchPlan:
         data: Crop and batch sizes.
         seed, partition, purpose: Where the order comes from; plans of other purposes have other orders.
         fixed_crops: An utterance is always cut at the same place and to the same length: the shortest of its bucket.
+        few_lengths: Crops have one of a few lengths, the same for all clients: ``data.max_seconds`` and its quotients by powers of 1.15.
 
     Utterances are sorted by length, cut into buckets of similar length, and buckets into batches of at most ``data.batch_seconds``; these cuts
     never move. Each epoch shuffles utterances inside their bucket, the crops' starts, and the order of batches.
@@ -92,6 +118,7 @@ class BatchPlan:
         partition: int,
         purpose: str = "train",
         fixed_crops: bool = False,
+        few_lengths: bool = False,
     ) -> None:
         self.seed, self.partition, self.purpose = seed, partition, purpose
         rate = data.sample_rate_hz
@@ -110,10 +137,12 @@ class BatchPlan:
         """Rows in use, by length."""
         self._lengths = lengths[self.rows]
         clipped = np.minimum(self._lengths, self._longest)
-        self._buckets = _bucket_edges(clipped)
+        cut = _one_of_few(clipped, self._longest) if few_lengths else clipped
+        self._buckets = np.flatnonzero(np.diff(cut)) + 1 if few_lengths else _bucket_edges(clipped)
         self._batches = _batch_edges(clipped, self._buckets, round(data.batch_seconds * rate))
         first_of_bucket = np.array([0, *self._buckets])[np.searchsorted(self._buckets, self._batches[:-1], side="right")]
-        self._fixed_lengths = clipped[first_of_bucket] if fixed_crops else None
+        self._crop_lengths = cut[first_of_bucket] if fixed_crops or few_lengths else None
+        self._fixed_starts = fixed_crops
         self._cached: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
     @property
@@ -133,12 +162,12 @@ class BatchPlan:
         members = places[self._batches[number] : self._batches[number + 1]]
         lengths = self._lengths[members]
         rows = self.rows[members]
-        if self._fixed_lengths is not None:
-            num_samples = int(self._fixed_lengths[number])
+        common = min(int(lengths.min()), self._longest)
+        num_samples = common if self._crop_lengths is None else int(self._crop_lengths[number])
+        if self._fixed_starts:
             rooms = ((lengths - num_samples) // FRAME_SAMPLES).tolist()
             starts = [self._fixed_start(row, room) for row, room in zip(rows.tolist(), rooms, strict=True)]
             return BatchSpec(rows, np.array(starts, np.int64) * FRAME_SAMPLES, num_samples)
-        num_samples = min(int(lengths.min()), self._longest)
         room_frames = (lengths - num_samples) // FRAME_SAMPLES
         rng = generator(self.seed, f"{self.purpose}/crop", self.partition, position)
         return BatchSpec(rows, rng.integers(0, room_frames + 1) * FRAME_SAMPLES, num_samples)
@@ -149,7 +178,7 @@ class BatchPlan:
         for epoch in range(positions.start // count, -(-positions.stop // count)):
             places, batch_order = self._epoch(epoch)
             shortest = np.minimum.reduceat(self._lengths[places], self._batches[:-1])
-            lengths = np.minimum(shortest, self._longest) if self._fixed_lengths is None else self._fixed_lengths
+            lengths = np.minimum(shortest, self._longest) if self._crop_lengths is None else self._crop_lengths
             in_order = (lengths * np.diff(self._batches))[batch_order]
             samples += int(in_order[max(0, positions.start - epoch * count) : positions.stop - epoch * count].sum())
         return samples / SAMPLE_RATE_HZ
@@ -172,6 +201,13 @@ def _bucket_edges(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return where in the sorted ``lengths`` each bucket after the first begins."""
     bucket = np.floor(np.log(lengths / lengths[0]) / np.log(_BUCKET_RATIO) + 1e-9).astype(np.int64)
     return np.flatnonzero(np.diff(bucket)) + 1
+
+
+def _one_of_few(lengths: npt.NDArray[np.int64], longest: int) -> npt.NDArray[np.int64]:
+    """Return for each length the largest of ``longest`` / ``_BUCKET_RATIO`` ** k, k = 0, 1, ..., that is not above it."""
+    power = np.ceil(np.log(longest / lengths) / np.log(_BUCKET_RATIO) - 1e-9)
+    cut: npt.NDArray[np.int64] = np.minimum(np.floor(longest / _BUCKET_RATIO**power).astype(np.int64), lengths)
+    return cut
 
 
 def _batch_edges(lengths: npt.NDArray[np.int64], buckets: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.int64]:

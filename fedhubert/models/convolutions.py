@@ -23,14 +23,24 @@ def extract(extractor: Any, waveforms_BN: Tensor) -> Tensor:
     Of wide convolutions only the outputs are kept for the backward pass; norm and GELU are recomputed from them, which takes 1 % of a step's time.
     """
     layers = extractor.conv_layers
-    if max(layer.conv.out_channels for layer in layers) < WIDE:
+    if not _is_wide(extractor):
         return cast(Tensor, extractor(waveforms_BN, None)[0])
     x_BCT = layers[0].conv(waveforms_BN.unsqueeze(1))
-    if x_BCT.device.type == "cpu" and x_BCT.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu"):
+    if takes_products(extractor, waveforms_BN):
         return _extract_by_products(layers, x_BCT)
     for before, after in pairwise(layers):
         x_BCT = recomputed(_activate_and_convolve, before, after, x_BCT)
     return _activate(layers[-1], x_BCT).transpose(1, 2)
+
+
+def takes_products(extractor: Any, waveforms_BN: Tensor) -> bool:
+    """Whether :func:`extract` convolves by matrix products: wide layers, on the CPU, in full precision."""
+    precise = waveforms_BN.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return waveforms_BN.device.type == "cpu" and precise and _is_wide(extractor)
+
+
+def _is_wide(extractor: Any) -> bool:
+    return bool(max(layer.conv.out_channels for layer in extractor.conv_layers) >= WIDE)
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:

@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from torchaudio.models import hubert_pretrain_model
 
 from fedhubert.config import ModelConfig
+from fedhubert.models.compiled import AS_THEY_ARE, Parts, compiled_parts
 from fedhubert.models.convolutions import extract, recomputed
+from fedhubert.models.masking import FramePlaces, pick
 
 HUBERT_CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 """Channels, kernel and stride of the convolutions that turn 16 kHz audio into 50-Hz frames."""
@@ -91,6 +93,7 @@ class HubertModel(nn.Module):
         self.mask_generator.load_state_dict(reference.mask_generator.state_dict())
         self.logit_generator.load_state_dict(reference.logit_generator.state_dict())
         self.activation_checkpointing = False
+        self._compiled: Parts | None = None
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
         """Keep only the waveforms and the transformer layers' inputs for the backward pass and recompute the rest: less memory, same gradients.
@@ -99,12 +102,39 @@ class HubertModel(nn.Module):
         """
         self.activation_checkpointing = enabled
 
-    def forward(self, waveforms_BN: Tensor, mask_BT: Tensor | None = None, *, unmasked: bool = False) -> HubertOutput:
+    @property
+    def compiled(self) -> bool:
+        """Whether training steps run compiled parts."""
+        return self._compiled is not None
+
+    def set_compiled(self, enabled: bool) -> None:
+        """Run training steps by ``torch.compile`` (see :mod:`fedhubert.models.compiled`).
+
+        Results are the same within rounding, but dropout draws otherwise.
+
+        Evaluation runs as it is. Nothing is compiled before the first step, which may then fail in whatever way the compiler does.
+        """
+        self._compiled = compiled_parts() if enabled else None
+
+    @property
+    def _parts(self) -> Parts:
+        training = self.training and torch.is_grad_enabled()
+        return self._compiled if self._compiled is not None and training else AS_THEY_ARE
+
+    def forward(
+        self,
+        waveforms_BN: Tensor,
+        mask_BT: Tensor | None = None,
+        *,
+        unmasked: bool = False,
+        places: FramePlaces | None = None,
+    ) -> HubertOutput:
         """Score the masked frames of equally long waveforms, and with ``unmasked`` the others too.
 
         Args:
             waveforms_BN: Audio at 16 kHz.
             mask_BT: Frames to hide and predict, T = :func:`num_frames` (N). None hides nothing and scores all B * T frames.
+            places: The mask's, if they are known; else they are worked out, for which a GPU makes the host wait.
 
         Raises:
             ValueError: the mask's shape is not [B, T].
@@ -116,7 +146,7 @@ class HubertModel(nn.Module):
         else:
             x_BTD = self.hide(x_BTD, mask_BT)
         x_BTD, _ = self.transform(x_BTD)
-        return self.predict(x_BTD, mask_BT, conv_BTD, unmasked=unmasked)
+        return self.predict(x_BTD, places or FramePlaces.of(mask_BT), conv_BTD, unmasked=unmasked)
 
     def convolve(self, waveforms_BN: Tensor) -> Tensor:
         """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the gradient that comes back to them."""
@@ -125,7 +155,7 @@ class HubertModel(nn.Module):
             rows = [recomputed(extract, extractor, waveform_1N) for waveform_1N in torch.split(waveforms_BN, 1)]
             conv_BTD: Any = torch.cat(rows)
         else:
-            conv_BTD = extract(extractor, waveforms_BN)
+            conv_BTD = self._parts.extract(extractor, waveforms_BN)
         if self.config.feature_grad_mult < 1.0 and conv_BTD.requires_grad:
             conv_BTD.register_hook(lambda gradient: gradient * self.config.feature_grad_mult)
         if conv_BTD.requires_grad and conv_BTD.device.type == "cpu" and num_parameters(self) >= LARGE:
@@ -142,11 +172,12 @@ class HubertModel(nn.Module):
             raise ValueError(f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames")
         return cast(Tensor, self.mask_generator(x_BTD, mask_BT))
 
-    def predict(self, x_BTD: Tensor, mask_BT: Tensor, conv_BTD: Tensor, *, unmasked: bool = False) -> HubertOutput:
+    def predict(self, x_BTD: Tensor, places: FramePlaces, conv_BTD: Tensor, *, unmasked: bool = False) -> HubertOutput:
         """Score the masked frames of the transformer's output, and with ``unmasked`` the others too."""
         conv_power = at_least_float32(conv_BTD).pow(2).mean()
-        logits_UC = self.logit_generator(x_BTD[~mask_BT]) if unmasked else None
-        return HubertOutput(self.logit_generator(x_BTD[mask_BT]), conv_power, x_BTD.shape[1], logits_UC)
+        logits_UC = self.logit_generator(pick(x_BTD, places.unmasked_U)) if unmasked else None
+        logits_MC = self.logit_generator(pick(x_BTD, places.masked_M))
+        return HubertOutput(logits_MC, conv_power, x_BTD.shape[1], logits_UC)
 
     def extract_features(self, waveforms_BN: Tensor, num_layers: int | None = None) -> list[Tensor]:
         """Return the output [B, T, D] of each transformer layer, or of the first ``num_layers``; nothing is masked.
@@ -158,10 +189,7 @@ class HubertModel(nn.Module):
     def transform(self, x_BTD: Tensor, keep: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         """Return the transformer's output [B, T, D], and the outputs of the layers ``keep`` (from 1), as :meth:`extract_features` has them."""
         transformer = self.wav2vec2.encoder.transformer
-        x_BTD = x_BTD + transformer.pos_conv_embed(x_BTD)
-        if not self.config.layer_norm_first:
-            x_BTD = transformer.layer_norm(x_BTD)
-        x_BTD = transformer.dropout(x_BTD)
+        x_BTD = self._parts.embed(transformer, x_BTD)
         kept: dict[int, Tensor] = {}
         for number, layer in enumerate(transformer.layers, start=1):
             dropped = self.training and self.config.layer_drop > 0.0 and torch.rand(()).item() < self.config.layer_drop
@@ -172,9 +200,10 @@ class HubertModel(nn.Module):
         return cast(Tensor, transformer.layer_norm(x_BTD)) if self.config.layer_norm_first else x_BTD, kept
 
     def _apply_layer(self, layer: nn.Module, x_BTD: Tensor) -> Tensor:
+        run = self._parts.layer
         if self.activation_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(layer, x_BTD, use_reentrant=False)[0])
-        return cast(Tensor, layer(x_BTD)[0])
+            return checkpoint(run, layer, x_BTD, use_reentrant=False)
+        return run(layer, x_BTD)
 
 
 def _return_freed_memory(gradient: Tensor) -> None:

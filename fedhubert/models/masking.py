@@ -4,9 +4,11 @@ Arrays: B rows of a batch, T 50-Hz model frames.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,30 @@ class MaskSpec:
     probability: float
     length_frames: int
     min_masks: int
+
+
+class FramePlaces(NamedTuple):
+    """Where in a flattened batch [B * T] a mask's frames stand, in order.
+
+    A boolean index makes a GPU tell the host how many frames it picks, and the host wait. Whoever draws the mask knows that already.
+
+    Attributes:
+        masked_M: Places of the masked frames.
+        unmasked_U: Places of all others.
+    """
+
+    masked_M: Tensor
+    unmasked_U: Tensor
+
+    @classmethod
+    def of(cls, mask_BT: Tensor) -> "FramePlaces":
+        flat = mask_BT.flatten()
+        return cls(flat.nonzero().squeeze(1), flat.logical_not().nonzero().squeeze(1))
+
+
+def pick(x_BT: Tensor, places_M: Tensor) -> Tensor:
+    """Return the frames [M, ...] of [B, T, ...] that stand at ``places_M``."""
+    return x_BT.flatten(0, 1).index_select(0, places_M)
 
 
 def span_mask(batch: int, frames: int, spec: MaskSpec, rng: np.random.Generator) -> npt.NDArray[np.bool_]:

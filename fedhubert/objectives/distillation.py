@@ -22,6 +22,7 @@ from torch import Tensor
 from fedhubert.config import NUM_SPECIAL_ROWS, DistillConfig, MaskedTask, ModelConfig
 from fedhubert.errors import ConfigError
 from fedhubert.models.hubert import HubertModel, HubertOutput, at_least_float32, build_hubert
+from fedhubert.models.masking import pick
 from fedhubert.models.student import add_heads, take_over
 from fedhubert.models.teacher import TaughtTask
 from fedhubert.objectives.masked_prediction import check_labels, score_masked
@@ -72,7 +73,7 @@ class Distillation:
             self._unmasked(model, x_BTD, taught, losses, sums)
         if self.task.predicts_masked:
             hidden_BTD, _ = model.transform(model.hide(x_BTD, batch.mask_BT))
-            self._masked(model.predict(hidden_BTD, batch.mask_BT, conv_BTD), batch, taught, losses, sums)
+            self._masked(model.predict(hidden_BTD, batch.places, conv_BTD), batch, taught, losses, sums)
         return self._weighted(losses, sums, batch.mask_BT)
 
     def _unmasked(self, model: HubertModel, x_BTD: Tensor, taught: TeacherOutput, losses: dict[str, Tensor], sums: Sums) -> None:
@@ -98,7 +99,8 @@ class Distillation:
         masked_frames = len(output.logits_MC)
         if self.task.objectives.logits > 0.0:
             assert taught.logits_BTC is not None
-            losses["logits"] = logit_loss(output.logits_MC, taught.logits_BTC[batch.mask_BT], self.task.temperature)
+            theirs_MC = pick(taught.logits_BTC, batch.places.masked_M)
+            losses["logits"] = logit_loss(output.logits_MC, theirs_MC, self.task.temperature)
             sums["logits_frames"] = masked_frames
         if self.task.needs_labels:
             penalty = 0.0 if self.task.freeze_conv else self.task.feature_penalty

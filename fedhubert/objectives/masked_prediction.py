@@ -15,6 +15,7 @@ from torch import Tensor
 from fedhubert.config import NUM_SPECIAL_ROWS, MaskedTask
 from fedhubert.errors import TargetsError
 from fedhubert.models.hubert import HubertModel, HubertOutput
+from fedhubert.models.masking import pick
 from fedhubert.objectives.objective import LabelledBatch, Objective, TeacherSource, ratio
 from fedhubert.objectives.spec import ObjectiveSpec, register
 
@@ -53,7 +54,8 @@ def masked_prediction(model: HubertModel, batch: LabelledBatch, task: MaskedTask
     check_labels(batch)
     weight = task.weight_of_unmasked if torch.is_grad_enabled() else 0.0
     asked = {"unmasked": True} if weight else {}
-    return score_masked(model(batch.waveforms_BN, batch.mask_BT, **asked), batch, task.feature_penalty, weight)
+    output = model(batch.waveforms_BN, batch.mask_BT, places=batch.places, **asked)
+    return score_masked(output, batch, task.feature_penalty, weight)
 
 
 def check_labels(batch: LabelledBatch) -> None:
@@ -67,12 +69,12 @@ def check_labels(batch: LabelledBatch) -> None:
 def score_masked(output: HubertOutput, batch: LabelledBatch, feature_penalty: float, unmasked_weight: float = 0.0) -> LossTerms:
     """Score a model's output for a batch that has labels."""
     assert batch.labels_BT is not None
-    target_M = batch.labels_BT[batch.mask_BT] + NUM_SPECIAL_ROWS
+    target_M = pick(batch.labels_BT, batch.places.masked_M) + NUM_SPECIAL_ROWS
     cross_entropy = F.cross_entropy(output.logits_MC, target_M, reduction="sum")
     masked_frames = frames = target_M.numel()
     loss_sum = cross_entropy
     if output.unmasked_logits_UC is not None:
-        target_U = batch.labels_BT[~batch.mask_BT] + NUM_SPECIAL_ROWS
+        target_U = pick(batch.labels_BT, batch.places.unmasked_U) + NUM_SPECIAL_ROWS
         loss_sum = loss_sum + unmasked_weight * F.cross_entropy(output.unmasked_logits_UC, target_U, reduction="sum")
         frames += target_U.numel()
     loss_sum = loss_sum + feature_penalty * frames * output.conv_power

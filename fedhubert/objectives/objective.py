@@ -7,10 +7,11 @@ from typing import Protocol
 from torch import Tensor
 
 from fedhubert.models.hubert import HubertModel
+from fedhubert.models.masking import FramePlaces
 
 
 class LabelledBatch(Protocol):
-    """What objectives read of a batch: audio, cluster ids (0 .. K - 1) per frame, and the frames to mask."""
+    """What objectives read of a batch: audio, cluster ids (0 .. K - 1) per frame, the frames to mask, and where these stand."""
 
     @property
     def waveforms_BN(self) -> Tensor: ...
@@ -18,6 +19,8 @@ class LabelledBatch(Protocol):
     def labels_BT(self) -> Tensor | None: ...
     @property
     def mask_BT(self) -> Tensor: ...
+    @property
+    def places(self) -> FramePlaces: ...
 
 
 class Terms(Protocol):

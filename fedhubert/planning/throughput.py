@@ -80,6 +80,7 @@ class _Meter:
         self._client = config.client.model_copy(update={"lr": _NO_RATE})
         self._model = build_model(config.model, config.task, config.seed)
         self._model.set_activation_checkpointing(config.client.activation_checkpointing)
+        self._model.set_compiled(config.client.compile)
 
     def train(self, batches: Iterator[Batch], budget_s: float) -> tuple[float, float]:
         config, started = self._config, self._clock()

@@ -8,6 +8,7 @@ federated run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -21,6 +22,7 @@ from fedhubert.objectives.objective import Objective
 from fedhubert.training.local import Progress
 from fedhubert.training.schedule import learning_rate
 from fedhubert.training.stepping import Sums, Trainer
+from fedhubert.training.upload import uploaded
 
 MicroBatch = tuple[int, int]
 """A client's number, and the position in its stream."""
@@ -101,9 +103,11 @@ class CentralTrainer:
             self._trainer = self._fresh()
         self._model.train()
         progress, total, norms = Progress(plan.number, num_rounds, len(plan.steps)), Sums(), 0.0
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+        most = sum(map(len, plan.steps))
+        rng = torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else [])
+        with rng, closing(uploaded(batches, self._device, most)) as arriving:
             for number, step in enumerate(plan.steps):
-                micro_batches = [batch.to(self._device) for batch in islice(batches, len(step))]
+                micro_batches = list(islice(arriving, len(step)))
                 if len(micro_batches) < len(step):
                     raise TrainingError(f"round {plan.number}: {len(micro_batches)} of {len(step)} micro-batches of a step")
                 sums, norm = self._trainer.step(micro_batches, learning_rate(progress.at(number), self._client))

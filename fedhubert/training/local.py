@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,7 +15,8 @@ from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
 from fedhubert.training.schedule import learning_rate
-from fedhubert.training.stepping import Figures, Sums, Trainer, objective_of, score
+from fedhubert.training.stepping import Figures, Sums, Tally, Trainer, fetch, objective_of, score
+from fedhubert.training.upload import uploaded
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def train_locally(
 
     Args:
         model: Trained in place on ``device``; left in training mode.
-        batches: Closed at the end, whatever happens; no more of it is consumed than is trained on.
+        batches: Closed at the end, whatever happens; no more of it is consumed than is trained on, but for what is copied ahead to a GPU
+            when ``should_stop`` ends the round.
         optimizer_state: What an earlier round's result held; not changed. Hyper-parameters are ``client``'s all the same.
         should_stop: Asked after every step but the last: a round is at least one step.
         proximal_mu: FedProx (Li et al. 2020): adds mu / 2 * |w - w_0|^2, w_0 the weights on entry, to the mean loss per masked frame. Being
@@ -102,14 +104,15 @@ def train_locally(
     """
     started = time.monotonic()
     total, norms, steps, consumed = Sums(), 0.0, 0, 0
-    with _closing(batches), _memory_errors(), _own_rng(device):
+    most = progress.num_steps * client.accumulate
+    with _closing(batches), _memory_errors(), _own_rng(device), closing(uploaded(batches, device, most)) as arriving:
         trainer = Trainer(model, client, task, seed, partition, device, proximal_mu, objective)
         if optimizer_state is not None:
             trainer.restore(optimizer_state)
         for step in range(progress.num_steps):
             if step and should_stop():
                 break
-            micro_batches = [batch.to(device) for batch in islice(batches, client.accumulate)]
+            micro_batches = list(islice(arriving, client.accumulate))
             if not micro_batches:
                 break
             sums, norm = trainer.step(micro_batches, learning_rate(progress.at(step), client))
@@ -143,14 +146,24 @@ def evaluate(
 ) -> EvaluationResult:
     """Score ``batches`` without dropout or gradients, then close them; the model's mode and the global generator are left as they were."""
     training, total, parts, scored = model.training, Sums(), 1, objective_of(task, objective)
-    with _closing(batches), _memory_errors(), torch.inference_mode(), _own_rng(device):
+    tallies: list[Tally] = []
+    with (
+        _closing(batches),
+        _memory_errors(),
+        torch.inference_mode(),
+        _own_rng(device),
+        closing(uploaded(batches, device)) as arriving,
+    ):
         model.to(device).eval()
         try:
-            for batch in batches:
-                sums, parts = score(model, batch.to(device), scored, precision, parts)
-                total.merge(sums)
+            for batch in arriving:
+                tally, parts = score(model, batch, scored, precision, parts)
+                tallies.append(tally)
+            read = iter(fetch([scalar for tally in tallies for scalar in tally.scalars]))
         finally:
             model.train(training)
+    for tally in tallies:
+        total.merge(tally.sums(list(islice(read, len(tally.scalars)))))
     return EvaluationResult(total.figures, total.frames, total.audio_s)
 
 

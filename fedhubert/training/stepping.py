@@ -1,19 +1,23 @@
 """One optimiser step, and one batch's score, on a device whose memory may not hold a whole micro-batch."""
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedhubert.config import ClientConfig, MaskedTask
 from fedhubert.data.batching import Batch
-from fedhubert.errors import TrainingError
+from fedhubert.errors import FedhubertError, TrainingError
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective, Terms
 from fedhubert.objectives.spec import spec_of
 from fedhubert.seeding import derive_seed
+
+log = logging.getLogger("fedhubert.site")
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FIRST_LOSS_SCALE = 128.0  # fairseq's; torch's 65536 is for losses that are means, ours are sums
@@ -47,15 +51,51 @@ class Sums(Figures):
     frames: int = 0
     audio_s: float = 0.0
 
-    def add(self, terms: Terms, batch: Batch) -> None:
-        figures = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in terms.sums.items()}
-        self.merge(Sums(figures, terms.frames, batch.audio_s))
-
     def merge(self, other: "Sums") -> None:
         for name, value in other.figures.items():
             self.figures[name] = self.figures.get(name, 0) + value
         self.frames += other.frames
         self.audio_s += other.audio_s
+
+
+class Tally:
+    """Figures of pieces that may still be on their way: adding a piece waits for nothing, reading waits once for all of them."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        """Of each piece, what was to be backpropagated."""
+        self.frames = 0
+        self._pieces: list[tuple[Mapping[str, Tensor | int], int, float]] = []
+
+    def add(self, terms: Terms, batch: Batch) -> None:
+        self.losses.append(terms.loss_sum.detach())
+        self.frames += terms.frames
+        self._pieces.append((terms.sums, terms.frames, batch.audio_s))
+
+    @property
+    def scalars(self) -> list[Tensor]:
+        """The figures that are tensors, in a fixed order."""
+        return [value for sums, _, _ in self._pieces for value in sums.values() if isinstance(value, Tensor)]
+
+    def sums(self, values: Sequence[float]) -> Sums:
+        """Return the sums, given the values of :attr:`scalars`."""
+        total, read = Sums(), iter(values)
+        for sums, frames, audio_s in self._pieces:
+            figures = {name: next(read) if isinstance(value, Tensor) else value for name, value in sums.items()}
+            total.merge(Sums(figures, frames, audio_s))
+        return total
+
+
+def fetch(scalars: Sequence[Tensor]) -> list[float]:
+    """Return the values of scalars that are on one device (integers as such), waiting for it once, and not once for each."""
+    by_type: dict[torch.dtype, list[int]] = {}
+    for index, scalar in enumerate(scalars):
+        by_type.setdefault(scalar.dtype, []).append(index)
+    values = [0.0] * len(scalars)
+    for indices in by_type.values():
+        for index, value in zip(indices, torch.stack([scalars[index] for index in indices]).tolist(), strict=True):
+            values[index] = value
+    return values
 
 
 def objective_of(task: MaskedTask, objective: Objective | None) -> Objective:
@@ -128,48 +168,64 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         while True:
-            sums = self._gradients(micro_batches)
-            if sums is None:
+            tally = self._gradients(micro_batches)
+            if tally is None:
                 self.parts = _halved(self.parts, micro_batches)
                 continue
-            norm = self._finish(sums.frames)
+            count = len(tally.losses)
+            norm, *read = fetch([self._finish(tally.frames), *tally.losses, *tally.scalars])  # the step's one wait
+            for loss in read[:count]:
+                if not math.isfinite(loss):
+                    raise _not_finite(f"the loss is {loss}")
             if math.isfinite(norm):
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
-                return sums, norm
+                return tally.sums(read[count:]), norm
             self._lower_loss_scale()
 
-    def _gradients(self, micro_batches: list[Batch]) -> Sums | None:
-        """Fill the gradients of summed losses; None if the device's memory does not suffice."""
+    def _gradients(self, micro_batches: list[Batch]) -> Tally | None:
+        """Fill the gradients of summed losses, finite or not; None if the device's memory does not suffice.
+
+        What fails compiled is done again as it is, and so are all further steps of this model.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        sums = Sums()
         try:
-            for batch in micro_batches:
-                for number, piece in enumerate(batch.split(self.parts)):
-                    _seed(self.device, derive_seed(self.seed, "dropout", self.partition, batch.position, number))
-                    sums.add(self._backward(piece), piece)
+            return self._accumulated(micro_batches)
         except torch.OutOfMemoryError:  # this holds the activations: try again only after leaving it
             return None
-        return sums
+        except FedhubertError:
+            raise
+        except Exception as error:
+            if not self.model.compiled:
+                raise
+            failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        log.warning("client.compile: torch.compile failed, so this model trains uncompiled from here on: %s", failure)
+        self.model.set_compiled(False)
+        return self._gradients(micro_batches)
+
+    def _accumulated(self, micro_batches: list[Batch]) -> Tally:
+        tally = Tally()
+        for batch in micro_batches:
+            for number, piece in enumerate(batch.split(self.parts)):
+                _seed(self.device, derive_seed(self.seed, "dropout", self.partition, batch.position, number))
+                tally.add(self._backward(piece), piece)
+        return tally
 
     def _backward(self, batch: Batch) -> Terms:
         with _autocast(self.device, self.client.precision):
             terms = self.objective(self.model, batch)
-        loss = float(terms.loss_sum.detach())
-        if not math.isfinite(loss):
-            raise _not_finite(f"the loss is {loss}")
         torch.autograd.backward(self.scaler.scale(terms.loss_sum))
         return terms
 
-    def _finish(self, frames: int) -> float:
-        """Turn the gradients of sums into those of the step's mean loss, clipped; return their norm before."""
+    def _finish(self, frames: int) -> Tensor:
+        """Turn the gradients of sums into those of the step's mean loss, clipped; return their norm before, a scalar on the device."""
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, float(max(1, frames)))
         for parameter, anchor in zip(self.parameters, self.anchor, strict=False):  # no anchor without a pull
             pull = (parameter.detach() - anchor) * self.mu
             parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.client.grad_clip_norm or math.inf))
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.client.grad_clip_norm or math.inf)
 
     def _lower_loss_scale(self) -> None:
         """Halve the loss scale, to take the same step again: no step is skipped."""
@@ -179,15 +235,15 @@ class Trainer:
         self.scaler.update(scale)
 
 
-def score(model: HubertModel, batch: Batch, objective: Objective, precision: str, parts: int) -> tuple[Sums, int]:
-    """Return a batch's sums, and the ``parts`` that it had to be split into."""
+def score(model: HubertModel, batch: Batch, objective: Objective, precision: str, parts: int) -> tuple[Tally, int]:
+    """Return a batch's figures, and the ``parts`` that it had to be split into."""
     while True:
-        sums = Sums()
+        tally = Tally()
         try:
             with _autocast(batch.waveforms_BN.device, precision):
                 for piece in batch.split(parts):
-                    sums.add(objective(model, piece), piece)
-            return sums, parts
+                    tally.add(objective(model, piece), piece)
+            return tally, parts
         except torch.OutOfMemoryError:
             pass
         parts = _halved(parts, [batch])
@@ -220,7 +276,7 @@ def _seed(device: torch.device, seed: int) -> None:
     """Seed the generators that ``device`` draws from, and no other device's (``torch.manual_seed`` would)."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)  # torch.cuda.manual_seed would change the device there and back
     elif device.type == "mps":
         torch.mps.manual_seed(seed)

@@ -55,26 +55,31 @@ class Teaching:
         """
         if not (self._layers or self._wants_logits or self._wants_conv):
             return TeacherOutput({})
-        rows = [self._row(waveform_N) for waveform_N in waveforms_BN]
-        outputs = {name: torch.stack([row[name].to(waveforms_BN.device) for row in rows]).float() for name in rows[0]}
+        rows = self._rows(waveforms_BN)
+        outputs = {name: _stacked([row[name] for row in rows], waveforms_BN.device).float() for name in rows[0]}
         layers = {layer: outputs[f"{_LAYER}{layer}"] for layer in self._layers}
         return TeacherOutput(layers, outputs.get(_LOGITS), outputs.get(_CONV))
 
-    def _row(self, waveform_N: Tensor) -> Mapping[str, Tensor]:
+    def _rows(self, waveforms_BN: Tensor) -> list[Mapping[str, Tensor]]:
+        """Return each crop's outputs, from the cache or computed; a GPU is waited for once for the samples and once for the outputs."""
         if self.cache is None:
-            return self._compute(waveform_N)
-        key = self._key(waveform_N)
-        found = self.cache.get(key)
-        if found is None:
-            found = self._compute(waveform_N)
-            self.cache.put(key, found)
-        return found
+            computed = [self._compute(waveform_N) for waveform_N in waveforms_BN]
+            _check_finite(computed)
+            return list(computed)
+        keys = [self._key(waveform_N) for waveform_N in waveforms_BN.detach().cpu()]
+        rows: dict[str, Mapping[str, Tensor] | None] = {key: self.cache.get(key) for key in keys}
+        missing = {key: self._compute(waveforms_BN[keys.index(key)]) for key, row in rows.items() if row is None}
+        _check_finite(list(missing.values()))
+        for key, row in missing.items():
+            self.cache.put(key, row)
+        found = {key: missing[key] if row is None else row for key, row in rows.items()}
+        return [found[key] for key in keys]
 
     def _key(self, waveform_N: Tensor) -> str:
-        """Name a crop by its samples, and by all that its outputs depend on."""
+        """Name a crop by its samples (on the CPU), and by all that its outputs depend on."""
         digest = hashlib.blake2b(self._about, digest_size=20)
         digest.update(f"{torch.get_num_threads()}\0{waveform_N.numel()}\0".encode())
-        digest.update(waveform_N.detach().cpu().contiguous().numpy().data)
+        digest.update(waveform_N.contiguous().numpy().data)
         return digest.hexdigest()
 
     def _compute(self, waveform_N: Tensor) -> dict[str, Tensor]:
@@ -89,10 +94,24 @@ class Teaching:
                 outputs |= {f"{_LAYER}{layer}": kept[layer] for layer in self._layers}
                 if self._wants_logits:
                     outputs[_LOGITS] = self.model.logit_generator(last_1TD[0])[None]
-            rounded = {name: output[0].to(torch.float16) for name, output in outputs.items()}
-        for name, output in rounded.items():
-            if not bool(torch.isfinite(output).all()):
-                raise TrainingError(
-                    f"the teacher's {name} has values that float16 cannot hold: use another teacher", setting="task.teacher"
-                )
-        return rounded
+            return {name: output[0].to(torch.float16) for name, output in outputs.items()}
+
+
+def _stacked(rows: list[Tensor], device: torch.device) -> Tensor:
+    """Return rows of equal shape as one tensor on ``device``; rows that all come from the disk go there in one copy."""
+    if any(row.device.type != "cpu" for row in rows):
+        return torch.stack([row.to(device, non_blocking=True) for row in rows])
+    stacked = torch.stack(rows)
+    return (stacked.pin_memory() if device.type == "cuda" else stacked).to(device, non_blocking=True)
+
+
+def _check_finite(rows: list[dict[str, Tensor]]) -> None:
+    """Raise :class:`TrainingError` naming the first output that float16 cannot hold; one wait for all of them."""
+    named = [(name, torch.isfinite(output).all()) for row in rows for name, output in row.items()]
+    if not named:
+        return
+    for (name, _), finite in zip(named, torch.stack([finite for _, finite in named]).tolist(), strict=True):
+        if not finite:
+            raise TrainingError(
+                f"the teacher's {name} has values that float16 cannot hold: use another teacher", setting="task.teacher"
+            )

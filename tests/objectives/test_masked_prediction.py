@@ -22,7 +22,7 @@ from fedhubert.models.hubert import (
     num_frames,
     num_parameters,
 )
-from fedhubert.models.masking import MaskSpec, span_mask
+from fedhubert.models.masking import FramePlaces, MaskSpec, span_mask
 from fedhubert.objectives.masked_prediction import LossTerms, masked_prediction
 from fedhubert.seeding import generator
 
@@ -35,6 +35,10 @@ class Batch:
     waveforms_BN: Tensor
     labels_BT: Tensor | None
     mask_BT: Tensor
+
+    @property
+    def places(self) -> FramePlaces:
+        return FramePlaces.of(self.mask_BT)
 
 
 def _batch(rows: int, samples: int, num_clusters: int, dtype: torch.dtype = torch.float32) -> Batch:
@@ -138,7 +142,7 @@ class _FixedModel:
     def __init__(self, logits: Tensor, conv_power: float) -> None:
         self.output = HubertOutput(logits, torch.tensor(conv_power), 3)
 
-    def __call__(self, waveforms_BN: Tensor, mask_BT: Tensor) -> HubertOutput:
+    def __call__(self, waveforms_BN: Tensor, mask_BT: Tensor, *, places: FramePlaces) -> HubertOutput:
         return self.output
 
 
@@ -178,6 +182,7 @@ def test_missing_or_misaligned_labels_are_refused() -> None:
         _fixed([[0.0] * 7], torch.tensor([[0, 1]]), [[True, False, False]])
 
 
-def test_any_object_with_the_three_fields_is_a_batch(tiny_model_config: ModelConfig) -> None:
-    batch = SimpleNamespace(**vars(_batch(2, 4000, 100)), position=3)
+def test_any_object_with_the_fields_is_a_batch(tiny_model_config: ModelConfig) -> None:
+    found = _batch(2, 4000, 100)
+    batch = SimpleNamespace(**vars(found), places=found.places, position=3)
     assert masked_prediction(build_hubert(tiny_model_config, 0), batch, TASK).masked_frames > 0

@@ -243,7 +243,7 @@ def _training_metrics(result: LocalResult) -> Metrics:
 
 def resident_model(job: ClientJob) -> Resident:
     global _resident
-    key = job.model.model_dump_json() + str(job.client.activation_checkpointing) + job.task.model_dump_json()
+    key = f"{job.model.model_dump_json()}{job.client.activation_checkpointing}{job.client.compile}{job.task.model_dump_json()}"
     if _resident is None or _resident.key != key:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         log.info(
@@ -251,6 +251,7 @@ def resident_model(job: ClientJob) -> Resident:
         )
         model = build_model(job.model, job.task, job.seed)
         model.set_activation_checkpointing(job.client.activation_checkpointing)
+        model.set_compiled(job.client.compile)
         _resident = Resident(key, model, ParameterLayout.of(model))
     return _resident
 
