@@ -16,6 +16,7 @@ from fedhubert.clients.data import Partition, Site, open_site, release_extractor
 from fedhubert.config import ClientJob, Config
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
+from fedhubert.data.threads import map_in_order
 from fedhubert.federation.phases.targets import kmeans_event
 from fedhubert.federation.phases.teacher import ServerTeacher, prepare_student
 from fedhubert.federation.roster.sampling import asking_order
@@ -28,7 +29,6 @@ from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
-from fedhubert.targets.mfcc import map_in_order
 from fedhubert.training.central import MicroBatch, rounds_of_clients
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import evaluate

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fedhubert.reporting.durations import duration
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -167,17 +169,17 @@ def _time(found: "Plan") -> Iterator[Row]:
     yield (
         "a round (mean, longest)",
         ", ".join(
-            _duration(value)
+            duration(value)
             for value in (sum(part.seconds for part in rounds) / len(rounds), max(part.seconds for part in rounds))
         ),
     )
     yield (
         "of it clients, server (mean)",
-        f"{_duration(_mean([part.clients_s for part in rounds]))}, {_duration(found.server_s / len(rounds))}",
+        f"{duration(_mean([part.clients_s for part in rounds]))}, {duration(found.server_s / len(rounds))}",
     )
-    yield "labels before the first round", _duration(found.labels_s)
-    yield "final scores", _duration(found.final_s)
-    yield "[bold]the run[/bold]", f"[bold]{_duration(found.seconds)}[/bold]"
+    yield "labels before the first round", duration(found.labels_s)
+    yield "final scores", duration(found.final_s)
+    yield "[bold]the run[/bold]", f"[bold]{duration(found.seconds)}[/bold]"
 
 
 def _space(inputs: "Inputs") -> Iterator[Row]:
@@ -207,9 +209,3 @@ def _bytes(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number / 1e3:.3g} kB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

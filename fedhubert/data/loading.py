@@ -1,9 +1,8 @@
 """Batches from disk: threads decode ahead (libsndfile and torch release the interpreter lock), the consumer gets them in order."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ from fedhubert.config import DataConfig, MaskedTask
 from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ, Batch, BatchPlan, BatchSpec
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.threads import map_in_order
 from fedhubert.errors import DataError
 from fedhubert.models.hubert import num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
@@ -49,23 +49,16 @@ def load_batches(
             while an utterance is read carry its path as a note.
     """
     builder = _Builder(manifest, plan, labels, mask, data.sample_rate_hz)
-    if data.num_workers == 0:
-        for position in positions:
-            yield builder.build(position, plan.batch(position))
-        return
-    pool = ThreadPoolExecutor(data.num_workers, thread_name_prefix="fedhubert-loader")
-    ahead: deque[Future[Batch]] = deque()
+    # The plan is asked here, in order: threads on both sides of an epoch's end would make it arrange both again and again.
+    asked = ((position, plan.batch(position)) for position in positions)
+    made = map_in_order(lambda item: builder.build(*item), asked, data.num_workers, data.prefetch_batches)
     try:
-        for position in positions:
-            # The plan is asked here, in order: threads on both sides of an epoch's end would make it arrange both again and again.
-            ahead.append(pool.submit(builder.build, position, plan.batch(position)))
-            if len(ahead) > data.prefetch_batches:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        # `yield from` would close `made`, which waits for the threads, before they are told to stop
+        for batch in made:  # noqa: UP028
+            yield batch
     finally:
         builder.stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        made.close()
 
 
 class _Builder:

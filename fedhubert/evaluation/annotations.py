@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedhubert.data.batching import FRAME_SAMPLES, RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import DataError
-from fedhubert.evaluation.features import num_model_frames
+from fedhubert.models.hubert import frames_of
 
 Rows = npt.NDArray[np.int64]
 
@@ -58,7 +58,7 @@ class Labels:
             raise DataError(
                 f"no labels `{task}` in the labels file or the manifest; there are {', '.join(known)}", setting="--probe"
             )
-        long_enough = num_model_frames(manifest.lengths(SAMPLE_RATE_HZ)) > 0
+        long_enough = frames_of(manifest.lengths(SAMPLE_RATE_HZ)) > 0
         rows = np.array([row for row, value in enumerate(values) if value and long_enough[row]], dtype=np.int64)
         if not len(rows):
             raise DataError(f"no utterance of the manifest has a label of `{task}`: do the paths agree?", setting="--labels")
@@ -105,7 +105,7 @@ class Alignment:
             if path not in self.segments:
                 continue
             segments = self.segments[path]
-            centres = np.arange(int(num_model_frames(lengths[row]))) * FRAME_SAMPLES + RECEPTIVE_SAMPLES // 2
+            centres = np.arange(int(frames_of(lengths[row]))) * FRAME_SAMPLES + RECEPTIVE_SAMPLES // 2
             stored = centres * int(manifest.sample_rates_hz[row]) // SAMPLE_RATE_HZ
             nearest = np.searchsorted([start for start, _, _ in segments], stored, side="right") - 1
             ends = np.array([end for _, end, _ in segments])

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.data.audio import read_audio
-from fedhubert.data.batching import FRAME_SAMPLES, RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
+from fedhubert.data.batching import RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
 from fedhubert.evaluation.encoders import Encoder, Features
+from fedhubert.models.hubert import frames_of
 
 Rows = npt.NDArray[np.int64]
 Tick = Callable[[], None]
@@ -87,19 +88,13 @@ class FeatureCache:
             self._used -= size
 
 
-def num_model_frames(num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Frames at 50 Hz of so many samples at 16 kHz (elementwise)."""
-    samples = np.asarray(num_samples, dtype=np.int64)
-    return np.where(samples < RECEPTIVE_SAMPLES, 0, (samples - RECEPTIVE_SAMPLES) // FRAME_SAMPLES + 1)
-
-
 class Extractor:
     """Features of one encoder, of the given layers, on one manifest."""
 
     def __init__(self, encoder: Encoder, layers: Sequence[int], manifest: Manifest, cache: FeatureCache) -> None:
         self.encoder, self.layers, self.manifest = encoder, tuple(layers), manifest
         self._cache = cache
-        self._frames = num_model_frames(manifest.lengths(SAMPLE_RATE_HZ))
+        self._frames = frames_of(manifest.lengths(SAMPLE_RATE_HZ))
 
     def pooled(self, rows: Rows, tick: Tick = lambda: None) -> Features:
         """Return the mean over frames of each utterance [L, U, D]; raises :class:`DataError` for audio that cannot be read."""

@@ -237,10 +237,10 @@ def _frames_of(manifest: Manifest, frames: Mapping[int, tuple[Rows, list[str]]],
 
 def _spread(annotated: Annotated, task: str) -> dict[int, tuple[Rows, list[str]]]:
     """Give every frame its utterance's label."""
-    from fedhubert.evaluation.features import num_model_frames
+    from fedhubert.models.hubert import frames_of
 
     rows, labels = annotated.labels.of(annotated.manifest, task)
-    counts = num_model_frames(annotated.manifest.lengths()[rows]).tolist()
+    counts = frames_of(annotated.manifest.lengths()[rows]).tolist()
     return {row: (np.arange(count), [label] * count) for row, label, count in zip(rows.tolist(), labels, counts, strict=True)}
 
 

@@ -7,6 +7,8 @@ import ctypes
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,8 @@ from fedhubert.models.compiled import AS_THEY_ARE, Parts, compiled_parts
 from fedhubert.models.convolutions import extract, recomputed
 from fedhubert.models.masking import FramePlaces, pick
 
-HUBERT_CONV_LAYERS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
+ConvLayers = Sequence[tuple[int, int, int]]
+HUBERT_CONV_LAYERS: ConvLayers = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 """Channels, kernel and stride of the convolutions that turn 16 kHz audio into 50-Hz frames."""
 
 
@@ -231,12 +234,17 @@ def build_hubert(config: ModelConfig, seed: int) -> HubertModel:
         return model
 
 
-def num_frames(num_samples: int, conv_layers: Sequence[tuple[int, int, int]] = HUBERT_CONV_LAYERS) -> int:
-    """Return T for N samples at 16 kHz: (N - 400) // 320 + 1 with HuBERT's convolutions, 0 if N is too short for a frame."""
-    frames = num_samples
+def frames_of(num_samples: npt.ArrayLike, conv_layers: ConvLayers = HUBERT_CONV_LAYERS) -> npt.NDArray[np.int64]:
+    """Return T for N samples at 16 kHz (elementwise): (N - 400) // 320 + 1 with HuBERT's convolutions, 0 where N is too short for a frame."""
+    frames = np.asarray(num_samples, np.int64)
     for _, kernel, stride in conv_layers:
-        frames = (frames - kernel) // stride + 1 if frames >= kernel else 0
+        frames = np.where(frames >= kernel, (frames - kernel) // stride + 1, 0)
     return frames
+
+
+def num_frames(num_samples: int, conv_layers: ConvLayers = HUBERT_CONV_LAYERS) -> int:
+    """Return :func:`frames_of` one number of samples."""
+    return int(frames_of(num_samples, conv_layers))
 
 
 def num_parameters(module: nn.Module) -> int:

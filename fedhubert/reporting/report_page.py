@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from fedhubert.reporting import report_plots
+from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_data import RunData, config_differences
 from fedhubert.reporting.summary import MANY_ROUNDS
@@ -65,7 +66,7 @@ def _summary(runs: Sequence[RunData]) -> str:
                 *([_first_and_last(run.validation("cosine_distance"))] if students else []),
                 f"{run.total('audio_s') / 3600:.2f}",
                 f"{sent:.1f}",
-                _duration(sum(run.seconds().values())),
+                duration(sum(run.seconds().values())),
             ]
         )
     head = [
@@ -201,7 +202,7 @@ def _costs(runs: Sequence[RunData]) -> str:
         down, up = run.bytes_sent()
         full = sum(float(event.get(name) or 0) for event in run.rounds for name in ("bytes_down_fp32", "bytes_up_fp32"))
         sent = down[-1][1] + up[-1][1]
-        phases = ", ".join(f"{phase.replace('_', ' ')} {_duration(seconds)}" for phase, seconds in run.seconds().items())
+        phases = ", ".join(f"{phase.replace('_', ' ')} {duration(seconds)}" for phase, seconds in run.seconds().items())
         count = len(run.rounds)
         share = f"{sent / full:.1%}" if full else ""
         rows.append([run.name, f"{down[-1][1] / count / 1e6:.2f}", f"{up[-1][1] / count / 1e6:.2f}", share, phases])
@@ -283,14 +284,3 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _decimal(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) else ""
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return (
-        f"{hours} h {rest // 60:02d} min"
-        if hours
-        else f"{rest // 60} min {rest % 60:02d} s"
-        if rest >= 60
-        else f"{seconds:.1f} s"
-    )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fedhubert.data.fairseq_files import parse_ids, read_km
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TargetsError
+from fedhubert.models.hubert import num_frames
 from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import assign
 from fedhubert.targets.mfcc import MFCC, SAMPLE_RATE_HZ, num_feature_frames
@@ -172,7 +173,7 @@ def most_frequent_share(counts_K: npt.NDArray[np.int64]) -> float:
 def _problem(name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: int, num_clusters: int) -> tuple[str, str] | None:
     """Return what is wrong with an utterance's labels and the setting to look at, or None."""
     mfcc_frames = int(num_feature_frames(np.array([num_samples]))[0])
-    frames = {100: mfcc_frames, 50: (num_samples - 400) // 320 + 1}
+    frames = {100: mfcc_frames, 50: num_frames(num_samples)}
     if abs(len(ids) - frames[rate_hz]) > TOLERANCE_FRAMES:
         other = 150 - rate_hz
         hint = (

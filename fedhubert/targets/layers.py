@@ -18,10 +18,11 @@ from fedhubert.config import DataConfig, ModelConfig
 from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.threads import map_in_order
 from fedhubert.errors import TargetsError
-from fedhubert.models.hubert import HubertModel, num_frames
+from fedhubert.models.hubert import HubertModel, frames_of, num_frames
 from fedhubert.targets.extractor import Extractor
-from fedhubert.targets.mfcc import Features, Piece, map_in_order
+from fedhubert.targets.mfcc import Features, Piece
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,7 @@ class LayerFeatures:
 
     def num_frames(self, num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Frames that ``num_samples`` samples at 16 kHz give (elementwise)."""
-        samples = np.asarray(num_samples, dtype=np.int64)
-        layers = self._extractor.config.conv_layers
-        return np.array([num_frames(int(count), layers) for count in samples.reshape(-1)], np.int64).reshape(samples.shape)
+        return frames_of(num_samples, self._extractor.config.conv_layers)
 
     def stream(self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0) -> Iterator[Piece]:
         """Yield (row, first frame, features) piece after piece; audio is read ahead in threads, the model runs in the caller's.

@@ -7,9 +7,7 @@ computed once and the frames taken in blocks that stay in the processor's cache,
 """
 
 import functools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +17,7 @@ from torchaudio.compliance import kaldi
 
 from fedhubert.data.audio import read_audio
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.threads import map_in_order
 from fedhubert.errors import TargetsError
 
 SAMPLE_RATE_HZ = 16000
@@ -79,24 +78,6 @@ def stream_features(manifest: Manifest, rows: Iterable[int], num_workers: int = 
         return row, _utterance_features(manifest, row, int(lengths[row]))
 
     return map_in_order(compute, (int(row) for row in rows), num_workers)
-
-
-def map_in_order(function: Callable[[int], ResultT], items: Iterable[int], num_workers: int) -> Iterator[ResultT]:
-    """Like ``map`` with threads that work at most 2 * num_workers items ahead; closing the iterator stops them."""
-    if num_workers == 0:
-        yield from map(function, items)
-        return
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="features")
-    waiting: deque[Future[ResultT]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _utterance_features(manifest: Manifest, row: int, num_samples: int) -> Features:

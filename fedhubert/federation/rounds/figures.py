@@ -9,6 +9,7 @@ from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.wire.messages import Failure, Scored
 from fedhubert.federation.wire.protocol import Reply
 from fedhubert.objectives.spec import ObjectiveSpec
+from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
 from fedhubert.runs.metrics import Event
 
@@ -177,7 +178,7 @@ def round_line(event: Event, num_rounds: int, objective: ObjectiveSpec) -> str:
     return (
         f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
         f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{seconds:.1f} s, "
-        f"about {_duration(seconds * (num_rounds - event['round']))} left"
+        f"about {duration(seconds * (num_rounds - event['round']))} left"
     )
 
 
@@ -186,14 +187,3 @@ def _spent(event: Event) -> str:
         return ""
     epsilon = event["privacy"]["epsilon"]
     return f"epsilon {'infinite' if epsilon is None else f'{epsilon:.3f}'} | "
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02d} min"
-        if minutes >= 60
-        else f"{minutes} min {rest:02d} s"
-        if minutes
-        else f"{rest} s"
-    )
