@@ -20,10 +20,10 @@ class ClientTerms(Model):
     """What a strategy has clients do beside plain local training: see :class:`ClientJob`."""
 
     proximal_mu: NonNegative = 0.0
-    """FedProx's pull to the model that the round began with; 0: none."""
+    """Weight of a pull towards the incoming model in the local loss; 0: none."""
 
     normalise_by_steps: bool = False
-    """Whether a client divides its update by its effective number of steps (FedNova)."""
+    """Whether a client divides its update by its effective local steps."""
 
 
 class ClientJob(Model):
@@ -42,10 +42,10 @@ class ClientJob(Model):
     """``federated.weight_by``."""
 
     proximal_mu: NonNegative
-    """``federated.proximal_mu`` of FedProx; 0 for other strategies."""
+    """The strategy's :class:`ClientTerms`: weight of the pull towards the incoming model; 0: none."""
 
     normalise_by_steps: bool
-    """Whether a client divides its update by its local steps (FedNova)."""
+    """The strategy's :class:`ClientTerms`: whether a client divides its update by its steps."""
 
     update_codec: UpdateCodec
     """``federated.update_codec``."""

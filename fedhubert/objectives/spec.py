@@ -1,6 +1,8 @@
-"""What the rest of the system has to know of an objective, and where to find one by its task's name.
+"""What the rest of the system has to know of an objective, and where to find one by its task's
+name.
 
-A new one is a file in this room: its loss (see :mod:`fedhubert.objectives.objective`), and a class registered by the name of its task.
+A new one is a file in this room: its loss (see :mod:`fedhubert.objectives.objective`), and a class
+registered by the name of its task.
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,8 @@ from fedhubert.registry import Registry
 
 
 class ObjectiveSpec:
-    """An objective under the settings of ``task``: by default one of a plain HuBERT that needs no teacher."""
+    """An objective under the settings of ``task``: by default one of a plain HuBERT that needs no
+    teacher."""
 
     fixed_crops: ClassVar[bool] = False
     """Whether an utterance is cut in the same place in every epoch."""
@@ -44,7 +47,8 @@ class ObjectiveSpec:
     def build_model(self, config: ModelConfig, seed: int) -> HubertModel:
         """Build what is trained, from configuration and seed alone.
 
-        Modules that the objective adds end in ``_head`` or ``_heads``: they are trained and kept with the rest, and exports leave them out.
+        Modules that the objective adds end in ``_head`` or ``_heads``: they are trained and kept
+        with the rest, and exports leave them out.
 
         Raises:
             ConfigError: a model that does not fit its teacher.
@@ -52,7 +56,8 @@ class ObjectiveSpec:
         return build_hubert(config, seed)
 
     def take_over(self, model: HubertModel, state: Mapping[str, Tensor]) -> list[str]:
-        """Copy the teacher's part of ``model`` from the teacher's ``state``; returns the names of what was copied.
+        """Copy the teacher's part of ``model`` from the teacher's ``state``; returns the names of
+        what was copied.
 
         Raises:
             ConfigError: a tensor that the teacher lacks or has in another shape, by name.
@@ -64,7 +69,8 @@ class ObjectiveSpec:
         raise NotImplementedError
 
     def figures(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Return what is reported of the loss's sums, added up over batches and clients; empty without any.
+        """Return what is reported of the loss's sums, added up over batches and clients; empty
+        without any.
 
         Raises:
             KeyError: a sum is missing.
@@ -72,22 +78,35 @@ class ObjectiveSpec:
         return self.combine(sums) if sums else {}
 
     def combine(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        """Return ``loss``, :attr:`counted` and whatever else there is to report, by name; raises ``KeyError``."""
+        """Return ``loss``, :attr:`counted` and whatever else there is to report, by name; raises
+        ``KeyError``."""
         raise NotImplementedError
 
+    def device_bytes(self, teacher_bytes: int) -> float:
+        """Return the memory that a client's device holds for the objective beside the model, for
+        ``fedhubert plan``."""
+        if self.taught is None:
+            return 0.0
+        return teacher_bytes / 2 if self.taught.teacher_precision == "bf16" else teacher_bytes
+
     def site_bytes(self, teacher_bytes: int) -> float:
-        """Return the bytes that a site keeps on its disk for the objective, labels not counted, for ``fedhubert plan``."""
-        return teacher_bytes + self.taught.teacher_cache * self.taught.teacher_cache_bytes if self.taught else 0.0
+        """Return the bytes that a site keeps on its disk for the objective, labels not counted, for
+        ``fedhubert plan``."""
+        if self.taught is None:
+            return 0.0
+        return teacher_bytes + self.taught.teacher_cache * self.taught.teacher_cache_bytes
 
 
-_OBJECTIVES: Registry[type[ObjectiveSpec]] = Registry("fedhubert.objectives")
+_OBJECTIVES: Registry[type[ObjectiveSpec]] = Registry(__package__)
 
 register = _OBJECTIVES.register
-"""Decorator: ``@register("pretrain")`` before an :class:`ObjectiveSpec`; the name is that of the task."""
+"""Decorator: ``@register("pretrain")`` before an :class:`ObjectiveSpec`; the name is that of the
+task."""
 
 
 def register_task(task: type[MaskedTask]) -> type[MaskedTask]:
-    """Decorator: let the configuration take a task whose keys do not stand in :mod:`fedhubert.config`."""
+    """Decorator: let the configuration take a task whose keys do not stand in
+    :mod:`fedhubert.config`."""
     TASKS[task.model_fields["name"].default] = task
     return task
 

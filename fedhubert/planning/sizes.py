@@ -40,9 +40,10 @@ def server_memory(inputs: Inputs) -> float:
 
 
 def client_memory(inputs: Inputs) -> float:
-    """Return the bytes of weights, gradients and optimiser on a client's device; activations come on top."""
+    """Return the bytes of weights, gradients and optimiser on a client's device, and of a teacher; activations come on top."""
     anchor = 4 if strategy_of(inputs.config.federated).client_terms().proximal_mu else 0
-    return 4.0 * inputs.all_parameters + inputs.numel * (4 + anchor + _optimizer(inputs.config.client))
+    beside = spec_of(inputs.config.task).device_bytes(inputs.teacher_bytes)
+    return 4.0 * inputs.all_parameters + inputs.numel * (4 + anchor + _optimizer(inputs.config.client)) + beside
 
 
 def written(inputs: Inputs, number: int) -> int:

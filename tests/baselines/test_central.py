@@ -84,14 +84,14 @@ def test_a_client_alone_is_what_it_sends_in_its_first_round(settings: list[str],
     clients.key, clients.centroids = pool.key, pool.centroids
     scores = {}
     for number in range(3):
-        update = torch.from_numpy(clients.round(start, 1, [number], {})["arrays"]["update"])
+        update = torch.from_numpy(clients.round(start, 1, [number], {}).arrays["update"])
         saved = load_checkpoint(find_checkpoint(baseline.client_folder(folder, number).path))
         model = clients.model()
         model.load_state_dict(saved["model"])
         assert relative(start + update, clients.layout.to_vector(model), start) < 1e-6
         scores[number] = pool.score(model, [number])[number]
     final = events(folder.path)[-1]
-    assert final["validation"] == figures(scores, 1)  # each client's own split under its own model
+    assert final["validation"] == figures(pool.spec, scores, 1)  # each client's own split under its own model
     assert len(final["elsewhere"]) == 3 and all(score["clients"] == 3 for score in final["elsewhere"])
 
 

@@ -1,7 +1,7 @@
 """Server optimisers against hand-computed steps and Flower's own classes where they agree."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -124,6 +124,15 @@ def test_yogi_and_adagrad_by_hand(optimizer: type[Adaptive], second_moment: Call
         model += 0.1 * m / (v**0.5 + 0.01)
         stepped = ours.step(stepped, torch.tensor([update]))
     assert float(stepped) == pytest.approx(model, rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", get_args(FederatedConfig.model_fields["strategy"].annotation))
+def test_every_strategy_is_found_keeps_what_it_says_and_costs_nothing_to_ask(strategy: str) -> None:
+    config = FederatedConfig.model_validate({"strategy": strategy, "min_clients": 5})
+    found = strategy_of(config, 1000)
+    assert type(found).__name__ == strategy
+    assert sum(len(kept) == 1000 for kept in found.state.values()) == found.vectors_kept == len(found.state)
+    assert not any(kept.numel() for kept in strategy_of(config).state.values())
 
 
 def test_state_of_another_optimiser_is_refused() -> None:

@@ -186,6 +186,22 @@ def test_a_student_without_its_convolutions_travels_with_its_heads(tmp_path: Pat
     assert inputs.all_parameters == student + heads and frozen > sum(out * 3 for out, _, _ in teacher.model.conv_layers)
     assert sizes.model_bytes(inputs) == 4 * inputs.numel == sizes.reply_bytes(inputs, 1) - 4 * sketch_width(inputs.numel)
     assert sizes.site_disk(inputs, inputs.clients[0]) > inputs.teacher_bytes
+    halved, _, _ = read_words([*words, "task.teacher_precision=bf16"])
+    assert sizes.client_memory(inputs) - sizes.client_memory(halved) == inputs.teacher_bytes / 2
+    alone = inputs.all_parameters * 4 + inputs.numel * (4 + 8)  # AdamW
+    assert sizes.client_memory(inputs) == alone + inputs.teacher_bytes
+
+
+def test_what_a_strategy_takes_is_planned() -> None:
+    """A model of 1e6 parameters, five clients a round; beside plain averaging."""
+    memory = {}
+    for strategy in ("FedAvg", "FedAvgM", "FedAdam", "FedProx", "FedMedian"):
+        settings = [f"federated.strategy={strategy}", "federated.client_fraction=1", "simulation.num_workers=1"]
+        inputs, _ = planned([audio(1.0)] * 5, settings, audio_s_per_s=1.0, up_mbit_s=8.0)
+        memory[strategy] = (sizes.server_memory(inputs), sizes.client_memory(inputs))
+    plain = memory.pop("FedAvg")
+    more = {strategy: (server - plain[0], client - plain[1]) for strategy, (server, client) in memory.items()}
+    assert more == {"FedAvgM": (4e6, 0), "FedAdam": (8e6, 0), "FedProx": (0, 4e6), "FedMedian": (5 * 8e6, 0)}
 
 
 @pytest.mark.parametrize(

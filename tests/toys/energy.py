@@ -1,4 +1,5 @@
-"""A toy objective in one file: tell how loud masked frames are. It needs no labels and no teacher, and gives the model a head of its own."""
+"""A toy objective in one file: tell how loud masked frames are. It needs no labels and no teacher,
+and gives the model a head of its own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,4 +67,7 @@ class Energy(ObjectiveSpec):
         return energy
 
     def combine(self, sums: Mapping[str, float]) -> dict[str, Any]:
-        return {"loss": ratio(sums["square_sum"], sums["energy_frames"]), "energy_frames": int(sums["energy_frames"])}
+        return {
+            "loss": ratio(sums["square_sum"], sums["energy_frames"]),
+            "energy_frames": int(sums["energy_frames"]),
+        }

@@ -1,4 +1,5 @@
-"""A toy strategy in one file: clients normalise by their steps, and the server moves every parameter by its rate, in the direction of a momentum."""
+"""A toy strategy in one file: clients normalise by their steps, and the server moves every
+parameter by its rate, in the direction of a momentum."""
 
 from collections.abc import Mapping
 

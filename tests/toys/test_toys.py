@@ -1,10 +1,10 @@
-"""A new objective and a new strategy are one file each: the toys beside this file go through the whole system, which knows nothing of them."""
+"""A new objective and a new strategy are one file each: the toys beside this file go through the
+whole system, which knows nothing of them."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +12,7 @@ from fedhubert.baselines.central import BaselineOptions, train_baseline
 from fedhubert.cli import main
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
-from fedhubert.config import ClientJob, Config, FederatedConfig, from_json
+from fedhubert.config import ClientJob, Config, from_json
 from fedhubert.errors import ConfigError
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import train as client_round
@@ -48,7 +48,12 @@ def data(tone_folder: Path, tmp_path: Path) -> list[str]:
     identify()
     manifest = tmp_path / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [*RUN, f"data.manifest={manifest}", f"data.root={tone_folder}", f"client.state_dir={tmp_path / 'state'}"]
+    return [
+        *RUN,
+        f"data.manifest={manifest}",
+        f"data.root={tone_folder}",
+        f"client.state_dir={tmp_path / 'state'}",
+    ]
 
 
 def train(config: Config, nodes: int) -> tuple[RunResult, InProcessGrid]:
@@ -63,8 +68,17 @@ def events(result: RunResult, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_toy_objective_is_trained_scored_planned_and_compared(data: list[str], tmp_path: Path) -> None:
-    settings = [*data, *ENERGY, "federated.strategy=FedAvg", "client.lr=0.01", "client.local_steps=8"]
-    server = [f"evaluation.manifest={tmp_path / 'tones.csv'}", *(item for item in data if item.startswith("data.root="))]
+    settings = [
+        *data,
+        *ENERGY,
+        "federated.strategy=FedAvg",
+        "client.lr=0.01",
+        "client.local_steps=8",
+    ]
+    server = [
+        f"evaluation.manifest={tmp_path / 'tones.csv'}",
+        *(item for item in data if item.startswith("data.root=")),
+    ]
     server[1] = server[1].replace("data.root", "evaluation.root")
     config = compose([*settings, *server, f"out={tmp_path / 'run'}"])
     result, grid = train(config, 3)
@@ -111,7 +125,7 @@ def test_a_reply_with_another_objectives_sums_is_refused(
 
 
 @pytest.mark.parametrize("nodes", [3, 2], ids=["flat", "sharded"])
-def test_a_toy_strategy_is_trained_and_planned(data: list[str], tmp_path: Path, nodes: int) -> None:
+def test_a_toy_strategy_is_trained(data: list[str], tmp_path: Path, nodes: int) -> None:
     config = compose([*data, *SIGN, f"out={tmp_path / 'run'}", f"simulation.num_supernodes={nodes}"])
     result, grid = train(config, nodes)
     jobs = [protocol.read_request(message).job for message in grid.requests]
@@ -125,12 +139,14 @@ def test_a_toy_strategy_is_trained_and_planned(data: list[str], tmp_path: Path, 
     assert 0 < float(kept.norm()) <= 2.0 * (0.9 * norms[0] + norms[1]) * 1.001
     assert float(kept.norm()) > norms[1]  # the mean was doubled
 
-    plain = compose([*data, "federated.strategy=FedAvg"])
-    memory = [
-        sizes.server_memory(inputs_of(each, stated_audio(each, 1.0, None), Rates(audio_s_per_s=10.0))) for each in (config, plain)
-    ]
-    numel = len(kept)
-    assert memory[0] - memory[1] == pytest.approx(4 * numel, abs=1.0) or nodes == 2
+
+def test_a_toy_strategys_memory_is_planned(data: list[str]) -> None:
+    memory = {}
+    for settings in (SIGN, ["federated.strategy=FedAvg"]):
+        config = compose([*data, *settings])
+        inputs = inputs_of(config, stated_audio(config, 1.0, None), Rates(audio_s_per_s=10.0))
+        memory[config.federated.strategy] = sizes.server_memory(inputs)
+    assert memory["ToySign"] - memory["FedAvg"] == 4 * inputs.numel
 
 
 def test_both_toys_survive_json_and_say_what_is_wrong_by_its_key(data: list[str]) -> None:
@@ -140,9 +156,11 @@ def test_both_toys_survive_json_and_say_what_is_wrong_by_its_key(data: list[str]
     assert from_json(ClientJob, job.model_dump_json()) == job
     assert from_json(Config, config.model_dump_json()) == config
     assert json.loads(job.model_dump_json())["task"]["scale"] == 2.0
-    for override, named in (("task.scale=-1", r"task\.scale=-1"), ("+task.loudness=1", r"unknown key `task\.loudness`")):
+    for override, named in (
+        ("task.scale=-1", r"task\.scale=-1"),
+        ("+task.loudness=1", r"unknown key `task\.loudness`"),
+    ):
         with pytest.raises(ConfigError, match=named):
             compose([*data, *ENERGY, override])
     with pytest.raises(ConfigError, match=r"federated\.strategy='Toy'"):
         compose([*data, "federated.strategy=Toy"])
-    assert np.isclose(float(strategy_of(FederatedConfig(strategy="ToySign"), 1).state["momentum"]), 0.0)  # type: ignore[arg-type]

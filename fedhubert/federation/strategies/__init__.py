@@ -1,1 +1,2 @@
-"""Strategies, one file each: what clients do, how their updates combine, and the server's step on the mean."""
+"""Strategies, one file each: what clients do, how their updates combine, and the server's step on
+the mean."""

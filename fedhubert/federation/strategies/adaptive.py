@@ -1,4 +1,5 @@
-"""What FedAdam, FedYogi and FedAdagrad have in common (Reddi et al. 2021, Algorithm 2): no bias correction, and ``v`` starts at ``tau ** 2``."""
+"""What FedAdam, FedYogi and FedAdagrad have in common (Reddi et al. 2021, Algorithm 2): no bias
+correction, and ``v`` starts at ``tau ** 2``."""
 
 import torch
 
@@ -7,13 +8,15 @@ from fedhubert.federation.strategies.strategy import ServerStrategy
 
 
 class Adaptive(ServerStrategy):
-    """m = beta1 m + (1 - beta1) d; v by the rule of the subclass; model + eta m / (sqrt(v) + tau)."""
+    """m = beta1 m + (1 - beta1) d; v by the rule of the subclass; then
+    model + eta m / (sqrt(v) + tau)."""
 
     vectors_kept = 2
 
     def __init__(self, config: FederatedConfig, numel: int = 0) -> None:
         super().__init__(config, numel)
-        self.eta, self.beta1, self.beta2, self.tau = config.eta, config.beta1, config.beta2, config.tau
+        self.eta, self.tau = config.eta, config.tau
+        self.beta1, self.beta2 = config.beta1, config.beta2
         self.state = {"m": torch.zeros(numel), "v": torch.full((numel,), self.tau**2)}
 
     def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:

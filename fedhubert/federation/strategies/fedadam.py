@@ -11,7 +11,8 @@ from fedhubert.federation.strategies.strategy import register
 class FedAdam(Adaptive):
     """v = beta2 v + (1 - beta2) d^2.
 
-    With ``bias_correction=flower`` as Flower 1.41 has it: ``v`` starts at 0, and eta is corrected by Adam's factors of step t + 1 in step t.
+    With ``bias_correction=flower`` as Flower 1.41 has it: ``v`` starts at 0, and eta is corrected
+    by Adam's factors of step t + 1 in step t.
     """
 
     has_flower_form = True

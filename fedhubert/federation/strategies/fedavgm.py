@@ -1,4 +1,5 @@
-"""FedAvgM (Hsu et al. 2019); with Nesterov's momentum it is DiLoCo's outer step (Douillard et al. 2023)."""
+"""FedAvgM (Hsu et al. 2019); with Nesterov's momentum it is DiLoCo's outer step (Douillard et al.
+2023)."""
 
 import torch
 
@@ -8,7 +9,8 @@ from fedhubert.federation.strategies.strategy import ServerStrategy, register
 
 @register("FedAvgM")
 class FedAvgM(ServerStrategy):
-    """Momentum on the mean update: b = momentum b + d; model + learning_rate * b, or * (d + momentum b) with Nesterov's look-ahead."""
+    """Momentum on the mean update: b = momentum b + d; model + learning_rate * b,
+    or * (d + momentum b) with Nesterov's look-ahead."""
 
     vectors_kept = 1
 
@@ -20,4 +22,5 @@ class FedAvgM(ServerStrategy):
         momentum = self.config.server_momentum
         buffer = self.state["momentum"].mul_(momentum).add_(mean_update)
         direction = mean_update.add_(buffer, alpha=momentum) if self.config.nesterov else buffer
-        return torch.add(model, direction, alpha=share * self.config.server_learning_rate, out=mean_update)
+        rate = share * self.config.server_learning_rate
+        return torch.add(model, direction, alpha=rate, out=mean_update)

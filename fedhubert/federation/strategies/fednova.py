@@ -10,7 +10,8 @@ from fedhubert.federation.updates.pipeline import effective_steps
 
 @register("FedNova")
 class FedNova(ServerStrategy):
-    """Clients divide their updates by their effective steps; the mean gets back the cohort's mean number of them."""
+    """Clients divide their updates by their effective steps; the mean gets back the cohort's mean
+    number of them."""
 
     only_adds_up = False
 

@@ -1,4 +1,5 @@
-"""FedTrimmedAvg (Yin et al. 2018): the mean of each entry without its largest and smallest values."""
+"""FedTrimmedAvg (Yin et al. 2018): the mean of each entry without its largest and smallest
+values."""
 
 from fedhubert.federation.strategies.robust import Robust
 from fedhubert.federation.strategies.strategy import register

@@ -16,8 +16,9 @@ class Krum(Robust):
         needed = 2 * config.num_malicious + 3
         if config.quorum < needed:
             raise ConfigError(
-                f"strategy=Krum against num_malicious={config.num_malicious} needs at least {needed} updates a round (n >= 2 f + 3), "
-                f"and as few as {config.quorum} would do here: raise min_clients",
+                f"strategy=Krum against num_malicious={config.num_malicious} needs at least "
+                f"{needed} updates a round (n >= 2 f + 3), and as few as {config.quorum} would do "
+                "here: raise min_clients",
                 setting="federated.min_clients",
             )
 

@@ -1,6 +1,8 @@
-"""What FedMedian, FedTrimmedAvg and Krum have in common: Flower's own classes, which see all clients at once and expect whole weights.
+"""What FedMedian, FedTrimmedAvg and Krum have in common: Flower's own classes, which see all
+clients at once and expect whole weights.
 
-They hold every update of a round in memory, in float64, since Krum compares squared norms of weights that differ in their last digits.
+They hold every update of a round in memory, in float64, since Krum compares squared norms of
+weights that differ in their last digits.
 """
 
 from typing import Any

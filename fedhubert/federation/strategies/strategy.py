@@ -1,6 +1,7 @@
 """What a strategy is, and where to find one by its name.
 
-A new one is a file in this room: a class registered by its name, which overrides what it does otherwise than plain averaging.
+A new one is a file in this room: a class registered by its name, which overrides what it does
+otherwise than plain averaging.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ Updates = Mapping[int, tuple[torch.Tensor, int]]
 
 
 class ServerStrategy:
-    """A strategy: by default plain averaging, with a step of ``server_learning_rate`` times the mean update.
+    """A strategy: by default plain averaging, with a step of ``server_learning_rate`` times the
+    mean update.
 
     Args:
         config: Its settings.
@@ -34,10 +36,12 @@ class ServerStrategy:
     """
 
     needs_every_update: ClassVar[bool] = False
-    """Whether it looks at all updates of a round at once (:meth:`combine`); else their exact sum suffices."""
+    """Whether it looks at all updates of a round at once (:meth:`combine`); else their exact sum
+    suffices."""
 
     only_adds_up: ClassVar[bool] = True
-    """Whether a client's data reaches the model through nothing but its update in the sum: differential privacy counts on it."""
+    """Whether a client's data reaches the model through nothing but its update in the sum:
+    differential privacy counts on it."""
 
     vectors_kept: ClassVar[int] = 0
     """Vectors [P] of ``state``, for ``fedhubert plan``."""
@@ -50,7 +54,7 @@ class ServerStrategy:
         self.state: dict[str, torch.Tensor] = {}
         if config.bias_correction == "flower" and not self.has_flower_form:
             raise ConfigError(
-                f"bias_correction=flower is for strategy=FedAdam: Flower does not correct {config.strategy}",
+                "bias_correction=flower is for strategy=FedAdam: Flower corrects no other",
                 setting="federated.bias_correction",
             )
 
@@ -59,28 +63,34 @@ class ServerStrategy:
         return ClientTerms()
 
     def combine(self, model: torch.Tensor, updates: Updates) -> torch.Tensor:
-        """Return what becomes of a round's ``updates`` of ``model`` [P]: an update, float32[P]. Only with :attr:`needs_every_update`."""
+        """Return what becomes of a round's ``updates`` of ``model`` [P]: an update, float32[P].
+        Only with :attr:`needs_every_update`."""
         raise NotImplementedError
 
     def mean_factor(self, clients: Mapping[int, Metrics], momentum: float) -> float:
         """Return what the mean update is multiplied by before the step.
 
         Args:
-            clients: Partition -> figures of the clients in the mean, ``train_steps`` and ``weight`` among them.
+            clients: Partition -> figures of the clients in the mean, ``train_steps`` and ``weight``
+                among them.
             momentum: Of the clients' SGD.
         """
         return 1.0
 
     def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
-        """Return the new model [P], after a step at ``share`` of the rate, in the memory of ``mean_update``; ``model`` is left as it is."""
-        return torch.add(model, mean_update, alpha=share * self.config.server_learning_rate, out=mean_update)
+        """Return the new model [P], after a step at ``share`` of the rate, in the memory of
+        ``mean_update``; ``model`` is left as it is."""
+        rate = share * self.config.server_learning_rate
+        return torch.add(model, mean_update, alpha=rate, out=mean_update)
 
     def round_bytes(self, numel: int) -> float:
-        """Return the server's memory for a round's updates of ``numel`` entries beyond their one sum, for ``fedhubert plan``."""
+        """Return the server's memory for a round's updates of ``numel`` entries beyond their one
+        sum, for ``fedhubert plan``."""
         return 0.0
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take the state of a checkpoint; raises :class:`CheckpointError` when it is another strategy's."""
+        """Take the state of a checkpoint; raises :class:`CheckpointError` when it is another
+        strategy's."""
         if set(state) != set(self.state) or any(state[key].shape != self.state[key].shape for key in state):
             raise CheckpointError(
                 f"the checkpoint's server optimiser state {sorted(state)} does not fit the strategy's {sorted(self.state)}; "
@@ -90,16 +100,16 @@ class ServerStrategy:
         self.state = {key: value.to(torch.float32).clone() for key, value in state.items()}
 
 
-_STRATEGIES: Registry[type[ServerStrategy]] = Registry(
-    "fedhubert.federation.strategies", lambda name, found: STRATEGIES.add(name)
-)
+_STRATEGIES: Registry[type[ServerStrategy]] = Registry(__package__, STRATEGIES.add)
 
 register = _STRATEGIES.register
-"""Decorator: ``@register("FedAvg")`` before a :class:`ServerStrategy`; the name is that of ``federated.strategy``."""
+"""Decorator: ``@register("FedAvg")`` before a :class:`ServerStrategy`; the name is that of
+``federated.strategy``."""
 
 
 def strategy_of(config: FederatedConfig, numel: int = 0) -> ServerStrategy:
-    """Return the strategy that ``config.strategy`` names (see :class:`ServerStrategy`); raises :class:`ConfigError`."""
+    """Return the strategy that ``config.strategy`` names (see :class:`ServerStrategy`); raises
+    :class:`ConfigError`."""
     return _STRATEGIES[config.strategy](config, numel)
 
 
@@ -107,29 +117,35 @@ def check_strategy(config: Config) -> ServerStrategy:
     """Return the run's strategy, to be asked questions only.
 
     Raises:
-        ConfigError: it does not go with its settings, with nodes of several clients, or with differential privacy.
+        ConfigError: it does not go with its settings, with nodes of several clients, or with
+        differential privacy.
     """
-    strategy, name, nodes = strategy_of(config.federated), config.federated.strategy, config.simulation.num_supernodes
+    strategy, name = strategy_of(config.federated), config.federated.strategy
+    nodes = config.simulation.num_supernodes
     if strategy.needs_every_update and nodes is not None and nodes < config.federated.num_clients:
         raise ConfigError(
-            f"federated.strategy={name} needs every client's own update, and with simulation.num_supernodes={nodes} nodes reply "
-            "with sums over several clients: leave simulation.num_supernodes out",
+            f"federated.strategy={name} needs every client's own update, and with "
+            f"simulation.num_supernodes={nodes} nodes reply with sums over several clients: leave "
+            "simulation.num_supernodes out",
             setting="simulation.num_supernodes",
         )
     if config.privacy.enabled and (strategy.needs_every_update or not strategy.only_adds_up):
         raise ConfigError(
-            f"privacy.mechanism=central: federated.strategy={name} does more with updates than add them up: choose another, as FedAvg",
+            f"privacy.mechanism=central: federated.strategy={name} does more with updates than "
+            "add them up: choose FedAvg, FedAvgM, FedAdam, ...",
             setting="federated.strategy",
         )
     return strategy
 
 
 def client_job(config: Config) -> ClientJob:
-    """Return what clients receive of ``config``, with what its strategy has them do; raises :class:`ConfigError` as :func:`check_strategy`."""
+    """Return what clients receive of ``config``, with what its strategy has them do; raises
+    :class:`ConfigError` as :func:`check_strategy`."""
     return job_with(config, check_strategy(config).client_terms())
 
 
 def server_share(config: FederatedConfig, round_number: int) -> float:
-    """Return what of its rate the server takes in a round, counted from 1: ``server_schedule`` at the round's middle."""
+    """Return what of its rate the server takes in a round, counted from 1: ``server_schedule`` at
+    the round's middle."""
     progress = (round_number - 0.5) / config.num_rounds
     return share_of_rate(progress, config.server_warmup_fraction, config.server_schedule)

@@ -1,6 +1,7 @@
 """What becomes of an update before it leaves a client: steps with one interface, in a list.
 
-A new step is a class here, called with an :class:`Outgoing` and returning the next; :func:`steps_of` puts it in its place.
+A new step is a class here, called with an :class:`Outgoing` and returning the next;
+:func:`steps_of` puts it in its place.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +22,10 @@ class Outgoing:
     """An update on its way out.
 
     Attributes:
-        update: The update [P], float32, which steps may change in place; once encoded, as the server decodes it.
-        residual: What a lossy codec left over in an earlier round [P]; after encoding, in this one. None: nothing.
+        update: The update [P], float32, which steps may change in place; once encoded, as the
+            server decodes it.
+        residual: What a lossy codec left over in an earlier round [P]; after encoding, in this one.
+            None: nothing.
         figures: What to report of it.
         arrays: The update as it travels; empty before it is encoded.
     """
@@ -60,13 +63,18 @@ class AddResidual:
 
 @dataclass(frozen=True)
 class Clip:
-    """Scale the update down to a norm, and report whether it was short enough as it was (``update_unclipped``)."""
+    """Scale the update down to a norm, and report whether it was short enough as it was
+    (``update_unclipped``)."""
 
     norm: float
 
     def __call__(self, sent: Outgoing) -> Outgoing:
         update, found = clipped(sent.update, self.norm)
-        return replace(sent, update=update, figures={**sent.figures, "update_unclipped": int(found <= self.norm)})
+        return replace(
+            sent,
+            update=update,
+            figures={**sent.figures, "update_unclipped": int(found <= self.norm)},
+        )
 
 
 @dataclass(frozen=True)
@@ -111,9 +119,11 @@ def run_steps(sent: Outgoing, steps: Iterable[Step]) -> Outgoing:
 
 
 def effective_steps(steps: int, momentum: float) -> float:
-    """Return the sum of the weights with which the gradients of ``steps`` local steps enter the update.
+    """Return the sum of the weights with which the gradients of ``steps`` local steps enter the
+    update.
 
-    Exact for SGD with ``momentum`` rho (Wang et al. 2020, section 4.2): (steps - rho (1 - rho^steps) / (1 - rho)) / (1 - rho), which is ``steps``
-    without momentum. For AdamW, whose steps have no such weights, the number of steps is a heuristic.
+    Exact for SGD with ``momentum`` rho (Wang et al. 2020, section 4.2):
+    (steps - rho (1 - rho^steps) / (1 - rho)) / (1 - rho), which is ``steps`` without momentum.
+    For AdamW, whose steps have no such weights, the number of steps is a heuristic.
     """
     return (steps - momentum * (1.0 - momentum**steps) / (1.0 - momentum)) / (1.0 - momentum)
