@@ -56,7 +56,9 @@ class Teaching:
         if not (self._layers or self._wants_logits or self._wants_conv):
             return TeacherOutput({})
         rows = self._rows(waveforms_BN)
-        outputs = {name: _stacked([row[name] for row in rows], waveforms_BN.device).float() for name in rows[0]}
+        # Under the student's bf16 autocast, torch refuses to stack float16.
+        with torch.autocast(waveforms_BN.device.type, enabled=False):
+            outputs = {name: _stacked([row[name] for row in rows], waveforms_BN.device).float() for name in rows[0]}
         layers = {layer: outputs[f"{_LAYER}{layer}"] for layer in self._layers}
         return TeacherOutput(layers, outputs.get(_LOGITS), outputs.get(_CONV))
 

@@ -1,8 +1,6 @@
 """What every step is given: where to write figures, on which device, how long it may take; and how it says what it leaves out."""
 
 import importlib
-import json
-import os
 import time
 import traceback
 from collections.abc import Iterator
@@ -13,27 +11,11 @@ from typing import Any
 
 import torch
 
-FIGURES = "figures.jsonl"
-TAIL = 20
-"""Lines that are kept of what failed."""
+from tests.accelerator.figures import TAIL, append, rows
 
 
 class Skipped(Exception):
     """A step, or a part of one, needs what is not there; the text says what."""
-
-
-def append(folder: Path, **row: Any) -> None:
-    """Append one line to the figures, on the disk when this returns: whatever ends the run later, it stays."""
-    with (folder / FIGURES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": time.strftime("%H:%M:%S"), **row}) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines written so far."""
-    path = folder / FIGURES
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 @dataclass

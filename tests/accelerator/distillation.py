@@ -34,9 +34,7 @@ def run(context: Context) -> None:
     )
     for teacher, student, layers in names:
         config, model = configuration(teacher, student, layers, freeze_conv=False)
-        config = config.model_copy(
-            update={"client": config.client.model_copy(update={"precision": "fp32" if context.quick else "bf16"})}
-        )
+        config = config.model_copy(update={"client": config.client.model_copy(update={"precision": "bf16"})})
         for name, side in _sides(context, config, model, layers).items():
             about = f"{teacher} into {student}, {name}"
             with context.part(about):

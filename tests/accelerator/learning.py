@@ -11,6 +11,7 @@ from typing import Any
 
 from fedhubert.compose import compose
 from fedhubert.data.manifest import Manifest
+from fedhubert.evaluation.annotations import Labels
 from tests.accelerator.audio import manifest_of
 from tests.accelerator.context import Context, Skipped, check, need
 from tests.accelerator.runner import ROOT
@@ -23,6 +24,8 @@ _AROUND_S = 45.0
 _BETWEEN_S = 1.5
 """What a round takes beside its steps."""
 _MEASURE_S = 6.0
+_PROBED = 800
+"""Utterances that are probed, at most."""
 _TOY = (
     "model=hubert_tiny",
     "model.pos_conv_groups=4",
@@ -51,6 +54,7 @@ def run(context: Context) -> None:
         f"out={out}",
         f"client.state_dir={context.folder / 'state'}",
         f"client.device={'cuda' if context.cuda else 'cpu'}",
+        f"simulation.num_gpus={int(context.cuda)}",
         f"simulation.gpus_per_client={0.5 if context.cuda else 0.0}",
     ]
     overrides += _TOY if context.quick else ()
@@ -88,10 +92,26 @@ def _probes(context: Context, manifest: Path, out: Path) -> None:
     need("sklearn", "scikit-learn")
     labels = manifest.parent / "labels.csv"
     named = ["--labels", str(labels)] if labels.is_file() else ["--probe", "speaker"]
-    results = context.folder / "probes.json"
-    command = [sys.executable, "-m", "fedhubert.cli", "evaluate", "--checkpoint", str(out), "--manifest", str(manifest), *named]
-    command += ["--clusters", "0", "--cache-gb", "0", "--device", str(context.device), "--out", str(results)]
-    command += ["--folds", "2", "--max-utterances", "20"] if context.quick else ["--max-utterances", "800"]
+    results, chosen = context.folder / "probes.json", context.folder / "probes.csv"
+    whole = Manifest.read(manifest)
+    tasks = Labels.read(labels).tasks.values() if labels.is_file() else [dict.fromkeys(whole.paths, "")]
+    rows = [row for row, path in enumerate(whole.paths) if any(path in task for task in tasks)]
+    few = whole.select(rows[:: -(-len(rows) // (20 if context.quick else _PROBED))])
+    few.write(chosen)
+    command = [sys.executable, "-m", "fedhubert.cli", "evaluate", "--checkpoint", str(out), "--manifest", str(chosen), *named]
+    command += [
+        "--root",
+        str(whole.root),
+        "--clusters",
+        "0",
+        "--cache-gb",
+        "0",
+        "--device",
+        str(context.device),
+        "--out",
+        str(results),
+    ]
+    command += ["--folds", "2"] if context.quick else ["--layers", "0,3,6"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(5.0, context.left - 2.0))
     print(done.stderr[-2000:], done.stdout[-4000:], flush=True)
     check(done.returncode == 0, f"fedhubert evaluate ended with {done.returncode}")
@@ -102,5 +122,5 @@ def _probes(context: Context, manifest: Path, out: Path) -> None:
             if row["encoder"] not in best or row["accuracy"] > best[row["encoder"]]["accuracy"]:
                 best[row["encoder"]] = row
         for encoder, row in best.items():
-            more = {"layer": row["layer"], "majority": row["majority"], "utterances": len(Manifest.read(manifest))}
+            more = {"layer": row["layer"], "majority": row["majority"], "utterances": row["items"]}
             context.figure(f"probe of {task}: {encoder}, best layer", float(row["accuracy"]), "accuracy", **more)

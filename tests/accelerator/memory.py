@@ -13,13 +13,11 @@ from fedhubert.data.batching import Batch
 from fedhubert.objectives.masked_prediction import masked_prediction
 from fedhubert.objectives.objective import Terms
 from fedhubert.training.stepping import Trainer
-from tests.accelerator.context import Context, check
+from tests.accelerator.context import Context, check, release
 from tests.accelerator.measure import peak_gb, synchronize
 from tests.accelerator.runner import ROOT
 from tests.accelerator.settings import NO_DRAWS, build, crops, recipe
 from tests.benchmarks.step import LONG_ROWS, LONG_SECONDS
-
-SHARE = 0.5
 
 
 def run(context: Context) -> None:
@@ -39,7 +37,7 @@ def _halved(context: Context) -> None:
     objective = None if context.cuda else _small_objective(config)
     if context.cuda and peak is not None:
         total = torch.cuda.get_device_properties(context.device).total_memory
-        torch.cuda.empty_cache()
+        release(context.device)
         torch.cuda.set_per_process_memory_fraction(0.7 * 1e9 * peak / total, context.device)
     try:
         pieces, tight, parts = _gradient(context, config, batch, objective)
@@ -53,7 +51,7 @@ def _halved(context: Context) -> None:
         context.figure(f"{name}: peak memory, whole", peak, "GB")
         context.figure(f"{name}: peak memory, cut", tight, "GB")
     check(parts > 1, "the batch was not cut: it fitted after all")
-    check(error < 0.02, f"gradients of pieces and whole are {error:.2g} apart")
+    check(error < 0.05, f"gradients of pieces and whole are {error:.2g} apart")
 
 
 def _small_objective(config: Config) -> Any:

@@ -62,7 +62,7 @@ def run(context: Context) -> None:
         same = all(torch.equal(found[1][name], base[1][name]) for name in base[1])
         context.figure("activation checkpointing: every gradient has the same bits", same)
     with context.part("compiled, beside as it is"):
-        context.want(15.0)
+        context.want(35.0)
         found = ours(build(context, config, compile_it=True), config, there)
         compare(context, "compiled, beside as it is", found, base, loss=1e-4, gradients=1e-2)
 

@@ -7,7 +7,9 @@ alignments) and ``.km`` files of as many lines are rewritten to fit; texts (``*.
 
 import argparse
 import csv
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +84,17 @@ def _encode(manifest: Manifest, rows: Rows, out: Path, rate_bps: float) -> tuple
     """Write the audio; return its lengths in samples [n] and its bytes."""
     most, least = _CODEC_BPS
     level = min(1.0, max(0.0, (most - rate_bps) / (most - least)))
-    lengths, size = [], 0
-    for row in rows.tolist():
+
+    def encode(row: int) -> tuple[int, int]:
         path = out / _ogg(manifest.paths[row])
         path.parent.mkdir(parents=True, exist_ok=True)
         samples = read_audio(manifest.audio_path(row), _RATE_HZ)
         soundfile.write(path, samples, _RATE_HZ, format="OGG", subtype="OPUS", compression_level=level)
-        lengths.append(soundfile.info(path).frames)
-        size += path.stat().st_size
-    return np.array(lengths, np.int64), size
+        return soundfile.info(path).frames, path.stat().st_size
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        written = list(pool.map(encode, rows.tolist()))
+    return np.array([length for length, _ in written], np.int64), sum(size for _, size in written)
 
 
 def _ogg(path: str) -> str:

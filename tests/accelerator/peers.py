@@ -79,11 +79,13 @@ def torchaudio_step(config: Config, batch: Batch, compiled: str | None) -> Step:
 
 
 def minimal_hubert_step(config: Config, batch: Batch, compiled: str | None) -> Step:
-    """Return minimal-hubert's step as its ``train.py`` has it, on HuBERT base, which is the smallest it knows; compiled as there (dynamic)."""
+    """Return minimal-hubert's step as its ``train.py`` has it, on HuBERT base (with as many layers as ours); compiled as there (dynamic)."""
     package = need("minimal_hubert", "minimal-hubert")
     device, labels = batch.waveforms_BN.device, batch.labels_BT
     assert labels is not None
-    model = package.HuBERTPretrain(config.model.num_classes).to(device).train()
+    model = package.HuBERTPretrain(config.model.num_classes)
+    del model.encoder.layers[config.model.num_layers :]  # base is its smallest: none for ours of base, all but a few at toy size
+    model.to(device).train()
     model.encoder.layer_drop = 0.0  # off on all sides
     if compiled:
         model.compile(dynamic=True, backend=compiled)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.accelerator.context import TAIL, append, rows
+from tests.accelerator.figures import TAIL, append, rows
 from tests.accelerator.steps import LEARNING_S, STEPS, Step
 
 ROOT = Path(__file__).parents[2]

@@ -100,6 +100,7 @@ def _federation(context: Context, workers: int) -> str:
         "client.validation_batches=1",
         f"client.device={'cuda' if context.cuda else 'cpu'}",
         f"simulation.num_workers={workers}",
+        f"simulation.num_gpus={int(context.cuda)}",
         f"simulation.gpus_per_client={1.0 / workers if context.cuda else 0.0}",
     ]
     if context.quick:
@@ -139,7 +140,11 @@ def train(context: Context, overrides: list[str], limit_s: float | None = None, 
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
             process.terminate()
-            code = process.wait(max(5.0, min(25.0, context.left - 1.0)))
+            try:
+                code = process.wait(max(5.0, min(25.0, context.left - 10.0)))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
             if may_stop:
                 print(f"fedhubert train was asked to stop after {limit:.0f} s: {code}", flush=True)
                 return

@@ -74,14 +74,32 @@ def test_an_output_that_float16_cannot_hold_is_an_error(tiny_model_config: Model
         teacher(batch_of(0).waveforms_BN)
 
 
-def train(config: ModelConfig, cache: OutputCache | None, **changes: Any) -> tuple[torch.Tensor, LocalResult, Teaching]:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_student_in_lower_precision_is_told_the_same(tiny_model_config: ModelConfig, tmp_path: Path, precision: str) -> None:
+    """Under autocast torch refuses to stack the teacher's float16 with the other kind."""
+    everything = {
+        "hints": ((1, 1),),
+        "objectives": ObjectivesConfig(layers=1.0, hints=1.0, logits=1.0, pseudo_labels=1.0),
+        "freeze_conv": True,
+    }
+    cache = OutputCache(tmp_path, 10**9)
+    expected = train(tiny_model_config, None, **everything)[1]
+    for source in (None, cache, cache):
+        found = train(tiny_model_config, source, precision, **everything)[1]
+        for name in ("layers_sum", "hints_sum", "logits_sum", "pseudo_labels_sum"):
+            assert found.figures[name] == pytest.approx(expected.figures[name], rel=0.03)
+
+
+def train(
+    config: ModelConfig, cache: OutputCache | None, precision: str = "fp32", **changes: Any
+) -> tuple[torch.Tensor, LocalResult, Teaching]:
     task, teacher, source = teaching(config, cache, **changes)
     student = build_model(config.model_copy(update={"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}), task, seed=1)
     take_over(student, teacher.state, task)
     result = train_locally(
         student,
         iter([batch_of(seed) for seed in (0, 1, 0, 1)]),
-        client=ClientConfig(lr=1e-3),
+        client=ClientConfig(lr=1e-3, precision=precision),
         task=task,
         progress=Progress(1, 1, 4),
         seed=0,
