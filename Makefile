@@ -1,12 +1,14 @@
-# make demo | test | test-slow | test-deployment | test-flower [FLWR=1.41.0] | bench | docker-demo | lint. Everything is installed into .venv from pyproject.toml.
+# make demo | test | test-fast | test-slow | test-deployment | test-flower [FLWR=1.41.0] | bench | docker-demo | lint. Everything is installed into .venv from pyproject.toml.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
+FAST := tests/test_imports.py tests/test_compose.py tests/config tests/data tests/objectives tests/models \
+  $(addprefix tests/federation/test_,arrays.py codecs.py exact_sum.py grid.py guards.py rounds.py sampling.py server_optimizers.py)
 FLWR ?=
 FLOWERS ?= $(VENV)/flowers
 
-.PHONY: demo docker-demo test test-slow test-deployment test-flower bench lint format clean help
+.PHONY: demo docker-demo test test-fast test-slow test-deployment test-flower bench lint format clean help
 
 help:
 	@sed -n '1p' Makefile
@@ -38,6 +40,9 @@ docker-demo:
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(FAST)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/fedhubert prepare sample

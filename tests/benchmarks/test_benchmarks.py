@@ -27,7 +27,7 @@ def figures(captured: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]
 def test_step(capsys: pytest.CaptureFixture[str]) -> None:
     step.compare_time("hubert_tiny", rows=1, seconds=0.5, repeats=1, size=64)
     assert len(figures(capsys)) == 3
-    assert step.case("step", "checkpointed", "hubert_tiny", "1", "0.5")["mb"] >= 0.0
+    assert step.case("step", "checkpointed", "hubert_tiny", "1", "0.5")["mb"] < 512
     config = step.configuration("hubert_tiny")
     batch = step.noise(config, rows=1, seconds=0.5)
     assert step.flops(config, batch) > 1e8
@@ -42,7 +42,7 @@ def test_distillation(capsys: pytest.CaptureFixture[str]) -> None:
     distillation.compare_time("hubert_tiny", "student_tiny", (1, 2), rows=1, seconds=0.5, repeats=1)
     said = lines(capsys.readouterr().out)
     assert [line.keys() >= {"ours", "peer", "ratio"} for line in said] == [True] * 4 + [False]
-    assert distillation.case("peer", "hubert_tiny", "student_tiny", "1,2", "1", "0.5")["mb"] >= 0.0
+    assert distillation.case("peer", "hubert_tiny", "student_tiny", "1,2", "1", "0.5")["mb"] < 512
 
 
 def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +74,7 @@ def test_commands_and_first_round(tone_folder: Path, tmp_path: Path, capsys: pyt
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]) == 0
     manifest = Manifest.read(tmp_path / "tones.csv", tone_folder)
     small = [*SMALL, f"data.root={tone_folder}", "federated.num_clients=3", "federated.num_rounds=1", "client.local_steps=1"]
-    assert startup.first_round(manifest, tmp_path, *small) > 0.0
+    assert 1.0 < startup.first_round(manifest, tmp_path, *small) < 300  # seconds, most of them imports and Ray
 
 
 def test_switches(capsys: pytest.CaptureFixture[str]) -> None:
