@@ -154,8 +154,8 @@ def test_a_kept_teacher_is_whole_or_absent(tiny_model_config: ModelConfig, tmp_p
     path.write_bytes(damaged[: len(damaged) // 2])
     assert Teacher.find(tmp_path, teacher.key) is None
     arrays = {name: tensor.numpy() for name, tensor in teacher.state.items()}
-    assert Teacher.received(teacher.config.model_dump_json(), arrays, teacher.key).key == teacher.key
+    assert Teacher.received(teacher.config, arrays, teacher.key).key == teacher.key
     with pytest.raises(CheckpointError, match="announced"):
-        Teacher.received(teacher.config.model_dump_json(), arrays, "0" * 64)
+        Teacher.received(teacher.config, arrays, "0" * 64)
     with pytest.raises(CheckpointError, match="SHA-256"):
         Teacher.find(tmp_path, "../../etc/passwd")
