@@ -73,7 +73,7 @@ class Door:
         try:
             connection.putrequest(method, path, skip_accept_encoding=True)
             connection.putheader("Content-Length", str(len(body)))
-            connection.putheader("Content-Type", "application/x-protobuf")
+            connection.putheader("Content-Type", "application/protobuf")
             connection.endheaders(body)
             return connection.getresponse().status
         finally:
@@ -128,7 +128,7 @@ def test_sites_train_through_the_door_while_strangers_knock(behind: tuple[Deploy
     for thread in floods:
         thread.join()
     assert statuses and not set(statuses) & {200}
-    assert deployed.finish(run) == "finished:completed", deployed.logs()
+    assert deployed.finish(run, 3 * LONG_S) == "finished:completed", deployed.logs()
     assert [(len(event["clients"]), event["failed"]) for event in rounds(tmp_path / "run")] == [(NODES, [])] * 2
     deadline = time.monotonic() + 30
     for connection in silent:  # let go after 10 s without a word
