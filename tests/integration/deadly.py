@@ -26,7 +26,7 @@ def main(mark: str, *overrides: str) -> None:
                 if mark:
                     Path(mark).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return protocol.reply(message, info={"node": number})
+            return Message(RecordDict(), reply_to=message)
 
     def serve(grid: Grid) -> None:
         streaming = StreamingGrid(grid)
@@ -34,8 +34,8 @@ def main(mark: str, *overrides: str) -> None:
             pass
         for _ in range(2):
             for message in streaming.send_and_receive([Message(RecordDict(), node, "train") for node in nodes], timeout=60):
-                reply = protocol.read_reply(message)
-                print([failure.code for failure in reply.failures] or reply.info["node"], file=sys.stderr, flush=True)
+                heard = protocol.read_reply(message).failures[0].code if message.has_error() else "answered"
+                print(heard, file=sys.stderr, flush=True)
 
     simulation.register = register  # type: ignore[assignment]
     simulation.simulate(compose(["federated.num_clients=3", *overrides]), serve, threading.Event())

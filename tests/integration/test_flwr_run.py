@@ -89,7 +89,7 @@ def workers_below(home: str) -> list[int]:
 def test_flwr_run_replaces_a_worker_that_is_killed(
     flower: dict[str, str], command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """Without a replacement, each later round would ask the dead one, and miss its quorum of three."""
+    """Without a replacement, the dead one would fail a client in every later round."""
     out = tmp_path / "run"
     overrides = command(out, "federated.num_rounds=6", "federated.min_clients=3", "client.local_steps=4")[4:]
     with ThreadPoolExecutor() as pool:
