@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     key.add_argument("--key", type=Path, metavar="FILE", help="this site's private key")
     who.add_argument("--number", type=int, metavar="N", help="this site's number, from 0 (default: that of node-N.key)")
     who.add_argument("--of", type=int, metavar="M", dest="num_sites", help="how many sites there are")
-    who.add_argument("--manifest", type=Path, required=True, metavar="CSV", help="this site's audio (`fedhubert prepare folder`)")
+    who.add_argument("--manifest", type=Path, metavar="CSV", help="this site's audio (`fedhubert prepare folder`)")
     who.add_argument("--audio-root", type=Path, metavar="DIR", help="where the manifest's paths start (default: its folder)")
     who.add_argument(
         "--state-dir", type=Path, metavar="DIR", help="labels, caches, site.log and audit log (default: in the cache folder)"
@@ -97,6 +97,8 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
     number = arguments.number if arguments.number is not None else _number_in(key)
     if number is None or arguments.num_sites is None or not 0 <= number < arguments.num_sites:
         raise ConfigError("give --number N --of M: which of how many sites this is, from 0 to M - 1", setting="--number")
+    if arguments.manifest is None:
+        raise ConfigError("give --manifest CSV: this site's audio (`fedhubert prepare folder` makes one)", setting="--manifest")
     from fedhubert.data.corpora import cache_folder
 
     state_dir = arguments.state_dir or cache_folder() / "state"
@@ -178,7 +180,7 @@ def _serve(plan: "SitePlan") -> int:
     say = log.info
     node_config = plan.options.node_config
     plan.prepare()
-    resident = Resident(plan.node(say), Worker(SiteWork(plan.options)), say)
+    resident = Resident(plan.node(say), Worker(SiteWork(plan.options)), say, alive=plan.options.state_dir / "alive")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, resident.stop)
     say(

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from fedhubert.federation.site.supernode import Node
@@ -24,6 +25,7 @@ GRACE_S = 10.0
 """For so long a message may go on once the site is told to stop."""
 DELIVERY_S = 10.0
 RETRY_S = 5.0
+ALIVE_S = 5.0
 
 
 class Resident:
@@ -33,13 +35,22 @@ class Resident:
         node: The SuperNode.
         worker: Who answers the messages.
         say: Gets a line of words of whatever happens.
+        alive: A file that is touched for as long as this process goes round, for health checks.
         margin_s, grace_s: See :data:`MARGIN_S` and :data:`GRACE_S`.
     """
 
     def __init__(
-        self, node: Node, worker: Worker, say: Callable[[str], None], *, margin_s: float = MARGIN_S, grace_s: float = GRACE_S
+        self,
+        node: Node,
+        worker: Worker,
+        say: Callable[[str], None],
+        *,
+        alive: Path | None = None,
+        margin_s: float = MARGIN_S,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._node, self._worker, self._say = node, worker, say
+        self._alive, self._touched_s = alive, 0.0
         self._margin_s, self._grace_s = margin_s, grace_s
         self._stop = threading.Event()
         self._signal = 0
@@ -56,6 +67,7 @@ class Resident:
         try:
             self._worker.start()
             while not self._stop.is_set():
+                self._live()
                 running = self._node.tend()
                 if not self._ready() or not running:
                     self._stop.wait(POLL_S)
@@ -71,6 +83,14 @@ class Resident:
             self._worker.stop()
             self._node.stop()
         return 130 if self._signal == signal.SIGINT else 0
+
+    def _live(self) -> float:
+        """Show that this process goes round; returns the time."""
+        now = time.monotonic()
+        if self._alive is not None and now - self._touched_s > ALIVE_S:
+            self._alive.touch()
+            self._touched_s = now
+        return now
 
     def _ready(self) -> bool:
         """Whether the worker waits for a job; one that died meanwhile is begun anew."""
@@ -109,7 +129,7 @@ class Resident:
             self._worker.do(job)
             while not why:
                 event = self._worker.wait(POLL_S)
-                now = time.monotonic()
+                now = self._live()
                 if isinstance(event, Pulled):
                     asked, deadline = event, now + event.limit_s + self._margin_s
                     self._say(f"{_name(asked)} asked{_size(asked.num_bytes)}")
