@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import proxy_bypass
 
 import pytest
 
@@ -106,6 +107,14 @@ def test_policies_that_this_version_does_not_have_are_said(
     monkeypatch.setitem(__import__("sys").modules, "fedhubert.federation.site.policy", None)
     assert main(["site", *AUDIO, "--explain-policy"]) == 1
     assert "no site policies: leave out --policy" in capsys.readouterr().err
+
+
+def test_a_sites_own_supernode_is_reached_past_the_networks_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("http_proxy", "http://proxy:1"), ("no_proxy", "intranet"), ("NO_PROXY", "")):
+        monkeypatch.setenv(name, value)
+    made = plan(*COORDINATOR, *AUDIO, "--insecure", "--number=0", "--of=1", f"--state-dir={tmp_path}")
+    made.node(print).stop()
+    assert proxy_bypass("127.0.0.1:9094") and proxy_bypass("intranet") and not proxy_bypass("superlink.example.org")
 
 
 # -- --check

@@ -50,11 +50,14 @@ class SitePlan:
             raise ConfigError(f"cannot make the state folder {folder}: {error.strerror}", setting="--state-dir") from None
 
     def node(self, say: Callable[[str], None]) -> Node:
-        """Return the SuperNode, not yet started.
+        """Return the SuperNode, not yet started; from here on, this process and its children reach it without a proxy.
 
         Raises:
             ConfigError: the secret cannot be read.
         """
+        own = "127.0.0.1" if self.supernode is None else self.supernode.rpartition(":")[0]
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), own]))
         if self.superlink is not None:
             return OwnNode(self.superlink, self.certificates, self.key, self.options.state_dir / "supernode.log", say)
         return DistantNode(SuperNodeApi(str(self.supernode), self.secret()))
