@@ -66,6 +66,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks.clusters
 	$(BIN)/python -m tests.benchmarks.codecs
 	$(BIN)/python -m tests.benchmarks.deployment
+	$(BIN)/python -m tests.benchmarks.sites
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check fedhubert server_app client_app tests

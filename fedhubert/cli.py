@@ -26,6 +26,7 @@ VERBS = {
     "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
     "state": "what a site keeps between rounds and runs, and how to remove it",
+    "site": "a site of a federation: takes the coordinator's messages and answers them with the installed code, until stopped",
     "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 
@@ -117,7 +118,7 @@ def _fail(error: FedhubertError) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fedhubert.commands import certs, config, evaluate, export, prepare, report, state
+    from fedhubert.commands import certs, config, evaluate, export, prepare, report, site, state
 
     parser = argparse.ArgumentParser(
         prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         ("report", report),
         ("state", state),
         ("config", config),
+        ("site", site),
         ("certs", certs),
     )
     for name, module in files:

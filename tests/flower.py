@@ -120,3 +120,65 @@ def record_of(**arrays: Array) -> ArrayRecord:
     for name, array in arrays.items():
         record[name] = array
     return record
+
+
+class HandMadeSuperNode:
+    """The API of a SuperNode with ``--isolation process`` on the loopback, over a state that has no SuperLink."""
+
+    def __init__(self, secret: bytes) -> None:
+        import threading
+        import time
+
+        import uvicorn
+        from flwr.supercore.object_store import ObjectStoreFactory
+        from flwr.supercore.run import Run
+        from flwr.supernode.main import create_app
+        from flwr.supernode.nodestate import NodeStateFactory
+
+        identify()
+        factory = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
+        self.state, self.store = factory.state(), factory.objectstore_factory.store()
+        self.state.set_node_id(TaskIdentity.node_id)
+        self.run = Run.create_empty(TaskIdentity.run_id)
+        settings = uvicorn.Config(create_app(factory, secret), host="127.0.0.1", port=0, log_level="warning")
+        self.server = uvicorn.Server(settings)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        self.address = f"127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+
+    def hand_out(self, message: Message, code: bytes = b"", kind: str = "flwr-clientapp") -> None:
+        """Have ``message`` wait for who takes it, with the code of its run."""
+        from flwr.app import Context
+        from flwr.supercore.fab import Fab
+        from flwr.supernode.start_client_internal import _insert_message
+
+        run = self.run.run_id
+        self.run.fab_hash = self.state.store_fab(Fab("", code, {}))
+        self.state.store_run(self.run)
+        self.state.set_run_series_context(self.run.series_id, Context(run, self.state.get_node_id(), {}, RecordDict(), {}))
+        assert self.state.create_task(task_type=kind, run_id=run, fab_hash=self.run.fab_hash) is not None
+        _insert_message(message, self.state, self.store)
+
+    def replies(self) -> list[Message]:
+        """Return the replies that are there, whole."""
+        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+        from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+        found = []
+        for reply in self.state.get_messages_legacy(is_reply=True):
+            name = reply.metadata.message_id
+            contents = {
+                tree.object_id: self.store.get(tree.object_id) for tree in iterate_object_tree(self.store.get_object_tree(name))
+            }
+            found.append(inflate_object_from_contents(name, contents))
+        return found
+
+    def unfinished(self) -> int:
+        """Return how many tasks are not over."""
+        return sum(task.status.status != "finished" for task in self.state.get_tasks())
+
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()

@@ -183,6 +183,14 @@ class Deployment:
         where = [f"--superlink={superlink}:{port or self.port}", f"--port={free_port()}", f"--node-config={config}"]
         return self.start(f"node-{number}", "flower-supernode", *where, *(options or secure), **how)
 
+    def start_site(self, number: int, *options: str, superlink: str = "127.0.0.1", **how: Any) -> Running:
+        """Start site ``number`` by `fedhubert site`; ``options`` replace those that make it secure."""
+        site = self.folder / f"site-{number}"
+        secure = [f"--root-certificates={self.certs / 'ca.crt'}", f"--key={self.certs / f'node-{number}.key'}"]
+        what = [f"--superlink={superlink}:{self.port}", f"--number={number}", f"--of={self.num_sites}"]
+        where = [f"--manifest={site / 'manifest.csv'}", f"--state-dir={site / 'state'}"]
+        return self.start(f"site-{number}", "fedhubert", "site", *what, *where, *(options or secure), **how)
+
     def restart_node(self, number: int, **how: Any) -> Running:
         """Start the node again and again, as a service manager would, until the SuperLink takes it.
 

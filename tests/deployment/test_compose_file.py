@@ -1,5 +1,6 @@
 """What ``docker/compose.yaml`` promises, read from the file: who can reach whom, who sees which keys and audio, and that nothing is open."""
 
+import argparse
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from fedhubert.commands.site import add_arguments, plan_of
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SITES = (0, 1, 2)
@@ -32,7 +35,7 @@ def test_transport_and_nodes_are_authenticated(compose: dict[str, Any]) -> None:
     for site in SITES:
         node = compose["services"][f"supernode-{site}"]["command"]
         assert "--auth-supernode-private-key=/certs/node.key" in node and "--insecure" not in node
-        assert any(f"partition-id={site} num-partitions={len(SITES)} " in argument for argument in node)
+        assert "--isolation=process" in node  # hands its messages out instead of running what comes with them
     for name in LONG_LIVED:
         assert any("secret" in argument for argument in compose["services"][name]["command"]), name
 
@@ -45,6 +48,21 @@ def test_code_that_sees_audio_has_no_way_out(compose: dict[str, Any]) -> None:
         assert node["networks"] == [f"link-{site}", f"site-{site}"]
         assert not any("data" in volume for volume in mounts(node))
         assert not any("certs" in volume for volume in mounts(trainer))
+
+
+def test_sites_run_the_code_of_the_image_and_none_that_comes_with_a_run(compose: dict[str, Any]) -> None:
+    for site in SITES:
+        command = compose["services"][f"site-{site}"]["command"]
+        assert command[:3] == ["fedhubert", "site", f"--supernode=supernode-{site}:9094"]
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        plan = plan_of(parser.parse_args(command[2:]))
+        config = plan.options.node_config
+        assert (config["partition-id"], config["num-partitions"]) == (site, len(SITES))
+        assert config["manifest"] == "/site/manifest.csv" and config["state-dir"] == "/state"
+        assert "/state/alive" in compose["services"][f"site-{site}"]["healthcheck"]["test"][-1]
+    runs_what_comes = {name for name, service in compose["services"].items() if "flower-superexec" in service.get("command", [])}
+    assert runs_what_comes == {"superlink-exec"}
 
 
 def test_every_key_is_where_it_is_needed_only(compose: dict[str, Any]) -> None:
@@ -91,3 +109,18 @@ def test_the_gpu_file_gives_every_site_a_gpu(compose: dict[str, Any]) -> None:
     for service in override.values():
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
         assert device["capabilities"] == ["gpu"]
+
+
+def test_the_unit_of_a_site_is_hardened() -> None:
+    lines = (DOCKER / "fedhubert-site.service").read_text().splitlines()
+    settings = {line.partition("=")[0]: line.partition("=")[2] for line in lines if "=" in line and not line.startswith("#")}
+    assert settings["NoNewPrivileges"] == "yes" and settings["ProtectSystem"] == "strict" and settings["ProtectHome"] == "yes"
+    assert settings["StateDirectory"] == "fedhubert" and settings["StateDirectoryMode"] == "0700" and settings["ReadOnlyPaths"]
+    assert settings["User"] != "root" and settings["Restart"] == "always" and settings["KillMode"] == "mixed"
+    command = settings["ExecStart"].split()
+    assert command[0].endswith("/fedhubert") and command[1] == "site" and settings["ExecStartPre"].endswith("--check")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = parser.parse_args(command[2:])
+    assert str(given.state_dir) == "/var/lib/fedhubert" and str(given.manifest).startswith(settings["ReadOnlyPaths"].split()[0])
+    assert not given.insecure

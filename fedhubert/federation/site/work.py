@@ -1,0 +1,116 @@
+"""What a site's worker does with a message: pull it from the SuperNode, answer it with the installed handlers, push the reply.
+
+The place of Flower's ``flwr-clientapp``, which would unpack and run the code that came with the run.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedhubert.clients.settings import log_on_site
+from fedhubert.federation.site.context import SiteOptions, site_context
+from fedhubert.federation.site.worker import Event, Job, Say
+from fedhubert.federation.wire.flower import Message, RecordDict, SuperNodeApi, Task, error_reply
+
+LOST = "the site could not answer"
+"""All that the coordinator is told of a worker that died or hung."""
+
+
+@dataclass(frozen=True)
+class Pulled(Event):
+    """What a message asks for.
+
+    Attributes:
+        kind, group: Of the message; the group is the round's number, where there is one.
+        num_bytes: Of its arrays.
+        limit_s: After so long nobody waits for the reply.
+        fallback: A reply that says that there is none, should none come.
+    """
+
+    kind: str
+    group: str
+    num_bytes: int
+    limit_s: float
+    fallback: Task
+
+
+@dataclass(frozen=True)
+class Pushing(Event):
+    """The reply is made and written down, and begins to leave.
+
+    Attributes:
+        num_bytes: Of its arrays.
+        refused: The codes and settings of what failed or was refused.
+    """
+
+    num_bytes: int
+    refused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SiteWork:
+    """The work of one site."""
+
+    options: SiteOptions
+
+    def prepare(self) -> None:
+        """Load torch and the handlers, so that the first message finds them there."""
+        log_on_site(self.options.state_dir)
+        site_context(self.options)
+
+    def __call__(self, job: Job, say: Say) -> None:
+        """Answer the message of ``job``.
+
+        Raises:
+            Unreachable: the SuperNode is gone or wants no reply any more.
+            InjectedCrash: a rehearsed one.
+        """
+        from fedhubert.federation.site.answering import answer
+
+        node = SuperNodeApi(job.address, b"")
+        task = node.pull(job.token)
+        message = task.message
+        about = message.metadata
+        fallback = Task(error_reply(message, LOST), task.run_id, task.node_id)
+        say(Pulled(printable(about.message_type), printable(about.group_id), array_bytes(message), limit_s(message), fallback))
+        reply = answer(message, site_context(self.options))
+        say(Pushing(array_bytes(reply), refusals(reply)))
+        node.push(job.token, reply, task)
+        node.finish(job.token)
+
+
+def printable(text: str) -> str:
+    """Return words from outside as a terminal may show them."""
+    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text[:64])
+
+
+def array_bytes(message: Message) -> int:
+    """Return the bytes of a message's arrays."""
+    if not message.has_content():
+        return 0
+    arrays = [array for record in message.content.array_records.values() for array in record.values()]
+    try:
+        return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+    except TypeError:  # types that NumPy does not have; it will be refused
+        return 0
+
+
+def limit_s(message: Message) -> float:
+    """Return for how long the coordinator waits for a reply: the budget that it names, or the message's time to live."""
+    content = message.content if message.has_content() else RecordDict()
+    try:
+        budget_s = float(json.loads(str(content.config_records["request"]["task"]))["budget_s"])
+        return budget_s if budget_s < message.metadata.ttl else message.metadata.ttl  # also where it is no number
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return message.metadata.ttl
+
+
+def refusals(reply: Message) -> tuple[str, ...]:
+    """Return what a reply says has failed: a code each, and the setting to look at."""
+    record = reply.content.config_records.get("failures") if reply.has_content() else None
+    if record is None:
+        return ()
+    codes, settings = (map(str, column if isinstance(column, list) else []) for column in (record["code"], record["setting"]))
+    return tuple(f"{code} ({setting})" if setting else code for code, setting in zip(codes, settings, strict=False))
