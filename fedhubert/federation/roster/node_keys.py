@@ -9,10 +9,12 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from fedhubert.config.federated import FederatedConfig
 from fedhubert.deployment.keys import read_public_key, read_verify_key
 from fedhubert.errors import ConfigError
 from fedhubert.federation.wire.flower import Grid, public_keys
@@ -70,6 +72,12 @@ class NodeKeys:
             UnsupportedFlower: this Flower does not say nodes' keys.
         """
         return {node: self.numbers[key] for node, key in public_keys(grid).items() if key in self.numbers}
+
+
+def key_folders(federated: FederatedConfig) -> list[Path]:
+    """Return where the coordinator's keys are, and with them its certificates; none in a simulation."""
+    folders = [on_server(federated.node_keys)] if federated.node_keys is not None else []
+    return folders + ([on_server(federated.signing_key).parent] if federated.signing_key is not None else [])
 
 
 def _check_different(kind: str, keys: Mapping[int, bytes]) -> None:
