@@ -129,7 +129,7 @@ class FederatedConfig(Model):
     connect_timeout_s: Positive = key(300.0, unit="s", resume="free")
     """How long the server waits for the nodes at the start."""
 
-    node_keys: str | None = key(None, path=True)
+    node_keys: str | None = key(None, path=True, resume="free")
     """Folder of node-N.pub and site-N.pub (``fedhubert certs --enrol``) on the server: node N trains
     client N only with the one, and its replies count only when signed with the other, where there
     are any; null: any node does, and nothing is signed."""

@@ -521,10 +521,12 @@ def test_a_site_cannot_answer_for_another_in_a_run(keys: Keys, tone_folder: Path
 
     grid.on_reply = in_the_name_of_site_0
     out = tmp_path / "out"
+    (keys.folder / "server.crt").write_bytes(b"of no use, which is said when a run begins, and stops none")
     run_federation(grid, compose([*overrides, *with_keys(keys), "federated.client_fraction=1.0", f"out={out}"]))
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round"]
     assert len(rounds) == 2
+    assert "server.crt: cannot say when it runs out" in (out / "federated_training.log").read_text()
     for event in rounds:
         assert [client["partition"] for client in event["clients"]] == [1, 2]
         assert [(failure["partition"], failure["code"]) for failure in event["failed"]] == [(0, "signature")]
@@ -568,16 +570,20 @@ def test_whatever_the_bytes_a_site_does_what_was_signed_or_nothing(keys: Keys, t
 
     def holds(draw: Any) -> None:
         message = arrived(signed(keys))
-        before = signing._request_digest(message, ENVELOPE, signing._read(message.content, protocol.read_request(message).arrays))
+        before = signing._request_digest(message, ENVELOPE, described(message, protocol.read_request(message).arrays))
         disturb(draw, message.content)
         try:
             request = admission(message, protocol.read_request(message))
         except FedhubertError as error:
             assert error.code in ("federation", "config", "not_signed", "signature")
             return
-        assert signing._request_digest(message, ENVELOPE, signing._read(message.content, request.arrays)) == before
+        assert signing._request_digest(message, ENVELOPE, described(message, request.arrays)) == before
 
     check(examples, st.data(), holds)
+
+
+def described(message: Message, arrays: Any) -> signing.Described:
+    return signing._read(message.content, arrays, signing._REQUEST_RECORDS)
 
 
 ENVELOPE = signing.Envelope(1, "0" * 32, 0, 1)

@@ -36,6 +36,8 @@ CLOCK_SKEW_S = 300
 _REQUEST, _REPLY = b"fedhubert request 1\0", b"fedhubert reply 1\0"
 _DIGEST, _ID = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
 _MAX_TIME_S = 2**40
+_REQUEST_RECORDS = frozenset({"request", "arrays", RECORD})
+_REPLY_RECORDS = frozenset({"info", "metrics", "failures", "arrays", RECORD})
 
 Described = Mapping[str, tuple[str, tuple[int, ...], str]]
 """Arrays by name: type, shape, SHA-256."""
@@ -117,7 +119,7 @@ def check_request(message: Message, arrays: Arrays, node: int, key: Ed25519Publi
         key, signature, _REQUEST + bytes.fromhex(digest), "the request is not signed by the coordinator's key", "coordinator-key"
     )
     envelope = _envelope(record)
-    if envelope is None or _request_digest(message, envelope, _read(message.content, arrays)) != digest:
+    if envelope is None or _request_digest(message, envelope, _read(message.content, arrays, _REQUEST_RECORDS)) != digest:
         raise BadSignature("the request is not what the coordinator signed", setting="coordinator-key")
     if envelope.node != node:
         raise BadSignature(f"the request is for site {envelope.node}, and this is site {node}", setting="partition-id")
@@ -155,7 +157,7 @@ def check_reply(reply: Message, arrays: Arrays, request: str, node: int, key: Ed
     about = {"request": request, "node": node, "signature": signature}
     if not isinstance(signature, bytes) or record != about:
         raise BadSignature(f"the reply is not signed by site {node} for this request", setting="site-key")
-    digest = _reply_digest(reply, request, node, _read(reply.content, arrays))
+    digest = _reply_digest(reply, request, node, _read(reply.content, arrays, _REPLY_RECORDS))
     _verify(key, signature, _REPLY + bytes.fromhex(digest), f"the reply is not signed by site {node}'s key", "site-key")
 
 
@@ -207,9 +209,11 @@ def _described(content: RecordDict) -> Described:
     return {name: (held.dtype, tuple(held.shape), sha256_of(held)) for name, held in record.items()}
 
 
-def _read(content: RecordDict, arrays: Arrays) -> Described:
-    """Describe the arrays that were read of a message, which must be all that it has: what nobody reads is not signed."""
+def _read(content: RecordDict, arrays: Arrays, records: frozenset[str]) -> Described:
+    """Describe the arrays that were read of a message, which must be all that it has, beside ``records``: what nobody reads is not signed."""
+    if content.keys() - records:
+        raise BadSignature("the message has records that are not read", setting="version")
     there = {(record, name) for record, held in content.array_records.items() for name in held}
-    if there != {("arrays", name) for name in arrays} or set(content.array_records) - {"arrays"}:
+    if there != {("arrays", name) for name in arrays}:
         raise BadSignature("the message has arrays that are not read", setting="version")
     return {name: (str(array.dtype), array.shape, sha256_of_ndarray(array)) for name, array in arrays.items()}
