@@ -16,6 +16,7 @@ from fedhubert.cli import main
 from .conftest import LINE_HOST, LONG_S, NODES, Deployment, write_site
 from .hostile_peer import DONE
 
+PATIENCE_S = 3 * LONG_S
 pytestmark = pytest.mark.deployment
 
 
@@ -84,26 +85,26 @@ def signed(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_a_registered_site_neither_instructs_nor_answers_for_another(signed: Signed, tmp_path: Path) -> None:
     """Site 2 sends site 1 an instruction in the server's name, and its updates in site 0's: neither has any effect, and the run ends well."""
     deployment, out = signed.deployment, tmp_path / "run"
-    run = deployment.run(out, *signed.settings, "federated.min_clients=2", "federated.round_retries=0")
-    assert deployment.finish(run) == "finished:completed", deployment.logs()
+    run = deployment.run(out, *signed.settings, "federated.num_rounds=1", "federated.min_clients=2", "federated.round_retries=0")
+    assert deployment.finish(run, PATIENCE_S) == "finished:completed", deployment.logs()
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round"]
-    assert [[c["partition"] for c in event["clients"]] for event in rounds] == [[0, 1]] * 2
-    assert [[(item["partition"], item["code"]) for item in event["failed"]] for event in rounds] == [[(2, "signature")]] * 2
+    assert [[c["partition"] for c in event["clients"]] for event in rounds] == [[0, 1]]
+    assert [[(item["partition"], item["code"]) for item in event["failed"]] for event in rounds] == [[(2, "signature")]]
     assert DONE in deployment.node[2].text(), deployment.logs()
     deployment.node[1].wait_for("ROUND forged")
     assert "the request is not signed" in (signed.site(1) / "state/site.log").read_text()
     assert all(line.get("run") != "forged" for line in signed.audit(1))
     for number in range(NODES):  # nothing is in the ledger that the coordinator did not sign, and each is once
         lines = (signed.site(number) / f"state/requests-{number}.ledger").read_text().split("\n")
-        assert len(set(lines)) == len(lines) >= 6
+        assert len(set(lines)) == len(lines) > 5
 
 
 def test_a_run_without_the_coordinators_key_gets_nothing(signed: Signed, tmp_path: Path) -> None:
     """Who has ca.crt and reaches the SuperLink starts runs; sites that pinned the coordinator's key say no more than that."""
     deployment, before = signed.deployment, signed.audit(0)
     run = deployment.run(tmp_path / "run")
-    assert deployment.finish(run) == "finished:failed", deployment.logs()
+    assert deployment.finish(run, PATIENCE_S) == "finished:failed", deployment.logs()
     assert "not_signed" in (tmp_path / "run/federated_training.log").read_text()
     for line in signed.audit(0)[len(before) :]:
         assert {item["record"] for item in line["sent"]} == {"failures", "info"}
