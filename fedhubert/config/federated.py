@@ -130,9 +130,14 @@ class FederatedConfig(Model):
     connect_timeout_s: Positive = key(300.0, unit="s", resume="free")
     """How long the server waits for the nodes at the start."""
 
-    node_keys: str | None = key(None, path=True)
-    """Folder of node-N.pub (``fedhubert certs``) on the server: node N trains client N only with
-    that key; null: any node does."""
+    node_keys: str | None = key(None, path=True, resume="free")
+    """Folder of node-N.pub and site-N.pub (``fedhubert certs --enrol``) on the server: node N trains
+    client N only with the one, and its replies count only when signed with the other, where there
+    are any; null: any node does, and nothing is signed."""
+
+    signing_key: str | None = key(None, path=True, resume="free")
+    """File on the server, coordinator.key (``fedhubert certs``), that signs what sites are asked;
+    null: nothing is signed, and sites that have pinned a coordinator's key answer nothing."""
 
     early_stopping: EarlyStoppingConfig = key(EarlyStoppingConfig(), resume="free")
     """When a run ends before its last round."""
@@ -158,6 +163,8 @@ class FederatedConfig(Model):
     def _enough_clients(self) -> Self:
         if self.min_clients is not None and self.min_clients > self.num_clients:
             raise ValueError(f"min_clients {self.min_clients} is larger than num_clients {self.num_clients}")
+        if self.signing_key is not None and self.node_keys is None:
+            raise ValueError("signing_key needs node_keys: requests are signed for the site that a node's key belongs to")
         return self
 
 

@@ -1,7 +1,8 @@
 """Certificates and keys of a federation.
 
 A private certificate authority signs the SuperLink's TLS certificate, and every SuperNode gets a key pair of the kind that Flower's
-node authentication takes (SECP384R1, OpenSSH format). Nothing is replaced: a second call makes what is missing, for example keys of new sites.
+node authentication takes (SECP384R1, OpenSSH format). Nothing is replaced: a second call makes what is missing. Sites make their keys themselves
+(:mod:`fedhubert.deployment.enrolment`); those that are made here, all in one place, are for trying out.
 """
 
 import datetime
@@ -40,15 +41,14 @@ def make_certificates(out: Path, hosts: Sequence[str], nodes: int, *, days: int,
     names = [_general_name(host) for host in dict.fromkeys([*hosts, *LOOPBACK])]
     if nodes < 0:
         raise ConfigError(f"--nodes {nodes}: a number of nodes", setting="--nodes")
-    if not 1 <= days <= CA_DAYS:
-        raise ConfigError(f"--days {days}: from 1 to {CA_DAYS}, as long as the authority lasts", setting="--days")
+    _check_days(days)
     made: list[Path] = []
     try:
-        new_server = force or not _pair(out / "server.crt", out / "server.key")
+        new_server = force or not has_pair(out / "server.crt", out / "server.key")
         if new_server and not hosts:
             raise ConfigError("name the hosts by which sites reach the SuperLink: --host NAME ...", setting="--host")
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if force or not _pair(out / "ca.crt", out / "ca.key", may_lack_key=True):
+        if force or not has_pair(out / "ca.crt", out / "ca.key", may_lack_key=True):
             made += _write_authority(out)
         if new_server:
             made += _write_server(out, names, hosts[0], days)
@@ -57,11 +57,16 @@ def make_certificates(out: Path, hosts: Sequence[str], nodes: int, *, days: int,
         made += _write_secret(out / "superexec.secret", force)
         for node in range(nodes):
             private, public = out / f"node-{node}.key", out / f"node-{node}.pub"
-            if force or not _pair(public, private):
-                made += _write_node(private, public, f"node-{node}")
+            if force or not has_pair(public, private):
+                made += write_node_key(private, public, f"node-{node}")
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}", setting="--out") from None
     return made
+
+
+def _check_days(days: int) -> None:
+    if not 1 <= days <= CA_DAYS:
+        raise ConfigError(f"--days {days}: from 1 to {CA_DAYS}, as long as the authority lasts", setting="--days")
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -74,7 +79,27 @@ def _general_name(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
-def _pair(public: Path, private: Path, *, may_lack_key: bool = False) -> bool:
+def renew_server(out: Path, hosts: Sequence[str], *, days: int) -> list[Path]:
+    """Replace the SuperLink's certificate and key by new ones of the same authority, for ``hosts`` (none: those of the old); return the files.
+
+    Raises:
+        ConfigError: there is no authority with its key in ``out``; no old certificate, and no hosts.
+    """
+    path = out / "server.crt"
+    if not hosts and path.exists():
+        covered = load_certificate(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        hosts = [str(name.value) for name in covered if str(name.value) not in LOOPBACK]
+    if not hosts:
+        raise ConfigError("name the hosts by which sites reach the SuperLink: --host NAME ...", setting="--host")
+    names = [_general_name(host) for host in dict.fromkeys([*hosts, *LOOPBACK])]
+    _check_days(days)
+    try:
+        return _write_server(out, names, hosts[0], days)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}", setting="--out") from None
+
+
+def has_pair(public: Path, private: Path, *, may_lack_key: bool = False) -> bool:
     """Whether both files are there; raises :class:`ConfigError` for one without the other."""
     if public.exists() == private.exists():
         return public.exists()
@@ -95,8 +120,8 @@ def _write_authority(out: Path) -> list[Path]:
         .sign(key, hashes.SHA384())
     )
     return [
-        _write(out / "ca.key", _private_bytes(key), 0o600),
-        _write(out / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644),
+        write_whole(out / "ca.key", _private_bytes(key), 0o600),
+        write_whole(out / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644),
     ]
 
 
@@ -113,8 +138,8 @@ def _write_server(out: Path, names: Sequence[x509.GeneralName], common_name: str
         .sign(authority_key, hashes.SHA384())
     )
     return [
-        _write(out / "server.key", _private_bytes(key), 0o600),
-        _write(out / "server.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644),
+        write_whole(out / "server.key", _private_bytes(key), 0o600),
+        write_whole(out / "server.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644),
     ]
 
 
@@ -152,7 +177,7 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 def _load_authority(out: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     if not (out / "ca.key").exists():
         raise ConfigError(f"{out / 'ca.key'} is not here: bring it back to sign a certificate", setting="--out")
-    certificate = _load_certificate(out / "ca.crt")
+    certificate = load_certificate(out / "ca.crt")
     try:
         key = serialization.load_pem_private_key((out / "ca.key").read_bytes(), password=None)
     except (ValueError, TypeError):
@@ -162,7 +187,8 @@ def _load_authority(out: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivat
     return certificate, key
 
 
-def _load_certificate(path: Path) -> x509.Certificate:
+def load_certificate(path: Path) -> x509.Certificate:
+    """Return the certificate in ``path``; raises :class:`ConfigError` where there is none."""
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except ValueError:
@@ -172,10 +198,10 @@ def _load_certificate(path: Path) -> x509.Certificate:
 def _check_server(out: Path, names: Sequence[x509.GeneralName]) -> None:
     """Raise :class:`ConfigError` when the SuperLink's certificate cannot serve ``names``; a certificate is never changed unasked."""
     path = out / "server.crt"
-    certificate = _load_certificate(path)
+    certificate = load_certificate(path)
     remedy = "move server.crt and server.key away and run this again to make a new certificate (the sites need not change)"
     try:
-        certificate.verify_directly_issued_by(_load_certificate(out / "ca.crt"))
+        certificate.verify_directly_issued_by(load_certificate(out / "ca.crt"))
     except Exception:
         raise ConfigError(f"{path} was not signed by ca.crt; {remedy}", setting="--out") from None
     if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
@@ -187,15 +213,16 @@ def _check_server(out: Path, names: Sequence[x509.GeneralName]) -> None:
 
 
 def _write_secret(path: Path, force: bool) -> list[Path]:
-    return [] if path.exists() and not force else [_write(path, secrets.token_hex(32).encode(), 0o600)]
+    return [] if path.exists() and not force else [write_whole(path, secrets.token_hex(32).encode(), 0o600)]
 
 
-def _write_node(private: Path, public: Path, comment: str) -> list[Path]:
+def write_node_key(private: Path, public: Path, comment: str) -> list[Path]:
+    """Make a key by which Flower knows a node."""
     key = ec.generate_private_key(ec.SECP384R1())
     line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return [
-        _write(private, _private_bytes(key, serialization.PrivateFormat.OpenSSH), 0o600),
-        _write(public, line + f" {comment}\n".encode(), 0o644),
+        write_whole(private, _private_bytes(key, serialization.PrivateFormat.OpenSSH), 0o600),
+        write_whole(public, line + f" {comment}\n".encode(), 0o644),
     ]
 
 
@@ -205,7 +232,7 @@ def _private_bytes(
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def _write(path: Path, content: bytes, mode: int) -> Path:
+def write_whole(path: Path, content: bytes, mode: int) -> Path:
     """Write ``path`` whole, and private from its first byte."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

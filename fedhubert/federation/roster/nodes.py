@@ -14,6 +14,7 @@ from typing import TypeVar
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.errors import FederationError
+from fedhubert.federation.roster.correspondence import Correspondence
 from fedhubert.federation.roster.node_keys import NodeKeys
 from fedhubert.federation.roster.preflight import Traits, check_alike, check_versions
 from fedhubert.federation.roster.sampling import assign_to_nodes
@@ -60,6 +61,7 @@ class Federation:
         self._job_json = client_job(self.config).model_dump_json()
         self._keys = NodeKeys.read(self.config.federated.node_keys)
         self._claims: dict[int, int] = {}
+        self._correspondence = Correspondence.of(self.config.federated, self._keys)
 
     def present(self) -> set[int]:
         """Return the nodes that are connected, those without one of ``federated.node_keys`` left out."""
@@ -89,8 +91,8 @@ class Federation:
         timeout_s: float,
         published: Mapping[str, Array] | None = None,
     ) -> Message:
-        """Build one request of this run."""
-        return protocol.request(
+        """Build one request of this run, signed where there are keys."""
+        message = protocol.request(
             node_id,
             instruction,
             job_json=self._job_json,
@@ -99,6 +101,12 @@ class Federation:
             ttl_s=timeout_s + _TTL_MARGIN_S,
             published=published,
         )
+        self._correspondence.sign(message, self._claims.get(node_id, -1), timeout_s + _TTL_MARGIN_S)
+        return message
+
+    def read(self, message: Message, kind: type[AnswerT]) -> Reply[AnswerT]:
+        """Parse a reply that should be an answer of ``kind``; where sites sign, one that is not signed by the site that was asked is a failure."""
+        return self._correspondence.read(message, kind)
 
     def ask(
         self, instruction: Instruction, kind: type[AnswerT], shares: Mapping[int, Sequence[int]], *, timeout_s: float
@@ -124,7 +132,7 @@ class Federation:
             for node, partitions in shares.items()
         )
         for message in self.grid.send_and_receive(messages, timeout=timeout_s):
-            reply = protocol.read_reply(message, kind)
+            reply = self.read(message, kind)
             answers_for_others = reply.metrics.keys() - set(shares.get(reply.node_id, ()))
             yield Reply(reply.node_id, failures=(Failure(-1, "malformed"),)) if answers_for_others else reply
         for node in self.grid.unanswered:

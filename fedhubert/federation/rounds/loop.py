@@ -12,7 +12,6 @@ from fedhubert.federation.rounds.figures import usable_scores
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.round import RoundResult, Rounds
 from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Evaluate, Scored
 from fedhubert.objectives.spec import spec_of
 
@@ -53,7 +52,7 @@ def score_everywhere(
         for node, partitions in federation.everyone().items()
     )
     for message in federation.grid.send_and_receive(messages, timeout=federation.config.federated.round_timeout_s):
-        reply = protocol.read_reply(message, Scored)
+        reply = federation.read(message, Scored)
         scores, failures = usable_scores(reply, federation.hosts.get(reply.node_id, ()), spec_of(federation.config.task))
         outcome.clients.update(scores)
         outcome.failures += failures

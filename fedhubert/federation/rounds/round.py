@@ -19,7 +19,6 @@ from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
-from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import Failure, Train, Trained
 from fedhubert.objectives.spec import spec_of
@@ -192,7 +191,7 @@ class Round:
         """Fold replies until the round has enough, or all are in, or the deadline has passed."""
         outcome, unheard = self._outcome, set(self._shares)
         for message in replies:
-            reply = protocol.read_reply(message, Trained)
+            reply = self._federation.read(message, Trained)
             unheard.discard(reply.node_id)
             self._fold.add(reply)
             self.rounds.on_client(outcome.number, min(len(outcome.clients), self._wanted), self._wanted)

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from fedhubert.config import Config
+from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, FederationError, FedhubertError
 from fedhubert.federation.phases.evaluation import ServerEvaluation
 from fedhubert.federation.phases.targets import Targets, label_newcomers, no_targets, prepare_targets
 from fedhubert.federation.phases.teacher import prepare_student, send_teacher, server_objective, with_teacher
 from fedhubert.federation.privacy.opening import announce, open_privacy
+from fedhubert.federation.roster.node_keys import key_folders
 from fedhubert.federation.roster.nodes import Federation, connect
 from fedhubert.federation.rounds.figures import brief, data_summary, final_event, round_event, round_line, said
 from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
@@ -107,6 +109,8 @@ class _Run:
         self.record.open_trackers()
         if self.privacy and not self._is_over():
             announce(self.privacy, self.config, self.first_round)
+        for line in expiring(key_folders(self.config.federated)):
+            log.warning("%s", line)
         log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
         connect(self.federation)
         self._say_who_is_there()

@@ -5,15 +5,17 @@ Nothing raised on the way leaves the site: a failure becomes a code and a settin
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
 
 from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
+from fedhubert.errors import FedhubertError
 from fedhubert.federation.site import faults, handlers
 from fedhubert.federation.site.audit import write_down
 from fedhubert.federation.site.handling import Answered, failure_of
+from fedhubert.federation.site.identity import admission_from, seal_from
 from fedhubert.federation.site.train import evaluate_model, train_round
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
@@ -60,15 +62,24 @@ class SiteContext:
     seal: Seal = lambda message, reply: reply
 
 
+def site_of(node_config: NodeConfig) -> SiteContext:
+    """Return the site that a node's configuration describes, keys included; raises :class:`ConfigError` where one of them cannot be used."""
+    admission, seal = admission_from(node_config), seal_from(node_config)
+    site = SiteContext(node_config, (admission,) if admission else ())
+    return replace(site, seal=seal) if seal else site
+
+
 def answer(message: Message, site: SiteContext) -> Message:
     """Return the reply to ``message``; there always is one. Only an injected crash is raised."""
     node_config, request = site.node_config, None
     try:
-        request = protocol.read_request(message)
-        torch.set_num_threads(request.job.client.threads)
-        log_on_site(state_dir_of(node_config, request.job))
+        asked = protocol.read_request(message)
+        # whose word nobody has admitted yet names no folder either, where the site has means to tell
+        log_on_site(state_dir_of(node_config, None if site.admissions else asked.job))
         for admit in site.admissions:
-            request = admit(message, request)
+            asked = admit(message, asked)
+        request = asked
+        torch.set_num_threads(request.job.client.threads)
         reply = protocol.reply(message, *HANDLERS[type(request.task)](request, node_config))
     except faults.InjectedCrash:
         raise
@@ -76,9 +87,13 @@ def answer(message: Message, site: SiteContext) -> Message:
         reply = protocol.reply(message, None, [failure_of(-1, error)], node=number_of(node_config))
     try:
         write_down(node_config, message.metadata.message_type, request, reply.content)
+    except Exception as error:
+        # all that leaves unwritten: the word `audit`
+        reply = protocol.reply(message, None, [failure_of(-1, error)])
+    try:
         return site.seal(message, reply)
     except Exception as error:
-        # all that leaves unwritten: the word `audit`, or why it could not be sealed
+        # all that leaves unsealed: why
         return protocol.reply(message, None, [failure_of(-1, error)])
 
 
@@ -87,7 +102,11 @@ def register(app: ClientApp) -> None:
     verbs = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
 
     def respond(message: Message, context: Context) -> Message:
-        return answer(message, SiteContext(context.node_config))
+        try:
+            site = site_of(context.node_config)
+        except FedhubertError as error:
+            return protocol.reply(message, None, [failure_of(-1, error)], node=number_of(context.node_config))
+        return answer(message, site)
 
     for kind in HANDLERS:
         verb, _, action = kind.KIND.partition(".")

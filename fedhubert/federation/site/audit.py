@@ -10,11 +10,9 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedhubert.clients.settings import NodeConfig, state_dir_of
 from fedhubert.errors import FedhubertError
+from fedhubert.federation.wire.arrays import sha256_of
 from fedhubert.federation.wire.flower import RecordDict
 from fedhubert.federation.wire.messages import Instruction
 from fedhubert.federation.wire.protocol import Request
@@ -54,18 +52,13 @@ def write_down(node_config: NodeConfig, kind: str, request: Request[Instruction]
         ) from None
 
 
-def digest_of(array: npt.NDArray[Any]) -> str:
-    """Return the SHA-256 of an array's bytes in C order."""
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
-
-
 def _entries(content: RecordDict) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for record, arrays in content.array_records.items():
         for name, held in arrays.items():
             array = held.numpy()
             shape = {"shape": list(array.shape), "dtype": str(array.dtype), "bytes": array.nbytes}
-            entries.append({"record": record, "name": name, **shape, "sha256": digest_of(array)})
+            entries.append({"record": record, "name": name, **shape, "sha256": sha256_of(held)})
     others: dict[str, dict[str, Any]] = {name: dict(values) for name, values in content.metric_records.items()}
     others |= {name: dict(values) for name, values in content.config_records.items()}
     for record, values in others.items():

@@ -5,9 +5,11 @@ A :class:`HeldArray` keeps the ndarray and serialises it when it goes over a wir
 simulation's Ray, once, and messages carry a reference to it.
 """
 
+import hashlib
 import sys
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from fedhubert.federation.wire.flower import Array, LazyArray, Message
@@ -58,6 +60,20 @@ def shared_arrays(message: Message) -> list[SharedArray]:
     """Return what of ``message`` lies in the object store of a simulation."""
     records = message.content.array_records.values() if message.has_content() else ()
     return [array for record in records for array in record.values() if isinstance(array, SharedArray)]
+
+
+def sha256_of_ndarray(ndarray: NDArray) -> str:
+    """Return the SHA-256 of an array's bytes in C order, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(ndarray).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def sha256_of(array: Array) -> str:
+    """Return the same of an ``Array`` that this process has made: of a :class:`HeldArray` or :class:`SharedArray` it is taken once, and kept."""
+    if not isinstance(array, HeldArray | SharedArray):
+        return sha256_of_ndarray(array.numpy())
+    if "_sha256" not in array.__dict__:
+        array.__dict__["_sha256"] = sha256_of_ndarray(array.numpy())
+    return str(array.__dict__["_sha256"])
 
 
 def publish(ndarray: NDArray) -> Array:

@@ -52,6 +52,7 @@ __all__ = [
     "is_simulated",
     "mend_workers",
     "public_keys",
+    "registered_nodes",
     "supernode_command",
     "supported",
 ]
@@ -173,6 +174,29 @@ def public_keys(grid: Grid) -> dict[int, bytes]:
         return {node.node_id: node.public_key for node in grid.get_nodes()}
     except (AttributeError, NotImplementedError):
         raise _lacks("NodeInfo.public_key, which federated.node_keys needs") from None
+
+
+def registered_nodes() -> dict[int, bytes]:
+    """Return node id -> public key (PEM) of all nodes that are registered at the SuperLink of the ``flwr`` command's configuration, online or not.
+
+    Raises:
+        UnsupportedFlower: this Flower has no such list where it is looked for.
+        FedhubertError: the SuperLink does not answer.
+    """
+    connection = _private("flwr.cli.flower_config", "read_superlink_connection")
+    connect = _private("flwr.cli.utils", "init_http_client_from_connection")
+    question = _private("flwr.proto.control_pb2", "ListNodesRequest")
+    try:
+        client = connect(connection(None))
+        try:
+            nodes = client.ListNodes(question()).nodes_info
+        finally:
+            client.close()
+    except Exception as error:  # typer's and httpx's alike
+        raise FedhubertError(
+            f"flwr's SuperLink does not answer: {error}; flwr supernode list says more", setting="--revoke"
+        ) from None
+    return {node.node_id: node.public_key for node in nodes if node.status != "unregistered"}
 
 
 def is_simulated(grid: Grid) -> bool:

@@ -2,7 +2,7 @@
 
 A request is the record ``request`` (versions, the run's key, the clients' part of the configuration, and the instruction's fields, as JSON) and
 ``arrays``. A reply is ``info`` (versions and the answer's fields), ``metrics`` (a column per number, a row per partition), ``failures``
-and ``arrays``.
+and ``arrays``. Where there are keys, either has a record ``signature`` beside them, of which only :mod:`fedhubert.federation.wire.signing` knows.
 """
 
 import re
