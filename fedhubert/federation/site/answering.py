@@ -5,11 +5,12 @@ Nothing raised on the way leaves the site: a failure becomes a code and a settin
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 import torch
 
+from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
 from fedhubert.federation.site import faults, handlers
 from fedhubert.federation.site.audit import write_down
@@ -69,6 +70,7 @@ def answer(message: Message, site: SiteContext) -> Message:
         log_on_site(state_dir_of(node_config, request.job))
         for admit in site.admissions:
             request = admit(message, request)
+        request = replace(request, job=effective_job(request.job, node_config))
         reply = protocol.reply(message, *HANDLERS[type(request.task)](request, node_config))
     except faults.InjectedCrash:
         raise
