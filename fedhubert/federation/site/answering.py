@@ -12,15 +12,19 @@ import torch
 
 from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
+from fedhubert.errors import FedhubertError
 from fedhubert.federation.site import faults, handlers
+from fedhubert.federation.site.admission import Guard, policy_of
 from fedhubert.federation.site.audit import write_down
 from fedhubert.federation.site.handling import Answered, failure_of
 from fedhubert.federation.site.train import evaluate_model, train_round
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import (
+    Answer,
     Describe,
     Evaluate,
+    Failure,
     HasExtractor,
     HasTeacher,
     Instruction,
@@ -42,6 +46,9 @@ Admission = Callable[[Message, Request[Instruction]], Request[Instruction]]
 """Says whether a site does what a message asks for: returns the request as the site takes it, or raises a ``FedhubertError`` with the code and
 the setting that the server is told."""
 
+Departure = Callable[[Request[Instruction], Answer | None], Answer | None]
+"""Takes a request and what it is answered with (None where that failed), and returns the answer as it leaves; or raises a ``FedhubertError``."""
+
 Seal = Callable[[Message, Message], Message]
 """Takes a message and the reply to it, and returns the reply as it leaves (signed, for example)."""
 
@@ -53,11 +60,13 @@ class SiteContext:
     Attributes:
         node_config: The node's own configuration.
         admissions: Asked in order before anything is done.
+        departures: Asked in order before an answer is made a message.
         seal: What a reply goes through last.
     """
 
     node_config: NodeConfig
     admissions: tuple[Admission, ...] = ()
+    departures: tuple[Departure, ...] = ()
     seal: Seal = lambda message, reply: reply
 
 
@@ -66,22 +75,52 @@ def answer(message: Message, site: SiteContext) -> Message:
     node_config, request = site.node_config, None
     try:
         request = protocol.read_request(message)
-        torch.set_num_threads(request.job.client.threads)
         log_on_site(state_dir_of(node_config, request.job))
+        asked = request
         for admit in site.admissions:
-            request = admit(message, request)
-        request = replace(request, job=effective_job(request.job, node_config))
-        reply = protocol.reply(message, *HANDLERS[type(request.task)](request, node_config))
+            asked = admit(message, asked)
+        reply = protocol.reply(message, *_done(replace(asked, job=effective_job(asked.job, node_config)), site))
     except faults.InjectedCrash:
         raise
     except Exception as error:
         reply = protocol.reply(message, None, [failure_of(-1, error)], node=number_of(node_config))
     try:
-        write_down(node_config, message.metadata.message_type, request, reply.content)
+        write_down(node_config, message, request, reply.content)
         return site.seal(message, reply)
     except Exception as error:
         # all that leaves unwritten: the word `audit`, or why it could not be sealed
         return protocol.reply(message, None, [failure_of(-1, error)])
+
+
+def _done(request: Request[Instruction], site: SiteContext) -> tuple[Answer | None, list[Failure]]:
+    """Do what is asked; the departures see the answer, or that there is none."""
+    torch.set_num_threads(request.job.client.threads)
+    answer: Answer | None = None
+    failures: list[Failure] = []
+    try:
+        answer, failures = HANDLERS[type(request.task)](request, site.node_config)
+    finally:
+        for leave in site.departures:
+            answer = leave(request, answer)
+    return answer, failures
+
+
+def site_context(node_config: NodeConfig) -> SiteContext:
+    """Return who answers for a node, behind its policy (:func:`fedhubert.federation.site.admission.policy_of`); where that cannot be read,
+    somebody who answers nothing else."""
+    try:
+        policy = policy_of(node_config)
+        guard = None if policy is None else Guard.of(policy, node_config)
+    except FedhubertError as error:
+        return SiteContext(node_config, (_refuse_all(error),))
+    return SiteContext(node_config) if guard is None else SiteContext(guard.node_config, (guard.admit,), (guard.leave,))
+
+
+def _refuse_all(error: FedhubertError) -> Admission:
+    def admit(message: Message, request: Request[Instruction]) -> Request[Instruction]:
+        raise error
+
+    return admit
 
 
 def register(app: ClientApp) -> None:
@@ -89,7 +128,7 @@ def register(app: ClientApp) -> None:
     verbs = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
 
     def respond(message: Message, context: Context) -> Message:
-        return answer(message, SiteContext(context.node_config))
+        return answer(message, site_context(context.node_config))
 
     for kind in HANDLERS:
         verb, _, action = kind.KIND.partition(".")
