@@ -138,7 +138,7 @@ class Guard:
         if isinstance(task, SendTeacher):
             yield from model_refusals(policy.model, task.model, "task.teacher", one_name=True)
         needless = request.job.targets.kind == "precomputed" or not request.job.task.needs_labels
-        if needless and isinstance(task, SeedKMeans | StepKMeans):
+        if needless and not policy.kmeans.needless and isinstance(task, SeedKMeans | StepKMeans):
             yield Refusal("targets.kind", "k-means in a run that needs none")
 
     def _segments(self, request: Request[Instruction]) -> Mapping[int, tuple[int, int]]:

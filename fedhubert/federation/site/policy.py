@@ -132,6 +132,10 @@ class KMeansPolicy(_Part):
     labellings_per_day: Count = 30
     """The same for all runs of a day."""
 
+    needless: bool = False
+    """Whether k-means is answered in a run that has no use for it: with precomputed labels, or with
+    a task without any."""
+
     max_label_values: Count = 1000
     """Values that labels may be counted by (`targets.label_values`)."""
 
@@ -231,6 +235,7 @@ _OPEN: Mapping[str, object] = {
     "update.min_steps": 1,
     "update.rewinding": True,
     "kmeans.own_sample": False,
+    "kmeans.needless": True,
     "kmeans.min_frames": 1,
     "kmeans.group_frames": 1,
     "describe.round_utterances": 1,
