@@ -325,3 +325,18 @@ def _typed(value: object) -> str:
 def _comment(text: str, depth: int) -> str:
     start = "  " * depth + "# "
     return textwrap.fill(text, _WIDTH, initial_indent=start, subsequent_indent=start, break_long_words=False)
+
+
+def table(policy: Policy) -> str:
+    """Return a Markdown table of the keys, their strict defaults and descriptions."""
+    rows = [
+        f"| `{key.name}` | {_short(value_of(policy, key.name))} | {key.description} |"
+        for key in policy_keys()
+        if not key.is_group
+    ]
+    return "\n".join(["| key | strict | what it is |", "|---|---|---|", *rows])
+
+
+def _short(value: object) -> str:
+    typed = _typed(value)
+    return f"`{typed}`" if len(typed) <= 30 else "see the template"
