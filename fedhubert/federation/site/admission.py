@@ -122,7 +122,7 @@ class Guard:
             for number, numbers in answer.metrics.items():
                 plan, start = site.partition(number).train_plan, request.task.positions[number]
                 length = int(numbers["train_micro_batches"])
-                raise_first(self._too_little(plan, start, length, "client.max_seconds"))
+                raise_first(self._too_little(plan, start, length, "client.max_seconds"), number)
         if isinstance(answer, Description):
             rounded = {number: self._rounded(numbers) for number, numbers in answer.metrics.items()}
             return answer.model_copy(update={"metrics": rounded})
@@ -153,7 +153,7 @@ class Guard:
                 partition = site.partition(number)
             except FedhubertError:
                 continue  # the handler says so, by partition
-            raise_first(self._of_partition(task, job, site, partition))
+            raise_first(self._of_partition(task, job, site, partition), number)
             if isinstance(task, Train):
                 segments[number] = (task.positions.get(number, 0), _planned(task, job, partition) * job.client.accumulate)
         return segments

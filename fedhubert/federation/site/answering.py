@@ -17,6 +17,7 @@ from fedhubert.federation.site import faults, handlers
 from fedhubert.federation.site.admission import Guard, policy_of
 from fedhubert.federation.site.audit import write_down
 from fedhubert.federation.site.handling import Answered, failure_of
+from fedhubert.federation.site.rules import Refused
 from fedhubert.federation.site.train import evaluate_model, train_round
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
@@ -83,7 +84,8 @@ def answer(message: Message, site: SiteContext) -> Message:
     except faults.InjectedCrash:
         raise
     except Exception as error:
-        reply = protocol.reply(message, None, [failure_of(-1, error)], node=number_of(node_config))
+        partition = error.partition if isinstance(error, Refused) else -1
+        reply = protocol.reply(message, None, [failure_of(partition, error)], node=number_of(node_config))
     try:
         write_down(node_config, message, request, reply.content)
         return site.seal(message, reply)

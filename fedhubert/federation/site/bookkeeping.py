@@ -45,9 +45,11 @@ def book(run: RunEntry, number: int, start: int, length: int, *, rewinding: bool
             raise Refused(
                 f"partition {number}: {length} micro-batches from {start} on, before {same.lengths}",
                 setting="client.local_steps",
+                partition=number,
             )
         if same is None and start not in ends and start < max(ends, default=0):
-            raise Refused(f"partition {number}: from {start} on, which lies in what was trained on before", setting="positions")
+            reason = f"partition {number}: from {start} on, which lies in what was trained on before"
+            raise Refused(reason, setting="positions", partition=number)
     if same is None:
         known.append(Segment(start=start, lengths=[length]))
 

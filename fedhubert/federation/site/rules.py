@@ -13,9 +13,13 @@ from fedhubert.federation.site.policy import ModelPolicy, Policy
 
 
 class Refused(FedhubertError):
-    """A site's policy does not allow what a server asks for."""
+    """A site's policy does not allow what a server asks for; of one ``partition``, or (-1) of the whole message."""
 
     code = "refused"
+
+    def __init__(self, message: str, *, setting: str = "", partition: int = -1) -> None:
+        super().__init__(message, setting=setting)
+        self.partition = partition
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,12 @@ class Refusal:
     text: str
 
 
-def raise_first(refusals: Iterator[Refusal]) -> None:
+def raise_first(refusals: Iterator[Refusal], partition: int = -1) -> None:
     """Raise :class:`Refused` with the first key, if there is any; the message has all."""
     found = list(refusals)
     if found:
         text = "; ".join(f"{refusal.setting}: {refusal.text}" for refusal in found[:20])
-        raise Refused(f"refused by this site's policy: {text}", setting=found[0].setting)
+        raise Refused(f"refused by this site's policy: {text}", setting=found[0].setting, partition=partition)
 
 
 def job_refusals(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Iterator[Refusal]:

@@ -43,9 +43,7 @@ def test_every_key_has_words_in_the_template_and_in_the_chapter() -> None:
     text, chapter = " ".join(explain(Policy()).replace("#", " ").split()), README.read_text()
     for key in policy_keys():
         assert key.description and (key.is_group or key.description in text)
-    for name in KEYS:
-        value = yaml.safe_dump(yaml.safe_load(explain(Policy())), default_flow_style=True)
-        assert value and f"| `{name}` |" in chapter
+    assert all(f"| `{name}` |" in chapter for name in KEYS)
     assert policies.table(Policy()) in chapter
 
 

@@ -73,7 +73,7 @@ def test_too_little_data_is_refused_before_anything_trains(site_manifest: Path, 
     sites = nodes(site_manifest, tmp_path)
     sites[2]["manifest"] = str(few)
     federated, grid = federation(JOB, sites)
-    with pytest.raises(FederationError, match=r"refused \(see data\.manifest\)"):
+    with pytest.raises(FederationError, match=r"client 2: refused \(see data\.manifest\)"):
         connect(federated)
     assert set(grid.kinds) == {"query.describe"}
     assert "fewer than update.min_utterances=8" in (tmp_path / "2/site.log").read_text()
