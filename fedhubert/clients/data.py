@@ -29,6 +29,7 @@ from fedhubert.formats.importing import import_encoder
 from fedhubert.models.teacher import Teacher
 from fedhubert.targets.extractor import load_extractor
 from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
+from fedhubert.targets.grouping import group
 from fedhubert.targets.kmeans import targets_key
 from fedhubert.targets.labels import LabelStore, assigned_labels, cached_labels, precomputed_labels, stated_clusters
 from fedhubert.targets.layers import LayerFeatures, longest_chunk_samples
@@ -84,6 +85,7 @@ class Site:
         self._partitions: dict[int, Partition] = {}
         self._rows: Sequence[Rows] | None = None
         self._labels: dict[tuple[int, str], LabelStore] = {}
+        self._groups: dict[int, tuple[str, Features, Rows]] = {}
 
     @property
     def hosts_all(self) -> bool:
@@ -211,6 +213,14 @@ class Site:
                 allocate=allocate,
             ),
         )
+
+    def fitting_groups(self, partition: Partition, extractor: str = "") -> tuple[Features, Rows]:
+        """Return the means [G, D] of groups of ``targets.group_frames`` frames of that sample, and their sizes [G]; the newest are kept in memory."""
+        made = self._groups.get(partition.number)
+        if made is None or made[0] != extractor:
+            features = self.fitting_features(partition, extractor)
+            made = self._groups[partition.number] = (extractor, *group(features, self.job.targets.group_frames))
+        return made[1], made[2]
 
     def _sampled(self, partition: Partition) -> tuple[Rows, int, int]:
         """Return among which rows k-means' sample is drawn, its most frames, and the seed.

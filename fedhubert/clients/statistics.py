@@ -13,7 +13,6 @@ from fedhubert.clients.data import Features, Partition, Site
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
-from fedhubert.targets.grouping import group
 from fedhubert.targets.kmeans import KMeansStatistics
 from fedhubert.targets.labels import LabelStore
 from fedhubert.targets.statistics import too_few
@@ -45,10 +44,11 @@ def statistics(site: Site, partition: Partition, centroids: Features, extractor:
 
 def _seen(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts | None, int]:
     """Return what k-means sees: frames, or means of groups of them with their sizes; and how many frames it is of."""
-    features = site.fitting_features(partition, extractor)
     if site.job.targets.group_frames == 1:
+        features = site.fitting_features(partition, extractor)
         return features, None, len(features)
-    return *group(features, site.job.targets.group_frames), len(features)
+    means, sizes = site.fitting_groups(partition, extractor)
+    return means, sizes, int(sizes.sum())
 
 
 def label_counts(site: Site, partition: Partition, store: LabelStore) -> dict[str, Counts]:
