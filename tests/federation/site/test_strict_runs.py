@@ -50,7 +50,13 @@ def test_shipped_shapes_are_allowed(model: str) -> None:
 
 def test_strict_sites_train_a_whole_run(site_manifest: Path, tmp_path: Path) -> None:
     grid = InProcessGrid(nodes(site_manifest, tmp_path))
-    rounds = ["federated.num_rounds=2", "federated.client_fraction=1", "targets.max_iterations=2", f"out={tmp_path / 'out'}"]
+    rounds = [
+        "federated.num_rounds=1",
+        "client.local_steps=5",
+        "federated.client_fraction=1",
+        "targets.max_iterations=2",
+        f"out={tmp_path / 'out'}",
+    ]
     result = run_federation(grid, compose([*JOB, *rounds]))
     assert result.checkpoint and not any("failures" in answer.content for answer in grid.answers)
     assert {"train.kmeans_step", "train.label", "train.round", "evaluate.model"} <= set(grid.kinds)
