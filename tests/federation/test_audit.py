@@ -63,8 +63,8 @@ def test_each_message_is_written_down_with_the_digests_of_what_left(sites: list[
         for line, answer in zip(written, sent, strict=True):
             arrays = answer.content.array_records.get("arrays", {})  # a description has none
             assert {item["name"] for item in line["sent"] if item["record"] == "arrays"} == set(arrays)
-            for name, array in arrays.items():
-                about = entry(line, "arrays", name)
+            for name, held in arrays.items():
+                array, about = held.numpy(), entry(line, "arrays", name)
                 assert about["sha256"] == hashlib.sha256(array.tobytes()).hexdigest() == digest_of(array)
                 assert (about["shape"], about["dtype"], about["bytes"]) == (list(array.shape), str(array.dtype), array.nbytes)
             for name, record in [*answer.content.metric_records.items(), *answer.content.config_records.items()]:
