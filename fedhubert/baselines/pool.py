@@ -56,7 +56,7 @@ class Pool:
         self.config = config
         self.job: ClientJob = client_job(config)
         self.site: Site = open_site(self.job, {"partition-id": 0, "num-partitions": 1})
-        self.device = resolve_device(self.site.settings.device)
+        self.device = resolve_device(self.site.job.client.device)
         self.clients: list[Partition] = [self.site.partition(number) for number in range(self.job.num_clients)]
         self.centroids: npt.NDArray[np.float32] | None = None
         self.key = PRECOMPUTED

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.clients import inventory
+from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig, SiteSettings
 from fedhubert.clients.state import StateFolder
 from fedhubert.config import ClientJob, MaskedTask
@@ -29,6 +30,7 @@ from fedhubert.models.teacher import TaughtTask, Teacher
 from fedhubert.objectives.spec import spec_of
 from fedhubert.targets.extractor import load_extractor
 from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
+from fedhubert.targets.grouping import group
 from fedhubert.targets.kmeans import targets_key
 from fedhubert.targets.labels import LabelStore, assigned_labels, cached_labels, precomputed_labels, stated_clusters
 from fedhubert.targets.layers import LayerFeatures, longest_chunk_samples
@@ -39,6 +41,9 @@ from fedhubert.training.teaching import Teaching
 
 Rows = npt.NDArray[np.int64]
 Features = npt.NDArray[np.float32]
+
+SHORTEST_SAMPLED = 4000
+"""Samples at 16 kHz of the shortest utterance in a site's own sample for k-means: the least that ``data.min_seconds`` may be."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,12 @@ class Traits:
 
 
 class Site:
-    """The data of a node: its manifest, cut into the partitions that it can train."""
+    """The data of a node: its manifest, cut into the partitions that it can train.
+
+    Args:
+        job: The job as this site does it (:func:`fedhubert.clients.effective.effective_job`).
+        settings: Places and identity.
+    """
 
     def __init__(self, job: ClientJob, settings: SiteSettings) -> None:
         self.job = job
@@ -76,6 +86,7 @@ class Site:
         self._partitions: dict[int, Partition] = {}
         self._rows: Sequence[Rows] | None = None
         self._labels: dict[tuple[int, str], LabelStore] = {}
+        self._groups: dict[int, tuple[str, Features, Rows]] = {}
 
     @property
     def hosts_all(self) -> bool:
@@ -123,10 +134,10 @@ class Site:
     def traits(self) -> Traits:
         """Return what all sites of a run must have in common, for the preflight."""
         targets, settings = self.job.targets, self.settings
-        stated = stated_clusters(settings.labels) if targets.kind == "precomputed" else None
+        stated = stated_clusters(targets.labels) if targets.kind == "precomputed" else None
         return Traits(
             sample_rate_hz=self.job.data.sample_rate_hz,
-            label_rate_hz=settings.label_rate_hz,
+            label_rate_hz=targets.label_rate_hz,
             num_clusters=stated or targets.num_clusters,
             centroids_hash=settings.centroids_hash,
         )
@@ -182,7 +193,7 @@ class Site:
         if self.job.targets.layer is None:
             return MFCC
         longest = longest_chunk_samples(self.job.data)
-        return _layer_features(self.extractor_folder, extractor, longest, self.settings.device)
+        return _layer_features(self.extractor_folder, extractor, longest, self.job.client.device)
 
     def fitting_features(self, partition: Partition, extractor: str = "") -> Features:
         """Return the features [F, D] that k-means sees of a partition: a bounded sample of its training split, kept in the state folder.
@@ -190,24 +201,46 @@ class Site:
         On disk: ``targets.max_frames_per_client`` x D x 4 bytes at most. Of layer features it is removed when the labels are made: computing
         them anew in each iteration would run the model over the sample ``targets.max_iterations`` times.
         """
-        job, source = self.job, self.source(extractor)
+        source = self.source(extractor)
+        rows, most, seed = self._sampled(partition)
         return kept_features(
             self._sample_file(partition, source),
             lambda allocate: fitting_features(
                 self.manifest,
-                partition.train_rows,
-                job.targets.max_frames_per_client,
-                job.seed,
+                rows,
+                most,
+                seed,
                 partition.number,
-                job.data.num_workers,
+                self.job.data.num_workers,
                 source=source,
                 allocate=allocate,
             ),
         )
 
+    def fitting_groups(self, partition: Partition, extractor: str = "") -> tuple[Features, Rows]:
+        """Return the means [G, D] of groups of ``targets.group_frames`` frames of that sample, and their sizes [G]; the newest are kept in memory."""
+        made = self._groups.get(partition.number)
+        if made is None or made[0] != extractor:
+            features = self.fitting_features(partition, extractor)
+            made = self._groups[partition.number] = (extractor, *group(features, self.job.targets.group_frames))
+        return made[1], made[2]
+
+    def _sampled(self, partition: Partition) -> tuple[Rows, int, int]:
+        """Return among which rows k-means' sample is drawn, its most frames, and the seed.
+
+        A site's own sample does not depend on the job at all, not even by its split: two samples that differ by a
+        frame would tell that frame.
+        """
+        own = self.settings.sample
+        if own is None:
+            return partition.train_rows, self.job.targets.max_frames_per_client, self.job.seed
+        lengths = self.manifest.lengths(self.job.data.sample_rate_hz)
+        return np.flatnonzero(lengths >= SHORTEST_SAMPLED).astype(np.int64), own.frames, own.seed
+
     def _sample_file(self, partition: Partition, source: FeatureSource) -> Path:
-        drawn = f"{self.job.targets.max_frames_per_client}-{self.job.seed}-{partition.number}"  # what the sample depends on
-        name = "-".join(filter(None, ["features", source.key, self.manifest.fingerprint(partition.train_rows), drawn]))
+        rows, most, seed = self._sampled(partition)
+        drawn = f"{most}-{seed}-{partition.number}"  # what the sample depends on
+        name = "-".join(filter(None, ["features", source.key, self.manifest.fingerprint(rows), drawn]))
         return self.settings.state_dir / "features" / f"{name}.npy"
 
     def labels(self, partition: Partition, key: str, centroids: Features | None = None, extractor: str = "") -> LabelStore:
@@ -230,8 +263,9 @@ class Site:
 
     def _find_labels(self, partition: Partition, key: str, centroids: Features | None, extractor: str) -> LabelStore:
         job, settings, rows = self.job, self.settings, partition.rows
-        if job.targets.kind == "precomputed":
-            return precomputed_labels(self.manifest, rows, str(settings.labels), settings.label_rate_hz, job.targets.num_clusters)
+        targets = job.targets
+        if targets.kind == "precomputed":
+            return precomputed_labels(self.manifest, rows, str(targets.labels), targets.label_rate_hz, targets.num_clusters)
         folder = settings.state_dir / "labels"
         if centroids is None:
             return cached_labels(folder, self.manifest, rows, key, None)
@@ -247,9 +281,10 @@ class Site:
 
     def tidy(self, run_key: str) -> None:
         """Bring the state folder down to its limit, the least recently used first; this run's state stays."""
-        if self.settings.state_max_gb is not None:
+        most_gb = self.job.client.state_max_gb
+        if most_gb is not None:
             kept = [item for item in inventory.items(self.settings.state_dir) if item.name != run_key]
-            inventory.remove(self.settings.state_dir, inventory.surplus(kept, self.settings.state_max_gb * inventory.GB))
+            inventory.remove(self.settings.state_dir, inventory.surplus(kept, most_gb * inventory.GB))
 
     def fingerprint(self, partition: Partition, run_key: str) -> int:
         """Return 48 bits that change with the partition's data; salted with the run's key, so that they tell nothing about it."""
@@ -267,7 +302,7 @@ def _taught(task: MaskedTask) -> tuple[TaughtTask, str]:
 
 def open_site(job: ClientJob, node_config: NodeConfig) -> Site:
     """Return the (cached) site of this process for ``job``; raises :class:`ConfigError` or :class:`DataError`."""
-    settings = SiteSettings.read(node_config, job)
+    job, settings = effective_job(job, node_config), SiteSettings.read(node_config, job)
     manifest = resolve_manifest(settings.manifest)
     stamp = os.stat(manifest).st_mtime_ns if manifest.is_file() else 0
     return _cached_site(_DataJob(job), settings, stamp)
@@ -282,7 +317,8 @@ class _DataJob:
     @property
     def _key(self) -> tuple[object, ...]:
         job = self.job
-        return (job.seed, job.num_clients, job.data, job.targets, job.task.name, job.client.compile)
+        local = (job.client.compile, job.client.device, job.client.state_max_gb)
+        return (job.seed, job.num_clients, job.data, job.targets, job.task.name, *local)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _DataJob) and self._key == other._key

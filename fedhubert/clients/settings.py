@@ -1,10 +1,10 @@
-"""What a site sets for itself: its node's configuration first, the server's values where that is silent."""
+"""Places and identity of a node, from its own configuration: where its audio and its state are, and which number it has."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fedhubert.config import ClientJob
 from fedhubert.config.catalog import rules_for
@@ -12,22 +12,35 @@ from fedhubert.data.corpora import cache_folder
 from fedhubert.errors import ConfigError
 
 NodeConfig = Mapping[str, Any]
-DefaultT = TypeVar("DefaultT", int, float, float | None)
+
+KMEANS_SEED, KMEANS_FRAMES = "kmeans-seed", "kmeans-frames"
+"""Names in a node's configuration of its own sample for k-means."""
+
+
+@dataclass(frozen=True)
+class OwnSample:
+    """A site's own sample for k-means, in the place of the one that a job describes.
+
+    Attributes:
+        seed: Which utterances are drawn. Private: whoever knows it knows the order of the frames.
+        frames: The most frames.
+    """
+
+    seed: int
+    frames: int
 
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """Site-local settings: the node's configuration first, the server's values where it is silent.
+    """Places and identity. What the job is at this site is another thing
+    (:func:`fedhubert.clients.effective.effective_job`).
 
     Attributes:
         node: This node's number among ``num_nodes``.
         own_data: The node names its own manifest, which then is one client's data (no partitioning).
-        labels, label_rate_hz: Precomputed labels and their rate.
         teacher: The site's own copy of a distillation's teacher, if it names one.
         centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
-        min_frames: Figures over fewer frames do not leave the site, whatever ``targets.min_frames`` allows.
-        group_frames: k-means sees means over groups of at least so many frames.
-        label_column: The manifest column that may be counted against the clusters, where the site has a manifest of its own.
+        sample: The site's own sample for k-means, if it has one.
     """
 
     node: int
@@ -36,15 +49,9 @@ class SiteSettings:
     manifest: str
     root: str | None
     state_dir: Path
-    device: str
-    labels: str | None = None
-    label_rate_hz: int = 100
-    centroids_hash: str = ""
     teacher: str | None = None
-    min_frames: int = 1
-    group_frames: int = 1
-    label_column: str | None = None
-    state_max_gb: float | None = None
+    centroids_hash: str = ""
+    sample: OwnSample | None = None
 
     @classmethod
     def read(cls, node_config: NodeConfig, job: ClientJob) -> "SiteSettings":
@@ -53,51 +60,43 @@ class SiteSettings:
             raise ConfigError(
                 'start the SuperNode with --node-config "partition-id=... num-partitions=..."', setting="partition-id"
             )
-        own = _own(node_config, "data.manifest")
+        own = own_value(node_config, "data.manifest")
         manifest = own or job.data.manifest
         if not manifest:
             raise ConfigError(
                 "no manifest: set data.manifest, or manifest=... in the node's configuration", setting="data.manifest"
             )
         return cls(
-            node=int(_parse("partition-id", node_config["partition-id"])),
-            num_nodes=int(_parse("num-partitions", node_config["num-partitions"])),
+            node=int(number_in(node_config, "partition-id")),
+            num_nodes=int(number_in(node_config, "num-partitions")),
             own_data=bool(own),
             manifest=manifest,
-            root=_own(node_config, "data.root") or (None if own else job.data.root),
+            root=own_value(node_config, "data.root") or (None if own else job.data.root),
             state_dir=state_dir_of(node_config, job),
-            device=_own(node_config, "client.device") or job.client.device,
-            labels=_own(node_config, "targets.labels") or job.targets.labels,
-            label_rate_hz=int(_number(node_config, "targets.label_rate_hz", job.targets.label_rate_hz)),
+            teacher=own_value(node_config, "task.teacher") or None,
             centroids_hash=str(node_config.get("centroids-hash") or ""),
-            teacher=_own(node_config, "task.teacher") or None,
-            min_frames=int(_number(node_config, "targets.min_frames", job.targets.min_frames)),
-            group_frames=int(_number(node_config, "targets.group_frames", job.targets.group_frames)),
-            label_column=_own(node_config, "targets.label_column") if own else job.targets.label_column,
-            state_max_gb=_number(node_config, "client.state_max_gb", job.client.state_max_gb),
+            sample=_own_sample(node_config),
         )
 
 
-def _own(node_config: NodeConfig, key: str) -> str:
+def _own_sample(node_config: NodeConfig) -> OwnSample | None:
+    if KMEANS_SEED not in node_config:
+        return None
+    frames = int(number_in(node_config, KMEANS_FRAMES)) if KMEANS_FRAMES in node_config else 100_000
+    return OwnSample(int(number_in(node_config, KMEANS_SEED)), frames)
+
+
+def own_value(node_config: NodeConfig, key: str) -> str:
     """Return what the node's configuration says for a key of the run's, under the name that the key gives it; "" for nothing."""
     value = node_config.get(rules_for(key)["site"])
-    return str(value) if value else ""
+    return "" if value in (None, "", False) else str(value)
 
 
-def _number(node_config: NodeConfig, key: str, servers: DefaultT) -> DefaultT | float:
-    """Return the number that holds at this site: the server's where the node's configuration says nothing, and where it is larger and a site
-    may only raise it. Raises :class:`ConfigError` for what is no number."""
-    rules = rules_for(key)
-    value = node_config.get(rules["site"])
-    if value in (None, ""):
-        return servers
-    own = _parse(rules["site"], value)
-    return own if servers is None or rules.get("site_may") != "raise" else max(own, servers)
-
-
-def _parse(name: str, value: Any) -> float:
+def number_in(node_config: NodeConfig, name: str) -> float:
+    """Return the number that the node's configuration has under ``name``; raises :class:`ConfigError` for what is none."""
+    value = node_config[name]
     try:
-        return float(value)
+        return value if isinstance(value, int) else float(value)
     except (TypeError, ValueError):
         raise ConfigError(f"{name}={value!r} in the node's configuration is not a number", setting=name) from None
 
@@ -109,9 +108,9 @@ def number_of(node_config: NodeConfig) -> int:
 
 
 def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
-    """Return a node's state folder; ``job`` has the server's word, where there is one."""
-    named = _own(node_config, "client.state_dir") or (job and job.client.state_dir) or cache_folder() / "state"
-    return Path(str(named)).expanduser().absolute()
+    """Return a node's state folder; ``job`` has the server's word, which counts only where the manifest is the server's, too."""
+    servers = None if job is None or own_value(node_config, "data.manifest") else job.client.state_dir
+    return Path(own_value(node_config, "client.state_dir") or servers or cache_folder() / "state").expanduser().absolute()
 
 
 def log_on_site(state_dir: Path) -> None:

@@ -13,7 +13,6 @@ from fedhubert.clients.data import Features, Partition, Site
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
-from fedhubert.targets.grouping import group
 from fedhubert.targets.kmeans import KMeansStatistics
 from fedhubert.targets.labels import LabelStore
 from fedhubert.targets.statistics import too_few
@@ -31,9 +30,7 @@ def seeds(site: Site, partition: Partition, extractor: str) -> tuple[Features, C
         drawn = generator(seed, "kmeans/groups", number).permutation(len(features))[: targets.seed_frames_per_client]
         features, weights = features[drawn], weights[drawn]
     features = features[: targets.seed_frames_per_client]
-    centroids, counts, withheld = kmeans.local_seeds(
-        features, targets.num_clusters, seed, number, site.settings.min_frames, weights
-    )
+    centroids, counts, withheld = kmeans.local_seeds(features, targets.num_clusters, seed, number, targets.min_frames, weights)
     return centroids, counts, {"frames": frames, "withheld_clusters": withheld}
 
 
@@ -41,34 +38,31 @@ def statistics(site: Site, partition: Partition, centroids: Features, extractor:
     """Return a partition's statistics under ``centroids``, without clusters of too few frames; ``frames`` counts all."""
     features, weights, _ = _seen(site, partition, extractor)
     whole = kmeans.accumulate(features, centroids, weights)
-    kept, withheld = whole.without_few(site.settings.min_frames)
+    kept, withheld = whole.without_few(site.job.targets.min_frames)
     return kept, {"frames": whole.num_frames, "withheld_clusters": withheld}
 
 
 def _seen(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts | None, int]:
     """Return what k-means sees: frames, or means of groups of them with their sizes; and how many frames it is of."""
-    features = site.fitting_features(partition, extractor)
-    if site.settings.group_frames == 1:
+    if site.job.targets.group_frames == 1:
+        features = site.fitting_features(partition, extractor)
         return features, None, len(features)
-    return *group(features, site.settings.group_frames), len(features)
+    means, sizes = site.fitting_groups(partition, extractor)
+    return means, sizes, int(sizes.sum())
 
 
 def label_counts(site: Site, partition: Partition, store: LabelStore) -> dict[str, Counts]:
     """Count a partition's frames by cluster, ``train`` and ``validation`` [K]; counts of too few frames are 0.
 
-    With ``targets.label_column`` also ``contingency`` [K, L], by cluster and label. A site that has a manifest of its own must have named
-    that column itself: otherwise a server could ask for the frames of any speaker, or of any text.
+    With ``targets.label_values`` also ``contingency`` [K, L], by cluster and label: zeros where the site does not count by the run's column.
     """
-    targets, settings = site.job.targets, site.settings
+    targets = site.job.targets
     counted = {"train": store.counts(partition.train_rows), "validation": store.counts(partition.validation_rows)}
-    if targets.label_column:
+    if targets.label_values and targets.label_column:
+        counted["contingency"] = contingency(store, partition.rows, site.manifest, targets.label_column, targets.label_values)
+    elif targets.label_values:
         counted["contingency"] = np.zeros((targets.num_clusters, len(targets.label_values)), np.int64)
-        if settings.label_column == targets.label_column:
-            counted["contingency"] = contingency(store, partition.rows, site.manifest, targets.label_column, targets.label_values)
-        else:
-            log.warning(
-                "not counted by the column %s: label-column in the node's configuration does not name it", targets.label_column
-            )
+        log.warning("not counted by targets.label_column: label-column in the node's configuration does not name it")
     for counts in counted.values():
-        counts[too_few(counts, settings.min_frames)] = 0
+        counts[too_few(counts, targets.min_frames)] = 0
     return counted

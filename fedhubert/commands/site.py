@@ -111,10 +111,13 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
     }
     if arguments.audio_root is not None:
         config["audio-root"] = str(_absolute(arguments.audio_root))
+    if arguments.policy is not None:
+        config["policy"] = str(_absolute(arguments.policy))
+    if arguments.keys is not None:
+        config |= _identity_in(_absolute(arguments.keys), number)
     config |= dict(map(_setting, arguments.set))
-    policy = None if arguments.policy is None else _absolute(arguments.policy)
     return SitePlan(
-        options=SiteOptions(config, policy),
+        options=SiteOptions(config),
         superlink=arguments.superlink,
         certificates=None if certificates is None else _absolute(certificates),
         key=None if key is None else _absolute(key),
@@ -139,6 +142,12 @@ def _key_in(folder: Path) -> Path:
         f"{folder} has the keys of {len(found)} sites, and only one is this site's: name it with --key; the others do not belong here",
         setting="--keys",
     )
+
+
+def _identity_in(folder: Path, number: int) -> dict[str, str]:
+    """Return the keys of ``folder`` by which this site tells its coordinator's word, and signs its own."""
+    files = {"coordinator-key": folder / "coordinator.pub", "site-key": folder / f"site-{number}.key"}
+    return {name: str(file) for name, file in files.items() if file.is_file()}
 
 
 def _number_in(key: Path | None) -> int | None:

@@ -42,8 +42,13 @@ def validate(cls: type[ModelT], values: Mapping[str, Any]) -> ModelT:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        raise ConfigError("; ".join(lines), setting=_dotted(error.errors()[0]["loc"])) from None
+        raise config_error(error) from None
+
+
+def config_error(error: ValidationError) -> ConfigError:
+    """Return the error that names each offending key, what is wrong and the value found."""
+    lines = [_explain(item) for item in error.errors()]
+    return ConfigError("; ".join(lines), setting=_dotted(error.errors()[0]["loc"]))
 
 
 def from_json(cls: type[ModelT], text: str) -> ModelT:

@@ -1,9 +1,13 @@
 """A node's configuration, as a site's operator types it."""
 
+from pathlib import Path
+
 import pytest
 
-from fedhubert.clients.settings import SiteSettings
+from fedhubert.clients.effective import effective_job
+from fedhubert.clients.settings import SiteSettings, state_dir_of
 from fedhubert.compose import compose
+from fedhubert.data.corpora import cache_folder
 from fedhubert.errors import ConfigError
 from fedhubert.federation.strategies.strategy import client_job
 
@@ -12,19 +16,35 @@ NODE = {"partition-id": 1, "num-partitions": 3}
 
 def test_the_nodes_own_values_win_and_the_servers_fill_in() -> None:
     job = client_job(compose(["experiment=demo", "data.manifest=/server/m.csv", "client.device=cuda", "targets.min_frames=30"]))
-    theirs = SiteSettings.read(NODE, job)
-    assert (theirs.node, theirs.num_nodes, theirs.own_data, theirs.manifest, theirs.device) == (
-        1,
-        3,
-        False,
-        "/server/m.csv",
-        "cuda",
-    )
-    own = SiteSettings.read(
-        {**NODE, "manifest": "/own.csv", "device": "cpu", "min-frames": "50", "state-max-gb": 2, "state-dir": "/s"}, job
-    )
-    assert (own.own_data, own.manifest, own.device, own.min_frames, own.state_max_gb) == (True, "/own.csv", "cpu", 50, 2.0)
-    assert str(own.state_dir) == "/s" and (theirs.min_frames, theirs.state_max_gb) == (30, 100.0)
+    theirs, as_done = SiteSettings.read(NODE, job), effective_job(job, NODE)
+    assert (theirs.node, theirs.num_nodes, theirs.own_data, theirs.manifest) == (1, 3, False, "/server/m.csv")
+    assert as_done == job
+    node = {**NODE, "manifest": "/own.csv", "device": "cpu", "min-frames": "50", "state-max-gb": 2, "state-dir": "/s"}
+    own, as_done = SiteSettings.read(node, job), effective_job(job, node)
+    assert (own.own_data, own.manifest, str(own.state_dir)) == (True, "/own.csv", "/s")
+    assert (as_done.client.device, as_done.targets.min_frames, as_done.client.state_max_gb) == ("cpu", 50, 2.0)
+    assert effective_job(as_done, node) == as_done and job.client.device == "cuda"
+
+
+def test_a_site_raises_what_protects_it_and_a_server_never_lowers_it() -> None:
+    node = {**NODE, "min-frames": 50, "group-frames": 7}
+    for servers, holds in ((1, (50, 7)), (60, (60, 60))):
+        job = client_job(compose([f"targets.min_frames={servers}", f"targets.group_frames={servers}", "data.manifest=m"]))
+        targets = effective_job(job, node).targets
+        assert (targets.min_frames, targets.group_frames) == holds
+
+
+@pytest.mark.parametrize(("node", "holds"), [({}, None), ({"label-column": "text"}, None), ({"label-column": "phone"}, "phone")])
+def test_a_site_with_its_own_manifest_counts_by_a_column_that_it_names_itself(node: dict[str, str], holds: str | None) -> None:
+    job = client_job(compose(["targets.label_column=phone", "targets.label_values=[a,b]", "data.manifest=m"]))
+    assert effective_job(job, {**NODE, **node, "manifest": "/own.csv"}).targets.label_column == holds
+    assert effective_job(job, {**NODE, **node}).targets.label_column == "phone"
+
+
+def test_a_server_does_not_choose_where_a_site_with_its_own_manifest_keeps_its_state() -> None:
+    job = client_job(compose(["client.state_dir=/servers", "data.manifest=m"]))
+    assert state_dir_of(NODE, job) == Path("/servers")
+    assert state_dir_of({**NODE, "manifest": "/own.csv"}, job) == cache_folder() / "state"
 
 
 @pytest.mark.parametrize(
@@ -33,12 +53,14 @@ def test_the_nodes_own_values_win_and_the_servers_fill_in() -> None:
         ({"partition-id": "one"}, "partition-id='one' in the node's configuration is not a number"),
         ({"min-frames": "few"}, "min-frames='few'"),
         ({"state-max-gb": [1]}, "state-max-gb=[1]"),
+        ({"label-rate-hz": 60}, "label-rate-hz=60 in the node's configuration is neither 50 nor 100"),
     ],
 )
 def test_what_is_no_number_is_named(changes: dict[str, object], said: str) -> None:
     job = client_job(compose(["experiment=demo"]))
     with pytest.raises(ConfigError) as error:
         SiteSettings.read({**NODE, **changes}, job)
+        effective_job(job, {**NODE, **changes})
     assert said in str(error.value) and error.value.setting == next(iter(changes))
     with pytest.raises(ConfigError, match="start the SuperNode with --node-config"):
         SiteSettings.read({}, job)

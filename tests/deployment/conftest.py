@@ -24,6 +24,7 @@ import pytest
 import soundfile
 
 from fedhubert.cli import main
+from tests.federation.in_process import open_policy
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -175,7 +176,8 @@ class Deployment:
     ) -> Running:
         """Start SuperNode ``number``; ``options`` replace those that make it secure."""
         site = self.folder / f"site-{number}"
-        config = f'partition-id={number} num-partitions={self.num_sites} manifest="{site / "manifest.csv"}" state-dir="{site / "state"}"'
+        places = f'manifest="{site / "manifest.csv"}" state-dir="{site / "state"}" policy="{open_policy(self.folder)}"'
+        config = f"partition-id={number} num-partitions={self.num_sites} {places}"
         secure = [
             f"--root-certificates={self.certs / 'ca.crt'}",
             f"--auth-supernode-private-key={self.certs / f'node-{number}.key'}",

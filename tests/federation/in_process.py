@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -9,10 +10,18 @@ from flwr.clientapp import ClientApp
 from fedhubert.compose import compose
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.site.answering import register
+from fedhubert.federation.site.policy import default_policy, explain
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout
 from tests.flower import HandMadeGrid, crashed, said_by
+
+
+def open_policy(folder: Path) -> str:
+    """Return the path of a policy that refuses nothing: what a site with tiny data for tests names, whose own default is strict."""
+    file = folder / "open-policy.yaml"
+    file.write_text(explain(default_policy(own_data=False)))
+    return str(file)
 
 
 class InProcessGrid(HandMadeGrid):

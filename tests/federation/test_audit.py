@@ -14,9 +14,10 @@ from fedhubert.cli import main
 from fedhubert.errors import FederationError
 from fedhubert.federation.phases.targets import prepare_targets
 from fedhubert.federation.roster.nodes import connect
+from fedhubert.federation.site.audit import _entries
 from fedhubert.federation.wire.arrays import sha256_of_ndarray
 
-from .in_process import InProcessGrid, federation
+from .in_process import InProcessGrid, federation, open_policy
 from .test_equivalences import SMALL
 from .test_second_iteration import NotKept
 
@@ -33,6 +34,7 @@ def sites(tone_folder: Path, tmp_path: Path) -> list[Node]:
         assert main(["prepare", "folder", "--root", str(tone_folder / f"speaker{number}"), "--out", str(manifest)]) == 0
         place: Node = {"manifest": str(manifest), "audio-root": str(tone_folder / f"speaker{number}")}
         nodes.append({"partition-id": number, "num-partitions": 3, "state-dir": str(tmp_path / f"state{number}"), **place})
+        nodes[-1]["policy"] = open_policy(tmp_path)
     return nodes
 
 
@@ -72,6 +74,25 @@ def test_each_message_is_written_down_with_the_digests_of_what_left(sites: list[
                 assert entry(line, name)["sha256"] == hashlib.sha256(text.encode()).hexdigest()
                 assert entry(line, name)["names"] == sorted(record)
         assert written[-1]["run"] == "run" and written[-1]["partitions"] == [number]
+
+
+def test_what_was_asked_stands_beside_what_was_sent(sites: list[Node]) -> None:
+    grid = run(sites)
+    asked = [message for message in grid.requests if message.metadata.dst_node_id == 100]
+    written = lines(sites[0]["state-dir"])
+    for line, message in zip(written, asked, strict=True):
+        about = line["asked"]
+        arrays = message.content.array_records.get("arrays", {})
+        assert about["bytes"] >= sum(array.numpy().nbytes for array in arrays.values())
+        assert about["settings"]["data.min_seconds"] == 0.5 and about["settings"]["targets.num_clusters"] == 6
+    digests = {line["kind"]: line["asked"]["sha256"] for line in written}
+    assert len(set(digests.values())) == len(digests)
+    message = asked[-1]
+    again = {item["record"]: item for item in _entries(message.content)}
+    text = json.dumps(dict(message.content.config_records["request"]), sort_keys=True).encode()
+    assert again["request"]["sha256"] == hashlib.sha256(text).hexdigest()
+    whole = json.dumps(_entries(message.content), sort_keys=True).encode()
+    assert written[-1]["asked"]["sha256"] == hashlib.sha256(whole).hexdigest()
 
 
 def test_it_is_added_to_and_a_line_cut_short_spoils_no_other(sites: list[Node]) -> None:

@@ -23,9 +23,9 @@ from fedhubert.errors import ConfigError, FedhubertError
 from fedhubert.federation.roster.correspondence import Correspondence
 from fedhubert.federation.roster.nodes import Federation, connect
 from fedhubert.federation.server.session import run_federation
-from fedhubert.federation.site.answering import answer, site_of
+from fedhubert.federation.site.answering import answer, site_context
 from fedhubert.federation.site.identity import SignedRequests, admission_of, seal_of
-from fedhubert.federation.site.ledger import RequestLedger
+from fedhubert.federation.site.request_ledger import RequestLedger
 from fedhubert.federation.wire import arrays, protocol, signing
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.federation.wire.messages import Describe, Description, Failure, Instruction, Label, StepKMeans, Train, Trained
@@ -497,7 +497,7 @@ def test_a_registered_site_cannot_instruct_another(keys: Keys, tone_folder: Path
         (recorded, "replayed"),
     ]
     for message, code in cases:
-        reply = answer(message, site_of(grid.configs[101]))
+        reply = answer(message, site_context(grid.configs[101]))
         assert [failure.code for failure in protocol.read_reply(reply, Description).failures] == [code]
         assert "metrics" not in reply.content and "arrays" not in reply.content
 
@@ -542,7 +542,7 @@ def test_a_site_that_names_a_key_enforces_it_or_answers_nothing(keys: Keys, tmp_
         open_key.chmod(0o640)
         seal_of(open_key, 1)
     with pytest.raises(ConfigError, match="partition-id"):
-        site_of({"coordinator-key": str(keys.pinned)})
+        site_context({"coordinator-key": str(keys.pinned)})
 
 
 def test_settings_that_do_not_fit_are_named(keys: Keys, tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ def _describe_all(federation: Federation) -> dict[int, Description]:
             check_versions(reply)
             if reply.failures or about is None:
                 raise FederationError(
-                    f"a site is not ready: {describe_failures(reply.failures) or 'malformed'}; its site.log says more",
+                    f"{_site(reply)} is not ready: {describe_failures(reply.failures) or 'malformed'}; its site.log says more",
                     setting=_setting(reply.failures),
                 )
             described[reply.node_id] = about
@@ -321,6 +321,10 @@ def describe_failures(failures: Sequence[Failure]) -> str:
     for failure in failures:
         alike.setdefault(str(failure), []).append(failure.partition)
     return "; ".join(f"{_named(sorted(partitions))}: {reason}" for reason, partitions in alike.items())
+
+
+def _site(reply: Reply[Answer]) -> str:
+    return "a site" if reply.versions is None or reply.versions.node < 0 else f"site {reply.versions.node}"
 
 
 def _named(partitions: list[int]) -> str:

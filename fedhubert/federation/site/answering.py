@@ -10,18 +10,23 @@ from typing import TypeVar, cast
 
 import torch
 
+from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.site import faults, handlers
+from fedhubert.federation.site.admission import Guard, policy_of
 from fedhubert.federation.site.audit import write_down
 from fedhubert.federation.site.handling import Answered, failure_of
 from fedhubert.federation.site.identity import admission_from, seal_from
+from fedhubert.federation.site.rules import Refused
 from fedhubert.federation.site.train import evaluate_model, train_round
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import (
+    Answer,
     Describe,
     Evaluate,
+    Failure,
     HasExtractor,
     HasTeacher,
     Instruction,
@@ -43,6 +48,9 @@ Admission = Callable[[Message, Request[Instruction]], Request[Instruction]]
 """Says whether a site does what a message asks for: returns the request as the site takes it, or raises a ``FedhubertError`` with the code and
 the setting that the server is told."""
 
+Departure = Callable[[Request[Instruction], Answer | None], Answer | None]
+"""Takes a request and what it is answered with (None where that failed), and returns the answer as it leaves; or raises a ``FedhubertError``."""
+
 Seal = Callable[[Message, Message], Message]
 """Takes a message and the reply to it, and returns the reply as it leaves (signed, for example)."""
 
@@ -54,39 +62,52 @@ class SiteContext:
     Attributes:
         node_config: The node's own configuration.
         admissions: Asked in order before anything is done.
+        departures: Asked in order before an answer is made a message.
         seal: What a reply goes through last.
     """
 
     node_config: NodeConfig
     admissions: tuple[Admission, ...] = ()
+    departures: tuple[Departure, ...] = ()
     seal: Seal = lambda message, reply: reply
 
 
-def site_of(node_config: NodeConfig) -> SiteContext:
-    """Return the site that a node's configuration describes, keys included; raises :class:`ConfigError` where one of them cannot be used."""
-    admission, seal = admission_from(node_config), seal_from(node_config)
-    site = SiteContext(node_config, (admission,) if admission else ())
+def site_context(node_config: NodeConfig) -> SiteContext:
+    """Return who answers for a node, by its configuration: whom it obeys, within which policy, and how its replies are sealed.
+
+    Raises:
+        FedhubertError: a key or the policy cannot be used; then nothing is to be answered.
+    """
+    admission, seal, policy = admission_from(node_config), seal_from(node_config), policy_of(node_config)
+    guard = None if policy is None else Guard.of(policy, node_config)
+    site = SiteContext(
+        node_config if guard is None else guard.node_config,
+        (*([admission] if admission else []), *([guard.admit] if guard else [])),
+        (guard.leave,) if guard else (),
+    )
     return replace(site, seal=seal) if seal else site
 
 
 def answer(message: Message, site: SiteContext) -> Message:
     """Return the reply to ``message``; there always is one. Only an injected crash is raised."""
     node_config, request = site.node_config, None
+    # a site that admits requests lets none of them name a folder
+    own_folder = state_dir_of(node_config, None) if site.admissions else None
     try:
-        asked = protocol.read_request(message)
-        # whose word nobody has admitted yet names no folder either, where the site has means to tell
-        log_on_site(state_dir_of(node_config, None if site.admissions else asked.job))
+        request = protocol.read_request(message)
+        log_on_site(own_folder or state_dir_of(node_config, request.job))
+        asked = request
         for admit in site.admissions:
             asked = admit(message, asked)
-        request = asked
-        torch.set_num_threads(request.job.client.threads)
-        reply = protocol.reply(message, *HANDLERS[type(request.task)](request, node_config))
+        reply = protocol.reply(message, *_done(replace(asked, job=effective_job(asked.job, node_config)), site))
     except faults.InjectedCrash:
         raise
     except Exception as error:
-        reply = protocol.reply(message, None, [failure_of(-1, error)], node=number_of(node_config))
+        partition = error.partition if isinstance(error, Refused) else -1
+        reply = protocol.reply(message, None, [failure_of(partition, error)], node=number_of(node_config))
     try:
-        write_down(node_config, message.metadata.message_type, request, reply.content)
+        folder = own_folder or state_dir_of(node_config, None if request is None else request.job)
+        write_down(node_config, folder, message, request, reply.content)
     except Exception as error:
         # all that leaves unwritten: the word `audit`
         reply = protocol.reply(message, None, [failure_of(-1, error)])
@@ -97,13 +118,26 @@ def answer(message: Message, site: SiteContext) -> Message:
         return protocol.reply(message, None, [failure_of(-1, error)])
 
 
+def _done(request: Request[Instruction], site: SiteContext) -> tuple[Answer | None, list[Failure]]:
+    """Do what is asked; the departures see the answer, or that there is none."""
+    torch.set_num_threads(request.job.client.threads)
+    answer: Answer | None = None
+    failures: list[Failure] = []
+    try:
+        answer, failures = HANDLERS[type(request.task)](request, site.node_config)
+    finally:
+        for leave in site.departures:
+            answer = leave(request, answer)
+    return answer, failures
+
+
 def register(app: ClientApp) -> None:
     """Have a Flower ``ClientApp`` answer every instruction."""
     verbs = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
 
     def respond(message: Message, context: Context) -> Message:
         try:
-            site = site_of(context.node_config)
+            site = site_context(context.node_config)
         except FedhubertError as error:
             return protocol.reply(message, None, [failure_of(-1, error)], node=number_of(context.node_config))
         return answer(message, site)

@@ -52,6 +52,7 @@ def check(plan: SitePlan) -> list[Finding]:
         "state folder": _state_folder,
         "device": _device,
         "policy": _policy,
+        "signatures": _signatures,
         "coordinator": _coordinator,
     }
     found: list[Finding] = []
@@ -158,9 +159,24 @@ def _policy(plan: SitePlan) -> Iterator[Finding]:
 
     site_context(plan.options)
     if plan.options.policy is None:
-        yield Finding("policy", True, "none named")
+        yield Finding("policy", True, "the strict default (what it allows: --explain-policy)")
     else:
         yield Finding("policy", True, f"{plan.options.policy} can be read (what it allows: --explain-policy)")
+
+
+def _signatures(plan: SitePlan) -> Iterator[Finding]:
+    config = plan.options.node_config
+    if not config.get("coordinator-key"):
+        yield Finding(
+            "signatures",
+            False,
+            "no coordinator.pub: whoever reaches the SuperLink gives orders here",
+            "put it beside the keys (--keys)",
+        )
+    elif not config.get("site-key"):
+        yield Finding("signatures", True, "no site-N.key: replies are not signed", "`fedhubert certs --site N` makes it")
+    else:
+        yield Finding("signatures", True, f"orders by {config['coordinator-key']} alone, replies by {config['site-key']}")
 
 
 def _coordinator(plan: SitePlan) -> Iterator[Finding]:

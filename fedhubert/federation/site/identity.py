@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedhubert.clients.settings import NodeConfig, number_of, state_dir_of
 from fedhubert.deployment.keys import read_signing_key, read_verify_key
 from fedhubert.errors import ConfigError
-from fedhubert.federation.site.ledger import RequestLedger
+from fedhubert.federation.site.request_ledger import RequestLedger
 from fedhubert.federation.wire import signing
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import Instruction

@@ -1,111 +1,164 @@
-"""Which requests a site has begun to answer: none is answered twice, also not by a site that was started anew."""
+"""What a site has done for whom: counts by run and by day, kept in its state folder and never lost by a restart.
 
-import fcntl
+One JSON file of mode 0600 in ``policy`` in the state folder, replaced whole under a lock. Beside it
+lies the seed of the site's own sample for k-means.
+"""
+
+from __future__ import annotations
+
 import os
-import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from fedhubert.errors import FedhubertError
-from fedhubert.federation.wire.signing import CLOCK_SKEW_S, Envelope, Expired, Replayed
-from fedhubert.files import sync_folder, temporary_path
+from fedhubert.files import exclusively, temporary_path, write_temporary
 
-_LINE = re.compile(rb"(\d{1,13}) ([0-9a-f]{32}|-)")
-_OVER = "-"
-_PRUNE_FROM = 64
+KEPT_DAYS = 60
+"""Days after which a run that did nothing more is forgotten. Only time makes a site forget."""
 
 
 class LedgerError(FedhubertError):
-    """The ledger cannot be read or written, so nothing is answered."""
+    """What a site has done cannot be written down or read, so it does nothing more."""
 
     code = "ledger"
 
 
-@dataclass(frozen=True)
-class RequestLedger:
-    """A file of lines ``expiry id``, of mode 0600, that only grows until entries have expired.
+class Counts(BaseModel):
+    """What was done in a day, or for a run."""
 
-    A line is on the disk before :meth:`enter` returns; processes of one site take turns. Entries are dropped when their requests would be
-    refused as expired anyway, and the latest expiry among them stays (``expiry -``): with a clock set back they are refused all the same.
+    model_config = ConfigDict(extra="forbid")
+
+    messages: int = 0
+    work_seconds: float = 0.0
+    bytes: int = 0
+    iterations: int = 0
+    labellings: int = 0
+
+
+class Segment(BaseModel):
+    """Micro-batches that a run has trained on: from ``start`` on, as many as one of ``lengths``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start: int
+    lengths: list[int]
+
+
+class RunEntry(Counts):
+    """What was done for a run.
+
+    Attributes:
+        last_day: When it last asked for something.
+        job: Values of its job that may not change, by key; empty until it asks for more than a
+            description.
+        segments: By partition.
     """
 
-    path: Path
+    last_day: str = ""
+    job: dict[str, JsonValue] = {}
+    segments: dict[int, list[Segment]] = {}
 
-    def enter(self, request: Envelope, now_s: float) -> None:
-        """Write a request down.
 
-        Raises:
-            Replayed: it is there already.
-            Expired: it may have been there.
-            LedgerError: the file is damaged, or cannot be written.
-        """
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._locked() as file:
-                entries, over_s = self._entries(file)
-                if request.id in entries:
-                    raise Replayed("the request has been answered before", setting="coordinator-key")
-                if request.expires <= over_s:
-                    raise Expired(
-                        f"the request expires at {request.expires}, and {self.path} begins after {over_s} (seconds since 1970)",
-                        setting="clock",
-                    )
-                entries[request.id] = request.expires
-                dead = [number for number, expires in entries.items() if expires + CLOCK_SKEW_S < now_s]
-                if len(dead) >= max(_PRUNE_FROM, len(entries) // 2):
-                    over_s = max(over_s, *(entries.pop(number) for number in dead))
-                    self._rewrite({_OVER: over_s, **entries})
-                else:
-                    file.write(b"%d %s\n" % (request.expires, request.id.encode()))
-                    file.flush()
-                    os.fsync(file.fileno())
-        except OSError as error:
-            raise LedgerError(
-                f"cannot write {self.path}: {error.strerror}; nothing is answered that is not written down there",
-                setting="state-dir",
-            ) from None
+class Day(Counts):
+    """What was done in a day.
 
-    def _entries(self, file: BinaryIO) -> tuple[dict[str, int], int]:
-        """Return id -> expiry, and the latest expiry of those that were dropped; a line that was cut short goes: it was never answered."""
-        file.seek(0)
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-        matches = [_LINE.fullmatch(line) for line in content[:whole].splitlines()]
-        entries = {match.group(2).decode(): int(match.group(1)) for match in matches if match}
-        if not all(matches):
-            raise LedgerError(
-                f"{self.path} is damaged: move it away once every request that was sent so far has expired", setting="state-dir"
-            )
-        return entries, entries.pop(_OVER, -1)
+    Attributes:
+        described: Hashes of the ways to cut the audio that were answered.
+        runs: Hashes of the runs that asked for more than a description.
+    """
 
-    def _rewrite(self, entries: dict[str, int]) -> None:
-        scratch = temporary_path(self.path)
-        scratch.unlink(missing_ok=True)
-        with open(scratch, "xb", opener=_private) as file:
-            file.write(b"".join(b"%d %s\n" % (expires, number.encode()) for number, expires in entries.items()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self.path)
-        sync_folder(self.path.parent)
+    described: list[str] = []
+    runs: list[str] = []
+
+
+class Entries(BaseModel):
+    """The whole ledger; days are named as in ISO 8601."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    days: dict[str, Day] = {}
+    runs: dict[str, RunEntry] = {}
+
+
+class Ledger:
+    """The ledger in the state folder ``state_dir``."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = state_dir / "policy"
+        self._file = self.folder / "ledger.json"
 
     @contextmanager
-    def _locked(self) -> Iterator[BinaryIO]:
-        """Open the file (made if it is not there) with nobody else in it."""
-        while True:
-            with open(self.path, "a+b", opener=_private) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if file.tell() == 0:
-                    sync_folder(self.path.parent)
-                # it may have been rewritten while we waited
-                if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
-                    yield file
-                    return
+    def entry(self, run_key: str) -> Iterator[tuple[RunEntry, Day]]:
+        """Give the entries of a run and of today (UTC) to read and change; written when the block ends without an error.
+
+        Raises:
+            LedgerError: the ledger cannot be read or written.
+        """
+        today = datetime.now(UTC).date()
+        with self._locked():
+            entries = self._read()
+            run = entries.runs.setdefault(run_key, RunEntry())
+            day = entries.days.setdefault(today.isoformat(), Day())
+            yield run, day
+            run.last_day = today.isoformat()
+            self._write(_recent(entries, today))
+
+    def sample_seed(self) -> int:
+        """Return the seed of the site's own sample for k-means, drawn once."""
+        file = self.folder / "sample_seed"
+        with self._locked():
+            try:
+                return int(file.read_text())
+            except FileNotFoundError:
+                seed = secrets.randbits(62)
+                self._put(file, str(seed))
+                return seed
+            except (OSError, ValueError) as error:
+                raise LedgerError(f"cannot read {file}: {error}", setting="client.state_dir") from None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise LedgerError(f"cannot write to {self.folder}: {error.strerror}", setting="client.state_dir") from None
+        with exclusively(self.folder, setting="client.state_dir"):
+            yield
+
+    def _read(self) -> Entries:
+        try:
+            return Entries.model_validate_json(self._file.read_bytes())
+        except FileNotFoundError:
+            return Entries()
+        except (OSError, ValidationError):
+            raise LedgerError(
+                f"{self._file} cannot be read: without it this site does not know what it has answered; look at what "
+                "happened to it, and remove it to begin anew",
+                setting="client.state_dir",
+            ) from None
+
+    def _write(self, entries: Entries) -> None:
+        self._put(self._file, entries.model_dump_json(exclude_defaults=True))
+
+    def _put(self, file: Path, text: str) -> None:
+        try:
+            temporary = temporary_path(file)
+            temporary.unlink(missing_ok=True)
+            temporary.touch(mode=0o600)
+            write_temporary(file, lambda opened: opened.write(text.encode()))
+            os.replace(temporary, file)
+        except OSError as error:
+            raise LedgerError(f"cannot write {file}: {error.strerror}", setting="client.state_dir") from None
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def _recent(entries: Entries, today: date) -> Entries:
+    first = (today - timedelta(days=KEPT_DAYS)).isoformat()
+    return Entries(
+        days={day: counts for day, counts in entries.days.items() if day >= first},
+        runs={key: run for key, run in entries.runs.items() if run.last_day >= first},
+    )

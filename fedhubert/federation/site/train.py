@@ -63,7 +63,7 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     job, task = request.job, request.task
     faults.crash_if_drawn(job.faults, job.seed, task.round, task.attempt, task.partitions)
     site = open_site(job, node_config)
-    device = resolve_device(site.settings.device)
+    device = resolve_device(site.job.client.device)
     resident, incoming = _incoming(request, site, device)
     fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 else None
     arrays: Arrays = {}
@@ -150,7 +150,7 @@ def _sent_update(
 def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answered:
     """Score the incoming model on the whole of each partition's validation split (rounds: on ``client.validation_batches`` of it)."""
     site = open_site(request.job, node_config)
-    device = resolve_device(site.settings.device)
+    device = resolve_device(site.job.client.device)
     resident, incoming = _incoming(request, site, device)
 
     def score(site: Site, partition: Partition) -> Metrics:
