@@ -169,7 +169,7 @@ def _signatures(plan: SitePlan) -> Iterator[Finding]:
     if not config.get("coordinator-key"):
         yield Finding(
             "signatures",
-            False,
+            True,
             "no coordinator.pub: whoever reaches the SuperLink gives orders here",
             "put it beside the keys (--keys)",
         )
