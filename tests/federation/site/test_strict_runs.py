@@ -52,7 +52,6 @@ def test_strict_sites_train_a_whole_run(site_manifest: Path, tmp_path: Path) -> 
     grid = InProcessGrid(nodes(site_manifest, tmp_path))
     rounds = [
         "federated.num_rounds=1",
-        "client.local_steps=5",
         "federated.client_fraction=1",
         "targets.max_iterations=2",
         f"out={tmp_path / 'out'}",
