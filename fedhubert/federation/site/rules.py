@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedhubert.clients.settings import NodeConfig, own_value
-from fedhubert.config import ClientConfig, ClientJob, DistillConfig, FaultsConfig, ModelConfig
+from fedhubert.config import ClientConfig, ClientJob, FaultsConfig, MaskedTask, ModelConfig
 from fedhubert.config.model import NUM_SPECIAL_ROWS
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.site.policy import ModelPolicy, Policy
@@ -48,8 +48,7 @@ def job_refusals(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Ite
     yield from _places(policy, job, node_config)
     yield from model_refusals(policy.model, job.model, "model")
     yield from _beyond("targets.num_clusters", job.targets.num_clusters, "model.max_clusters", policy.model.max_clusters)
-    if isinstance(job.task, DistillConfig):
-        yield from _distillation(policy, job.task)
+    yield from _task(policy, job.task)
     yield from _audio(policy, job)
     yield from _steps(policy, job)
     most = policy.kmeans.max_label_values
@@ -110,13 +109,17 @@ def _places(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Iterator
             yield Refusal(key, "named by the server; name it in the node's configuration, or allow places")
 
 
-def _distillation(policy: Policy, task: DistillConfig) -> Iterator[Refusal]:
-    if task.teacher_model is not None:
-        yield from model_refusals(policy.model, task.teacher_model, "task.teacher_model")
-    for key, heads in (("task.layers", task.layers), ("task.hints", task.hints)):
-        yield from _beyond(key, len(heads), "model.max_layers", policy.model.max_layers)
-    most = policy.limits.max_teacher_cache_bytes
-    yield from _beyond("task.teacher_cache_bytes", task.teacher_cache_bytes, "limits.max_teacher_cache_bytes", most)
+def _task(policy: Policy, task: MaskedTask) -> Iterator[Refusal]:
+    """Yield what is refused of a task, whatever it is: shapes of teachers, lists of layers (each is a head), bytes on the site's disk."""
+    for name, value in task:
+        setting = f"task.{name}"
+        if isinstance(value, ModelConfig):
+            yield from model_refusals(policy.model, value, setting)
+        elif isinstance(value, tuple):
+            yield from _beyond(setting, len(value), "model.max_layers", policy.model.max_layers)
+        elif name.endswith("_bytes"):
+            most = policy.limits.max_teacher_cache_bytes
+            yield from _beyond(setting, value, "limits.max_teacher_cache_bytes", most)
 
 
 def _audio(policy: Policy, job: ClientJob) -> Iterator[Refusal]:

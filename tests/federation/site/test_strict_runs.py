@@ -11,9 +11,10 @@ from fedhubert.federation.roster.nodes import connect
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site.policy import Policy
 from fedhubert.federation.site.rules import job_refusals, model_refusals
+from fedhubert.federation.wire.messages import Describe
 from tests.federation.in_process import InProcessGrid, federation
 
-from .server import JOB, Node
+from .server import JOB, Node, Server
 
 MANIFEST = "data.manifest=m"
 EXPERIMENTS = {
@@ -52,7 +53,6 @@ def test_strict_sites_train_a_whole_run(site_manifest: Path, tmp_path: Path) -> 
     grid = InProcessGrid(nodes(site_manifest, tmp_path))
     rounds = [
         "federated.num_rounds=1",
-        "client.local_steps=5",
         "federated.client_fraction=1",
         "targets.max_iterations=2",
         f"out={tmp_path / 'out'}",
@@ -83,3 +83,10 @@ def test_too_little_data_is_refused_before_anything_trains(site_manifest: Path, 
         connect(federated)
     assert set(grid.kinds) == {"query.describe"}
     assert "fewer than update.min_utterances=8" in (tmp_path / "2/site.log").read_text()
+
+
+def test_one_step_on_eight_seconds_is_too_little_and_on_more_of_them_is_enough(server: Server) -> None:
+    """What README.md says of ``experiment=speech_mini``."""
+    one_step = ["client.local_steps=1", "client.optimizer=sgd"]
+    assert server.refusal(Describe(), *one_step) == "client.local_steps"
+    assert server.refusal(Describe(), *one_step, "client.accumulate=8") == ""
