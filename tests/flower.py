@@ -151,6 +151,7 @@ class HandMadeSuperNode:
     def hand_out(self, message: Message, code: bytes = b"", kind: str = "flwr-clientapp") -> None:
         """Have ``message`` wait for who takes it, with the code of its run."""
         from flwr.app import Context
+        from flwr.app.message import remove_content_from_message
         from flwr.supercore.fab import Fab
         from flwr.supernode.start_client_internal import _insert_message
 
@@ -160,6 +161,8 @@ class HandMadeSuperNode:
         self.state.set_run_series_context(self.run.series_id, Context(run, self.state.get_node_id(), {}, RecordDict(), {}))
         assert self.state.create_task(task_type=kind, run_id=run, fab_hash=self.run.fab_hash) is not None
         _insert_message(message, self.state, self.store)
+        # the content travels apart
+        self.state.msg_store[message.metadata.message_id].message = remove_content_from_message(message)
 
     def replies(self) -> list[Message]:
         """Return the replies that are there, whole."""

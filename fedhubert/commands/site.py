@@ -179,6 +179,7 @@ def _check(plan: "SitePlan") -> int:
 
 
 def _serve(plan: "SitePlan") -> int:
+    from fedhubert.federation.site.context import admission_of
     from fedhubert.federation.site.resident import Resident
     from fedhubert.federation.site.work import SiteWork
     from fedhubert.federation.site.worker import Worker
@@ -189,6 +190,8 @@ def _serve(plan: "SitePlan") -> int:
     say = log.info
     node_config = plan.options.node_config
     plan.prepare()
+    if plan.options.policy is not None:
+        admission_of(plan.options.policy)  # what is wrong with it is said before anything starts
     resident = Resident(plan.node(say), Worker(SiteWork(plan.options)), say, alive=plan.options.state_dir / "alive")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, resident.stop)

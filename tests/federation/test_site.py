@@ -29,6 +29,7 @@ class FakeNode:
 
     jobs: list[str]
     wanted: bool = True
+    envelope: Task | None = None
     address: str = "here:1"
     replies: int = 0
     done: list[tuple[str, ...]] = field(default_factory=list)
@@ -59,6 +60,9 @@ class FakeNode:
 
     def beat(self, token: str) -> bool:
         return self.wanted
+
+    def pull_envelope(self, token: str) -> Task | None:
+        return self.envelope
 
     def push(self, token: str, reply: object, task: Task) -> None:
         assert (reply, task) == (None, FALLBACK)
@@ -98,10 +102,15 @@ def test_whatever_becomes_of_a_message_it_is_answered_and_so_is_the_next(what: s
     assert sum(line.startswith("ready") for line in said) == (1 if what == "raise" else 2)  # else a new worker
 
 
-def test_a_message_that_was_not_even_read_is_left_to_the_supernode() -> None:
+def test_a_message_that_was_not_even_read_is_answered_or_left_to_the_supernode() -> None:
     node = FakeNode(["die unread", "fine"])
     said = see(node)
-    assert node.done == [("stop",)] and any("within a minute" in line for line in said)
+    assert node.done == [("stop",)] and any("tells the coordinator within a minute" in line for line in said)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedhubert.federation.site.resident.error_reply", lambda message, reason: message)
+        node = FakeNode(["die unread"], envelope=FALLBACK)
+        see(node)
+    assert node.done == [("error reply", "die unread"), ("finish", "die unread"), ("stop",)]
 
 
 def test_half_a_reply_makes_the_supernode_begin_anew() -> None:

@@ -68,6 +68,19 @@ def test_a_reply_that_says_that_there_is_none(node: HandMadeSuperNode) -> None:
     assert reply.has_error() and reply.error.reason == "the site could not answer" and node.unfinished() == 0
 
 
+def test_a_message_that_nobody_has_read_can_still_be_refused(node: HandMadeSuperNode) -> None:
+    api = SuperNodeApi(node.address, SECRET)
+    node.hand_out(stranger())
+    token = api.claim()
+    assert token
+    task = api.pull_envelope(token)
+    assert task and not task.message.content and api.pull_envelope(token) is None
+    api.push(token, error_reply(task.message, "the site could not answer"), task)
+    api.finish(token, "failed")
+    (reply,) = node.replies()
+    assert reply.has_error() and node.unfinished() == 0
+
+
 @pytest.mark.parametrize("kind", ["query", "train", "train.round"])
 @pytest.mark.parametrize("task", ["flwr-clientapp", "flwr-agentapp"])
 def test_the_code_of_a_run_is_not_looked_at(node: HandMadeSuperNode, tmp_path: Path, kind: str, task: str) -> None:

@@ -60,7 +60,7 @@ class SitePlan:
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), own]))
         if self.superlink is not None:
             return OwnNode(self.superlink, self.certificates, self.key, self.options.state_dir / "supernode.log", say)
-        return DistantNode(SuperNodeApi(str(self.supernode), self.secret()))
+        return DistantNode(SuperNodeApi(str(self.supernode), self.secret()), say)
 
     def secret(self) -> bytes:
         """Return the secret of a SuperNode elsewhere; raises :class:`ConfigError`."""

@@ -14,7 +14,7 @@ from types import FrameType
 from fedhubert.federation.site.supernode import Node
 from fedhubert.federation.site.work import LOST, Pulled, Pushing
 from fedhubert.federation.site.worker import Done, Job, Raised, Ready, Worker, WorkerDied
-from fedhubert.federation.wire.flower import Unreachable
+from fedhubert.federation.wire.flower import Task, Unreachable, error_reply
 
 POLL_S = 0.25
 BEAT_S = 15.0
@@ -172,20 +172,25 @@ class Resident:
         """Answer a message whose work has come to nothing."""
         said = f"{'message' if asked is None else _name(asked)} failed: {why}"
         due, self._due = self._due, 0
-        if asked is None:
-            # not even read: with no more beats the SuperNode answers it itself
-            return self._say(f"{said}; the SuperNode tells the coordinator within a minute")
         if sent is not None:
             # the SuperNode waits for the rest of a reply that does not come
             self._say(f"{said}, while its reply was leaving")
             return self._node.renew()
         try:
-            self._node.api.push(job.token, asked.fallback.message, asked.fallback)
+            fallback = self._unread(job) if asked is None else asked.fallback
+            if fallback is None:
+                return self._say(f"{said}; the SuperNode tells the coordinator within a minute, as it hears no more of it")
+            self._node.api.push(job.token, fallback.message, fallback)
             self._node.api.finish(job.token, LOST)
         except Unreachable as error:
             return self._say(f"{said}; and the coordinator cannot be told: {error}")
         self._due = due
         self._say(f"{said}; the coordinator is told that there is no reply")
+
+    def _unread(self, job: Job) -> Task | None:
+        """Return what to reply to a message that the worker has not read; None if it is not to be had any more."""
+        task = self._node.api.pull_envelope(job.token)
+        return None if task is None else Task(error_reply(task.message, LOST), task.run_id, task.node_id)
 
     def _await_delivery(self) -> None:
         """Give the SuperNode the time to pass the last reply on."""

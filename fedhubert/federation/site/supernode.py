@@ -55,9 +55,10 @@ class Node(Protocol):
 
 @dataclass
 class DistantNode:
-    """A SuperNode that somebody else runs: in a container of its own, for example."""
+    """A SuperNode that somebody else runs: in a container of its own, for example. ``say``: as of :class:`OwnNode`."""
 
     api: SuperNodeApi
+    say: Callable[[str], None]
     replies: int = 0
 
     def has_passed_on(self, replies: int) -> bool:
@@ -67,7 +68,7 @@ class DistantNode:
         return True
 
     def renew(self) -> None:
-        return None
+        self.say(f"restart the SuperNode at {self.api.address}: it waits for the rest of a reply")
 
     def stop(self) -> None:
         return None

@@ -294,6 +294,15 @@ class SuperNodeApi:
             message, context, _, _ = _private(_CLIENT_APP, "pull_task_input")(client)
         return Task(message, context.run_id, context.node_id)
 
+    def pull_envelope(self, token: str) -> Task | None:
+        """Return the message of a task without its content, so that it can be refused; None where it has been pulled already."""
+        with self._client(token) as client:
+            found = client.PullMessages(_private(_RUNTIME, "PullAppMessagesRequest")()).messages_list
+        if not found:
+            return None
+        message: Message = _private("flwr.common.serde", "message_from_proto")(found[0])
+        return Task(message, message.metadata.run_id, message.metadata.dst_node_id)
+
     def push(self, token: str, reply: Message, task: Task) -> None:
         """Hand over the reply to the message of ``task``."""
         with self._client(token) as client:
