@@ -22,8 +22,8 @@ from fedhubert.errors import DataError
 
 _RATE_HZ = 16000
 _LEAST_BPS, _MOST_BPS = 10_000, 48_000
-_OVERHEAD_BPS = 1_000
-"""Ogg's pages and headers, and what Opus takes above the rate that it is asked for."""
+_FILE_BYTES = 1_000
+"""What a file takes beside the rate that it is asked for: fitted on speech of half a second to fifteen."""
 _CODEC_BPS = (256_000, 6_000)
 """libsndfile's rates for compression levels 0 and 1, per channel."""
 _SAMPLE_COLUMNS = ("start_sample", "end_sample")
@@ -42,11 +42,12 @@ def pack(manifest_path: Path, out: Path, max_mb: float) -> Manifest:
     manifest = Manifest.read(manifest_path)
     labels_bytes = _write_beside(manifest_path, manifest, np.arange(len(manifest)), out)
     budget = max_mb * 1e6 * 0.97 - labels_bytes
-    rows = _chosen(manifest, budget * 8 / (_LEAST_BPS + _OVERHEAD_BPS))
+    rows = _chosen(manifest, budget)
     if not len(rows):
         raise DataError(f"--max-mb {max_mb:g} has no room for a single utterance beside {labels_bytes / 1e6:.1f} MB of labels")
     seconds = float(manifest.lengths()[rows].sum()) / _RATE_HZ
-    rate = min(_MOST_BPS, max(_LEAST_BPS, budget * 8 / seconds - _OVERHEAD_BPS))
+    rate = min(_MOST_BPS, max(_LEAST_BPS, (budget - _FILE_BYTES * len(rows)) * 8 / seconds))
+    room = budget
     while True:
         lengths, size = _encode(manifest, rows, out, rate)
         if size <= budget:
@@ -54,8 +55,8 @@ def pack(manifest_path: Path, out: Path, max_mb: float) -> Manifest:
         # Silence and noise take more or less than was asked for: encode again at what is left, or leave some out.
         rate *= 0.95 * budget / size
         if rate < _LEAST_BPS:
-            rate = _LEAST_BPS
-            rows = _chosen(manifest, seconds := 0.95 * seconds * budget / size)
+            rate, room = _LEAST_BPS, 0.95 * room * budget / size
+            rows = _chosen(manifest, room)
     kept = manifest.select(rows.tolist())
     rates = np.full(len(rows), _RATE_HZ, np.int32)
     packed = Manifest(out, [_ogg(path) for path in kept.paths], kept.speakers, lengths, rates, kept.columns)
@@ -65,17 +66,17 @@ def pack(manifest_path: Path, out: Path, max_mb: float) -> Manifest:
     return packed
 
 
-def _chosen(manifest: Manifest, max_seconds: float) -> Rows:
-    """Return the rows that stay: all, or of every speaker the same share, the first ones."""
-    lengths = manifest.lengths() / _RATE_HZ
-    if lengths.sum() <= max_seconds:
+def _chosen(manifest: Manifest, room: float) -> Rows:
+    """Return the rows that stay in so many bytes, at the lowest rate: all, or of every speaker the same share, the first ones."""
+    sizes = manifest.lengths() / _RATE_HZ * _LEAST_BPS / 8 + _FILE_BYTES
+    if sizes.sum() <= room:
         return np.arange(len(manifest))
-    share = max_seconds / lengths.sum()
+    share = room / sizes.sum()
     speakers = np.array(manifest.speakers)
     kept = []
     for speaker in dict.fromkeys(manifest.speakers):
         rows = np.flatnonzero(speakers == speaker)
-        until = np.cumsum(lengths[rows])
+        until = np.cumsum(sizes[rows])
         kept.append(rows[until <= share * until[-1]])
     return np.sort(np.concatenate(kept)).astype(np.int64)
 

@@ -10,7 +10,7 @@ class Step:
     name: str
     about: str
     limit_s: float
-    quick_s: float = 240.0
+    quick_s: float = 600.0
 
 
 LEARNING_S = 180.0
