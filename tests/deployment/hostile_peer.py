@@ -35,7 +35,7 @@ def forge(run_id: int, send: Any, push_object: Any) -> None:
     from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
     from fedhubert.compose import compose
-    from fedhubert.config import client_job
+    from fedhubert.federation.strategies.strategy import client_job
     from fedhubert.federation.wire import protocol
     from fedhubert.federation.wire.messages import Describe
     from tests.deployment.conftest import SMALL

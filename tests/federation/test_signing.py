@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from fedhubert.cli import main
 from fedhubert.compose import compose
-from fedhubert.config import client_job
 from fedhubert.deployment.keys import read_signing_key, read_verify_key
 from fedhubert.errors import ConfigError, FedhubertError
 from fedhubert.federation.roster.correspondence import Correspondence
@@ -26,6 +25,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site.answering import answer, site_context
 from fedhubert.federation.site.identity import SignedRequests, admission_of, seal_of
 from fedhubert.federation.site.request_ledger import RequestLedger
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import arrays, protocol, signing
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.federation.wire.messages import Describe, Description, Failure, Instruction, Label, StepKMeans, Train, Trained

@@ -11,10 +11,11 @@ import numpy as np
 import soundfile
 
 from fedhubert.compose import compose
-from fedhubert.config import ClientJob, client_job
+from fedhubert.config import ClientJob
 from fedhubert.data.manifest import Manifest
 from fedhubert.federation.site.answering import answer, site_context
 from fedhubert.federation.site.policy import default_policy, explain
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import ANSWERS, Answer, Failure, Instruction
 

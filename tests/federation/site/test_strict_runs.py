@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from fedhubert.compose import compose
-from fedhubert.config import client_job
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.nodes import connect
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site.policy import Policy
 from fedhubert.federation.site.rules import job_refusals, model_refusals
+from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire.messages import Describe
 from tests.federation.in_process import InProcessGrid, federation
 
