@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who = parser.add_argument_group("this site")
     key = who.add_mutually_exclusive_group()
     key.add_argument(
-        "--keys", type=Path, metavar="DIR", help="folder with this site's key (node.key or one node-N.key) and ca.crt"
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="folder with this site's keys (node-N.key, site-N.key), ca.crt and coordinator.pub",
     )
     key.add_argument("--key", type=Path, metavar="FILE", help="this site's private key")
     who.add_argument("--number", type=int, metavar="N", help="this site's number, from 0 (default: that of node-N.key)")
@@ -40,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state-dir", type=Path, metavar="DIR", help="labels, caches, site.log and audit log (default: in the cache folder)"
     )
     who.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    who.add_argument("--policy", type=Path, metavar="YAML", help="what this site does for others and what not")
+    who.add_argument("--policy", type=Path, metavar="YAML", help="what this site does for others and what not (default: strict)")
     who.add_argument(
         "--set",
         nargs="+",
@@ -159,7 +162,9 @@ def _setting(text: str) -> tuple[str, str]:
     """Return a further setting, by a name that a SuperNode's ``--node-config`` has for it; raises :class:`ConfigError`."""
     from fedhubert.config.catalog import all_keys
 
-    names = {"audit", "centroids-hash"} | {key.rules["site"] for key in all_keys().values() if "site" in key.rules}
+    names = {"audit", "centroids-hash", "coordinator-key", "site-key"} | {
+        key.rules["site"] for key in all_keys().values() if "site" in key.rules
+    }
     names -= {"manifest", "audio-root", "state-dir", "device"}  # have flags of their own
     name, equals, value = text.partition("=")
     if not equals or name not in names:
@@ -179,7 +184,7 @@ def _check(plan: "SitePlan") -> int:
 
 
 def _serve(plan: "SitePlan") -> int:
-    from fedhubert.federation.site.context import admission_of
+    from fedhubert.federation.site.context import explain_policy
     from fedhubert.federation.site.resident import Resident
     from fedhubert.federation.site.work import SiteWork
     from fedhubert.federation.site.worker import Worker
@@ -191,7 +196,7 @@ def _serve(plan: "SitePlan") -> int:
     node_config = plan.options.node_config
     plan.prepare()
     if plan.options.policy is not None:
-        admission_of(plan.options.policy)  # what is wrong with it is said before anything starts
+        explain_policy(plan.options.policy)  # what is wrong with it is said before anything starts
     resident = Resident(plan.node(say), Worker(SiteWork(plan.options)), say, alive=plan.options.state_dir / "alive")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, resident.stop)
