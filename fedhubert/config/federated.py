@@ -19,6 +19,10 @@ class EarlyStoppingConfig(Model):
     monitor: Literal["loss", "masked_accuracy"] = "loss"
     """Figure on the clients' validation splits that has to improve."""
 
+    over: Literal["frames", "clients"] = "frames"
+    """frames: the figure over all clients' frames. clients: the median of the clients' figures, which
+    no single client can move far."""
+
     patience: PositiveInt | None = key(None, unit="rounds")
     """Rounds without improvement after which the run ends; null: never."""
 
@@ -108,7 +112,11 @@ class FederatedConfig(Model):
     (privacy needs uniform)."""
 
     max_norm_ratio: NonNegative = 10.0
-    """An update this many times longer than the median of earlier rounds' is dropped; 0: none is."""
+    """An update this many times longer than the median of earlier rounds' (of its own round's where
+    there are few) is dropped; 0: none is."""
+
+    max_weight_ratio: NonNegative = 10.0
+    """No update weighs more than this many times what the median client's can; 0: no limit."""
 
     update_codec: UpdateCodec = "fp32"
     """How updates travel. int8 sends a quarter, and keeps what rounding left over on the site."""

@@ -1,13 +1,11 @@
 """From a round's outcome to the figures that ``metrics.jsonl`` and checkpoints carry."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fedhubert.clients import Metrics
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.wire.messages import Failure, Scored
-from fedhubert.federation.wire.protocol import Reply
 from fedhubert.reporting.fairness import fairness
 from fedhubert.runs.metrics import Event
 
@@ -98,20 +96,6 @@ def check_figures(metrics: Mapping[str, int | float]) -> None:
                 figures_of(sums)
             except KeyError as error:
                 raise ValueError(f"no {prefix}{error.args[0]}") from None
-
-
-def usable_scores(reply: Reply[Scored], asked: Collection[int]) -> tuple[dict[int, Metrics], list[Failure]]:
-    """Return the scores of a reply's partitions, and which of those asked failed; scores that no figures can be made of are ``malformed``."""
-    scores, failures = {}, list(reply.failures)
-    for partition, metrics in reply.metrics.items():
-        try:
-            check_figures(metrics)
-        except ValueError:
-            failures.append(Failure(partition, "malformed"))
-        else:
-            if partition in asked:
-                scores[partition] = metrics
-    return scores, failures
 
 
 def figures_of(sums: Mapping[str, float]) -> dict[str, Any]:
