@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
 from fedhubert.config.keys import key
 
+MOST_NOISE = 2.0**26
+"""The largest standard deviation of noise that the integers of a sum hold without losing bits."""
+
 Weighting = Literal["frames", "utterances", "uniform"]
 UpdateCodec = Literal["fp32", "bf16", "fp16", "int8"]
 
@@ -221,6 +224,21 @@ class PrivacyConfig(Model):
     def hides_figures(self) -> bool:
         """Whether the clients' exact figures stay out of checkpoints."""
         return self.enabled and not self.client_metrics
+
+    def noise_on_count(self, expected_cohort: float) -> float:
+        """Return the standard deviation of the noise on the number of updates left as they are."""
+        return self.count_noise or max(expected_cohort / 20.0, self.noise_multiplier)
+
+    def noise_on_sum(self, expected_cohort: float) -> float:
+        """Return the standard deviation of the noise on the sum of the updates, in clip norms.
+
+        With an adaptive norm a part of the budget goes to the count, so that the two together are one release at the noise multiplier:
+        z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2).
+        """
+        z, count_noise = self.noise_multiplier, self.noise_on_count(expected_cohort)
+        if self.target_quantile is not None and z:
+            z = (z**-2 - (2.0 * count_noise) ** -2) ** -0.5
+        return z
 
     def largest_clip_norm(self, num_clients: int) -> float:
         """Return the norm up to which the sum of all clients' updates and its noise stay within the exact sum's integers."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhubert.config import Config
+from fedhubert.config import Config, DistillConfig
 from fedhubert.errors import ConfigError
 from fedhubert.federation.privacy.accounting import Ledger, Releases
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
@@ -102,5 +102,9 @@ def _outside(config: Config) -> Iterator[str]:
         yield "the k-means targets (sums and counts of the clients' frames, without noise)"
     if config.privacy.client_metrics:
         yield "the clients' exact figures in checkpoints and exports, and what goes by them (privacy.client_metrics=true)"
+    if config.targets.layer is not None:
+        yield "the model of targets.checkpoint, whose layer the targets are of, if it was trained on these clients' data"
+    if isinstance(config.task, DistillConfig):
+        yield "the teacher (task.teacher), which the student learns from, if it was trained on these clients' data"
     if config.init_from is not None:
         yield "the encoder of init_from, if it was trained on these clients' data"

@@ -1,6 +1,7 @@
 """From a round's outcome to the figures that ``metrics.jsonl`` and checkpoints carry."""
 
 import math
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +71,11 @@ def validation_figures(outcome: RoundOutcome, *, model_round: int) -> dict[str, 
     sums = _sums(outcome, "validation_")
     if not sums.get("masked_frames", sums.get("frames", 0)):
         return {}
-    return {"model_round": model_round, **figures_of(sums), "clients": len(outcome.clients)}
+    figures = {"model_round": model_round, **figures_of(sums), "clients": len(outcome.clients)}
+    own = [figures_of(_sums_of(client, "validation_")) for client in outcome.clients.values()]
+    heard = [each for each in own if each.get("masked_frames", each.get("frames"))]
+    names = [name for name in ("loss", "masked_accuracy") if name in figures]
+    return {**figures, "median": {name: statistics.median(each[name] for each in heard) for name in names}}
 
 
 def fairness_of(outcome: RoundOutcome) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fedhubert.errors import FedhubertError
 from fedhubert.federation.wire.flower import RecordDict
 from fedhubert.federation.wire.messages import Instruction
 from fedhubert.federation.wire.protocol import Request
-from fedhubert.files import append_durably
+from fedhubert.files import append_durably, private_folder
 
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -46,8 +46,8 @@ def write_down(node_config: NodeConfig, kind: str, request: Request[Instruction]
         about |= {"run": request.run_key, "round": getattr(request.task, "round", None), "partitions": request.task.partitions}
     folder = state_dir_of(node_config, None if request is None else request.job) / "audit"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        append_durably(folder / f"{now:%Y-%m-%d}.jsonl", json.dumps({**about, "sent": _entries(content)}))
+        private_folder(folder)
+        append_durably(folder / f"{now:%Y-%m-%d}.jsonl", json.dumps({**about, "sent": _entries(content)}), private=True)
     except OSError as error:
         raise AuditError(
             f"cannot write to {folder}: {error.strerror}; nothing is sent that is not written down there", setting="audit"

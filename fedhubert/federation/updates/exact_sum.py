@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedhubert.config.federated import MOST_NOISE
+
 GRID_BITS = 33
 MAX_WEIGHT = 2**28
 _ROW = 2**12  # short enough that BLAS takes one thread for its product with itself
@@ -144,7 +146,12 @@ class ExactSum:
 
         Args:
             standard_normal: Draws so many values of standard deviation 1.
+
+        Raises:
+            ValueError: more than that: what is not on the grid any more is not the noise that was accounted for.
         """
+        if not 0.0 <= std <= MOST_NOISE:
+            raise ValueError(f"noise of standard deviation {std:g} on a grid that holds {MOST_NOISE:g}")
         self._settle()
         total = self._total.numpy()
         for part in _chunks(self.numel):

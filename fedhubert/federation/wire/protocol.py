@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fedhubert import __version__
 from fedhubert.clients import Metrics
 from fedhubert.config import ClientJob, from_json
-from fedhubert.errors import FederationError
+from fedhubert.errors import FederationError, quoted
 from fedhubert.federation.wire.arrays import HeldArray, SharedArray, shared_arrays, size_on_wire
 from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from fedhubert.federation.wire.messages import (
@@ -133,7 +133,7 @@ def read_request(message: Message) -> Request[Instruction]:
     record = message.content.config_records["request"]
     if record.get("protocol") != PROTOCOL_VERSION:
         raise FederationError(
-            f"the server speaks protocol {record.get('protocol')!r} (fedhubert {record.get('version')!r}), this site {PROTOCOL_VERSION} "
+            f"the server speaks protocol {quoted(record.get('protocol'))} (fedhubert {quoted(record.get('version'))}), this site {PROTOCOL_VERSION} "
             f"(fedhubert {__version__}): install the same version on both",
             setting="version",
         )
