@@ -14,8 +14,8 @@ from fedhubert.errors import CheckpointError
 from fedhubert.files import HashingFile
 
 FORMAT_VERSION = 1
-MOST_VALUES, MOST_DEPTH = 2**24, 64
-"""More than any checkpoint of ours holds: a hundred values a round of a hundred thousand rounds."""
+MOST_VALUES, MOST_DEPTH = 2**22, 64
+"""More than any checkpoint of ours holds: forty values a round of a hundred thousand rounds."""
 _END = object()
 _FIELDS: dict[str, type] = {"format_version": int, "round": int, "federated_metrics": dict, "config": dict, "model": dict}
 
