@@ -54,3 +54,9 @@ class FederationError(FedhubertError):
     """A federation that cannot run or finish a round."""
 
     code = "federation"
+
+
+def quoted(value: object, most: int = 80) -> str:
+    """Return how messages quote a value that came from outside: cut, so that no log holds more of it than it takes to find it."""
+    text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= most + 2 else f"{text[:most]}..."

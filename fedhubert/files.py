@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all, also when the process is killed or the disk is full. Needs no torch."""
 
+import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -10,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, cast
 
 from fedhubert.errors import CheckpointError
 
@@ -56,8 +58,49 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}{TEMPORARY_SUFFIX}")
 
 
-def write_temporary(path: Path, write: Callable[[HashingFile], object]) -> str:
+def open_here(path: Path, mode: str, *, private: bool = False) -> BinaryIO:
+    """Open a file that is in the folder itself: no link is followed, so that nobody has another file written or read in its place.
+
+    Args:
+        mode: ``xb`` (a new file; what has its name is removed), ``a+b`` or ``rb``.
+        private: A new file is its owner's alone (0600); else the umask says whose it is.
+
+    Raises:
+        OSError: it is a link, or cannot be opened.
+    """
+    flags = {"xb": os.O_WRONLY | os.O_CREAT | os.O_EXCL, "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND, "rb": os.O_RDONLY}[mode]
+    if mode == "xb":
+        path.unlink(missing_ok=True)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600 if private else 0o666)
+    return cast(BinaryIO, os.fdopen(descriptor, mode.replace("x", "w")))
+
+
+def private_folder(folder: Path) -> None:
+    """Make ``folder``, and what is missing above it, its owner's alone (0700); one that is there and ours is made so.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if folder.is_dir():
+        about = folder.stat()
+        if about.st_uid == os.geteuid() and about.st_mode & 0o077:
+            folder.chmod(0o700)
+        return
+    if not folder.parent.exists():
+        private_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def scratch_path(path: Path, suffix: str = ".tmp") -> Path:
+    """Return a name beside ``path`` that nobody can know before it is there; rename the file to make it count."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}{suffix}")
+
+
+def write_temporary(path: Path, write: Callable[[HashingFile], object], *, private: bool = False) -> str:
     """Write :func:`temporary_path` of ``path`` down to the disk and return its SHA-256; rename it to make it count.
+
+    Args:
+        private: The file is its owner's alone (0600).
 
     Raises:
         OSError: the disk is full or not writable; the temporary file is gone.
@@ -65,7 +108,7 @@ def write_temporary(path: Path, write: Callable[[HashingFile], object]) -> str:
     temporary = temporary_path(path)
     file: HashingFile | None = None
     try:
-        with open(temporary, "wb") as raw:
+        with open_here(temporary, "xb", private=private) as raw:
             file = HashingFile(raw)
             write(file)
             raw.flush()
@@ -78,13 +121,13 @@ def write_temporary(path: Path, write: Callable[[HashingFile], object]) -> str:
     return file.hexdigest()
 
 
-def append_durably(path: Path, line: str) -> None:
+def append_durably(path: Path, line: str, *, private: bool = False) -> None:
     """Append a line and force it to the disk; a line that an earlier kill or a full disk cut short is ended first.
 
     Raises:
         OSError: it cannot be written.
     """
-    with path.open("a+b") as file:
+    with open_here(path, "a+b", private=private) as file:
         cut_short = False
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -122,7 +165,7 @@ def explaining_write_errors(folder: Path, *, setting: str) -> Iterator[None]:
 
 
 @contextmanager
-def exclusively(folder: Path, *, setting: str) -> Iterator[None]:
+def exclusively(folder: Path, *, setting: str, private: bool = False) -> Iterator[None]:
     """Hold the lock of ``folder`` (made if it is not there), which ends with the process however that ends.
 
     Raises:
@@ -130,24 +173,26 @@ def exclusively(folder: Path, *, setting: str) -> Iterator[None]:
         CheckpointError: the folder cannot be written.
     """
     with explaining_write_errors(folder, setting=setting):
+        if private:
+            private_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK_NAME, "a+")  # noqa: SIM115
+        file = open_here(folder / LOCK_NAME, "a+b", private=private)
     with file:
         deadline = time.monotonic() + LOCK_PATIENCE_S
         while not _try_lock(file):
             if time.monotonic() > deadline:
                 file.seek(0)
-                holder = file.read(200).strip() or "another process"
+                holder = file.read(200).decode(errors="replace").strip() or "another process"
                 raise FolderInUse(f"{folder} is in use by {holder}: wait for its end, or choose another folder", setting=setting)
             time.sleep(0.1)
         with explaining_write_errors(folder, setting=setting):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             file.flush()
         yield
 
 
-def _try_lock(file: TextIO) -> bool:
+def _try_lock(file: BinaryIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -156,14 +201,18 @@ def _try_lock(file: TextIO) -> bool:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the lock of ``folder``."""
+    """Whether a process holds the lock of ``folder``, or something that is no lock has its name."""
     try:
-        with open(folder / LOCK_NAME) as file:
+        with open_here(folder / LOCK_NAME, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except FileNotFoundError:
         return False
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return True  # a link: who put it there has not asked to be tidied up after
     return False
 
 

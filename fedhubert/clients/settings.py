@@ -3,13 +3,15 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from fedhubert.config import ClientJob
 from fedhubert.config.catalog import rules_for
 from fedhubert.data.corpora import cache_folder
-from fedhubert.errors import ConfigError
+from fedhubert.errors import ConfigError, quoted
+from fedhubert.files import open_here, private_folder
 
 NodeConfig = Mapping[str, Any]
 
@@ -98,7 +100,7 @@ def number_in(node_config: NodeConfig, name: str) -> float:
     try:
         return value if isinstance(value, int) else float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{name}={value!r} in the node's configuration is not a number", setting=name) from None
+        raise ConfigError(f"{name}={quoted(value)} in the node's configuration is not a number", setting=name) from None
 
 
 def number_of(node_config: NodeConfig) -> int:
@@ -113,14 +115,21 @@ def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
     return Path(own_value(node_config, "client.state_dir") or servers or cache_folder() / "state").expanduser().absolute()
 
 
+class _PrivateLog(logging.FileHandler):
+    """A log that is its owner's alone, and no link."""
+
+    def _open(self) -> TextIOWrapper:
+        return TextIOWrapper(open_here(Path(self.baseFilename), "a+b", private=True), encoding="utf-8", write_through=True)
+
+
 def log_on_site(state_dir: Path) -> None:
     """Append this process's failures to ``site.log`` in the state folder (once per folder); what is in it never leaves the site."""
     logger, path = logging.getLogger("fedhubert.site"), state_dir / "site.log"
     if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
         return
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, delay=True)
+        private_folder(state_dir)
+        handler = _PrivateLog(path, delay=True)
     except OSError as error:
         raise ConfigError(f"cannot write to the state folder {state_dir}: {error.strerror}", setting="client.state_dir") from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from fedhubert.errors import CheckpointError, FedhubertError
-from fedhubert.files import exclusively, temporary_path, write_temporary
+from fedhubert.files import exclusively, private_folder, temporary_path, write_temporary
 
 STATE_MISSING = "state_missing"
 """Code of a site that no longer has the state (a kept optimiser, left-over rounding) of the round that the server names."""
@@ -45,7 +45,7 @@ class StateFolder:
 
     def exclusively(self) -> AbstractContextManager[None]:
         """Keep other processes out of this partition's state; raises :class:`fedhubert.files.FolderInUse` when one is in it."""
-        return exclusively(self._folder, setting="client.state_dir")
+        return exclusively(self._folder, setting="client.state_dir", private=True)
 
     def load(self, round_number: int) -> PartitionState:
         """Return the state that ``round_number`` left; an empty one for round 0.
@@ -70,8 +70,8 @@ class StateFolder:
         path = self._path(round_number)
         values = {"optimizer": state.optimizer, "residual": state.residual}
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_temporary(path, lambda file: torch.save(values, cast(BinaryIO, file)))
+            private_folder(self._folder)
+            write_temporary(path, lambda file: torch.save(values, cast(BinaryIO, file)), private=True)
             os.replace(temporary_path(path), path)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"cannot keep state in {self._folder}: {error}", setting="client.state_dir") from None

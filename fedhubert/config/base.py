@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedhubert.errors import ConfigError
+from fedhubert.errors import ConfigError, quoted
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -71,7 +71,7 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 def _explain(item: Any) -> str:
     name = _dotted(item["loc"])
     if item["type"] == "union_tag_invalid":
-        return f"{name}.name: {item['ctx']['tag']!r} is none of {', '.join(TASKS)}"
+        return f"{name}.name: {quoted(item['ctx']['tag'])} is none of {', '.join(TASKS)}"
     if item["type"] == "extra_forbidden":
         return f"unknown key `{name}`"
     if item["type"] == "missing":
@@ -79,4 +79,4 @@ def _explain(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{name}: {message}" if name else message
-    return f"{name}={item['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name}={quoted(item['input'])}: {message[0].lower()}{message[1:]}"

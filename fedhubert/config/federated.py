@@ -10,6 +10,9 @@ from fedhubert.config import elsewhere
 from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
 from fedhubert.config.keys import key
 
+MOST_NOISE = 2.0**26
+"""The largest standard deviation of noise that the integers of a sum hold without losing bits."""
+
 Weighting = Literal["frames", "utterances", "uniform"]
 UpdateCodec = Literal["fp32", "bf16", "fp16", "int8"]
 
@@ -19,6 +22,10 @@ class EarlyStoppingConfig(Model):
 
     monitor: Literal["loss", "masked_accuracy"] = "loss"
     """Figure on the clients' validation splits that has to improve."""
+
+    over: Literal["frames", "clients"] = "frames"
+    """frames: the figure over all clients' frames. clients: the median of the clients' figures, which
+    no single client can move far."""
 
     patience: PositiveInt | None = key(None, unit="rounds")
     """Rounds without improvement after which the run ends; null: never."""
@@ -109,7 +116,11 @@ class FederatedConfig(Model):
     (privacy needs uniform)."""
 
     max_norm_ratio: NonNegative = 10.0
-    """An update this many times longer than the median of earlier rounds' is dropped; 0: none is."""
+    """An update this many times longer than the median of earlier rounds' (of its own round's where
+    there are few) is dropped; 0: none is."""
+
+    max_weight_ratio: NonNegative = 10.0
+    """No update weighs more than this many times what the median client's can; 0: no limit."""
 
     update_codec: UpdateCodec = "fp32"
     """How updates travel. int8 sends a quarter, and keeps what rounding left over on the site."""
@@ -211,6 +222,21 @@ class PrivacyConfig(Model):
     def hides_figures(self) -> bool:
         """Whether the clients' exact figures stay out of checkpoints."""
         return self.enabled and not self.client_metrics
+
+    def noise_on_count(self, expected_cohort: float) -> float:
+        """Return the standard deviation of the noise on the number of updates left as they are."""
+        return self.count_noise or max(expected_cohort / 20.0, self.noise_multiplier)
+
+    def noise_on_sum(self, expected_cohort: float) -> float:
+        """Return the standard deviation of the noise on the sum of the updates, in clip norms.
+
+        With an adaptive norm a part of the budget goes to the count, so that the two together are one release at the noise multiplier:
+        z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2).
+        """
+        z, count_noise = self.noise_multiplier, self.noise_on_count(expected_cohort)
+        if self.target_quantile is not None and z:
+            z = (z**-2 - (2.0 * count_noise) ** -2) ** -0.5
+        return z
 
     def largest_clip_norm(self, num_clients: int) -> float:
         """Return the norm up to which the sum of all clients' updates and its noise stay within the exact sum's integers."""

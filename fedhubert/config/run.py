@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from fedhubert.config.base import Count, Model, NonNegative, PositiveInt
 from fedhubert.config.client import BaselineConfig, ClientConfig, FaultsConfig
 from fedhubert.config.data import DataConfig
-from fedhubert.config.federated import FederatedConfig, PrivacyConfig
+from fedhubert.config.federated import MOST_NOISE, FederatedConfig, PrivacyConfig
 from fedhubert.config.keys import key
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.task import TargetsConfig, Task, TaskConfig
@@ -197,3 +197,11 @@ def _against_privacy(config: Config) -> Iterator[str]:
     largest = privacy.largest_clip_norm(federated.num_clients)
     if privacy.clip_norm > largest:
         yield f"privacy.clip_norm={privacy.clip_norm:g} is above {largest:g}, up to which the sums are exact"
+    noise = privacy.noise_on_sum(federated.expected_cohort) * (
+        largest if privacy.target_quantile is not None else privacy.clip_norm
+    )
+    if noise > MOST_NOISE:
+        yield (
+            f"the noise on the sum of the updates may reach {noise:.3g}, and is exact up to {MOST_NOISE:g}: raise privacy.count_noise "
+            "further above half of privacy.noise_multiplier, or lower privacy.clip_norm"
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedhubert.errors import DataError
+from fedhubert.errors import DataError, quoted
 
 REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
 MAX_SAMPLES, MAX_RATE_HZ, MAX_PATH_BYTES = 2**40, 2**24, 4096
@@ -112,7 +112,7 @@ class Manifest:
         resolved = Path(os.path.realpath(self.root / relative))
         if os.path.isabs(relative) or not resolved.is_relative_to(self._real_root):
             raise DataError(
-                f"manifest row {row + 1}: {relative!r} points outside the audio root {self.root}", setting="data.manifest"
+                f"manifest row {row + 1}: {quoted(relative)} points outside the audio root {self.root}", setting="data.manifest"
             )
         return resolved
 

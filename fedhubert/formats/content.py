@@ -14,6 +14,9 @@ from fedhubert.errors import CheckpointError
 from fedhubert.files import HashingFile
 
 FORMAT_VERSION = 1
+MOST_VALUES, MOST_DEPTH = 2**22, 64
+"""More than any checkpoint of ours holds: forty values a round of a hundred thousand rounds."""
+_END = object()
 _FIELDS: dict[str, type] = {"format_version": int, "round": int, "federated_metrics": dict, "config": dict, "model": dict}
 
 
@@ -57,6 +60,26 @@ def inflates(path: Path) -> bool:
     return compressed or sum(record.file_size for record in records) > path.stat().st_size
 
 
+def check_size(value: Any, most: int = MOST_VALUES) -> None:
+    """Raise :class:`CheckpointError` for nested values that are more than ``most``, or too deep to walk; those held twice count twice.
+
+    A file of a kilobyte can hold a list of the same list twice, of the same list twice, and so on: 2**40 values to whoever walks it.
+    """
+    left, waiting = most, [iter((value,))]
+    while waiting:
+        item = next(waiting[-1], _END)
+        if item is _END:
+            waiting.pop()
+            continue
+        left -= 1
+        if left < 0 or len(waiting) > MOST_DEPTH:
+            raise CheckpointError(f"it holds more than {most} values, or values nested more than {MOST_DEPTH} deep")
+        if isinstance(item, Mapping):
+            waiting.append(iter(item.values()))
+        elif isinstance(item, list | tuple):
+            waiting.append(iter(item))
+
+
 def is_whole(tensor: Any) -> bool:
     """Whether ``tensor`` is one whose every entry is stored: an expanded or sparse one can be larger than all memory."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
@@ -69,7 +92,11 @@ def load_plain(path: Path) -> Any:
     if inflates(path):
         raise CheckpointError(f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        check_size(values)
+        return values
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not loaded: {error}") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} is not loaded: it is damaged, or holds objects other than tensors and plain values, and loading those can run code"

@@ -7,7 +7,7 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from fedhubert.errors import CheckpointError
+from fedhubert.errors import CheckpointError, quoted
 from fedhubert.models.hubert import HUBERT_CONV_LAYERS
 
 Fields = dict[str, Any]
@@ -73,7 +73,7 @@ _TORCHAUDIO = {
 def from_huggingface(settings: Mapping[str, Any], where: str) -> Fields:
     """Translate a ``config.json``; raises :class:`CheckpointError` if it is not of a HuBERT that this package can hold."""
     if settings.get("model_type") != "hubert":
-        raise CheckpointError(f"{where}: model_type is {settings.get('model_type')!r}, and only `hubert` can be imported")
+        raise CheckpointError(f"{where}: model_type is {quoted(settings.get('model_type'))}, and only `hubert` can be imported")
     _fixed(settings, _HUGGINGFACE_FIXED, where)
     fields = _translated(settings, _HUGGINGFACE)
     default = [list(column) for column in zip(*HUBERT_CONV_LAYERS, strict=True)]
@@ -91,7 +91,7 @@ def from_fairseq(settings: Mapping[str, Any], where: str) -> Fields:
     _fixed(settings, _FAIRSEQ_FIXED, where)
     mode = settings.get("extractor_mode", "default")
     if mode not in ("default", "layer_norm"):
-        raise CheckpointError(f"{where}: extractor_mode is {mode!r}, and only `default` and `layer_norm` can be imported")
+        raise CheckpointError(f"{where}: extractor_mode is {quoted(mode)}, and only `default` and `layer_norm` can be imported")
     fields = _translated(settings, _FAIRSEQ) | {"conv_norm": "group_norm" if mode == "default" else "layer_norm"}
     layers = settings.get("conv_feature_layers")
     return fields | {"conv_layers": HUBERT_CONV_LAYERS if layers is None else _parsed_layers(layers, where)}
@@ -115,7 +115,7 @@ def _fixed(settings: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -
     for name, value in wanted.items():
         if settings.get(name, value) != value:
             raise CheckpointError(
-                f"{where}: {name} is {settings[name]!r}; fedhubert's HuBERT has {value!r}, so it would compute something else"
+                f"{where}: {name} is {quoted(settings[name])}; fedhubert's HuBERT has {value!r}, so it would compute something else"
             )
 
 
@@ -125,7 +125,9 @@ def _parsed_layers(text: Any, where: str) -> tuple[tuple[int, int, int], ...]:
         layers = _evaluated(ast.parse(text, mode="eval").body) if isinstance(text, str) else text
         return tuple((int(channels), int(kernel), int(stride)) for channels, kernel, stride in layers)
     except (SyntaxError, ValueError, TypeError):
-        raise CheckpointError(f"{where}: conv_feature_layers is {text!r}, not a list of (channels, kernel, stride)") from None
+        raise CheckpointError(
+            f"{where}: conv_feature_layers is {quoted(text)}, not a list of (channels, kernel, stride)"
+        ) from None
 
 
 def _evaluated(node: ast.expr) -> Any:

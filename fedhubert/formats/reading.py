@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fedhubert.errors import CheckpointError
-from fedhubert.formats.content import inflates, is_whole
+from fedhubert.formats.content import MOST_DEPTH, inflates, is_whole
 
 _HARMLESS = ("fairseq.data.dictionary.", "argparse.Namespace", "numpy.", "_codecs.encode")
 """Classes that fairseq's checkpoints hold beside the weights. Stand-ins take their places: the classes themselves are never called."""
 
 CONTAINERS = ("model", "model_weight", "state_dict", "model_state_dict")
 """Keys under which tools keep the weights."""
+
+_MOST_VALUES = 2**20
+"""Tensors, settings and symbols of a dictionary: several times what a fairseq checkpoint holds."""
 
 _CONVERT = (
     "import sys, json, torch; c = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
@@ -69,7 +73,9 @@ def read_weights(path: Path) -> Any:
         raise _holds_objects(path, refused)
     try:
         with torch.serialization.safe_globals([(StandIn, name) for name in unknown]):
-            return _plain(torch.load(path, map_location="cpu", weights_only=True))
+            return _plain(torch.load(path, map_location="cpu", weights_only=True), Counter())
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not loaded: {error}") from None
     except Exception as error:  # a damaged file can fail in any way
         objects = (
             re.search(r"(?i)global:? (?:GLOBAL )?([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -103,13 +109,17 @@ def _unknown_classes(path: Path) -> list[str]:
         return []
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, seen: Counter[str], depth: int = 0) -> Any:
+    """Return ``value`` with dicts for argument namespaces; what is held twice counts twice in ``seen``."""
+    seen["values"] += 1
+    if seen["values"] > _MOST_VALUES or depth > MOST_DEPTH:
+        raise CheckpointError(f"it holds more than {_MOST_VALUES} values, or values nested more than {MOST_DEPTH} deep")
     if isinstance(value, StandIn):
         state = getattr(value, "state", None)
-        return _plain(state) if isinstance(state, dict) else value
+        return _plain(state, seen, depth + 1) if isinstance(state, dict) else value
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(item, seen, depth + 1) for key, item in value.items()}
+    return [_plain(item, seen, depth + 1) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _holds_objects(path: Path, names: list[str]) -> CheckpointError:

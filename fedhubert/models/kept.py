@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedhubert.config import ModelConfig, from_json
 from fedhubert.errors import FedhubertError
+from fedhubert.files import open_here, private_folder, scratch_path
 
 ENCODER = "wav2vec2."
 _LAYERS = "wav2vec2.encoder.transformer.layers."
@@ -74,9 +75,10 @@ class KeptModel:
     def save(self, folder: Path) -> None:
         """Keep the model in ``folder``, whole or not at all; raises :attr:`error` when it cannot be written."""
         path = self.file(folder, self.key)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scratch = scratch_path(path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
+            open_here(scratch, "xb", private=True).close()
             save_file(dict(self.state), scratch, metadata={"model": self.config.model_dump_json()})
             os.replace(scratch, path)
         except (OSError, SafetensorError) as error:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TargetsError
+from fedhubert.files import open_here, private_folder, scratch_path
 from fedhubert.seeding import generator
 from fedhubert.targets.mfcc import MFCC, SAMPLE_RATE_HZ, Features, Piece, Rows
 
@@ -83,9 +84,10 @@ def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Featur
             return found
     except (OSError, ValueError, EOFError):
         pass
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch = scratch_path(path)
 
     def allocate(shape: tuple[int, int]) -> Features:
+        open_here(scratch, "xb", private=True).close()
         mapped = np.lib.format.open_memmap(scratch, "w+", np.dtype(np.float32), shape)
         if hasattr(os, "posix_fallocate"):  # not on macOS
             with scratch.open("r+b") as file:
@@ -95,7 +97,7 @@ def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Featur
         return mapped
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         compute(allocate)
         os.replace(scratch, path)
         kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)

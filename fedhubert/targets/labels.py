@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fedhubert.data.fairseq_files import parse_ids, read_km
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TargetsError
+from fedhubert.files import open_here, private_folder, scratch_path
 from fedhubert.models.hubert import num_frames
 from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import assign
@@ -108,12 +109,14 @@ def cached_labels(folder: Path, manifest: Manifest, rows: Rows, key: str, build:
         "ends": [store.offsets[row][1] for row in rows.tolist()],
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f".{path.name}.{os.getpid()}.tmp.npy"
-        np.save(scratch, store.ids)
+        private_folder(folder)
+        scratch = scratch_path(path, ".tmp.npy")
+        with open_here(scratch, "xb", private=True) as file:
+            np.save(file, store.ids)
         digest = _digest(scratch, header)
         os.replace(scratch, path)
-        scratch.write_text(json.dumps({**header, "sha256": digest}))
+        with open_here(scratch, "xb", private=True) as file:
+            file.write(json.dumps({**header, "sha256": digest}).encode())
         os.replace(scratch, path.with_suffix(".json"))
     except OSError as error:
         raise TargetsError(f"cannot keep labels in {folder}: {error.strerror}", setting="client.state_dir") from None

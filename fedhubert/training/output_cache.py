@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedhubert.files import open_here, private_folder, scratch_path
+
 log = logging.getLogger("fedhubert.site")
 
 _KEEP = 0.9
@@ -28,7 +30,7 @@ class OutputCache:
         self.folder, self.max_bytes = folder, max_bytes
         self._writable = True
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
             with self._locked() as total:
                 total.write(sum(size for _, size, _ in self._files()))
         except OSError as error:
@@ -53,9 +55,10 @@ class OutputCache:
         if not self._writable:
             return
         path = self._path(key)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scratch = scratch_path(path)
         try:
-            path.parent.mkdir(exist_ok=True)
+            private_folder(path.parent)
+            open_here(scratch, "xb", private=True).close()
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch)
             size = scratch.stat().st_size
             with self._locked() as total:
@@ -100,7 +103,7 @@ class OutputCache:
 
     @contextmanager
     def _locked(self) -> Iterator["_Total"]:
-        with open(self.folder / "total", "a+") as file:
+        with open_here(self.folder / "total", "a+b", private=True) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield _Total(self.folder / "total")
 

@@ -110,7 +110,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
             fold.add(update, BATCH, magnitude)
             sketches.append(sketch_of(update, 0, request.task.round))
         part = fold.partial()
-        info = {"round": request.task.round, "layout": request.task.layout, "bound": part.bound}
+        info = {"round": request.task.round, "layout": request.task.layout}
         arrays = {"sum": part.total.numpy(), "sketches": np.stack(sketches)}
         return protocol.reply_of(message, metrics=metrics, arrays=arrays, info=info)
 

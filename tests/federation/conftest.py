@@ -26,6 +26,14 @@ from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.training.parameters import ParameterLayout
 from tests.flower import identify, said_by
 
+ABOUT = {
+    "train_utterances": 40,
+    "validation_utterances": 10,
+    "train_audio_s": 200.0,
+    "validation_audio_s": 50.0,
+    "batches_per_epoch": 4,
+}
+"""What the site of every client has described."""
 LAYOUT = ParameterLayout(("weight", "bias"), ((2, 2), (1,)))
 NUMEL = LAYOUT.numel
 
@@ -100,13 +108,13 @@ class Played:
         journal: Journal | None = None,
         secret: bytes = bytes(32),
     ) -> None:
-        self.config = compose(["client.local_steps=1", *overrides])
+        self.config = compose(["client.local_steps=8", *overrides])
         count = self.config.federated.num_clients
         played: Answer = answer or (lambda node, task: reply(node, round=task["round"]))
         self.grid = PlayedGrid(played, [100 + number for number in range(count)])
         self.federation = Federation(StreamingGrid(self.grid), self.config, "run", LAYOUT)  # type: ignore[arg-type]
         self.federation.hosts = {100 + number: [number] for number in range(count)}
-        self.federation.partitions = {number: {"train_audio_s": 1.0} for number in range(count)}
+        self.federation.partitions = {number: dict(ABOUT) for number in range(count)}
         optimizer = strategy_of(self.config.federated, NUMEL)
         self.privacy = None
         if self.config.privacy.enabled:

@@ -13,7 +13,7 @@ from flwr.app import Message
 from fedhubert.cli import main
 from fedhubert.errors import FederationError
 from fedhubert.federation.phases.targets import prepare_targets
-from fedhubert.federation.roster.nodes import connect
+from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.site.audit import _entries
 from fedhubert.federation.wire.arrays import sha256_of_ndarray
 

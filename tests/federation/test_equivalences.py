@@ -1,5 +1,6 @@
 """Federated equals central where it must: the client's own handlers on generated audio, without Flower in between."""
 
+import math
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedhubert.config import ClientJob, Config, FederatedConfig
 from fedhubert.data.batching import Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.federation.rounds.aggregate import RoundFold
+from fedhubert.federation.rounds.limits import RoundLimits
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.site.train import train_round
@@ -26,7 +28,6 @@ from fedhubert.federation.updates.pipeline import effective_steps
 from fedhubert.federation.wire.messages import Train, Trained
 from fedhubert.federation.wire.protocol import Reply, Request
 from fedhubert.models.hubert import HubertModel, build_hubert
-from fedhubert.objectives.spec import spec_of
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.training.local import Progress, train_locally
@@ -105,12 +106,27 @@ class Clients:
     def flat_mean(self, model: torch.Tensor, number: int, positions: dict[int, int]) -> torch.Tensor:
         return self.mean(model, number, [[partition] for partition in range(self.job.num_clients)], positions)
 
+    def limits(self) -> RoundLimits:
+        """Return what the server would believe of these clients, however long their updates are."""
+        described = {}
+        for number in range(self.job.num_clients):
+            partition = self.site.partition(number)
+            seconds = self.site.manifest.lengths(16000) / 16000
+            described[number] = {
+                "train_utterances": len(partition.train_rows),
+                "validation_utterances": len(partition.validation_rows),
+                "train_audio_s": float(seconds[partition.train_rows].sum()),
+                "validation_audio_s": float(seconds[partition.validation_rows].sum()),
+                "batches_per_epoch": partition.train_plan.num_batches,
+            }
+        return RoundLimits(self.config, described, norm=math.inf)
+
     def mean(self, model: torch.Tensor, number: int, shards: list[list[int]], positions: dict[int, int]) -> torch.Tensor:
         """Return what the server makes of the replies of nodes that host ``shards``."""
         outcome = RoundOutcome(number, list(range(self.job.num_clients)))
         total = ExactSum(self.layout.numel)
-        about = {"total": total, "objective": spec_of(self.config.task), "seed": self.config.seed}
-        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, None, **about)
+        about = {"total": total, "seed": self.config.seed}
+        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, self.limits(), **about)
         fold.expect(dict(enumerate(shards)))
         for node, shard in enumerate(shards):
             fold.add(Reply(node, self.round(model, number, shard, positions)))
@@ -261,8 +277,8 @@ def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
         clients = Clients([*settings, "client.local_steps=1", f"faults.{fault}=0.4"])
         outcome = RoundOutcome(1, [0, 1, 2])
         total, seed = ExactSum(clients.layout.numel), clients.config.seed
-        about = {"total": total, "objective": spec_of(clients.config.task), "seed": seed}
-        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, None, **about)
+        about = {"total": total, "seed": seed}
+        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, clients.limits(), **about)
         fold.expect({0: [0], 1: [1], 2: [2]})
         for partition in range(3):
             handled = clients.round(start, 1, [partition], {})

@@ -123,5 +123,5 @@ def test_codes_from_outside_cannot_carry_text(opened: Round) -> None:
 def test_a_step_that_overflows_is_refused(opened: Round) -> None:
     opened.rounds.optimizer = FedAvg(FederatedConfig(server_learning_rate=1e38))
     with pytest.raises(StepNotFinite, match="server optimiser's step is not finite"):
-        opened.finish([reply(100, update=np.full(NUMEL, 1e4, np.float32)), reply(101), reply(102)])
+        opened.finish([reply(node, update=np.full(NUMEL, 1e4, np.float32)) for node in (100, 101, 102)])
     assert not opened.rounds.state.positions

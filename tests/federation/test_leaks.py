@@ -18,7 +18,7 @@ from fedhubert.clients import data as site
 from fedhubert.compose import compose
 from fedhubert.data.audio import read_audio
 from fedhubert.errors import FederationError
-from fedhubert.federation.roster.nodes import connect
+from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import handlers as client
 from fedhubert.federation.site import train as client_round

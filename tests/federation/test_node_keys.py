@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.errors import ConfigError, FederationError
-from fedhubert.federation.roster.nodes import Federation, connect, refresh
+from fedhubert.federation.roster.connect import connect, refresh
+from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout

@@ -92,9 +92,9 @@ def test_a_shard_whose_clients_are_not_clipped_is_refused() -> None:
         total.add(torch.full((NUMEL,), length / math.sqrt(NUMEL)), 1)
         part = total.partial()
         request = Message(RecordDict(), node, "train.round")
-        about = {"weight": 1, "train_micro_batches": 4, "train_steps": 4, "update_norm": 1.0, "update_unclipped": 1}
+        about = {"weight": 1, "train_micro_batches": 4, "train_steps": 4, "update_norm": length, "update_unclipped": 1}
         about |= {"train_audio_s": 1.0, "train_cross_entropy_sum": 30.0, "train_masked_frames": 10, "train_correct": 1}
-        info = {"round": task["round"], "layout": played.federation.layout.fingerprint, "bound": part.bound}
+        info = {"round": task["round"], "layout": played.federation.layout.fingerprint}
         metrics = {partition: dict(about) for partition in task["partitions"]}
         message = protocol.reply_of(request, metrics=metrics, arrays={"sum": part.total.numpy()}, info=info)
         return said_by(node, message)

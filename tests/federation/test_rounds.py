@@ -18,17 +18,10 @@ from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import Failure
 from tests.flower import said_by
 
-from .conftest import LAYOUT, NUMEL, Played, reply
+from .conftest import ABOUT, LAYOUT, NUMEL, Played, reply
 
 TEN = ["federated.num_clients=10", "federated.client_fraction=0.5", "federated.strategy=FedAvg"]
 
-ABOUT = {
-    "train_utterances": 2,
-    "validation_utterances": 1,
-    "train_audio_s": 1.0,
-    "validation_audio_s": 0.5,
-    "batches_per_epoch": 1,
-}
 TRAITS = {"sample_rate_hz": 16000, "num_clusters": 50, "label_rate_hz": 100}
 """What sites say of themselves, as the demo's configuration has it."""
 

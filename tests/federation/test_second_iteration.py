@@ -15,7 +15,7 @@ from fedhubert.compose import compose
 from fedhubert.data.audio import read_audio
 from fedhubert.errors import FederationError, FedhubertError
 from fedhubert.federation.phases.targets import prepare_targets
-from fedhubert.federation.roster.nodes import connect
+from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.server.dry_run import describe_federation
 from fedhubert.federation.strategies.strategy import client_job

@@ -1,10 +1,19 @@
 """Brings a trained model to the sites: at most once to each."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from fedhubert.errors import FederationError
-from fedhubert.federation.roster.nodes import Federation, describe_failures
-from fedhubert.federation.wire.messages import Has, HasExtractor, HasTeacher, Instruction, NDArray, SendExtractor, SendTeacher
+from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.wire.messages import (
+    Failure,
+    Has,
+    HasExtractor,
+    HasTeacher,
+    Instruction,
+    NDArray,
+    SendExtractor,
+    SendTeacher,
+)
 from fedhubert.models.kept import KeptModel
 
 
@@ -21,35 +30,69 @@ def tensors_of(model: KeptModel) -> dict[str, NDArray]:
     return {name: tensor.numpy() for name, tensor in model.state.items()}
 
 
-def deliver(federation: Federation, transfer: ModelTransfer, nodes: list[int]) -> int:
-    """Make sure that each of ``nodes`` has the model; returns how many it was sent to.
+@dataclass
+class Delivery:
+    """How many nodes a model was ``sent`` to, and which have ``failed`` to take it."""
+
+    sent: int = 0
+    failed: dict[int, Failure] = field(default_factory=dict)
+
+
+def deliver(federation: Federation, transfer: ModelTransfer, shares: Mapping[int, Sequence[int]], timeout_s: float) -> Delivery:
+    """Make sure that each node of ``shares`` (node id -> partitions) has the model.
 
     Nodes are asked for its key first. Of those that lack it one is sent it, then the others are asked again: nodes that share a state folder (a
     simulation) get it once together.
-
-    Raises:
-        FederationError: a node that cannot keep it, or that has another one in its place.
     """
-    lacking = _lacking(federation, transfer, nodes)
-    if not lacking:
-        return 0
-    sent = len(_ask(federation, transfer.send, lacking[:1]))
-    return sent + len(_ask(federation, transfer.send, _lacking(federation, transfer, lacking[1:])))
+    done = Delivery()
+    lacking = _lacking(federation, transfer, list(shares), timeout_s, done)
+    while lacking and not done.sent:
+        done.sent += len(_ask(federation, transfer.send, lacking[:1], timeout_s, done))
+        lacking = lacking[1:]
+    lacking = _lacking(federation, transfer, lacking, timeout_s, done)
+    done.sent += len(_ask(federation, transfer.send, lacking, timeout_s, done))
+    return done
 
 
-def _lacking(federation: Federation, transfer: ModelTransfer, nodes: list[int]) -> list[int]:
-    lacking = [node for node, has in _ask(federation, transfer.ask, nodes) if not has]
+def go_on_without(federation: Federation, delivery: Delivery, what: str) -> None:
+    """Leave out the nodes that a model could not be brought to, where ``federated.min_clients`` allows; raises :class:`FederationError`."""
+    failed = [failure for _, failure in sorted(delivery.failed.items())]
+    if not failed:
+        return
+    others = {partition for node, hosted in federation.hosts.items() if node not in delivery.failed for partition in hosted}
+    lost = [
+        Failure(partition, delivery.failed[node].code, delivery.failed[node].setting)
+        for node in sorted(delivery.failed)
+        for partition in federation.hosts.get(node, ())
+        if partition not in others
+    ]
+    federation.leave_out(lost or failed, f"{what} failed")
+    for node in delivery.failed:
+        federation.hosts.pop(node, None)
+        federation.refuse(node)
+
+
+def failures_of(delivery: Delivery, shares: Mapping[int, Sequence[int]]) -> list[Failure]:
+    """Return the failures of a delivery by partition."""
+    return [
+        Failure(partition, failure.code, failure.setting)
+        for node, failure in delivery.failed.items()
+        for partition in shares[node]
+    ]
+
+
+def _lacking(federation: Federation, transfer: ModelTransfer, nodes: list[int], timeout_s: float, done: Delivery) -> list[int]:
+    lacking = [node for node, has in _ask(federation, transfer.ask, nodes, timeout_s, done) if not has]
     return sorted(lacking, key=nodes.index)
 
 
-def _ask(federation: Federation, instruction: Instruction, nodes: list[int]) -> list[tuple[int, bool]]:
-    timeout_s = federation.config.federated.round_timeout_s
+def _ask(
+    federation: Federation, instruction: Instruction, nodes: list[int], timeout_s: float, done: Delivery
+) -> list[tuple[int, bool]]:
     answers = []
     for reply in federation.ask(instruction, Has, {node: [] for node in nodes}, timeout_s=timeout_s):
         if reply.failures or reply.answer is None:
-            raise FederationError(
-                f"{instruction.KIND} failed: {describe_failures(reply.failures)} (the site's log says more)",
-                setting=reply.failures[0].setting if reply.failures else "",
-            )
-        answers.append((reply.node_id, reply.answer.has == 1))
+            done.failed[reply.node_id] = next(iter(reply.failures), Failure(-1, "malformed"))
+        else:
+            answers.append((reply.node_id, reply.answer.has == 1))
     return answers

@@ -2,32 +2,26 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedhubert.clients import Metrics
-from fedhubert.errors import FederationError
-from fedhubert.federation.phases.extractor import distribute
-from fedhubert.federation.roster.nodes import Federation, describe_failures
-from fedhubert.federation.roster.preflight import check_alike
-from fedhubert.federation.wire.messages import (
-    Answer,
-    Arrays,
-    Failure,
-    Instruction,
-    Label,
-    LabelCounts,
-    SeedKMeans,
-    Seeds,
-    Statistics,
-    StepKMeans,
+from fedhubert.federation.phases.counts import (
+    StatisticsReader,
+    ask_all,
+    failed_of,
+    read_counts,
+    read_seeds,
+    sizes_of,
 )
-from fedhubert.federation.wire.protocol import Reply
+from fedhubert.federation.phases.delivery import failures_of, go_on_without
+from fedhubert.federation.phases.extractor import distribute
+from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.wire.messages import Arrays, Failure, Label, LabelCounts, SeedKMeans, Seeds, Statistics, StepKMeans
 from fedhubert.targets.agreement import Agreement, agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
@@ -38,11 +32,7 @@ from fedhubert.targets.mfcc import MFCC
 
 log = logging.getLogger("fedhubert")
 
-AnswerT = TypeVar("AnswerT", bound=Answer)
-
 PRECOMPUTED = "precomputed"
-_MOST_FRAMES = 2**48
-"""More than any client has: 90 000 years at 100 Hz."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +117,8 @@ def prepare_targets(
         MFCC if extractor is None else LayerFeatures.of(extractor, federation.config.data, torch.device("cpu"))
     )
     if extractor is not None:
-        distribute(federation, extractor, list(federation.hosts), on_event)
+        delivery = distribute(federation, extractor, federation.hosts, on_event, federation.config.federated.round_timeout_s)
+        go_on_without(federation, delivery, "the extractor's delivery")
     if settings.kind == "kmeans" and centroids is None:
         centroids = _fit(federation, "" if extractor is None else extractor.key, source, progress, on_event)
     key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
@@ -135,14 +126,11 @@ def prepare_targets(
     counts = {name: np.zeros(settings.num_clusters, np.int64) for name in ("train", "validation")}
     table = np.zeros((settings.num_clusters, len(settings.label_values)), np.int64)
     targets = Targets(key, centroids, counts["train"], counts["validation"], source, extractor)
-    for reply in _ask_all(federation, targets.instruction(), LabelCounts):
-        if not reply.metrics:
-            continue
-        check_alike(reply.metrics, {"num_clusters": settings.num_clusters, "label_rate_hz": settings.label_rate_hz})
+    for labelled in ask_all(federation, targets.instruction(), LabelCounts, lambda reply: read_counts(federation, reply)):
         for name in counts:
-            counts[name] += _counts(reply, name, (settings.num_clusters,))
+            counts[name] += labelled[name]
         if settings.label_column:
-            table += _counts(reply, "contingency", table.shape)
+            table += labelled["contingency"]
     found = agreement(table)
     if settings.label_column:
         _say_agreement(settings.label_column, found)
@@ -150,33 +138,22 @@ def prepare_targets(
 
 
 def label_newcomers(
-    federation: Federation, targets: Targets, shares: dict[int, list[int]], on_event: Callable[[dict[str, Any]], None]
+    federation: Federation,
+    targets: Targets,
+    shares: Mapping[int, Sequence[int]],
+    on_event: Callable[[dict[str, Any]], None],
+    timeout_s: float,
 ) -> list[Failure]:
     """Have nodes that join later label their audio; returns what went wrong."""
-    timeout_s = federation.config.federated.round_timeout_s
+    failures: list[Failure] = []
     if targets.extractor is not None:
-        try:
-            distribute(federation, targets.extractor, list(shares), on_event)
-        except FederationError as error:
-            return [Failure(-1, error.code, error.setting)]
-    replies = federation.ask(targets.instruction(), LabelCounts, shares, timeout_s=timeout_s)
-    return [failure for reply in replies for failure in reply.failures]
-
-
-def _frames(metrics: Metrics) -> dict[str, int]:
-    """Return what a client says of its k-means statistics."""
-    names = ("frames", "withheld_clusters")
-    if not all(0 <= metrics.get(name, -1) < _MOST_FRAMES for name in names):
-        raise FederationError(f"a site's k-means statistics should say {' and '.join(names)}", setting="version")
-    return {name: int(metrics[name]) for name in names}
-
-
-def _counts(reply: Reply[LabelCounts], name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    sent = None if reply.answer is None else reply.answer.arrays.get(name)
-    found = np.zeros(0, np.int64) if sent is None else np.asarray(sent, np.int64)
-    if found.shape != shape or ((found < 0) | (found >= _MOST_FRAMES)).any():
-        raise FederationError(f"a site's label counts `{name}` should be int64{list(shape)} of at least 0", setting="version")
-    return found
+        delivery = distribute(federation, targets.extractor, shares, on_event, timeout_s)
+        failures = failures_of(delivery, shares)
+        shares = {node: hosted for node, hosted in shares.items() if node not in delivery.failed}
+    instruction, sizes = targets.instruction(), sizes_of(federation, LabelCounts)
+    for reply in federation.ask(instruction, LabelCounts, shares, timeout_s=timeout_s, num_bytes=sizes):
+        failures += failed_of(reply, shares[reply.node_id])
+    return failures
 
 
 def _say_agreement(column: str, found: Agreement | None) -> None:
@@ -209,19 +186,16 @@ def _fit(
         solver.load_state_dict(state)
         log.info("k-means: going on after iteration %d", len(solver.history))
     else:
-        solver.seed(_seeds(federation, extractor))
+        solver.seed(_seeds(federation, extractor, source.dimension))
         progress.save(solver.state_dict())
     while not solver.done:
         statistics, total = None, Counter[str]()
         assert solver.centroids is not None
-        scale_bits = scale_of(solver.centroids)
+        read = StatisticsReader(federation, source.dimension, scale_of(solver.centroids))
         step = StepKMeans(extractor=extractor, arrays={"centroids": solver.centroids})
-        for reply in _ask_all(federation, step, Statistics):
-            if reply.answer is not None and reply.metrics:
-                part = KMeansStatistics.from_arrays(reply.answer.arrays, settings.num_clusters, source.dimension, scale_bits)
-                statistics = part if statistics is None else statistics + part
-                for metrics in reply.metrics.values():
-                    total.update(_frames(metrics))
+        for part, said in ask_all(federation, step, Statistics, read, source.dimension):
+            statistics = part if statistics is None else statistics + part
+            total.update(said)
         assert statistics is not None
         solver.step(statistics)
         iteration, inertia = len(solver.history), solver.history[-1]
@@ -244,36 +218,9 @@ def kmeans_event(solver: FederatedKMeans, statistics: KMeansStatistics, total: M
     }
 
 
-def _seeds(federation: Federation, extractor: str) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def _seeds(federation: Federation, extractor: str, dimension: int) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
-    for reply in _ask_all(federation, SeedKMeans(extractor=extractor), Seeds):
-        arrays: Arrays = {} if reply.answer is None else reply.answer.arrays
-        for partition in reply.metrics:
-            names = f"centroids_{partition}", f"weights_{partition}"
-            if not arrays.keys() >= set(names):
-                raise FederationError(f"client {partition} sent no seeds for k-means", setting="version")
-            seeds[partition] = (arrays[names[0]], arrays[names[1]])
-    return [seeds[partition] for partition in sorted(seeds)]
-
-
-def _ask_all(federation: Federation, instruction: Instruction, kind: type[AnswerT]) -> list[Reply[AnswerT]]:
-    """Ask every connected client, those that fail once more up to ``federated.round_retries`` times; raises :class:`FederationError`."""
-    federated = federation.config.federated
-    shares = federation.everyone()
-    replies: list[Reply[AnswerT]] = []
-    for attempt in range(federated.round_retries + 1):
-        heard: set[int] = set()
-        failures: list[Failure] = []
-        for reply in federation.ask(instruction, kind, shares, timeout_s=federated.round_timeout_s):
-            replies.append(reply)
-            heard |= set(reply.metrics)
-            failures += reply.failures
-        shares = {node: left for node, asked in shares.items() if (left := [number for number in asked if number not in heard])}
-        if not shares:
-            return replies
-        if attempt < federated.round_retries:
-            log.warning("%s failed: %s; asking again", instruction.KIND, describe_failures(failures))
-    setting = next((failure.setting for failure in failures if failure.setting), "")
-    raise FederationError(
-        f"{instruction.KIND} failed: {describe_failures(failures) or 'no result'} (the site's log says more)", setting=setting
-    )
+    instruction = SeedKMeans(extractor=extractor)
+    for part in ask_all(federation, instruction, Seeds, lambda reply: read_seeds(federation, reply, dimension), dimension):
+        seeds |= part
+    return [seeds[partition] for partition in sorted(seeds) if partition not in federation.left_out]

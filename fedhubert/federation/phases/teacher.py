@@ -1,7 +1,7 @@
 """The teacher of a distillation: read on the server, named by its content, brought to the sites."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedhubert.config import Config, ModelConfig
 from fedhubert.errors import CheckpointError
-from fedhubert.federation.phases.delivery import ModelTransfer, deliver, tensors_of
+from fedhubert.federation.phases.delivery import Delivery, ModelTransfer, deliver, tensors_of
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.wire.messages import HasTeacher, SendTeacher
 from fedhubert.formats.importing import encoder_sha256, import_on_server
@@ -102,19 +102,27 @@ def server_objective(config: Config, teacher: ServerTeacher | None, device: torc
     return spec.loss(Teaching(teacher.teacher, spec.taught, on) if teacher and spec.taught else None)
 
 
-def send_teacher(federation: Federation, teacher: Teacher, nodes: list[int], on_event: Callable[[dict[str, Any]], None]) -> None:
-    """Make sure that each of ``nodes`` has the teacher; raises :class:`FederationError` for one that cannot keep it or has another."""
+def send_teacher(
+    federation: Federation,
+    teacher: Teacher,
+    shares: Mapping[int, Sequence[int]],
+    on_event: Callable[[dict[str, Any]], None],
+    timeout_s: float,
+) -> Delivery:
+    """Make sure that each node of ``shares`` (node id -> partitions) has the teacher; those that cannot keep it, or have another, fail."""
     transfer = ModelTransfer(
         HasTeacher(teacher=teacher.key), SendTeacher(teacher=teacher.key, model=teacher.config, arrays=tensors_of(teacher))
     )
-    sent = deliver(federation, transfer, nodes)
-    log.info("teacher (%.1f MB) sent to %d of %d nodes; the others have it", teacher.num_bytes / 1e6, sent, len(nodes))
+    delivery = deliver(federation, transfer, shares, timeout_s)
+    sent = delivery.sent
+    log.info("teacher (%.1f MB) sent to %d of %d nodes; the others have it", teacher.num_bytes / 1e6, sent, len(shares))
     on_event(
         {
             "event": "teacher",
             "sha256": teacher.key,
-            "nodes": len(nodes),
+            "nodes": len(shares),
             "sent_to": sent,
             "bytes_down": sent * teacher.num_bytes,
         }
     )
+    return delivery

@@ -59,19 +59,12 @@ class CentralPrivacy:
 
     @property
     def noise_std(self) -> float:
-        """Standard deviation of the noise on each entry of the round's sum.
-
-        With an adaptive norm a part of the budget goes to the count, so that the two together are one release at the noise multiplier:
-        z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2).
-        """
-        z, count_noise = self._settings.noise_multiplier, self._count_noise
-        if self._settings.target_quantile is not None and z:
-            z = (z**-2 - (2.0 * count_noise) ** -2) ** -0.5
-        return z * self.clip_norm
+        """Standard deviation of the noise on each entry of the round's sum."""
+        return self._settings.noise_on_sum(self._federated.expected_cohort) * self.clip_norm
 
     @property
     def _count_noise(self) -> float:
-        return self._settings.count_noise or max(self._federated.expected_cohort / 20.0, self._settings.noise_multiplier)
+        return self._settings.noise_on_count(self._federated.expected_cohort)
 
     def cohort(self, number: int) -> list[int]:
         """Return the partitions of round ``number``, each drawn by itself."""

@@ -10,6 +10,7 @@ from fedhubert.errors import ConfigError
 from fedhubert.federation.privacy.accounting import Ledger, Releases
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
 from fedhubert.federation.privacy.secret import FILE_NAME, create_secret, load_secret
+from fedhubert.objectives.spec import spec_of
 
 log = logging.getLogger("fedhubert")
 
@@ -102,5 +103,9 @@ def _outside(config: Config) -> Iterator[str]:
         yield "the k-means targets (sums and counts of the clients' frames, without noise)"
     if config.privacy.client_metrics:
         yield "the clients' exact figures in checkpoints and exports, and what goes by them (privacy.client_metrics=true)"
+    if config.targets.layer is not None:
+        yield "the model of targets.checkpoint, whose layer the targets are of, if it was trained on these clients' data"
+    if spec_of(config.task).taught is not None:
+        yield "the teacher (task.teacher), which the student learns from, if it was trained on these clients' data"
     if config.init_from is not None:
         yield "the encoder of init_from, if it was trained on these clients' data"

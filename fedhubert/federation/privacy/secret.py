@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedhubert.errors import CheckpointError
-from fedhubert.files import explaining_write_errors, sync_folder, temporary_path
+from fedhubert.files import explaining_write_errors, open_here, sync_folder, temporary_path
 
 FILE_NAME = "privacy.key"
 _BYTES = 32
@@ -67,9 +67,7 @@ def create_secret(folder: Path) -> Secret:
     path, key = folder / FILE_NAME, secrets.token_bytes(_BYTES)
     with explaining_write_errors(folder, setting="checkpoint_dir"):
         temporary = temporary_path(path)
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        with open_here(temporary, "xb", private=True) as file:
             file.write(key)
             file.flush()
             os.fsync(file.fileno())

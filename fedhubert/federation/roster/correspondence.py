@@ -13,7 +13,7 @@ from fedhubert.federation.roster.node_keys import NodeKeys
 from fedhubert.federation.wire import protocol, signing
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import Answer, Failure
-from fedhubert.federation.wire.protocol import Reply
+from fedhubert.federation.wire.protocol import Asked, Reply
 from fedhubert.files import on_server
 
 log = logging.getLogger("fedhubert")
@@ -50,9 +50,9 @@ class Correspondence:
             digest = signing.sign_request(message, number, lifetime_s, self.key)
             self._asked[message.metadata.dst_node_id] = (number, digest)
 
-    def read(self, message: Message, kind: type[AnswerT]) -> Reply[AnswerT]:
+    def read(self, message: Message, kind: type[AnswerT], asked: Asked | None = None) -> Reply[AnswerT]:
         """Parse a reply as :func:`protocol.read_reply` does; one that is not signed by the site that was asked is a failure ``signature``."""
-        reply = protocol.read_reply(message, kind)
+        reply = protocol.read_reply(message, kind, asked)
         # nothing of these but a code is used
         if not self.reply_keys or message.has_error() or MALFORMED in reply.failures:
             return reply

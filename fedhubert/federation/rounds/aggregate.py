@@ -1,5 +1,6 @@
 """From replies to one mean update: what must hold of a reply, and where the updates of a round are gathered."""
 
+import logging
 import math
 from collections.abc import Mapping
 
@@ -8,17 +9,21 @@ import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.config import FederatedConfig
-from fedhubert.federation.rounds.figures import check_figures
+from fedhubert.federation.rounds.limits import Contribution, HeldBack, RoundLimits
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import decode
-from fedhubert.federation.updates.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
+from fedhubert.federation.updates.exact_sum import GRID_BITS, ExactSum, PartialSum, UpdateRejected, measure
 from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
 from fedhubert.federation.wire.messages import Failure, Trained
 from fedhubert.federation.wire.protocol import Reply
-from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.training.parameters import ParameterLayout, tensor_of
+
+log = logging.getLogger("fedhubert")
+
+_NORM_DIGITS = 1e-5
+"""What norms of six digits can add up to beyond the truth, several times over."""
 
 
 def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, float]:
@@ -48,10 +53,9 @@ class RoundFold:
         layout: The parameters that an update is of.
         model: The round's model [P].
         outcome: Filled in as replies come.
-        norm_limit: Updates longer than this are rejected; None: no limit yet.
+        limits: What is believed of the replies.
         clip_norm: Updates longer than this are scaled down to it, and count one each (differential privacy); None: as they are.
         total: The sum of the updates accepted, cleared here; of no entry where the strategy has to see them all.
-        objective: What clients train, and score.
         seed: The run's, from which sketches draw their signs.
     """
 
@@ -62,17 +66,16 @@ class RoundFold:
         layout: ParameterLayout,
         model: torch.Tensor,
         outcome: RoundOutcome,
-        norm_limit: float | None,
+        limits: RoundLimits,
         clip_norm: float | None = None,
         *,
         total: ExactSum,
-        objective: ObjectiveSpec,
         seed: int,
     ) -> None:
         self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
         self._strategy = strategy_of(config)
-        self._outcome, self._norm_limit, self._clip_norm = outcome, norm_limit, clip_norm
-        self._objective = objective
+        self._outcome, self._limits, self._clip_norm = outcome, limits, clip_norm
+        self._held = HeldBack(limits.most_held)
         self.total = total
         total.clear()
         self._updates: dict[int, tuple[torch.Tensor, int]] = {}
@@ -96,10 +99,12 @@ class RoundFold:
         answer = reply.answer
         if answer is not None and answer.metrics and not whole:
             try:
-                self._check(answer, set(asked) - set(named) - set(outcome.clients))
+                self._check(answer, set(asked) - set(named) - set(outcome.clients), len(asked))
                 sketches = self._sketches_in(answer)
                 clients = {partition: dict(metrics) for partition, metrics in answer.metrics.items()}
-                self._fold(answer, clients)
+                contribution = self._read(answer, clients)
+                if not self._limits.holds_back:
+                    self._add(contribution)
             except UpdateRejected as rejected:
                 code = f"update_{rejected.reason}"
             except (KeyError, TypeError, ValueError, OverflowError):
@@ -108,6 +113,8 @@ class RoundFold:
                 outcome.clients.update(clients)
                 accepted = set(clients)
                 self._sketches.update(sketches)
+                if self._limits.holds_back:
+                    self._hold(contribution)
                 outcome.bytes_up_fp32 += 4 * (self._layout.numel * len(accepted) + sum(map(len, sketches.values())))
         others = sorted(set(asked) - set(named) - accepted)
         outcome.failures += [*named.values(), *(Failure(partition, code, whole.setting if whole else "") for partition in others)]
@@ -145,44 +152,78 @@ class RoundFold:
             raise UpdateRejected("sketch")
         return {partition: np.array(sketch, np.float32) for partition, sketch in zip(answer.metrics, sketches, strict=True)}
 
-    def _check(self, answer: Trained, expected: set[int]) -> None:
+    def judge(self) -> list[int]:
+        """Drop what is longer than so many of the round's medians; return the clients that fell with another's update, to be asked again.
+
+        Only in rounds before there are norms of earlier ones: see :mod:`fedhubert.federation.rounds.limits`.
+        """
+        clients, fell = self._outcome.clients, list[int]()
+        while self._limits.holds_back:
+            limit = self._limits.longest(float(metrics["update_norm"]) for metrics in clients.values())
+            long = {p for p, metrics in clients.items() if limit is not None and float(metrics["update_norm"]) > limit}
+            dropped = self._held.take(long)
+            if not dropped:
+                if long:
+                    log.warning(
+                        "round %d: more long updates than can be held back: clients %s stay", self._outcome.number, sorted(long)
+                    )
+                break
+            for contribution in dropped:
+                for partition in contribution.partitions:
+                    self._forget(partition)
+                    if partition in long:
+                        self._outcome.failures.append(Failure(partition, "update_norm"))
+                    else:
+                        fell.append(partition)
+        return sorted(fell)
+
+    def settle(self) -> None:
+        """Add what is still held back to the sum: all replies are in."""
+        for contribution in self._held.take_all():
+            self._add_late(contribution)
+
+    def _forget(self, partition: int) -> None:
+        self._outcome.clients.pop(partition, None)
+        self._sketches.pop(partition, None)
+        self._updates.pop(partition, None)
+
+    def _hold(self, contribution: Contribution) -> None:
+        late = self._held.push(contribution)
+        if late is not None:
+            self._add_late(late)
+
+    def _add_late(self, contribution: Contribution) -> None:
+        try:
+            self._add(contribution)
+        except UpdateRejected as rejected:
+            for partition in contribution.partitions:
+                self._forget(partition)
+                self._outcome.failures.append(Failure(partition, f"update_{rejected.reason}"))
+
+    def _check(self, answer: Trained, expected: set[int], asked: int) -> None:
         if answer.round != self._outcome.number:
             raise UpdateRejected("round")
         if answer.layout != self._layout.fingerprint:
             raise UpdateRejected("layout")
         if not set(answer.metrics) <= expected:
             raise UpdateRejected("partition")
+        if ("sum" in answer.arrays) != (asked > 1):
+            raise UpdateRejected("sum")
         private = self._clip_norm is not None
-        for metrics in answer.metrics.values():
-            try:
-                check_figures(metrics, self._objective)
-            except ValueError:
-                raise UpdateRejected("metrics") from None
+        for partition, metrics in answer.metrics.items():
             if private and (metrics["weight"] != 1 or "update_unclipped" not in metrics):
                 raise UpdateRejected("weight")
-            if not 1 <= int(metrics["weight"]) <= MAX_WEIGHT:
-                raise UpdateRejected("weight")
-            if not all(1 <= int(metrics[name]) < 2**31 for name in ("train_steps", "train_micro_batches")):
-                raise UpdateRejected("metrics")
-            self._check_norm(float(metrics["update_norm"]))
+            self._limits.check(partition, metrics)
 
-    def _check_norm(self, norm: float) -> None:
-        if self._norm_limit is not None and norm > self._norm_limit:
-            raise UpdateRejected("norm")
-
-    def _fold(self, answer: Trained, clients: dict[int, Metrics]) -> None:
-        """Take in the update, or the sum, of ``clients``; what they say of an update's norm is replaced by what it is."""
+    def _read(self, answer: Trained, clients: dict[int, Metrics]) -> Contribution:
+        """Return what the reply adds to the round's sum; what ``clients`` say of an update's norm is replaced by what it is."""
         if "sum" in answer.arrays:
             if self._strategy.needs_every_update:
                 raise UpdateRejected("sum")
-            weight = sum(int(metrics["weight"]) for metrics in clients.values())
             total = tensor_of(answer.arrays["sum"])
-            if self._clip_norm is not None and norm_in_double(total) > weight * self._clip_norm * 2.0**GRID_BITS:
-                raise UpdateRejected("norm")  # its node has not clipped
-            if answer.bound is None:
-                raise UpdateRejected("range")
-            self.total.merge(PartialSum(total, weight, answer.bound))
-            return
+            self._check_sum(total, clients)
+            norm = max(float(metrics["update_norm"]) for metrics in clients.values())
+            return Contribution(norm, tuple(sorted(clients)), total, sum(int(metrics["weight"]) for metrics in clients.values()))
         ((partition, metrics),) = clients.items()
         update = decode(self._config.update_codec, answer.arrays, self._layout.shapes)
         if self._clip_norm is not None:
@@ -191,8 +232,27 @@ class RoundFold:
         metrics["update_norm"] = magnitude.norm  # our own figure, whatever the client says
         if not np.isfinite(metrics["update_norm"]):
             raise UpdateRejected("not_finite")
-        self._check_norm(metrics["update_norm"])
+        if self._limits.norm is not None and magnitude.norm > self._limits.norm:
+            raise UpdateRejected("norm")
+        return Contribution(magnitude.norm, (partition,), update, int(metrics["weight"]), magnitude)
+
+    def _check_sum(self, total: torch.Tensor, clients: Mapping[int, Metrics]) -> None:
+        """Raise :class:`UpdateRejected` for a sum that is longer than its clients' updates, of the norms that they state, can add up to."""
+        if total.shape != (self._layout.numel,) or total.dtype != torch.int64:
+            raise UpdateRejected("shape")
+        norm, weight = norm_in_double(total), sum(int(metrics["weight"]) for metrics in clients.values())
+        if self._clip_norm is not None and norm > weight * self._clip_norm * 2.0**GRID_BITS:
+            raise UpdateRejected("norm")  # its node has not clipped
+        stated = math.fsum(int(metrics["weight"]) * float(metrics["update_norm"]) for metrics in clients.values())
+        rounding = len(clients) * math.sqrt(total.numel())  # half a step of the grid in every entry, twice over
+        if norm > stated * (1.0 + _NORM_DIGITS) * 2.0**GRID_BITS + rounding:
+            raise UpdateRejected("norm")
+
+    def _add(self, contribution: Contribution) -> None:
         if self._strategy.needs_every_update:
-            self._updates[partition] = (update, int(metrics["weight"]))
+            (partition,) = contribution.partitions
+            self._updates[partition] = (contribution.values, contribution.weight)
+        elif contribution.values.dtype == torch.int64:
+            self.total.merge(PartialSum(contribution.values, contribution.weight))
         else:
-            self.total.add(update, int(metrics["weight"]), magnitude)
+            self.total.add(contribution.values, contribution.weight, contribution.magnitude)

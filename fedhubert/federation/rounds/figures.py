@@ -1,13 +1,12 @@
 """From a round's outcome to the figures that ``metrics.jsonl`` and checkpoints carry."""
 
 import math
-from collections.abc import Collection, Mapping
+import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from fedhubert.clients import Metrics
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.wire.messages import Failure, Scored
-from fedhubert.federation.wire.protocol import Reply
 from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
@@ -74,7 +73,11 @@ def validation_figures(outcome: RoundOutcome, objective: ObjectiveSpec, *, model
     sums = _sums(outcome, "validation_")
     if not sums.get(objective.counted):
         return {}
-    return {"model_round": model_round, **objective.figures(sums), "clients": len(outcome.clients)}
+    figures = {"model_round": model_round, **objective.figures(sums), "clients": len(outcome.clients)}
+    own = [objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()]
+    heard = [each for each in own if each.get(objective.counted)]
+    names = [name for name in ("loss", "masked_accuracy") if name in figures]
+    return {**figures, "median": {name: statistics.median(each[name] for each in heard) for name in names}}
 
 
 def fairness_of(outcome: RoundOutcome, objective: ObjectiveSpec) -> dict[str, Any]:
@@ -100,22 +103,6 @@ def check_figures(metrics: Mapping[str, int | float], objective: ObjectiveSpec) 
                 objective.figures(sums)
             except KeyError as error:
                 raise ValueError(f"no {prefix}{error.args[0]}") from None
-
-
-def usable_scores(
-    reply: Reply[Scored], asked: Collection[int], objective: ObjectiveSpec
-) -> tuple[dict[int, Metrics], list[Failure]]:
-    """Return the scores of a reply's partitions, and which of those asked failed; scores that no figures can be made of are ``malformed``."""
-    scores, failures = {}, list(reply.failures)
-    for partition, metrics in reply.metrics.items():
-        try:
-            check_figures(metrics, objective)
-        except ValueError:
-            failures.append(Failure(partition, "malformed"))
-        else:
-            if partition in asked:
-                scores[partition] = metrics
-    return scores, failures
 
 
 def said(figures: Mapping[str, Any], objective: ObjectiveSpec) -> str:

@@ -8,12 +8,12 @@ import torch
 
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.broadcast import Broadcast
-from fedhubert.federation.rounds.figures import usable_scores
+from fedhubert.federation.rounds.limits import RoundLimits, usable_scores
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.round import RoundResult, Rounds
 from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.wire.messages import Evaluate, Scored
-from fedhubert.objectives.spec import spec_of
+from fedhubert.federation.wire.messages import Evaluate, Failure, Scored
+from fedhubert.federation.wire.protocol import Asked
 
 log = logging.getLogger("fedhubert")
 
@@ -47,13 +47,14 @@ def score_everywhere(
     """Have every connected client score ``model`` [P], that of round ``number``, on its whole validation split."""
     outcome = RoundOutcome(number, sorted(federation.connected))
     broadcast = Broadcast.of(federation, targets_key, model)
-    messages = (
-        broadcast.message(node, Evaluate, partitions, number, state.positions)
-        for node, partitions in federation.everyone().items()
-    )
+    shares, limits = federation.everyone(), RoundLimits(federation.config, federation.partitions)
+    messages = (broadcast.message(node, Evaluate, partitions, number, state.positions) for node, partitions in shares.items())
     for message in federation.grid.send_and_receive(messages, timeout=federation.config.federated.round_timeout_s):
-        reply = federation.read(message, Scored)
-        scores, failures = usable_scores(reply, federation.hosts.get(reply.node_id, ()), spec_of(federation.config.task))
+        asked = shares.get(message.metadata.src_node_id, [])
+        reply = federation.read(message, Scored, Asked(asked))
+        scores, failures = usable_scores(reply, asked, limits)
         outcome.clients.update(scores)
         outcome.failures += failures
+    for node in federation.grid.unanswered:
+        outcome.failures += [Failure(partition, "no_answer") for partition in shares.get(node, ())]
     return outcome

@@ -10,18 +10,20 @@ import torch
 
 from fedhubert.errors import FederationError
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
-from fedhubert.federation.roster.nodes import Federation, describe_failures, refresh
+from fedhubert.federation.roster.bounds import median_client, weight_limit
+from fedhubert.federation.roster.connect import refresh
+from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.sampling import asking_order, assign_to_nodes
 from fedhubert.federation.rounds.aggregate import RoundFold
 from fedhubert.federation.rounds.broadcast import Broadcast
 from fedhubert.federation.rounds.journal import Entry, Journal
+from fedhubert.federation.rounds.limits import HELD_BACK, RoundLimits, asked_for
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import Failure, Train, Trained
-from fedhubert.objectives.spec import spec_of
 
 log = logging.getLogger("fedhubert")
 
@@ -91,21 +93,21 @@ class Round:
         self._replayed = rounds.journal.get(number) if rounds.journal else None
         self._outcome = RoundOutcome(number, [])
         self._queue, self._wanted = self._choose()
-        self._norm_limit = rounds.state.norm_limit(self._federated.max_norm_ratio)
+        self._limits = self._find_limits()
         self._fold = RoundFold(
             self._federated,
             self._federation.config.client.sgd_momentum,
             self._federation.layout,
             self._broadcast.reference,
             self._outcome,
-            self._norm_limit,
+            self._limits,
             self._privacy.clip_norm if self._privacy else None,
             total=rounds.total,
-            objective=spec_of(self._federation.config.task),
             seed=self._federation.config.seed,
         )
         self._shares: dict[int, list[int]] = {}
-        self._attempt = 0
+        self._attempt = self._retries = 0
+        self._silent: set[int] = set()
         self._started = time.monotonic()
 
     def messages(self) -> Iterator[Message]:
@@ -122,10 +124,13 @@ class Round:
         """
         outcome = self._outcome
         self._gather(replies)
-        while self._too_few() and self._attempt < self._federated.round_retries:
+        while self._too_few() and self._retries < self._federated.round_retries:
+            self._retries += 1
             self._ask_again()
+        self._fold.settle()
         outcome.asked.sort()
         self._check_quorum()
+        self._set_aside_silent()
         outcome.seconds["train"] = time.monotonic() - self._started
         started = time.monotonic()
         updated = self._step()
@@ -150,6 +155,20 @@ class Round:
             privacy.clip_norm = release.next_clip_norm
         return updated
 
+    def _find_limits(self) -> RoundLimits:
+        config, state = self._federation.config, self.rounds.state
+        if not state.median_client:
+            state.median_client = median_client(self._federation.partitions)
+        dropped = [failure for failure in (self._replayed.failures if self._replayed else ()) if failure.code == "update_norm"]
+        return RoundLimits(
+            config,
+            self._federation.partitions,
+            weight_limit(config, state.median_client),
+            state.norm_limit(self._federated.max_norm_ratio),
+            tuple(state.norms),
+            HELD_BACK - len(dropped),  # those of the round as it went, which are not asked any more
+        )
+
     def _choose(self) -> tuple[list[int], int]:
         """Return the partitions in the order in which the round asks them, and how many it wants."""
         number = self._outcome.number
@@ -164,9 +183,14 @@ class Round:
 
     def _ask(self, count: int) -> Iterator[Message]:
         """Return messages to the next ``count`` partitions of the queue that are connected."""
-        connected, outcome = self._federation.connected, self._outcome
+        connected = self._federation.connected
         asked = [partition for partition in self._queue if partition in connected][:count]
         self._queue = [partition for partition in self._queue if partition not in asked]
+        return self._ask_for(asked)
+
+    def _ask_for(self, asked: list[int]) -> Iterator[Message]:
+        """Return messages to those of ``asked`` that are connected."""
+        outcome = self._outcome
         outcome.asked += [partition for partition in asked if partition not in outcome.asked]
         load = {partition: float(about["train_audio_s"]) for partition, about in self._federation.partitions.items()}
         self._shares = assign_to_nodes(asked, self._federation.hosts, load)
@@ -177,7 +201,7 @@ class Round:
 
     def _message(self, node: int, partitions: list[int]) -> Message:
         state = self.rounds.state
-        more: dict[str, object] = {"attempt": self._attempt, "norm_limit": self._norm_limit}
+        more: dict[str, object] = {"attempt": self._attempt, "norm_limit": self._limits.norm, "weight_limit": self._limits.weight}
         if self._privacy:
             more["clip_norm"] = self._privacy.clip_norm
         if self._replayed:
@@ -191,7 +215,8 @@ class Round:
         """Fold replies until the round has enough, or all are in, or the deadline has passed."""
         outcome, unheard = self._outcome, set(self._shares)
         for message in replies:
-            reply = self._federation.read(message, Trained)
+            asked = self._shares.get(message.metadata.src_node_id, [])
+            reply = self._federation.read(message, Trained, asked_for(self._federation.config, self._federation.layout, asked))
             unheard.discard(reply.node_id)
             self._fold.add(reply)
             self.rounds.on_client(outcome.number, min(len(outcome.clients), self._wanted), self._wanted)
@@ -199,8 +224,22 @@ class Round:
                 close = getattr(replies, "close", None)
                 if close is not None:
                     close()
-                return  # over-committed: the others are not needed, and have not failed
+                unheard.clear()  # over-committed: the others are not needed, and have not failed
+                break
+        self._silent |= unheard
         outcome.failures += [Failure(partition, "no_answer") for node in sorted(unheard) for partition in self._shares[node]]
+
+        if fell := self._fold.judge():
+            self._attempt += 1
+            messages = self._ask_for(fell)
+            self._gather(self._federation.grid.send_and_receive(messages, timeout=self._federated.round_timeout_s))
+
+    def _set_aside_silent(self) -> None:
+        """Do not wait again for nodes that have let the round wait out its time, where the others suffice."""
+        hosts = self._federation.hosts
+        others = {partition for node, hosted in hosts.items() if node not in self._silent for partition in hosted}
+        if len(others) >= self._federated.quorum:
+            self._federation.set_aside(self._silent)
 
     def _too_few(self) -> bool:
         """Below the quorum; or, in a replay, without all that were accepted before.
@@ -225,7 +264,7 @@ class Round:
             outcome.number,
             len(outcome.clients),
             self._wanted,
-            self._attempt,
+            self._retries,
             self._federated.round_retries,
             describe_failures(outcome.failures),
         )

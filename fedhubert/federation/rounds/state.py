@@ -19,11 +19,14 @@ class RoundState:
         positions: Partition -> micro-batches consumed so far.
         site_rounds: Partition -> the last round whose update of it was accepted: the version of its site's state to go on from.
         norms: Norms of the updates accepted last, oldest first.
+        median_client: Medians of what the clients of the first round were described to have: what weights are limited by for the rest of the run,
+            whoever comes and goes.
     """
 
     positions: dict[int, int] = field(default_factory=dict)
     site_rounds: dict[int, int] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
+    median_client: dict[str, float] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
@@ -32,6 +35,7 @@ class RoundState:
             "positions": positions,
             "site_rounds": {str(p): r for p, r in self.site_rounds.items()},
             "norms": list(self.norms),
+            "median_client": dict(self.median_client),
         }
 
     @classmethod
@@ -39,7 +43,10 @@ class RoundState:
         """Inverse of :meth:`to_plain`."""
         positions = {int(partition): int(count) for partition, count in values["positions"].items()}
         return cls(
-            positions, {int(p): int(r) for p, r in values["site_rounds"].items()}, [float(norm) for norm in values["norms"]]
+            positions,
+            {int(p): int(r) for p, r in values["site_rounds"].items()},
+            [float(norm) for norm in values["norms"]],
+            {str(name): float(value) for name, value in values.get("median_client", {}).items()},
         )
 
     def accept(self, outcome: RoundOutcome) -> None:

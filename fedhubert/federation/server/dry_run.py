@@ -8,7 +8,8 @@ from rich.table import Table
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.federation.phases.teacher import with_teacher
-from fedhubert.federation.roster.nodes import Federation, connect
+from fedhubert.federation.roster.connect import connect
+from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.objectives.spec import build_model

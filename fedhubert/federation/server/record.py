@@ -143,7 +143,8 @@ class RunRecord:
         sign = 1.0 if settings.monitor == "masked_accuracy" else -1.0
         best_round, best = 0, float("-inf")
         for event in self.history:
-            figure = (event["validation"] or {}).get(settings.monitor)
+            figures = event["validation"] or {}
+            figure = (figures.get("median", {}) if settings.over == "clients" else figures).get(settings.monitor)
             if event["round"] > 1 and figure is not None and sign * figure > best + settings.min_delta:
                 best_round, best = event["round"] - 1, sign * figure
         return best_round

@@ -13,13 +13,15 @@ import torch
 
 from fedhubert.config import Config
 from fedhubert.deployment.expiry import expiring
-from fedhubert.errors import CheckpointError, FederationError, FedhubertError
+from fedhubert.errors import CheckpointError, FedhubertError
+from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.evaluation import ServerEvaluation
 from fedhubert.federation.phases.targets import Targets, label_newcomers, no_targets, prepare_targets
 from fedhubert.federation.phases.teacher import prepare_student, send_teacher, server_objective, with_teacher
 from fedhubert.federation.privacy.opening import announce, open_privacy
+from fedhubert.federation.roster.connect import WELCOME_TIMEOUT_S, connect
 from fedhubert.federation.roster.node_keys import key_folders
-from fedhubert.federation.roster.nodes import Federation, connect
+from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.figures import brief, data_summary, final_event, round_event, round_line, said
 from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
 from fedhubert.federation.rounds.round import ClientsDone, RoundResult, Rounds, StepNotFinite
@@ -115,7 +117,9 @@ class _Run:
         connect(self.federation)
         self._say_who_is_there()
         if self.teacher is not None:
-            send_teacher(self.federation, self.teacher.teacher, list(self.federation.hosts), self.record.event)
+            timeout_s = self.config.federated.round_timeout_s
+            delivery = send_teacher(self.federation, self.teacher.teacher, self.federation.hosts, self.record.event, timeout_s)
+            go_on_without(self.federation, delivery, "the teacher's delivery")
         needs_labels = self.config.task.needs_labels
         targets = (
             prepare_targets(self.federation, self.centroids, self.record.kmeans, self.record.event)
@@ -150,12 +154,14 @@ class _Run:
 
     def _welcome(self, targets: Targets, shares: dict[int, list[int]]) -> list[Failure]:
         """Prepare nodes that join later; returns what went wrong."""
+        timeout_s, failures = min(WELCOME_TIMEOUT_S, self.config.federated.round_timeout_s), list[Failure]()
         if self.teacher is not None:
-            try:
-                send_teacher(self.federation, self.teacher.teacher, list(shares), self.record.event)
-            except FederationError as error:
-                return [Failure(-1, error.code, error.setting)]
-        return label_newcomers(self.federation, targets, shares, self.record.event) if self.config.task.needs_labels else []
+            delivery = send_teacher(self.federation, self.teacher.teacher, shares, self.record.event, timeout_s)
+            failures = failures_of(delivery, shares)
+            shares = {node: hosted for node, hosted in shares.items() if node not in delivery.failed}
+        if self.config.task.needs_labels:
+            failures += label_newcomers(self.federation, targets, shares, self.record.event, timeout_s)
+        return failures
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""

@@ -20,7 +20,7 @@ from fedhubert.federation.wire.arrays import sha256_of
 from fedhubert.federation.wire.flower import Message, RecordDict
 from fedhubert.federation.wire.messages import Instruction
 from fedhubert.federation.wire.protocol import Request
-from fedhubert.files import append_durably
+from fedhubert.files import append_durably, private_folder
 
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -63,8 +63,8 @@ def write_down(
     about["asked"] = _asked(message, request)
     folder = state_dir / "audit"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        append_durably(folder / f"{now:%Y-%m-%d}.jsonl", json.dumps({**about, "sent": _entries(content)}))
+        private_folder(folder)
+        append_durably(folder / f"{now:%Y-%m-%d}.jsonl", json.dumps({**about, "sent": _entries(content)}), private=True)
     except OSError as error:
         raise AuditError(
             f"cannot write to {folder}: {error.strerror}; nothing is sent that is not written down there", setting="audit"

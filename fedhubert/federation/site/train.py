@@ -88,6 +88,7 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         if fold is not None and task.clip_norm is not None:
             decoded, _ = clipped(decoded, task.clip_norm)
         weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
+        weight = weight if task.weight_limit is None else min(weight, task.weight_limit)
         magnitude = measure(decoded)
         metrics |= {**_training_metrics(result), **sent.figures, "weight": weight, "update_norm": magnitude.norm}
         if not all(map(math.isfinite, metrics.values())):
@@ -104,13 +105,11 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         return metrics
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
-    bound = None
     if fold is not None and fold.weight:
-        part = fold.partial()
-        arrays["sum"], bound = part.total.numpy(), part.bound
+        arrays["sum"] = fold.partial().total.numpy()
     if metrics and job.sends_sketches:
         arrays["sketches"] = np.stack([sketches[number] for number in metrics])
-    trained = Trained(metrics=metrics, arrays=arrays, round=task.round, layout=resident.layout.fingerprint, bound=bound)
+    trained = Trained(metrics=metrics, arrays=arrays, round=task.round, layout=resident.layout.fingerprint)
     return trained, failures
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedhubert.config.federated import MOST_NOISE
+
 GRID_BITS = 33
 MAX_WEIGHT = 2**28
 _ROW = 2**12  # short enough that BLAS takes one thread for its product with itself
@@ -35,11 +37,10 @@ class UpdateRejected(ValueError):
 
 @dataclass(frozen=True)
 class PartialSum:
-    """What a shard reports: integers on the grid [P], their total weight, and a bound on each entry's magnitude in grid units."""
+    """What a shard reports: integers on the grid [P] and their total weight."""
 
     total: torch.Tensor
     weight: int
-    bound: float
 
 
 @dataclass(frozen=True)
@@ -129,23 +130,28 @@ class ExactSum:
         if part.weight < 1:
             raise UpdateRejected("weight")
         largest = _peak_of_integers(part.total)
-        if not 0.0 <= largest <= part.bound + 1.0 or not self._bound + part.bound < _LIMIT:
+        if not self._bound + largest < _LIMIT:
             raise UpdateRejected("range")
         self._total.add_(part.total)
-        self._bound += part.bound
+        self._bound += largest
         self.weight += part.weight
 
     def partial(self) -> PartialSum:
         """Return the sum so far, to be merged elsewhere (shares memory with this object)."""
         self._settle()
-        return PartialSum(self._total, self.weight, self._bound)
+        return PartialSum(self._total, self.weight)
 
     def add_noise(self, std: float, standard_normal: Callable[[int], npt.NDArray[np.float64]]) -> None:
         """Add to each entry a normal variable of standard deviation ``std``, at most 2**26, rounded to the grid.
 
         Args:
             standard_normal: Draws so many values of standard deviation 1.
+
+        Raises:
+            ValueError: more than that: what is not on the grid any more is not the noise that was accounted for.
         """
+        if not 0.0 <= std <= MOST_NOISE:
+            raise ValueError(f"noise of standard deviation {std:g} on a grid that holds {MOST_NOISE:g}")
         self._settle()
         total = self._total.numpy()
         for part in _chunks(self.numel):

@@ -50,6 +50,11 @@ class SharedArray(LazyArray):
         self.__dict__.pop("_ref", None)
 
 
+def size_on_wire(array: Array) -> int:
+    """Return the bytes of an array that has come: of one that never left this machine those of its values, without making a copy of them."""
+    return array.numpy().nbytes if isinstance(array, LazyArray) else len(array.data)
+
+
 def release(message: Message) -> None:
     """Let go of what ``message`` refers to in the object store: threads of Flower's engine hold on to the last messages that they have seen."""
     for array in shared_arrays(message):

@@ -225,6 +225,7 @@ class Train(WithModel):
     Attributes:
         attempt: How often the round has been asked for before.
         norm_limit: Updates longer than this are not wanted.
+        weight_limit: No update weighs more.
         clip_norm: Scale updates down to this norm (differential privacy).
         steps: Partition -> optimiser steps, where a round is replayed.
         site_rounds: Partition -> the round whose state to go on from, where sites keep state.
@@ -234,6 +235,7 @@ class Train(WithModel):
     KIND = "train.round"
     attempt: Count = 0
     norm_limit: Norm | None = None
+    weight_limit: Annotated[int, Field(ge=1, lt=2**40)] | None = None
     clip_norm: Norm | None = None
     steps: PerPartition | None = None
     site_rounds: PerPartition = {}
@@ -342,7 +344,7 @@ class LabelCounts(Answer):
 
 
 class Trained(Answer):
-    """One partition's ``update`` [P] (int8, float16: with ``scales``), or the exact ``sum`` [P] of several with its ``bound``.
+    """One partition's ``update`` [P] (int8, float16: with ``scales``), or the exact ``sum`` [P] of several.
 
     ``sketches`` [N, S]: see :mod:`fedhubert.federation.updates.sketches`.
     """
@@ -358,7 +360,6 @@ class Trained(Answer):
     }
     round: Count
     layout: Key
-    bound: Annotated[float, Field(ge=0.0)] | None = None
 
 
 class Scored(Answer):

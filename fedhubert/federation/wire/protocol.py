@@ -6,8 +6,8 @@ and ``arrays``. Where there are keys, either has a record ``signature`` beside t
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -16,12 +16,13 @@ from pydantic import ValidationError
 from fedhubert import __version__
 from fedhubert.clients import Metrics
 from fedhubert.config import ClientJob, from_json
-from fedhubert.errors import FederationError
-from fedhubert.federation.wire.arrays import HeldArray, SharedArray, shared_arrays
+from fedhubert.errors import FederationError, quoted
+from fedhubert.federation.wire.arrays import HeldArray, SharedArray, shared_arrays, size_on_wire
 from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from fedhubert.federation.wire.messages import (
     INSTRUCTIONS,
     MAX_ARRAY_BYTES,
+    MAX_FIGURES,
     MAX_JSON_BYTES,
     MAX_PARTITIONS,
     PROTOCOL_VERSION,
@@ -67,6 +68,19 @@ class Versions:
     protocol: int = 0
     package: str = ""
     node: int = -1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the reply to a request may hold at most.
+
+    Attributes:
+        partitions: Whom the request was about: numbers and failures of others are not taken.
+        num_bytes: Slot of the answer -> the most bytes that the values of one array in it take; arrays in other slots are not taken.
+    """
+
+    partitions: Collection[int]
+    num_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,7 @@ def read_request(message: Message) -> Request[Instruction]:
     record = message.content.config_records["request"]
     if record.get("protocol") != PROTOCOL_VERSION:
         raise FederationError(
-            f"the server speaks protocol {record.get('protocol')!r} (fedhubert {record.get('version')!r}), this site {PROTOCOL_VERSION} "
+            f"the server speaks protocol {quoted(record.get('protocol'))} (fedhubert {quoted(record.get('version'))}), this site {PROTOCOL_VERSION} "
             f"(fedhubert {__version__}): install the same version on both",
             setting="version",
         )
@@ -187,10 +201,11 @@ def reply_of(
     return Message(content, reply_to=message)
 
 
-def read_reply(message: Message, kind: type[AnswerT]) -> Reply[AnswerT]:
-    """Parse a reply that should be an answer of ``kind``.
+def read_reply(message: Message, kind: type[AnswerT], asked: Asked | None = None) -> Reply[AnswerT]:
+    """Parse a reply that should be an answer of ``kind`` to what was ``asked`` (None: all that ``kind`` allows, for those who look at messages).
 
-    Whatever a site may have sent, the result is a :class:`Reply`; what cannot be read is a failure ``malformed``.
+    Whatever a site may have sent, the result is a :class:`Reply`; what cannot be read, or is more than was asked for, is a failure ``malformed``.
+    Names, counts and bytes are looked at before anything is parsed.
     """
     node_id = message.metadata.src_node_id
     if message.has_error():
@@ -200,7 +215,7 @@ def read_reply(message: Message, kind: type[AnswerT]) -> Reply[AnswerT]:
     versions: Versions | None = None
     try:
         versions = _versions(message.content)
-        return _parse_reply(node_id, message.content, kind, versions)
+        return _parse_reply(node_id, message.content, kind, versions, asked)
     except Exception:  # bytes from outside: anything can be wrong with them, and none of it may stop the server
         return Reply(node_id, failures=(Failure(-1, "malformed"),), versions=versions)
 
@@ -218,46 +233,54 @@ def _versions(content: RecordDict) -> Versions | None:
     )
 
 
-def _parse_reply(node_id: int, content: RecordDict, kind: type[AnswerT], versions: Versions | None) -> Reply[AnswerT]:
-    failures = tuple(_failures(content))
+def _parse_reply(
+    node_id: int, content: RecordDict, kind: type[AnswerT], versions: Versions | None, asked: Asked | None
+) -> Reply[AnswerT]:
+    most = MAX_PARTITIONS if asked is None else len(asked.partitions)
+    failures = tuple(_failures(content, most + 1))  # one may be of the node
     if versions is None or versions != Versions(PROTOCOL_VERSION, __version__, versions.node):
         return Reply(node_id, None, failures or (Failure(-1, "version", "version"),), versions)
     fields = {name: value for name, value in content.config_records["info"].items() if name not in ("protocol", "version")}
     if not fields.keys() - {"node"} and "metrics" not in content and "arrays" not in content and failures:
         return Reply(node_id, None, failures, versions)
-    arrays = _arrays(content, kind)
-    answer = kind.model_validate({**fields, "metrics": _metrics(content), "arrays": arrays})
+    metrics = _metrics(content, most)
+    if asked is not None and not metrics.keys() <= set(asked.partitions):
+        raise ValueError("an answer for partitions that were not asked for")
+    arrays = _arrays(content, kind, asked)
+    answer = kind.model_validate({**fields, "metrics": metrics, "arrays": arrays})
     return Reply(node_id, answer, failures, versions, sum(array.nbytes for array in arrays.values()))
 
 
-def _metrics(content: RecordDict) -> dict[int, Metrics]:
+def _metrics(content: RecordDict, most: int) -> dict[int, Metrics]:
     if "metrics" not in content:
         return {}
     columns = dict(content.metric_records["metrics"])
+    if len(columns) > 2 * MAX_FIGURES:
+        raise ValueError("too many columns")
     partitions = columns.pop("partition")
-    if not isinstance(partitions, list) or len(partitions) > MAX_PARTITIONS or len(set(partitions)) < len(partitions):
+    if not isinstance(partitions, list) or len(partitions) > most or len(set(partitions)) < len(partitions):
         raise ValueError("partitions that are no list, too many, or named twice")
     rows: dict[int, Metrics] = {int(partition): {} for partition in partitions}
     for name, column in columns.items():
-        if not isinstance(column, list):
+        if not isinstance(column, list) or len(column) > most:
             raise ValueError("a column that is no list")
         for row, value in zip(rows.values(), column, strict=True):
             row[name] = value
     return rows
 
 
-def _failures(content: RecordDict) -> list[Failure]:
+def _failures(content: RecordDict, most: int) -> list[Failure]:
     if "failures" not in content:
         return []
     record = content.config_records["failures"]
     columns = [record[name] for name in ("partition", "code", "setting")]
-    if not all(isinstance(column, list) and len(column) <= MAX_PARTITIONS for column in columns):
+    if not all(isinstance(column, list) and len(column) <= most for column in columns):
         raise ValueError("failures that are no lists, or too many")
     rows = zip(*(column for column in columns if isinstance(column, list)), strict=True)
     return [Failure(int(partition), _word(str(code)), _word(str(setting))) for partition, code, setting in rows]
 
 
-def _arrays(content: RecordDict, kind: type[Instruction] | type[Answer]) -> dict[str, NDArray]:
+def _arrays(content: RecordDict, kind: type[Instruction] | type[Answer], asked: Asked | None = None) -> dict[str, NDArray]:
     """Return the arrays of a message of ``kind``; names, number and bytes are looked at before anything is parsed."""
     if "arrays" not in content:
         return {}
@@ -266,8 +289,8 @@ def _arrays(content: RecordDict, kind: type[Instruction] | type[Answer]) -> dict
         raise ValueError("arrays that are not asked for")
     arrays: dict[str, NDArray] = {}
     for name, held in record.items():
-        if not isinstance(held, HeldArray) and len(held.data) > MAX_ARRAY_BYTES + _HEADER_BYTES:
-            raise ValueError("an array that is too large")
+        if size_on_wire(held) > _most_bytes(kind, name, asked):
+            raise ValueError("an array that is larger than what was asked for")
         array = held.numpy()
         if not isinstance(array, np.ndarray) or not np.issubdtype(array.dtype, np.number):
             raise TypeError("an array of something else than numbers")
@@ -275,5 +298,16 @@ def _arrays(content: RecordDict, kind: type[Instruction] | type[Answer]) -> dict
     return arrays
 
 
+def _most_bytes(kind: type[Instruction] | type[Answer], name: str, asked: Asked | None) -> int:
+    """Return the most bytes that the array called ``name`` takes, 0 where none of that name is asked for."""
+    if asked is None:
+        return MAX_ARRAY_BYTES + _HEADER_BYTES
+    stem, _, number = name.rpartition("_")
+    of_one = number.isdecimal() and len(number) < 12 and int(number) in asked.partitions
+    key = name if name in kind.SLOTS else f"{stem}_*" if of_one else ""
+    wanted = asked.num_bytes.get(key, 0)
+    return wanted + _HEADER_BYTES if wanted else 0
+
+
 def _word(text: str) -> str:
-    return _SAFE_WORD.sub("_", text)[:64]
+    return _SAFE_WORD.sub("_", text[:64])

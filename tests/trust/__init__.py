@@ -1,0 +1,1 @@
+"""What others can do to a site or to the server, each tried."""
