@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from fedhubert.compose import compose
@@ -11,6 +12,7 @@ from fedhubert.federation.engine import simulation
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Grid, Message, RecordDict
 from fedhubert.federation.wire.grid import StreamingGrid
+from fedhubert.federation.wire.messages import Has
 
 DEADLY = 1
 
@@ -31,10 +33,10 @@ def main(mark: str, *overrides: str) -> None:
     def serve(grid: Grid) -> None:
         streaming = StreamingGrid(grid)
         while len(nodes := list(grid.get_node_ids())) < 3:
-            pass
+            time.sleep(0.1)
         for _ in range(2):
             for message in streaming.send_and_receive([Message(RecordDict(), node, "train") for node in nodes], timeout=60):
-                heard = protocol.read_reply(message).failures[0].code if message.has_error() else "answered"
+                heard = protocol.read_reply(message, Has).failures[0].code if message.has_error() else "answered"
                 print(heard, file=sys.stderr, flush=True)
 
     simulation.register = register  # type: ignore[assignment]
