@@ -19,8 +19,9 @@ from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.deployment.keys import read_signing_key, read_verify_key
 from fedhubert.errors import ConfigError, FedhubertError
+from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.correspondence import Correspondence
-from fedhubert.federation.roster.nodes import Federation, connect
+from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site.answering import answer, site_context
 from fedhubert.federation.site.identity import SignedRequests, admission_of, seal_of

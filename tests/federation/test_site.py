@@ -1,19 +1,20 @@
 """The process that watches a site's worker, with jobs that hang, die and raise: there always is a reply, and the next message is answered."""
 
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from fedhubert.cli import main
 from fedhubert.errors import ConfigError
 from fedhubert.federation.site import supernode
-from fedhubert.federation.site.context import POLICY, SiteOptions, explain_policy, site_context
+from fedhubert.federation.site.admission import Guard
+from fedhubert.federation.site.context import SiteOptions, explain_policy, site_context
+from fedhubert.federation.site.identity import SignedRequests
+from fedhubert.federation.site.policy import default_policy
 from fedhubert.federation.site.resident import Resident
 from fedhubert.federation.site.supernode import OwnNode
 from fedhubert.federation.site.work import Pulled, limit_s, printable, refusals
@@ -228,13 +229,21 @@ def test_a_supernode_is_started_again_until_its_key_is_taken(tmp_path: Path, mon
 # -- the policy
 
 
-def test_the_policy_of_a_site_is_asked_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    policy = SimpleNamespace(admit=lambda *what: asked.append(what))
-    module: Any = SimpleNamespace(load_policy=lambda path: policy, explain=lambda policy: "all is forbidden")
-    monkeypatch.setitem(sys.modules, POLICY, module)
-    context = site_context(SiteOptions({"state-dir": str(tmp_path)}, tmp_path / "policy.yaml"))
-    assert context.admissions == (policy.admit,) and explain_policy(None) == "all is forbidden"
-    monkeypatch.setitem(sys.modules, POLICY, None)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no site policies"):
-        site_context(SiteOptions({"state-dir": str(tmp_path)}, tmp_path / "policy.yaml"))
+def test_a_site_obeys_its_coordinator_within_its_policy(tmp_path: Path) -> None:
+    """Keys are asked first, then the policy: the strict one where the site has audio of its own and names no other."""
+    assert main(["certs", "--coordinator", "--host", "localhost", "--out", str(tmp_path / "coordinator")]) == 0
+    config = {
+        "partition-id": 0,
+        "num-partitions": 2,
+        "state-dir": str(tmp_path / "state"),
+        "manifest": str(tmp_path / "calls.csv"),
+        "coordinator-key": str(tmp_path / "coordinator/coordinator.pub"),
+    }
+    signed, guarded = site_context(SiteOptions(config)).admissions
+    assert isinstance(signed, SignedRequests) and isinstance(guarded.__self__, Guard)
+    assert guarded.__self__.policy == default_policy(own_data=True)
+    (tmp_path / "policy.yaml").write_text(explain_policy(None).replace("min_frames: 20", "min_frames: 50"))
+    (_, guarded) = site_context(SiteOptions({**config, "policy": str(tmp_path / "policy.yaml")})).admissions
+    assert guarded.__self__.policy.kmeans.min_frames == 50
+    with pytest.raises(ConfigError, match="nothing-there"):
+        site_context(SiteOptions({**config, "policy": str(tmp_path / "nothing-there.yaml")}))

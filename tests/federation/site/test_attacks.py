@@ -14,7 +14,7 @@ from fedhubert.federation.site import train as site_train
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.wire.messages import Describe, Description, Label, LabelCounts, Statistics, StepKMeans, Train, Trained
 from fedhubert.models.hubert import build_hubert
-from fedhubert.models.student import build_model
+from fedhubert.objectives.spec import build_model
 from fedhubert.targets.kmeans import KMeansStatistics, centroids_hash, scale_of
 from fedhubert.targets.mfcc import mfcc_features
 from fedhubert.training.parameters import ParameterLayout

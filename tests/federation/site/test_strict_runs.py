@@ -6,7 +6,7 @@ import pytest
 
 from fedhubert.compose import compose
 from fedhubert.errors import FederationError
-from fedhubert.federation.roster.nodes import connect
+from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site.policy import Policy
 from fedhubert.federation.site.rules import job_refusals, model_refusals
