@@ -1,6 +1,8 @@
-"""The command ``fedhubert``. Verbs that train take Hydra overrides (``federated.num_rounds=20``), verbs on files take ``--flags``.
+"""The command ``fedhubert``. Verbs that train take Hydra overrides (``federated.num_rounds=20``),
+verbs on files take ``--flags``.
 
-Every failure exits non-zero and its last line says why: 1 for an error, 2 for a wrong call, 75 for a run that was asked to stop and can be resumed.
+Every failure exits non-zero and its last line says why: 1 for an error, 2 for a wrong call, 75 for
+a run that was asked to stop and can be resumed.
 """
 
 import argparse
@@ -88,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] in (["central"], ["compare"]):
             from fedhubert.commands import baselines as command
 
-            return (command.central if arguments[0] == "central" else command.compare)(arguments[1:])
+            return (command.central if arguments[0] == "central" else command.compare)(
+                arguments[1:]
+            )
         if arguments[:1] == ["plan"]:
             from fedhubert.commands.plan import plan
 
@@ -121,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     from fedhubert.commands import certs, config, evaluate, export, prepare, report, site, state
 
     parser = argparse.ArgumentParser(
-        prog="fedhubert", description="Federated HuBERT pretraining: speech encoders trained where the audio is."
+        prog="fedhubert",
+        description="Federated HuBERT pretraining: speech encoders trained where the audio is.",
     )
     parser.add_argument("--version", action="version", version=f"fedhubert {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
@@ -136,14 +141,26 @@ def _parser() -> argparse.ArgumentParser:
         ("certs", certs),
     )
     for name, module in files:
-        verb = verbs.add_parser(name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}.")
+        verb = verbs.add_parser(
+            name, help=VERBS[name], description=f"{VERBS[name][0].upper()}{VERBS[name][1:]}."
+        )
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
     for name in ("train", "recipe", "central", "compare", "plan"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
-    forked = verbs.add_parser("fork", help=VERBS["fork"], description=FORK_HELP, formatter_class=argparse.RawTextHelpFormatter)
+    forked = verbs.add_parser(
+        "fork",
+        help=VERBS["fork"],
+        description=FORK_HELP,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     forked.add_argument("source", metavar="RUN", help="folder of the run to start from")
-    forked.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="settings that differ; out=... is one of them")
+    forked.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="+",
+        help="settings that differ; out=... is one of them",
+    )
     forked.add_argument("--round", type=int, help="the round to start from (default: the newest)")
     forked.set_defaults(run=_fork)
     return parser
@@ -165,14 +182,23 @@ def train(arguments: Sequence[str]) -> int:
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if "--cfg" in flags:
         overrides = [argument for argument in overrides if argument != "job"]
-    unknown = [flag for flag in flags if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job", "--explain")]
+    unknown = [
+        flag
+        for flag in flags
+        if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job", "--explain")
+    ]
     if unknown:
-        print(f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, see --help", file=sys.stderr)
+        print(
+            f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, see --help",
+            file=sys.stderr,
+        )
         return EXIT_USAGE
     if {"-h", "--help"} & set(flags):
         from fedhubert.compose import group_choices
 
-        choices = "".join(f"  {group + '=':13s}{', '.join(names)}\n" for group, names in group_choices().items())
+        choices = "".join(
+            f"  {group + '=':13s}{', '.join(names)}\n" for group, names in group_choices().items()
+        )
         print(TRAIN_HELP.format(choices=choices))
         return 0
     if {"-m", "--multirun"} & set(flags):
@@ -181,7 +207,9 @@ def train(arguments: Sequence[str]) -> int:
 
     for name in compose.recipe_names():
         if f"experiment={name}_recipe" in overrides and not flags:
-            return recipe([name, *(text for text in overrides if text != f"experiment={name}_recipe")])
+            return recipe(
+                [name, *(text for text in overrides if text != f"experiment={name}_recipe")]
+            )
     config = compose.compose(overrides)
     if flags:
         text = compose.to_yaml(config)
@@ -205,7 +233,10 @@ def recipe(arguments: Sequence[str]) -> int:
         print(RECIPE_HELP.format(recipes=", ".join(recipe_names())))
         return 0
     if not arguments or any(argument.startswith("-") for argument in arguments):
-        print("fedhubert: name a recipe, then overrides: fedhubert recipe demo out=DIR; see --help", file=sys.stderr)
+        print(
+            "fedhubert: name a recipe, then overrides: fedhubert recipe demo out=DIR; see --help",
+            file=sys.stderr,
+        )
         return EXIT_USAGE
     from fedhubert.federation.engine.recipe import run_recipe
 

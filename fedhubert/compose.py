@@ -1,6 +1,8 @@
-"""From ``conf/`` and overrides to a validated :class:`~fedhubert.config.Config`. The only module that imports Hydra.
+"""From ``conf/`` and overrides to a validated :class:`~fedhubert.config.Config`. The only module
+that imports Hydra.
 
-Hydra gets the models' defaults as choices beside the files of ``conf/``, which hold only what differs from them.
+Hydra gets the models' defaults as choices beside the files of ``conf/``, which hold only what
+differs from them.
 """
 
 import re
@@ -28,36 +30,54 @@ _UNKNOWN = object()
 
 OmegaConf.register_new_resolver("add", lambda left, right: int(left) + int(right), replace=True)
 
-DEFAULT_CHOICES = {"data": "default", "federated": "standard", "client": "standard", "privacy": "none", "targets": "kmeans"}
-"""Group -> the choice that is its model's defaults. Each model of a task is a choice by its name."""
+DEFAULT_CHOICES = {
+    "data": "default",
+    "federated": "standard",
+    "client": "standard",
+    "privacy": "none",
+    "targets": "kmeans",
+}
+"""Group -> the choice that is its model's defaults. Each model of a task is a choice by its
+name."""
 
 
 def _offer_defaults() -> None:
-    """Give Hydra the models' defaults: ``defaults`` for the root, and a choice of each group that has several."""
+    """Give Hydra the models' defaults: ``defaults`` for the root, and a choice of each group that
+    has several."""
     store = ConfigStore.instance()
     groups: dict[str, Any] = defaults(Config)
     for model in models_in(Config.model_fields["task"].annotation):
         store.store(name=model.model_fields["name"].default, group="task", node=defaults(model))
     for group, choice in DEFAULT_CHOICES.items():
         store.store(name=choice, group=group, node=groups[group])
-    store.store(name="defaults", node={name: value for name, value in groups.items() if name not in {*DEFAULT_CHOICES, "task"}})
+    store.store(
+        name="defaults",
+        node={
+            name: value for name, value in groups.items() if name not in {*DEFAULT_CHOICES, "task"}
+        },
+    )
 
 
 _offer_defaults()
 
 
 def config_folder() -> Path:
-    """Return the folder of the YAML files: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the YAML files: inside the installed package, or beside it in a
+    checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise ConfigError(f"no conf/config.yaml in {package} or beside it: the installation is incomplete")
+    raise ConfigError(
+        f"no conf/config.yaml in {package} or beside it: the installation is incomplete"
+    )
 
 
 def group_choices() -> dict[str, list[str]]:
     """Return the names of each config group's choices, for help texts."""
-    folders = sorted(path for path in config_folder().iterdir() if path.is_dir() and path.name != RECIPES)
+    folders = sorted(
+        path for path in config_folder().iterdir() if path.is_dir() and path.name != RECIPES
+    )
     choices = {folder.name: [file.stem for file in folder.glob("*.yaml")] for folder in folders}
     store = ConfigStore.instance()
     for group in (*DEFAULT_CHOICES, "task"):
@@ -71,10 +91,17 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str) -> Recipe:
-    """Return a recipe by name, or from a YAML file; raises :class:`ConfigError` saying what is wrong with it."""
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else config_folder() / RECIPES / f"{name}.yaml"
+    """Return a recipe by name, or from a YAML file; raises :class:`ConfigError` saying what is
+    wrong with it."""
+    path = (
+        Path(name).expanduser()
+        if name.endswith((".yaml", ".yml"))
+        else config_folder() / RECIPES / f"{name}.yaml"
+    )
     if not path.is_file():
-        raise ConfigError(f"no recipe {name!r}: there are {', '.join(recipe_names())}, or give the path of a .yaml file")
+        raise ConfigError(
+            f"no recipe {name!r}: there are {', '.join(recipe_names())}, or give the path of a .yaml file"
+        )
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError, OSError) as error:
@@ -88,10 +115,12 @@ def read_recipe(name: str) -> Recipe:
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """Compose ``conf/config.yaml`` with Hydra ``overrides`` (``federated.num_rounds=20``, ``experiment=demo``) and validate the result.
+    """Compose ``conf/config.yaml`` with Hydra ``overrides`` (``federated.num_rounds=20``,
+    ``experiment=demo``) and validate the result.
 
     Raises:
-        ConfigError: an override that Hydra cannot parse, an unknown key or group, a value out of range; named by its dotted key.
+        ConfigError: an override that Hydra cannot parse, an unknown key or group, a value out of
+            range; named by its dotted key.
     """
     try:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
@@ -105,11 +134,14 @@ def to_config(composed: DictConfig) -> Config:
     """Resolve interpolations and validate; raises :class:`ConfigError`."""
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
-    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved, for example an environment variable
+    except (
+        OmegaConfBaseException
+    ) as error:  # an interpolation that cannot be resolved, for example an environment variable
         raise ConfigError(_explain(error)) from None
     if missing:
         raise ConfigError(
-            f"no value for {', '.join(missing)}: give it on the command line, for example `{missing[0]}=...`", setting=missing[0]
+            f"no value for {', '.join(missing)}: give it on the command line, for example `{missing[0]}=...`",
+            setting=missing[0],
         )
     try:
         values = OmegaConf.to_container(composed, resolve=True)
@@ -120,10 +152,12 @@ def to_config(composed: DictConfig) -> Config:
 
 
 def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
-    """Return a saved configuration with ``KEY=VALUE`` overrides of single keys (no config groups: ``model=...`` would mix two of them).
+    """Return a saved configuration with ``KEY=VALUE`` overrides of single keys (no config groups:
+    ``model=...`` would mix two of them).
 
     Raises:
-        ConfigError: an override without ``=``, of a whole group, of an unknown key, or with a value out of range.
+        ConfigError: an override without ``=``, of a whole group, of an unknown key, or with a value
+            out of range.
     """
     try:
         amended = OmegaConf.create(dict(values))
@@ -136,7 +170,11 @@ def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
         try:
             known = OmegaConf.select(amended, key, throw_on_missing=False, default=_UNKNOWN)
             if known is _UNKNOWN or isinstance(known, DictConfig):
-                reason = "is a whole group; set its keys one by one" if isinstance(known, DictConfig) else "is unknown"
+                reason = (
+                    "is a whole group; set its keys one by one"
+                    if isinstance(known, DictConfig)
+                    else "is unknown"
+                )
                 raise ConfigError(f"key `{key}` {reason}", setting=key)
             OmegaConf.update(amended, key, OmegaConf.from_dotlist([f"v={value}"])["v"])
         except OmegaConfBaseException as error:
@@ -152,9 +190,11 @@ def to_yaml(config: Config) -> str:
 
 
 def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]], Any]) -> None:
-    """Run Hydra's multirun: ``job`` once per combination, each with a folder of its own below ``out``, or the sweep's folder.
+    """Run Hydra's multirun: ``job`` once per combination, each with a folder of its own below
+    ``out``, or the sweep's folder.
 
-    ``job`` is given the folder and a function that returns the configuration, or raises :class:`ConfigError`.
+    ``job`` is given the folder and a function that returns the configuration, or raises
+    :class:`ConfigError`.
     """
 
     def one(composed: DictConfig) -> Any:
@@ -165,22 +205,36 @@ def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]]
     program, arguments = sys.argv[0], sys.argv
     sys.argv = [program, "--multirun", *overrides]
     try:
-        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(one)()
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(
+            one
+        )()
     finally:
         sys.argv = arguments
 
 
 def _explain(error: Exception) -> str:
-    """Hydra's messages span lines and end in advice for developers; keep what names the key, and offer near misses."""
+    """Hydra's messages span lines and end in advice for developers; keep what names the key, and
+    offer near misses."""
     unknown = re.match(r"Could not override '(.+?)'", str(error))
     if unknown:
         key = unknown.group(1)
         return f"unknown key `{key}`{near_names(key)}"
     if isinstance(error, InterpolationResolutionError):
-        reason = str(error).splitlines()[0].removeprefix("KeyError raised while resolving interpolation: ").strip('"')
-        return f"{error.full_key}: {reason}; set it, or give {error.full_key}=... on the command line"
+        reason = (
+            str(error)
+            .splitlines()[0]
+            .removeprefix("KeyError raised while resolving interpolation: ")
+            .strip('"')
+        )
+        return (
+            f"{error.full_key}: {reason}; set it, or give {error.full_key}=... on the command line"
+        )
     lines = [line.strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    return " ".join(line for line in lines if "provider=" not in line and line != "Config search path:").removeprefix(
-        "In 'config': "
-    )
+    lines = [
+        line
+        for line in lines
+        if line and not line.startswith(("full_key:", "object_type=", "reference_type="))
+    ]
+    return " ".join(
+        line for line in lines if "provider=" not in line and line != "Config search path:"
+    ).removeprefix("In 'config': ")

@@ -1,7 +1,8 @@
 """Errors a user can act on.
 
-Every one carries a short ``code`` and the name of the ``setting`` to look at. Those two, and nothing else, may leave a site in an
-error reply: messages can hold paths, so they go to the site's own log only.
+Every one carries a short ``code`` and the name of the ``setting`` to look at. Those two, and
+nothing else, may leave a site in an error reply: messages can hold paths, so they go to the site's
+own log only.
 """
 
 
@@ -57,6 +58,7 @@ class FederationError(FedhubertError):
 
 
 def quoted(value: object, most: int = 80) -> str:
-    """Return how messages quote a value that came from outside: cut, so that no log holds more of it than it takes to find it."""
+    """Return how messages quote a value that came from outside: cut, so that no log holds more of
+    it than it takes to find it."""
     text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= most + 2 else f"{text[:most]}..."

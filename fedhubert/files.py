@@ -1,4 +1,5 @@
-"""Files and folders that appear whole or not at all, also when the process is killed or the disk is full. Needs no torch."""
+"""Files and folders that appear whole or not at all, also when the process is killed or the disk is
+full. Needs no torch."""
 
 import errno
 import fcntl
@@ -17,7 +18,8 @@ from typing import BinaryIO, cast
 from fedhubert.errors import CheckpointError
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".writing-", ".tmp"
-LOCK_NAME, LOCK_PATIENCE_S = ".lock", 10.0  # what a killed process has forked may outlive it by seconds
+# what a killed process has forked may outlive it by seconds
+LOCK_NAME, LOCK_PATIENCE_S = ".lock", 10.0
 
 
 class FolderInUse(CheckpointError):
@@ -29,7 +31,8 @@ class FolderInUse(CheckpointError):
 class HashingFile:
     """A file to write to, front to back, that takes the SHA-256 of what passes.
 
-    ``error`` keeps the operating system's own error, which a writer in C++ turns into one without a reason.
+    ``error`` keeps the operating system's own error, which a writer in C++ turns into one without a
+    reason.
     """
 
     def __init__(self, raw: BinaryIO) -> None:
@@ -54,12 +57,14 @@ class HashingFile:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the name under which ``path`` is written before it is renamed: in the same folder, so that the rename is atomic."""
+    """Return the name under which ``path`` is written before it is renamed: in the same folder, so
+    that the rename is atomic."""
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}{TEMPORARY_SUFFIX}")
 
 
 def open_here(path: Path, mode: str, *, private: bool = False) -> BinaryIO:
-    """Open a file that is in the folder itself: no link is followed, so that nobody has another file written or read in its place.
+    """Open a file that is in the folder itself: no link is followed, so that nobody has another
+    file written or read in its place.
 
     Args:
         mode: ``xb`` (a new file; what has its name is removed), ``a+b`` or ``rb``.
@@ -68,7 +73,11 @@ def open_here(path: Path, mode: str, *, private: bool = False) -> BinaryIO:
     Raises:
         OSError: it is a link, or cannot be opened.
     """
-    flags = {"xb": os.O_WRONLY | os.O_CREAT | os.O_EXCL, "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND, "rb": os.O_RDONLY}[mode]
+    flags = {
+        "xb": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+        "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND,
+        "rb": os.O_RDONLY,
+    }[mode]
     if mode == "xb":
         path.unlink(missing_ok=True)
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600 if private else 0o666)
@@ -76,7 +85,8 @@ def open_here(path: Path, mode: str, *, private: bool = False) -> BinaryIO:
 
 
 def private_folder(folder: Path) -> None:
-    """Make ``folder``, and what is missing above it, its owner's alone (0700); one that is there and ours is made so.
+    """Make ``folder``, and what is missing above it, its owner's alone (0700); one that is there
+    and ours is made so.
 
     Raises:
         OSError: it cannot be made.
@@ -92,12 +102,16 @@ def private_folder(folder: Path) -> None:
 
 
 def scratch_path(path: Path, suffix: str = ".tmp") -> Path:
-    """Return a name beside ``path`` that nobody can know before it is there; rename the file to make it count."""
+    """Return a name beside ``path`` that nobody can know before it is there; rename the file to
+    make it count."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(8)}{suffix}")
 
 
-def write_temporary(path: Path, write: Callable[[HashingFile], object], *, private: bool = False) -> str:
-    """Write :func:`temporary_path` of ``path`` down to the disk and return its SHA-256; rename it to make it count.
+def write_temporary(
+    path: Path, write: Callable[[HashingFile], object], *, private: bool = False
+) -> str:
+    """Write :func:`temporary_path` of ``path`` down to the disk and return its SHA-256; rename it
+    to make it count.
 
     Args:
         private: The file is its owner's alone (0600).
@@ -122,7 +136,8 @@ def write_temporary(path: Path, write: Callable[[HashingFile], object], *, priva
 
 
 def append_durably(path: Path, line: str, *, private: bool = False) -> None:
-    """Append a line and force it to the disk; a line that an earlier kill or a full disk cut short is ended first.
+    """Append a line and force it to the disk; a line that an earlier kill or a full disk cut short
+    is ended first.
 
     Raises:
         OSError: it cannot be written.
@@ -154,19 +169,22 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def explaining_write_errors(folder: Path, *, setting: str) -> Iterator[None]:
-    """Turn an :class:`OSError` of the block into a :class:`CheckpointError` that names ``folder``."""
+    """Turn an :class:`OSError` of the block into a :class:`CheckpointError` that names
+    ``folder``."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(
-            f"cannot write to {folder}: {reason}; free some space there or choose another folder", setting=setting
+            f"cannot write to {folder}: {reason}; free some space there or choose another folder",
+            setting=setting,
         ) from error
 
 
 @contextmanager
 def exclusively(folder: Path, *, setting: str, private: bool = False) -> Iterator[None]:
-    """Hold the lock of ``folder`` (made if it is not there), which ends with the process however that ends.
+    """Hold the lock of ``folder`` (made if it is not there), which ends with the process however
+    that ends.
 
     Raises:
         FolderInUse: another process holds it; named by number and host.
@@ -183,7 +201,10 @@ def exclusively(folder: Path, *, setting: str, private: bool = False) -> Iterato
             if time.monotonic() > deadline:
                 file.seek(0)
                 holder = file.read(200).decode(errors="replace").strip() or "another process"
-                raise FolderInUse(f"{folder} is in use by {holder}: wait for its end, or choose another folder", setting=setting)
+                raise FolderInUse(
+                    f"{folder} is in use by {holder}: wait for its end, or choose another folder",
+                    setting=setting,
+                )
             time.sleep(0.1)
         with explaining_write_errors(folder, setting=setting):
             file.truncate(0)
@@ -217,21 +238,31 @@ def is_locked(folder: Path) -> bool:
 
 
 def publish_folder(out: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
-    """Let ``fill`` write files into a temporary folder, then make them appear at ``out``: all at once if ``out`` is new or empty.
+    """Let ``fill`` write files into a temporary folder, then make them appear at ``out``: all at
+    once if ``out`` is new or empty.
 
-    With ``overwrite``, files of the same names in ``out`` are replaced one by one, each atomically; others stay as they are.
+    With ``overwrite``, files of the same names in ``out`` are replaced one by one, each atomically;
+    others stay as they are.
 
     Raises:
-        CheckpointError: ``out`` is a file, or not empty without ``overwrite``, or cannot be written.
+        CheckpointError: ``out`` is a file, or not empty without ``overwrite``, or cannot be
+            written.
     """
     with explaining_write_errors(out, setting="out"):
         if out.exists() and not out.is_dir():
             raise CheckpointError(f"{out} is a file; name a folder to write to", setting="out")
         in_use = out.is_dir() and any(out.iterdir())
         if in_use and not overwrite:
-            raise CheckpointError(f"{out} is not empty: choose another folder, or replace its files with --force", setting="out")
+            raise CheckpointError(
+                f"{out} is not empty: choose another folder, or replace its files with --force",
+                setting="out",
+            )
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX, dir=out if in_use else out.parent))
+        temporary = Path(
+            tempfile.mkdtemp(
+                prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX, dir=out if in_use else out.parent
+            )
+        )
         try:
             fill(temporary)
             written = sorted(temporary.iterdir())
@@ -258,7 +289,10 @@ def _umask() -> int:
 def on_server(path: str) -> Path:
     """Return what a path in the server's part of the configuration means, where the server runs.
 
-    A relative path starts from ``FEDHUBERT_HOME`` or, where that is not set, from the working directory of the process that runs the server (the
-    shell of ``fedhubert train``, the SuperLink of ``flwr run``).
+    A relative path starts from ``FEDHUBERT_HOME`` or, where that is not set, from the working
+    directory of the process that runs the server (the shell of ``fedhubert train``, the SuperLink
+    of ``flwr run``).
     """
-    return (Path(os.environ.get("FEDHUBERT_HOME") or Path.cwd()) / Path(path).expanduser()).absolute()
+    return (
+        Path(os.environ.get("FEDHUBERT_HOME") or Path.cwd()) / Path(path).expanduser()
+    ).absolute()

@@ -1,4 +1,5 @@
-"""The Flower ServerApp: composes the configuration from the run's overrides and runs the federation."""
+"""The Flower ServerApp: composes the configuration from the run's overrides and runs the
+federation."""
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -10,5 +11,6 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Entry point of ``flwr run``; ``overrides`` in the run configuration are Hydra overrides, split like a shell would."""
+    """Entry point of ``flwr run``; ``overrides`` in the run configuration are Hydra overrides,
+    split like a shell would."""
     run_app(grid, context)

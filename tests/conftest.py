@@ -18,7 +18,9 @@ def corpus() -> Path:
     """Folder of real speech with a ``manifest.csv``, named by the variable FEDHUBERT_CORPUS."""
     folder = os.environ.get("FEDHUBERT_CORPUS")
     if not folder:
-        pytest.skip("FEDHUBERT_CORPUS is not set: no folder of real speech with a manifest.csv to test on")
+        pytest.skip(
+            "FEDHUBERT_CORPUS is not set: no folder of real speech with a manifest.csv to test on"
+        )
     return Path(folder)
 
 
@@ -49,7 +51,15 @@ def tiny_model_config() -> ModelConfig:
     """A HuBERT that runs in milliseconds."""
     return ModelConfig(
         name="test",
-        conv_layers=((32, 10, 5), (32, 3, 2), (32, 3, 2), (32, 3, 2), (32, 3, 2), (32, 2, 2), (32, 2, 2)),
+        conv_layers=(
+            (32, 10, 5),
+            (32, 3, 2),
+            (32, 3, 2),
+            (32, 3, 2),
+            (32, 3, 2),
+            (32, 2, 2),
+            (32, 2, 2),
+        ),
         embed_dim=48,
         num_layers=2,
         num_heads=4,

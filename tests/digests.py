@@ -26,9 +26,19 @@ SMALL = [
     "experiment=demo",
     "model.conv_layers=[[16,10,5],[16,3,2],[16,3,2],[16,3,2],[16,3,2],[16,2,2],[16,2,2]]",
     *("model.embed_dim=32", "model.ffn_dim=64", "model.num_layers=2", "model.num_heads=2"),
-    *("model.dropout=0.1", "model.layer_drop=0.1", "model.pos_conv_kernel=16", "model.pos_conv_groups=4"),
+    *(
+        "model.dropout=0.1",
+        "model.layer_drop=0.1",
+        "model.pos_conv_kernel=16",
+        "model.pos_conv_groups=4",
+    ),
     *("targets.num_clusters=16", "targets.max_iterations=3", "targets.max_frames_per_client=5000"),
-    *("federated.num_rounds=3", "client.local_steps=3", "client.validation_batches=2", "checkpoint.every=1"),
+    *(
+        "federated.num_rounds=3",
+        "client.local_steps=3",
+        "client.validation_batches=2",
+        "checkpoint.every=1",
+    ),
 ]
 SPEAKERS = ["data.partition.kind=speaker", "federated.num_clients=4"]
 FIXED_SECRET = """
@@ -47,7 +57,9 @@ class Runs:
         self._data = [f"data.manifest={corpus / 'manifest.csv'}", f"data.root={corpus}"]
         self._environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])
+            ),
             "FEDHUBERT_CACHE": str(folder / "cache"),
         }
 
@@ -64,7 +76,11 @@ class Runs:
 
     def speakers_fedadam(self) -> Path:
         """Clients by speaker, half of them a round, an adaptive server optimiser."""
-        adam = ["federated.strategy=FedAdam", "federated.client_fraction=0.5", "federated.weight_by=utterances"]
+        adam = [
+            "federated.strategy=FedAdam",
+            "federated.client_fraction=0.5",
+            "federated.weight_by=utterances",
+        ]
         return self._train("speakers_fedadam", *SMALL, *SPEAKERS, *adam)
 
     def distillation(self) -> Path:
@@ -75,28 +91,49 @@ class Runs:
             "client.local_steps=6",
             "client.validation_batches=4",
         ]
-        return self._train("distillation", "experiment=demo_distill", "federated.num_rounds=2", *teacher)
+        return self._train(
+            "distillation", "experiment=demo_distill", "federated.num_rounds=2", *teacher
+        )
 
     def layer_targets(self) -> Path:
         """A second iteration: k-means over a layer of the demo's model."""
-        layer = ["targets=layer", "targets.source=layer:1", f"targets.checkpoint={self.folder / 'demo'}"]
+        layer = [
+            "targets=layer",
+            "targets.source=layer:1",
+            f"targets.checkpoint={self.folder / 'demo'}",
+        ]
         return self._train("layer_targets", *SMALL, *SPEAKERS, *layer)
 
     def int8_kept(self) -> Path:
         """Updates in int8 with error feedback, optimisers kept at the sites, broadcast in bfloat16."""
-        kept = ["federated.update_codec=int8", "federated.broadcast_codec=bf16", "client.optimizer_policy=keep"]
+        kept = [
+            "federated.update_codec=int8",
+            "federated.broadcast_codec=bf16",
+            "client.optimizer_policy=keep",
+        ]
         return self._train("int8_kept", *SMALL, *SPEAKERS, *kept)
 
     def central_privacy(self) -> Path:
         """Clipping and noise from a secret that is the same each time."""
         (self.folder / "fixed").mkdir()
         (self.folder / "fixed/sitecustomize.py").write_text(FIXED_SECRET)
-        noise = ["privacy=central", "privacy.clip_norm=0.1", "privacy.noise_multiplier=0.5", "federated.client_fraction=0.75"]
-        return self._train("central_privacy", *SMALL, *SPEAKERS, *noise, modules=self.folder / "fixed")
+        noise = [
+            "privacy=central",
+            "privacy.clip_norm=0.1",
+            "privacy.noise_multiplier=0.5",
+            "federated.client_fraction=0.75",
+        ]
+        return self._train(
+            "central_privacy", *SMALL, *SPEAKERS, *noise, modules=self.folder / "fixed"
+        )
 
     def many_clients_a_node(self) -> Path:
         """Nodes that host several clients reply with exact partial sums; FedNova."""
-        many = ["data.partition.kind=speaker", "federated.num_clients=8", "simulation.num_supernodes=2"]
+        many = [
+            "data.partition.kind=speaker",
+            "federated.num_clients=8",
+            "simulation.num_supernodes=2",
+        ]
         return self._train("many_clients_a_node", *SMALL, *many, "federated.strategy=FedNova")
 
     def three_sites(self) -> Path:
@@ -109,7 +146,9 @@ class Runs:
         try:
             deployed.start_superlink()
             for number in range(NODES):
-                write_site(self.folder / "tones", deployed.folder / f"site-{number}", [f"speaker{number}"])
+                write_site(
+                    self.folder / "tones", deployed.folder / f"site-{number}", [f"speaker{number}"]
+                )
                 deployed.register(number)
                 deployed.start_node(number).wait_for("SuperNode ID:")
             run = deployed.run(self.folder / "three_sites")
@@ -121,11 +160,21 @@ class Runs:
 
     def _train(self, name: str, *overrides: str, modules: Path | None = None) -> Path:
         out = self.folder / name
-        command = [sys.executable, "-m", "fedhubert.cli", "train", *overrides, *self._data, f"out={out}"]
+        command = [
+            sys.executable,
+            "-m",
+            "fedhubert.cli",
+            "train",
+            *overrides,
+            *self._data,
+            f"out={out}",
+        ]
         environment = dict(self._environment)
         if modules is not None:
             environment["PYTHONPATH"] = os.pathsep.join([str(modules), environment["PYTHONPATH"]])
-        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=environment, cwd=self.folder, capture_output=True, text=True
+        )
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stderr[-3000:]}")
         return out
@@ -164,16 +213,22 @@ def _tensors(name: str, values: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 def main() -> int:
     """Train the runs and print, write or compare their digests; 1 where one differs."""
-    parser = argparse.ArgumentParser(prog="python -m tests.digests", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.digests", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--out", type=Path, help="write the digests to this file")
     parser.add_argument("--against", type=Path, help="compare with the digests in this file")
-    parser.add_argument("--only", help=f"some of {', '.join(NAMES)} (what they start from runs, too)")
+    parser.add_argument(
+        "--only", help=f"some of {', '.join(NAMES)} (what they start from runs, too)"
+    )
     parsed = parser.parse_args()
     names = parsed.only.split(",") if parsed.only else list(NAMES)
     if {"distillation", "layer_targets"} & set(names) and "demo" not in names:
         names.insert(0, "demo")
     if "FEDHUBERT_CORPUS" not in os.environ:
-        parser.error("FEDHUBERT_CORPUS is not set: the runs train on a folder of speech with a manifest.csv")
+        parser.error(
+            "FEDHUBERT_CORPUS is not set: the runs train on a folder of speech with a manifest.csv"
+        )
     before = json.loads(parsed.against.read_text()) if parsed.against else {}
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="digests-") as folder:
@@ -182,7 +237,13 @@ def main() -> int:
             started = time.monotonic()
             train: Callable[[], Path] = getattr(runs, name)
             found[name] = digest_of(train())
-            same = "" if not before else "same" if before.get(name) == found[name] else f"DIFFERS: {before.get(name)}"
+            same = (
+                ""
+                if not before
+                else "same"
+                if before.get(name) == found[name]
+                else f"DIFFERS: {before.get(name)}"
+            )
             print(f"{name:20} {found[name]} {time.monotonic() - started:6.1f} s {same}", flush=True)
     if parsed.out:
         parsed.out.write_text(json.dumps(found, indent=1) + "\n")

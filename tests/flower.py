@@ -30,7 +30,9 @@ def crashed(message: Message, error: Exception) -> Message:
     """Return the reply that Flower makes when a ClientApp raises ``error``."""
     from flwr.common.constant import ErrorCode
 
-    return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), reply_to=message)
+    return Message(
+        Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=str(error)), reply_to=message
+    )
 
 
 class HandMadeGrid(Grid):
@@ -46,7 +48,9 @@ class HandMadeGrid(Grid):
     def create_message(self, *args: object, **kwargs: object) -> Message:
         raise NotImplementedError
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         raise NotImplementedError
 
 
@@ -102,7 +106,12 @@ def inflated(object_id: str, objects: Mapping[str, bytes]) -> RecordDict:
     return arrived
 
 
-def raw_array(content: bytes, dtype: str = "float32", shape: tuple[int, ...] = (), stype: str = "numpy.ndarray") -> Array:
+def raw_array(
+    content: bytes,
+    dtype: str = "float32",
+    shape: tuple[int, ...] = (),
+    stype: str = "numpy.ndarray",
+) -> Array:
     """Return an array whose description need not be true of its bytes."""
     return Array(dtype, shape, stype, content)
 
@@ -140,7 +149,9 @@ class HandMadeSuperNode:
         self.state, self.store = factory.state(), factory.objectstore_factory.store()
         self.state.set_node_id(TaskIdentity.node_id)
         self.run = Run.create_empty(TaskIdentity.run_id)
-        settings = uvicorn.Config(create_app(factory, secret), host="127.0.0.1", port=0, log_level="warning")
+        settings = uvicorn.Config(
+            create_app(factory, secret), host="127.0.0.1", port=0, log_level="warning"
+        )
         self.server = uvicorn.Server(settings)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -158,11 +169,18 @@ class HandMadeSuperNode:
         run = self.run.run_id
         self.run.fab_hash = self.state.store_fab(Fab("", code, {}))
         self.state.store_run(self.run)
-        self.state.set_run_series_context(self.run.series_id, Context(run, self.state.get_node_id(), {}, RecordDict(), {}))
-        assert self.state.create_task(task_type=kind, run_id=run, fab_hash=self.run.fab_hash) is not None
+        self.state.set_run_series_context(
+            self.run.series_id, Context(run, self.state.get_node_id(), {}, RecordDict(), {})
+        )
+        assert (
+            self.state.create_task(task_type=kind, run_id=run, fab_hash=self.run.fab_hash)
+            is not None
+        )
         _insert_message(message, self.state, self.store)
         # the content travels apart
-        self.state.msg_store[message.metadata.message_id].message = remove_content_from_message(message)
+        self.state.msg_store[message.metadata.message_id].message = remove_content_from_message(
+            message
+        )
 
     def replies(self) -> list[Message]:
         """Return the replies that are there, whole."""
@@ -173,7 +191,8 @@ class HandMadeSuperNode:
         for reply in self.state.get_messages_legacy(is_reply=True):
             name = reply.metadata.message_id
             contents = {
-                tree.object_id: self.store.get(tree.object_id) for tree in iterate_object_tree(self.store.get_object_tree(name))
+                tree.object_id: self.store.get(tree.object_id)
+                for tree in iterate_object_tree(self.store.get_object_tree(name))
             }
             found.append(inflate_object_from_contents(name, contents))
         return found

@@ -19,9 +19,16 @@ TESTS = ["tests/federation", "tests/clients", "tests/integration/test_simulation
 
 def allowed() -> list[str]:
     """Return the oldest and the newest Flower that ``pyproject.toml`` allows, as pip wants them."""
-    needs: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    oldest = subprocess.run([sys.executable, ROOT / "docker/flower.py"], capture_output=True, text=True, check=True)
-    return [oldest.stdout.strip(), next(need.replace("[simulation]", "") for need in needs if need.startswith("flwr"))]
+    needs: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "dependencies"
+    ]
+    oldest = subprocess.run(
+        [sys.executable, ROOT / "docker/flower.py"], capture_output=True, text=True, check=True
+    )
+    return [
+        oldest.stdout.strip(),
+        next(need.replace("[simulation]", "") for need in needs if need.startswith("flwr")),
+    ]
 
 
 def environment(folder: Path, wanted: str) -> Path:
@@ -46,7 +53,9 @@ def main() -> int:
         say = "import flwr; print(f'Flower {flwr.__version__} of {flwr.__file__}', flush=True)"
         settings = {**os.environ, "PYTHONPATH": path}
         subprocess.run([python, "-c", say], env=settings, check=True)
-        if subprocess.run([python, "-m", "pytest", *TESTS], cwd=ROOT, env=settings, check=False).returncode:
+        if subprocess.run(
+            [python, "-m", "pytest", *TESTS], cwd=ROOT, env=settings, check=False
+        ).returncode:
             failed.append(wanted)
     print(f"failed: {', '.join(failed)}" if failed else "all passed", flush=True)
     return bool(failed)

@@ -16,7 +16,9 @@ MANIFEST = "data.manifest=/tmp/manifest.csv"
 @pytest.mark.parametrize("experiment", group_choices()["experiment"])
 def test_every_experiment_composes_and_validates(experiment: str) -> None:
     teacher = ["task.teacher=/tmp/teacher"] if "distill" in experiment else []
-    config = compose([f"experiment={experiment}", MANIFEST, "targets.checkpoint=/tmp/run", *teacher])
+    config = compose(
+        [f"experiment={experiment}", MANIFEST, "targets.checkpoint=/tmp/run", *teacher]
+    )
     assert config.experiment == experiment
     assert config.model.num_classes == config.targets.num_clusters + 4
     assert "???" not in to_yaml(config)
@@ -25,23 +27,45 @@ def test_every_experiment_composes_and_validates(experiment: str) -> None:
 @pytest.mark.parametrize("model", group_choices()["model"])
 @pytest.mark.parametrize("targets", group_choices()["targets"])
 def test_every_group_choice_composes(model: str, targets: str) -> None:
-    config = compose([f"model={model}", f"targets={targets}", "targets.labels=x.km", "targets.checkpoint=run"])
+    config = compose(
+        [f"model={model}", f"targets={targets}", "targets.labels=x.km", "targets.checkpoint=run"]
+    )
     assert config.model.name == model
 
 
 def test_research_distillation() -> None:
     with pytest.raises(ConfigError, match=r"task\.teacher"):
         compose(["experiment=research_standard_distillation", MANIFEST])
-    config = compose(["experiment=research_standard_distillation", MANIFEST, "task.teacher=torchaudio:HUBERT_BASE"])
+    config = compose(
+        [
+            "experiment=research_standard_distillation",
+            MANIFEST,
+            "task.teacher=torchaudio:HUBERT_BASE",
+        ]
+    )
     federated, model, task = config.federated, config.model, config.task
-    assert isinstance(task, DistillConfig) and task.layers == (4, 8, 12) and task.objectives.active == ("layers",)
-    assert (federated.num_clients, federated.num_rounds, federated.clients_per_round, federated.strategy) == (
+    assert (
+        isinstance(task, DistillConfig)
+        and task.layers == (4, 8, 12)
+        and task.objectives.active == ("layers",)
+    )
+    assert (
+        federated.num_clients,
+        federated.num_rounds,
+        federated.clients_per_round,
+        federated.strategy,
+    ) == (
         10,
         100,
         5,
         "FedAdam",
     )
-    assert (federated.beta1, federated.beta2, federated.eta, federated.tau) == (0.9, 0.999, 0.01, 0.001)
+    assert (federated.beta1, federated.beta2, federated.eta, federated.tau) == (
+        0.9,
+        0.999,
+        0.01,
+        0.001,
+    )
     assert (model.embed_dim, model.num_layers, model.ffn_dim) == (384, 6, 1536)
     assert "HUBERT_BASE" not in client_job(config).model_dump_json()
 
@@ -69,13 +93,23 @@ def test_what_is_wrong_with_a_distillation_is_named(override: str, named: str) -
 def test_research_settings() -> None:
     config = compose(["experiment=research_standard_pretraining", MANIFEST])
     federated, model = config.federated, config.model
-    assert (federated.num_clients, federated.num_rounds, federated.client_fraction, federated.strategy) == (
+    assert (
+        federated.num_clients,
+        federated.num_rounds,
+        federated.client_fraction,
+        federated.strategy,
+    ) == (
         10,
         100,
         0.5,
         "FedAdam",
     )
-    assert (federated.beta1, federated.beta2, federated.eta, federated.tau) == (0.9, 0.999, 0.01, 0.001)
+    assert (federated.beta1, federated.beta2, federated.eta, federated.tau) == (
+        0.9,
+        0.999,
+        0.01,
+        0.001,
+    )
     assert (model.embed_dim, model.num_layers, model.num_classes) == (768, 12, 504)
     assert federated.clients_per_round == 5
 
@@ -132,12 +166,23 @@ def test_clients_receive_no_server_paths_and_the_same_job() -> None:
 
 def test_label_rate_follows_the_source_and_iteration_2_is_as_in_the_paper() -> None:
     assert compose([]).targets.label_rate_hz == 100
-    config = compose(["experiment=research_standard_iteration2", MANIFEST, "targets.checkpoint=run"])
+    config = compose(
+        ["experiment=research_standard_iteration2", MANIFEST, "targets.checkpoint=run"]
+    )
     targets = config.targets
-    assert (targets.source, targets.layer, targets.label_rate_hz, targets.num_clusters) == ("layer:6", 6, 50, 500)
+    assert (targets.source, targets.layer, targets.label_rate_hz, targets.num_clusters) == (
+        "layer:6",
+        6,
+        50,
+        500,
+    )
     assert config.model.num_classes == 504 and config.experiment == "research_standard_iteration2"
     first = compose(["experiment=research_standard_pretraining", MANIFEST])
-    assert (config.federated, config.client, config.data) == (first.federated, first.client, first.data)
+    assert (config.federated, config.client, config.data) == (
+        first.federated,
+        first.client,
+        first.data,
+    )
 
 
 def test_configs_are_frozen() -> None:
@@ -148,7 +193,9 @@ def test_configs_are_frozen() -> None:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "fedhubert.cli", *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "fedhubert.cli", *arguments], capture_output=True, text=True
+    )
 
 
 def test_the_command_says_why_in_its_last_line() -> None:

@@ -48,7 +48,8 @@ SECONDS = 20  # that an example may take
 
 def budget(quick: int, long: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
-        "examples", [pytest.param(quick, id="quick"), pytest.param(long, id="long", marks=pytest.mark.slow)]
+        "examples",
+        [pytest.param(quick, id="quick"), pytest.param(long, id="long", marks=pytest.mark.slow)],
     )
 
 
@@ -75,7 +76,11 @@ def check(examples: int, strategy: SearchStrategy[Any], holds: Callable[[Any], o
         deadline=SECONDS * 1000,
         derandomize=examples < 1000,
         database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.large_base_example,
+        ],
     )
     @given(strategy)
     def run(drawn: Any) -> None:
@@ -93,7 +98,9 @@ def mutated(whole: bytes) -> SearchStrategy[bytes]:
     edit = st.tuples(
         place,
         st.integers(0, 8),
-        st.one_of(st.binary(max_size=8), st.sampled_from([b"\xff" * 4, b"\x7f" + b"\xff" * 7, b"\0" * 4])),
+        st.one_of(
+            st.binary(max_size=8), st.sampled_from([b"\xff" * 4, b"\x7f" + b"\xff" * 7, b"\0" * 4])
+        ),
     )
 
     def apply(edits: list[tuple[int, int, bytes]]) -> bytes:
@@ -103,12 +110,29 @@ def mutated(whole: bytes) -> SearchStrategy[bytes]:
         return bytes(content)
 
     cut = st.integers(0, len(whole)).map(lambda end: whole[:end])
-    return st.one_of(st.lists(edit, min_size=1, max_size=6).map(apply), cut, st.binary(max_size=300))
+    return st.one_of(
+        st.lists(edit, min_size=1, max_size=6).map(apply), cut, st.binary(max_size=300)
+    )
 
 
 CELLS = st.one_of(
     st.sampled_from(
-        ["a.wav", "../a.wav", "/etc/passwd", "a/../../b.wav", "\0", "x" * 5000, "", "16000", "-1", "0", "1e3", "²", "٣", "9" * 25]
+        [
+            "a.wav",
+            "../a.wav",
+            "/etc/passwd",
+            "a/../../b.wav",
+            "\0",
+            "x" * 5000,
+            "",
+            "16000",
+            "-1",
+            "0",
+            "1e3",
+            "²",
+            "٣",
+            "9" * 25,
+        ]
     ),
     st.integers(-(2**70), 2**70).map(str),
     st.text(max_size=12),
@@ -118,12 +142,16 @@ CELLS = st.one_of(
 @budget(300, 4000)
 def test_manifests(tmp_path: Path, examples: int) -> None:
     row = st.lists(CELLS, min_size=4, max_size=5).map(",".join)
-    table = st.lists(row, max_size=6).map(lambda rows: "\n".join(["path,speaker,num_samples,sample_rate,text", *rows]))
+    table = st.lists(row, max_size=6).map(
+        lambda rows: "\n".join(["path,speaker,num_samples,sample_rate,text", *rows])
+    )
     tabbed = st.lists(st.lists(CELLS, min_size=1, max_size=3).map("\t".join), max_size=6).map(
         lambda rows: "\n".join(["/audio", *rows])
     )
     text = st.one_of(table, tabbed).map(lambda text: text.encode("utf-8", "surrogatepass"))
-    whole = b"path,speaker,num_samples,sample_rate\na/1.wav,ann,16000,16000\nb/2.wav,bob,8000,8000\n"
+    whole = (
+        b"path,speaker,num_samples,sample_rate\na/1.wav,ann,16000,16000\nb/2.wav,bob,8000,8000\n"
+    )
 
     def holds(drawn: tuple[bytes, str]) -> None:
         path = tmp_path / drawn[1]
@@ -136,13 +164,26 @@ def test_manifests(tmp_path: Path, examples: int) -> None:
             except FedhubertError:
                 continue
 
-    check(examples, st.tuples(st.one_of(text, mutated(whole)), st.sampled_from(["m.csv", "m.tsv"])), holds)
+    check(
+        examples,
+        st.tuples(st.one_of(text, mutated(whole)), st.sampled_from(["m.csv", "m.tsv"])),
+        holds,
+    )
 
 
 @budget(200, 4000)
 def test_label_files(tmp_path: Path, examples: int) -> None:
-    manifest = Manifest(tmp_path, ["a.wav", "b.wav"], ["a", "b"], np.array([8000, 16000]), np.array([16000, 16000], np.int32), {})
-    good = b"\n".join(b" ".join(b"%d" % (i % 5) for i in range(count)) for count in (48, 98)) + b"\n"
+    manifest = Manifest(
+        tmp_path,
+        ["a.wav", "b.wav"],
+        ["a", "b"],
+        np.array([8000, 16000]),
+        np.array([16000, 16000], np.int32),
+        {},
+    )
+    good = (
+        b"\n".join(b" ".join(b"%d" % (i % 5) for i in range(count)) for count in (48, 98)) + b"\n"
+    )
 
     def holds(content: bytes) -> None:
         (tmp_path / "x.km").write_bytes(content)
@@ -152,7 +193,12 @@ def test_label_files(tmp_path: Path, examples: int) -> None:
         assert store.counts(np.arange(2)).sum() == store.num_frames
 
     check(
-        examples, st.one_of(mutated(good), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))), holds
+        examples,
+        st.one_of(
+            mutated(good),
+            st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
+        ),
+        holds,
     )
 
 
@@ -167,7 +213,11 @@ def test_audio(tmp_path: Path, suffix: str, examples: int) -> None:
         frames, rate_hz = audio_info(path)
         assert rate_hz >= 1000
         samples = read_audio(path)
-        assert samples.dtype == np.float32 and np.isfinite(samples).all() and len(samples) == -(-frames * 16000 // rate_hz)
+        assert (
+            samples.dtype == np.float32
+            and np.isfinite(samples).all()
+            and len(samples) == -(-frames * 16000 // rate_hz)
+        )
 
     check(examples, mutated(path.read_bytes()), holds)
 
@@ -177,7 +227,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     config = compose(["experiment=demo", *SMALL])
     model = build_hubert(config.model, seed=0)
-    RoundStore(folder).save(1, model.state_dict(), config=config.model_dump(mode="json"), federated_metrics={}, resume=None)
+    RoundStore(folder).save(
+        1,
+        model.state_dict(),
+        config=config.model_dump(mode="json"),
+        federated_metrics={},
+        resume=None,
+    )
     return folder / "round_001_checkpoint.pt"
 
 
@@ -193,7 +249,11 @@ def test_checkpoints(tmp_path: Path, checkpoint: Path, examples: int) -> None:
 
     def holds(content: bytes) -> None:
         path.write_bytes(content)
-        for load in (load_checkpoint, import_encoder, lambda path: RoundStore(path.parent).latest().load()):
+        for load in (
+            load_checkpoint,
+            import_encoder,
+            lambda path: RoundStore(path.parent).latest().load(),
+        ):
             try:
                 load(path)
             except FedhubertError:
@@ -206,10 +266,16 @@ def test_checkpoints(tmp_path: Path, checkpoint: Path, examples: int) -> None:
 def test_safetensors(tmp_path: Path, examples: int) -> None:
     state = {
         name: tensor
-        for name, tensor in build_hubert(compose(["experiment=demo", *SMALL]).model, seed=0).wav2vec2.state_dict().items()
+        for name, tensor in build_hubert(compose(["experiment=demo", *SMALL]).model, seed=0)
+        .wav2vec2.state_dict()
+        .items()
     }
     path = tmp_path / "model.safetensors"
-    check(examples, mutated(safetensors_bytes(state)), lambda content: (path.write_bytes(content), import_encoder(path)))
+    check(
+        examples,
+        mutated(safetensors_bytes(state)),
+        lambda content: (path.write_bytes(content), import_encoder(path)),
+    )
 
 
 SMALL_VALUES = st.one_of(
@@ -217,7 +283,9 @@ SMALL_VALUES = st.one_of(
     st.booleans(),
     st.integers(-3, 4),
     st.floats(-2.0, 2.0),
-    st.sampled_from([math.nan, math.inf, "", "x", "../x", "\0", [], {}, [1], {"a": 1}, 2**70, "layer:1", "none"]),
+    st.sampled_from(
+        [math.nan, math.inf, "", "x", "../x", "\0", [], {}, [1], {"a": 1}, 2**70, "layer:1", "none"]
+    ),
     st.text(max_size=6),
 ).map(copy.deepcopy)
 
@@ -225,7 +293,13 @@ SMALL_VALUES = st.one_of(
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Yield the way to every value in nested dicts and lists."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield from places(item, (*path, key))
 
@@ -250,8 +324,14 @@ def changed(draw: DataObject, value: Any) -> Any:
 
 @budget(400, 4000)
 def test_the_configuration_of_a_request(examples: int) -> None:
-    whole = client_job(compose(["experiment=demo_distill", *SMALL, "task.teacher=x"])).model_dump(mode="json")
-    check(examples, st.data(), lambda draw: from_json(ClientJob, json.dumps(changed(draw, json.loads(json.dumps(whole))))))
+    whole = client_job(compose(["experiment=demo_distill", *SMALL, "task.teacher=x"])).model_dump(
+        mode="json"
+    )
+    check(
+        examples,
+        st.data(),
+        lambda draw: from_json(ClientJob, json.dumps(changed(draw, json.loads(json.dumps(whole))))),
+    )
     check(examples, st.text(max_size=60), lambda text: from_json(ClientJob, text))
     check(1, st.just("[" * 100_000), lambda text: from_json(ClientJob, text))
 
@@ -282,7 +362,10 @@ def raw(draw: DataObject) -> Array:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(4, np.float32))
     content = draw.draw(st.one_of(mutated(buffer.getvalue()), st.just(b"PK\x03\x04" + b"\0" * 50)))
-    shape, stype = draw.draw(st.sampled_from([(4,), (2**50,), ()])), draw.draw(st.sampled_from(["numpy.ndarray", "x"]))
+    shape, stype = (
+        draw.draw(st.sampled_from([(4,), (2**50,), ()])),
+        draw.draw(st.sampled_from(["numpy.ndarray", "x"])),
+    )
     return raw_array(content, shape=shape, stype=stype)
 
 
@@ -301,13 +384,19 @@ def disturb(draw: DataObject, content: RecordDict) -> None:
         if draw.draw(st.integers(0, 4)) == 0:
             record.pop(key, None)
         elif isinstance(record, ArrayRecord):
-            record[key] = raw(draw) if draw.draw(st.integers(0, 2)) == 0 else Array(draw.draw(ARRAYS))
+            record[key] = (
+                raw(draw) if draw.draw(st.integers(0, 2)) == 0 else Array(draw.draw(ARRAYS))
+            )
         elif isinstance(record, MetricRecord):
             whole = st.one_of(st.integers(-5, 5), st.sampled_from([2**62, -(2**62)]))
-            numbers = draw.draw(st.sampled_from([whole, st.sampled_from([math.nan, math.inf, -1.5, 1e300, 0.0])]))
+            numbers = draw.draw(
+                st.sampled_from([whole, st.sampled_from([math.nan, math.inf, -1.5, 1e300, 0.0])])
+            )
             record[key] = draw.draw(st.one_of(numbers, st.lists(numbers, max_size=3)))
         else:
-            texts = st.one_of(st.text(max_size=8), st.sampled_from(["../x", "\x1b[2J\n", "9" * 30, "-1"]))
+            texts = st.one_of(
+                st.text(max_size=8), st.sampled_from(["../x", "\x1b[2J\n", "9" * 30, "-1"])
+            )
             record[key] = draw.draw(
                 st.one_of(
                     texts,
@@ -321,7 +410,9 @@ def disturb(draw: DataObject, content: RecordDict) -> None:
 
 
 @pytest.fixture(scope="module")
-def recorded(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[InProcessGrid, list[str], Path]:
+def recorded(
+    tone_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[InProcessGrid, list[str], Path]:
     """A run of three sites, one round; what it was of, and where its sites keep their state."""
     identify()
     from fedhubert.cli import main
@@ -357,10 +448,15 @@ def copied(message: Message) -> RecordDict:
     content = RecordDict()
     for name, record in message.content.items():
         if isinstance(record, ArrayRecord):
-            content[name] = ArrayRecord({key: Array(np.array(array.numpy())) for key, array in record.items()})
+            content[name] = ArrayRecord(
+                {key: Array(np.array(array.numpy())) for key, array in record.items()}
+            )
         else:
             content[name] = type(record)(
-                {key: list(value) if isinstance(value, list) else value for key, value in record.items()}
+                {
+                    key: list(value) if isinstance(value, list) else value
+                    for key, value in record.items()
+                }
             )
     return content
 
@@ -382,8 +478,12 @@ def test_requests_at_a_site(recorded: Any, examples: int) -> None:
         node = message.metadata.dst_node_id
         request = Message(content, node, message.metadata.message_type)
         reply = grid.app(request, Context(1, node, dict(grid.configs[node]), RecordDict(), {}))
-        for failure in protocol.read_reply(reply, ANSWERS[INSTRUCTIONS[message.metadata.message_type]]).failures:
-            assert failure.code not in ("internal", "malformed"), (recorded[2] / "state/site.log").read_text()[-3000:]
+        for failure in protocol.read_reply(
+            reply, ANSWERS[INSTRUCTIONS[message.metadata.message_type]]
+        ).failures:
+            assert failure.code not in ("internal", "malformed"), (
+                recorded[2] / "state/site.log"
+            ).read_text()[-3000:]
 
     check(examples, st.data(), holds)
 
@@ -391,7 +491,9 @@ def test_requests_at_a_site(recorded: Any, examples: int) -> None:
 class Replayed(InProcessGrid):
     """Sites that say what they said before, but for one reply."""
 
-    def __init__(self, grid: InProcessGrid, disturbed: int, change: Callable[[RecordDict], None]) -> None:
+    def __init__(
+        self, grid: InProcessGrid, disturbed: int, change: Callable[[RecordDict], None]
+    ) -> None:
         super().__init__(list(grid.configs.values()))
         self._replies: dict[tuple[int, str], list[int]] = defaultdict(list)
         for index, message in enumerate(grid.requests):
@@ -410,7 +512,9 @@ class Replayed(InProcessGrid):
 
 
 @budget(60, 3000)
-def test_replies_at_the_server(recorded: Any, tmp_path_factory: pytest.TempPathFactory, examples: int) -> None:
+def test_replies_at_the_server(
+    recorded: Any, tmp_path_factory: pytest.TempPathFactory, examples: int
+) -> None:
     """One reply that is not what a site would say ends the run with a named error, or is left out; never a traceback, never NaN in the model."""
     grid, overrides, _ = recorded
     config = compose([*overrides, "federated.connect_timeout_s=2"])
@@ -432,6 +536,11 @@ def test_replies_at_the_server(recorded: Any, tmp_path_factory: pytest.TempPathF
 def test_a_replay_without_a_change_is_the_run(recorded: Any, tmp_path: Path) -> None:
     """So that the test above is about what it changes."""
     grid, overrides, folder = recorded
-    result = run_federation(Replayed(grid, -1, lambda content: None), compose([*overrides, f"out={tmp_path / 'out'}"]))
+    result = run_federation(
+        Replayed(grid, -1, lambda content: None), compose([*overrides, f"out={tmp_path / 'out'}"])
+    )
     before = load_checkpoint(folder / "out/checkpoints/round_001_checkpoint.pt")["model"]
-    assert all(torch.equal(tensor, before[name]) for name, tensor in load_checkpoint(result.checkpoint)["model"].items())
+    assert all(
+        torch.equal(tensor, before[name])
+        for name, tensor in load_checkpoint(result.checkpoint)["model"].items()
+    )

@@ -15,7 +15,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = Path(__file__).parent
 APPS = [PACKAGE.parent / app / "app.py" for app in ("server_app", "client_app")]
 DOOR = PACKAGE / "federation/wire/flower.py"
-OF_OUR_TESTS = (Path(__file__).parent / "flower.py", Path(__file__).parent / "deployment/hostile_peer.py")
+OF_OUR_TESTS = (
+    Path(__file__).parent / "flower.py",
+    Path(__file__).parent / "deployment/hostile_peer.py",
+)
 """What tests touch of Flower's insides; the second runs as another site's process, without the rest of the tests."""
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
 FLOORS = (
@@ -89,7 +92,9 @@ def of_framework(path: Path, framework: str) -> set[str]:
     return {name for name in imported(path) if name.split(".")[0] == framework}
 
 
-@pytest.mark.parametrize("path", [*MODULES, *APPS], ids=lambda path: path.relative_to(PACKAGE.parent).as_posix())
+@pytest.mark.parametrize(
+    "path", [*MODULES, *APPS], ids=lambda path: path.relative_to(PACKAGE.parent).as_posix()
+)
 def test_there_is_one_door_to_flower_and_ray(path: Path) -> None:
     """Flower's insides behind ``wire/flower.py`` alone; its public classes in the engine and the apps, too; Ray where messages and workers are."""
     flower, room = of_framework(path, "flwr"), own_room(path) if path in MODULES else "apps"
@@ -102,7 +107,11 @@ def test_there_is_one_door_to_flower_and_ray(path: Path) -> None:
 def test_the_door_imports_flowers_insides_for_the_type_checker_alone() -> None:
     tree = ast.parse(DOOR.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if (
+            isinstance(node, ast.If)
+            and isinstance(node.test, ast.Name)
+            and node.test.id == "TYPE_CHECKING"
+        ):
             node.body = [ast.Pass()]
     names = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name for name in names if name.startswith("flwr")} == {
@@ -113,14 +122,22 @@ def test_the_door_imports_flowers_insides_for_the_type_checker_alone() -> None:
     }
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.relative_to(TESTS).as_posix()
+)
 def test_tests_touch_flowers_insides_in_one_file(path: Path) -> None:
-    private = {name for name in of_framework(path, "flwr") if ".".join(name.split(".")[:2]) not in PUBLIC_FLOWER}
+    private = {
+        name
+        for name in of_framework(path, "flwr")
+        if ".".join(name.split(".")[:2]) not in PUBLIC_FLOWER
+    }
     assert not private or path in OF_OUR_TESTS
     assert "metadata.__dict__" not in path.read_text() or path in (*OF_OUR_TESTS, Path(__file__))
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "federation/site").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "federation/site").glob("*.py")), ids=lambda path: path.name
+)
 def test_the_site_imports_nothing_of_the_server(path: Path) -> None:
     federation = {room for room in rooms_used(path) if room.startswith("federation.")}
     assert federation <= SITE_SEES | {"federation.site"}
@@ -146,17 +163,29 @@ def strategies_named(path: Path) -> set[str]:
 def types_asked_for(path: Path) -> set[str]:
     """Names of classes that a module asks for by ``isinstance``."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    asked = [call.args[1] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "isinstance"]
+    asked = [
+        call.args[1]
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id == "isinstance"
+    ]
     return {name.id for kinds in asked for name in ast.walk(kinds) if isinstance(name, ast.Name)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_a_strategy_is_named_and_a_task_told_apart_in_its_own_file_only(path: Path) -> None:
     room = own_room(path)
-    if room not in ("config", "federation.strategies", "federation.wire"):  # the one door to Flower has Flower's names
-        assert not strategies_named(path), "ask the strategy: fedhubert.federation.strategies.strategy.strategy_of"
+    if room not in (
+        "config",
+        "federation.strategies",
+        "federation.wire",
+    ):  # the one door to Flower has Flower's names
+        assert not strategies_named(path), (
+            "ask the strategy: fedhubert.federation.strategies.strategy.strategy_of"
+        )
     if room != "objectives":
-        assert not types_asked_for(path) & TASK_TYPES, "ask the objective: fedhubert.objectives.spec.spec_of"
+        assert not types_asked_for(path) & TASK_TYPES, (
+            "ask the objective: fedhubert.objectives.spec.spec_of"
+        )
 
 
 def test_help_needs_no_heavy_import() -> None:

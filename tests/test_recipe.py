@@ -15,31 +15,51 @@ from fedhubert.federation.engine.recipe import Plan
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_composes(name: str, tmp_path: Path) -> None:
     plan = Plan.make(name, [f"out={tmp_path}", "data.manifest=/tmp/manifest.csv"])
-    assert list(plan.configs)[:2] == ["iteration1", "iteration2"] and plan.sources["huggingface"] == "iteration2"
-    assert [config.out for config in plan.configs.values()] == [f"{tmp_path}/{name}" for name in plan.configs]
+    assert (
+        list(plan.configs)[:2] == ["iteration1", "iteration2"]
+        and plan.sources["huggingface"] == "iteration2"
+    )
+    assert [config.out for config in plan.configs.values()] == [
+        f"{tmp_path}/{name}" for name in plan.configs
+    ]
     assert all(config.resume == "auto" for config in plan.configs.values())
 
 
 def test_the_full_recipe_is_the_papers(tmp_path: Path) -> None:
-    plan = Plan.make("full", [f"out={tmp_path}", "data.manifest=/tmp/manifest.csv", "federated.num_rounds=1234"])
+    plan = Plan.make(
+        "full", [f"out={tmp_path}", "data.manifest=/tmp/manifest.csv", "federated.num_rounds=1234"]
+    )
     first, second, student = plan.configs.values()
     assert isinstance(student.task, DistillConfig)
     assert student.task.teacher == f"{tmp_path}/iteration2/checkpoints/round_1234_checkpoint.pt"
     assert plan.sources["student_huggingface"] == "student"
-    assert (first.targets.source, first.targets.num_clusters, second.targets.source, second.targets.num_clusters) == (
+    assert (
+        first.targets.source,
+        first.targets.num_clusters,
+        second.targets.source,
+        second.targets.num_clusters,
+    ) == (
         "mfcc",
         100,
         "layer:6",
         500,
     )
-    assert second.targets.checkpoint == f"{tmp_path}/iteration1/checkpoints/round_1234_checkpoint.pt"
+    assert (
+        second.targets.checkpoint == f"{tmp_path}/iteration1/checkpoints/round_1234_checkpoint.pt"
+    )
     assert first.federated.num_rounds == second.federated.num_rounds == 1234
 
 
 def test_overrides_reach_all_stages_or_one_and_odd_paths_survive(tmp_path: Path) -> None:
     out = tmp_path / "it's a, [run]=x"
     plan = Plan.make(
-        "demo", [f"out={out}", "client.lr=0.02", "iteration2:targets.source=layer:1", "iteration1:federated.num_rounds=3"]
+        "demo",
+        [
+            f"out={out}",
+            "client.lr=0.02",
+            "iteration2:targets.source=layer:1",
+            "iteration1:federated.num_rounds=3",
+        ],
     )
     first, second = plan.configs.values()
     assert first.client.lr == second.client.lr == 0.02
@@ -51,8 +71,14 @@ def test_overrides_reach_all_stages_or_one_and_odd_paths_survive(tmp_path: Path)
 
 def test_a_recipe_is_an_experiment_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Sequence[str]]] = []
-    monkeypatch.setattr("fedhubert.federation.engine.recipe.run_recipe", lambda name, arguments: calls.append((name, arguments)))
-    assert main(["train", f"out={tmp_path}", "experiment=full_recipe", "iteration2:client.lr=0.1"]) == 0
+    monkeypatch.setattr(
+        "fedhubert.federation.engine.recipe.run_recipe",
+        lambda name, arguments: calls.append((name, arguments)),
+    )
+    assert (
+        main(["train", f"out={tmp_path}", "experiment=full_recipe", "iteration2:client.lr=0.1"])
+        == 0
+    )
     assert calls == [("full", [f"out={tmp_path}", "iteration2:client.lr=0.1"])]
 
 
@@ -70,7 +96,11 @@ def test_a_recipe_is_an_experiment_too(tmp_path: Path, monkeypatch: pytest.Monke
     ],
 )
 def test_what_is_wrong_is_named_before_anything_runs(
-    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FEDHUBERT_HOME", str(tmp_path))
     assert main(["recipe", *arguments]) == 1
@@ -112,7 +142,9 @@ def test_a_stage_can_name_an_earlier_one(tmp_path: Path) -> None:
     assert [stage.name for stage in read_recipe(str(path)).stages] == ["a", "b", "c", "e"]
     plan = Plan.make(str(path), [f"out={tmp_path}"])
     assert plan.configs["c"].targets.checkpoint == plan.configs["b"].targets.checkpoint
-    assert "/a/checkpoints/" in str(plan.configs["c"].targets.checkpoint) and plan.sources == {"e": "a"}
+    assert "/a/checkpoints/" in str(plan.configs["c"].targets.checkpoint) and plan.sources == {
+        "e": "a"
+    }
 
 
 def test_help_lists_recipes_and_no_name_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:

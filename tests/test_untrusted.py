@@ -23,11 +23,39 @@ from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.runs.store import RoundStore
 
 PACKAGE = Path(fedhubert.__file__).parent
-NEEDED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "numpy.load": ("allow_pickle", False)}
+NEEDED = {
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+}
 FORBIDDEN = {
-    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler"),
-    *("marshal.load", "marshal.loads", "shelve.open", "joblib.load", "dill.load", "pd.read_pickle", "torch.jit.load"),
-    *("torch.hub.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.package.PackageImporter"),
+    *(
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "os.system",
+        "os.popen",
+        "pickle.load",
+        "pickle.loads",
+        "pickle.Unpickler",
+    ),
+    *(
+        "marshal.load",
+        "marshal.loads",
+        "shelve.open",
+        "joblib.load",
+        "dill.load",
+        "pd.read_pickle",
+        "torch.jit.load",
+    ),
+    *(
+        "torch.hub.load",
+        "yaml.load",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "torch.package.PackageImporter",
+    ),
 }
 
 
@@ -36,7 +64,9 @@ def calls(source: str) -> Iterator[tuple[str, dict[str, object], int]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             constants = {
-                word.arg: word.value.value for word in node.keywords if word.arg and isinstance(word.value, ast.Constant)
+                word.arg: word.value.value
+                for word in node.keywords
+                if word.arg and isinstance(word.value, ast.Constant)
             }
             yield ast.unparse(node.func), constants, node.lineno
 
@@ -46,7 +76,11 @@ def wrong(source: str) -> list[str]:
     found = []
     for name, words, line in calls(source):
         word, value = NEEDED.get(name, (None, None))
-        if (word is not None and words.get(word) is not value) or name in FORBIDDEN or words.get("shell") is True:
+        if (
+            (word is not None and words.get(word) is not value)
+            or name in FORBIDDEN
+            or words.get("shell") is True
+        ):
             found.append(f"line {line}: {name}")
     imports = [
         node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)
@@ -81,7 +115,9 @@ def test_nothing_in_the_package_loads_a_file_that_could_run_code() -> None:
 )
 def test_such_a_line_would_be_found(line: str) -> None:
     assert wrong(f"import torch\n{line}\n")
-    assert not wrong("torch.load(f, weights_only=True); np.load(f, allow_pickle=False); model.eval(); re.compile(x)")
+    assert not wrong(
+        "torch.load(f, weights_only=True); np.load(f, allow_pickle=False); model.eval(); re.compile(x)"
+    )
 
 
 class Opens:
@@ -94,11 +130,22 @@ class Opens:
         return open, (str(self.path), "w")
 
 
-@pytest.mark.parametrize("load", [load_checkpoint, read_weights, import_encoder], ids=lambda load: load.__name__)
-def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path, load: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "load", [load_checkpoint, read_weights, import_encoder], ids=lambda load: load.__name__
+)
+def test_a_checkpoint_that_runs_code_is_refused(
+    tmp_path: Path, load: Callable[[Path], object]
+) -> None:
     path = tmp_path / "round_001_checkpoint.pt"
     torch.save(
-        {"format_version": 1, "round": 1, "federated_metrics": {}, "config": {}, "model": {"a": Opens(tmp_path / "ran")}}, path
+        {
+            "format_version": 1,
+            "round": 1,
+            "federated_metrics": {},
+            "config": {},
+            "model": {"a": Opens(tmp_path / "ran")},
+        },
+        path,
     )
     with pytest.raises(CheckpointError, match="run code"):
         load(path)
@@ -109,7 +156,10 @@ def compressed(path: Path) -> None:
     """64 MB of zeros in 64 kB."""
     plain = path.with_suffix(".plain")
     torch.save({"wav2vec2.x": torch.zeros(2**24)}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for record in source.infolist():
             target.writestr(record.filename.replace(plain.stem, path.stem), source.read(record))
     plain.unlink()
@@ -118,7 +168,16 @@ def compressed(path: Path) -> None:
 def expanded(path: Path) -> None:
     """Four terabytes over one stored number."""
     model = {"wav2vec2.x": torch.zeros(1).expand(2**40)}
-    torch.save({"format_version": 1, "round": 1, "federated_metrics": {}, "config": {"model": {}}, "model": model}, path)
+    torch.save(
+        {
+            "format_version": 1,
+            "round": 1,
+            "federated_metrics": {},
+            "config": {"model": {}},
+            "model": model,
+        },
+        path,
+    )
 
 
 @pytest.mark.parametrize("make", [compressed, expanded], ids=lambda make: make.__name__)
@@ -136,15 +195,21 @@ def test_a_checkpoint_that_would_fill_the_memory_is_refused(
 
 def test_an_interpolation_in_a_saved_configuration_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "hunter2")
-    saved = compose(["experiment=demo"]).model_dump(mode="json") | {"experiment": "${oc.env:A_SECRET}"}
+    saved = compose(["experiment=demo"]).model_dump(mode="json") | {
+        "experiment": "${oc.env:A_SECRET}"
+    }
     assert "hunter2" not in to_yaml(amend(saved, ["seed=3"]))
 
 
-def patched_flac(path: Path, *, rate_hz: int = 16000, channels: int = 1, total: int | None = None) -> Path:
+def patched_flac(
+    path: Path, *, rate_hz: int = 16000, channels: int = 1, total: int | None = None
+) -> Path:
     """A second of noise whose header says something else."""
     soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal((16000, channels)), 16000)
     content = bytearray(path.read_bytes())
-    fields = int.from_bytes(content[18:26], "big")  # rate: 20 bits, channels: 3, bits per sample: 5, samples: 36
+    fields = int.from_bytes(
+        content[18:26], "big"
+    )  # rate: 20 bits, channels: 3, bits per sample: 5, samples: 36
     fields = (fields & ~(0xFFFFF << 44)) | (rate_hz << 44)
     fields = fields if total is None else (fields & ~(2**36 - 1)) | total
     content[18:26] = fields.to_bytes(8, "big")
@@ -159,7 +224,10 @@ def patched_flac(path: Path, *, rate_hz: int = 16000, channels: int = 1, total: 
         ({"rate_hz": 44_101}, "44101 Hz is not resampled"),
         ({"rate_hz": 1}, "1 Hz is not resampled"),
         ({"total": 2**36 - 1}, "in one piece, more than 3600 s"),
-        ({"total": 50 * 60 * 192_000, "rate_hz": 192_000, "channels": 8}, "in 8 channels are too many"),
+        (
+            {"total": 50 * 60 * 192_000, "rate_hz": 192_000, "channels": 8},
+            "in 8 channels are too many",
+        ),
     ],
 )
 def test_a_header_that_promises_too_much_is_refused_before_anything_is_decoded(
@@ -198,5 +266,7 @@ def test_hours_of_silence_in_a_small_file_are_cropped_without_being_decoded(tmp_
         "else: sys.exit('not refused')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True
+    )
     assert int(done.stdout) < 20_000  # kB

@@ -1,4 +1,5 @@
-"""``fedhubert central``: the same audio trained on without federation, in one model (central) or one per client (local only)."""
+"""``fedhubert central``: the same audio trained on without federation, in one model (central) or
+one per client (local only)."""
 
 import logging
 import signal
@@ -33,7 +34,8 @@ CENTRAL, LOCAL_ONLY = "central", "local_only"
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """``local_only``: each client alone, for the steps that it would take. ``reset_each_round``: see :class:`CentralTrainer`."""
+    """``local_only``: each client alone, for the steps that it would take. ``reset_each_round``:
+    see :class:`CentralTrainer`."""
 
     local_only: bool = False
     reset_each_round: bool = False
@@ -44,12 +46,15 @@ class BaselineOptions:
 
 
 def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
-    """Train the baseline of a federated run and return its folder; with ``resume=auto`` one that is finished is left as it is.
+    """Train the baseline of a federated run and return its folder; with ``resume=auto`` one that is
+    finished is left as it is.
 
-    Events, configuration and checkpoints have the form of a federated run's. Local only: a run's folder per client below it.
+    Events, configuration and checkpoints have the form of a federated run's. Local only: a run's
+    folder per client below it.
 
     Raises:
-        CheckpointError: the folder holds another run, or one that is not to be replaced (``resume=never``).
+        CheckpointError: the folder holds another run, or one that is not to be replaced
+            (``resume=never``).
         FedhubertError: as the federated run's clients.
     """
     config, teacher = with_teacher(with_absolute_data(config))
@@ -59,16 +64,22 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         log.info("%s is done", folder.path)
         return folder
     if config.reporting.trackers:
-        log.warning("reporting.trackers is for federated runs: this one has metrics.jsonl, and `fedhubert report` shows both")
+        log.warning(
+            "reporting.trackers is for federated runs: this one has metrics.jsonl, and `fedhubert report` shows both"
+        )
     with exclusively(folder.checkpoints, setting="out"):
         _begin(folder, config, options)
         if config.privacy.enabled:
-            log.warning("privacy.mechanism=central protects the clients of federated rounds, which this run has none of")
+            log.warning(
+                "privacy.mechanism=central protects the clients of federated rounds, which this run has none of"
+            )
         torch.set_num_threads(config.client.threads)
         handler = log_to_file(folder.log_file)
         try:
             with _terminated_as_interrupted():
-                (_train_local if options.local_only else _train_central)(config, teacher, options, folder)
+                (_train_local if options.local_only else _train_central)(
+                    config, teacher, options, folder
+                )
         finally:
             stop_logging_to(handler)
     return folder
@@ -76,7 +87,8 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM (a scheduler, ``timeout``) like Ctrl-C, so that the last finished round is kept."""
+    """Treat SIGTERM (a scheduler, ``timeout``) like Ctrl-C, so that the last finished round is
+    kept."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,20 +100,23 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def is_finished(folder: RunFolder, config: Config, options: BaselineOptions) -> bool:
-    """Whether the folder holds this baseline with its last round saved and scored; raises :class:`CheckpointError` if it holds another run."""
+    """Whether the folder holds this baseline with its last round saved and scored; raises
+    :class:`CheckpointError` if it holds another run."""
     first = next(read_events(folder.metrics_file), {})
     if first.get("event") != "baseline":
         return False
     if first["kind"] != options.kind or first["reset_each_round"] != options.reset_each_round:
         raise CheckpointError(
-            f"{folder.path} holds a baseline of another kind ({first['kind']}); choose another out=...", setting="out"
+            f"{folder.path} holds a baseline of another kind ({first['kind']}); choose another out=...",
+            setting="out",
         )
     check_same_run(first["config"], config, folder.path)
     return bool(final_event(folder.metrics_file))
 
 
 def _begin(folder: RunFolder, config: Config, options: BaselineOptions) -> None:
-    """Start from nothing: an interrupted baseline is trained again, anything else in the folder is left alone."""
+    """Start from nothing: an interrupted baseline is trained again, anything else in the folder is
+    left alone."""
     first = next(read_events(folder.metrics_file), {})
     used = bool(first) or bool(RoundStore(folder.checkpoints).rounds())
     if used and (first.get("event") != "baseline" or config.resume != "auto"):
@@ -119,23 +134,34 @@ def _begin(folder: RunFolder, config: Config, options: BaselineOptions) -> None:
     append_event(folder.metrics_file, {"event": "baseline", **about})
 
 
-def _train_central(config: Config, teacher: ServerTeacher | None, options: BaselineOptions, folder: RunFolder) -> None:
+def _train_central(
+    config: Config, teacher: ServerTeacher | None, options: BaselineOptions, folder: RunFolder
+) -> None:
     pool = Pool(config, teacher)
     log.info("run folder: %s", folder.path)
     pool.label(lambda event: append_event(folder.metrics_file, event))
     plans = plan_rounds(pool.rounds(), config.client.accumulate)
-    run = BaselineRun(pool, folder, options.kind, asked=pool.rounds(), reset_each_round=options.reset_each_round)
+    run = BaselineRun(
+        pool, folder, options.kind, asked=pool.rounds(), reset_each_round=options.reset_each_round
+    )
     everyone = range(len(pool.clients))
     scores = pool.score(run.model, everyone)
     append_event(
         folder.metrics_file,
-        {"event": "initial", "round": 0, "validation": figures(pool.spec, scores, 0), "clients": rows_of(scores)},
+        {
+            "event": "initial",
+            "round": 0,
+            "validation": figures(pool.spec, scores, 0),
+            "clients": rows_of(scores),
+        },
     )
     run.train(plans)
     run.finish(pool.score(run.model, everyone))
 
 
-def _train_local(config: Config, teacher: ServerTeacher | None, options: BaselineOptions, folder: RunFolder) -> None:
+def _train_local(
+    config: Config, teacher: ServerTeacher | None, options: BaselineOptions, folder: RunFolder
+) -> None:
     """One model per client, all from the same initial weights and under the same clusters."""
     pool = Pool(config, teacher)
     pool.label(lambda event: append_event(folder.metrics_file, event))
@@ -143,19 +169,35 @@ def _train_local(config: Config, teacher: ServerTeacher | None, options: Baselin
     own: dict[int, ClientScore] = {}
     elsewhere: dict[int, dict[str, Any]] = {}
     for part in pool.clients:
-        taken = {number: {part.number: steps[part.number]} for number, steps in rounds.items() if part.number in steps}
+        taken = {
+            number: {part.number: steps[part.number]}
+            for number, steps in rounds.items()
+            if part.number in steps
+        }
         below = client_folder(folder, part.number)
         _begin(below, config.model_copy(update={"resume": "auto"}), options)
-        run = BaselineRun(pool, below, options.kind, asked=taken, reset_each_round=options.reset_each_round, alone=part.number)
+        run = BaselineRun(
+            pool,
+            below,
+            options.kind,
+            asked=taken,
+            reset_each_round=options.reset_each_round,
+            alone=part.number,
+        )
         log.info("client %d alone: %d of %d rounds", part.number, len(taken), len(rounds))
         if taken:
             run.train(plan_rounds(taken, config.client.accumulate))
         scores = pool.score(run.model, range(len(pool.clients)))
         run.finish({part.number: scores[part.number]})
-        own[part.number], elsewhere[part.number] = scores[part.number], figures(pool.spec, scores, config.federated.num_rounds)
+        own[part.number], elsewhere[part.number] = (
+            scores[part.number],
+            figures(pool.spec, scores, config.federated.num_rounds),
+        )
     say_final(
         "each client's own model",
-        record_final(config, folder, own, {"elsewhere": [elsewhere[number] for number in sorted(elsewhere)]}),
+        record_final(
+            config, folder, own, {"elsewhere": [elsewhere[number] for number in sorted(elsewhere)]}
+        ),
         pool.spec,
     )
 

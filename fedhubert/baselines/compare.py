@@ -1,4 +1,5 @@
-"""``fedhubert compare``: federated, central, local-only and untrained models of the same settings, over several seeds."""
+"""``fedhubert compare``: federated, central, local-only and untrained models of the same settings,
+over several seeds."""
 
 import json
 import logging
@@ -25,7 +26,14 @@ from fedhubert.runs.metrics import read_events
 
 log = logging.getLogger("fedhubert")
 
-FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC, TEACHER = "federated", "central", "local only", "random init", "mfcc", "teacher"
+FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC, TEACHER = (
+    "federated",
+    "central",
+    "local only",
+    "random init",
+    "mfcc",
+    "teacher",
+)
 SYSTEMS = (FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC, TEACHER)
 
 _HELD_OUT = ("masked_accuracy", "loss", "cosine_distance")
@@ -36,7 +44,8 @@ Train = Callable[[Config], object]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare: one configuration per seed, and what to probe with (None: masked prediction only)."""
+    """What to compare: one configuration per seed, and what to probe with (None: masked prediction
+    only)."""
 
     configs: Mapping[int, Config]
     out: Path
@@ -47,7 +56,8 @@ class Comparison:
 def compare(comparison: Comparison, train_federated: Train, console: Console) -> dict[str, Any]:
     """Train what is not there yet, evaluate, and return the figures of each seed and their summary.
 
-    Every training goes into its own folder below ``out`` and is skipped once it is finished; ``compare.json`` there is written after each seed.
+    Every training goes into its own folder below ``out`` and is skipped once it is finished;
+    ``compare.json`` there is written after each seed.
 
     Raises:
         FedhubertError: as the trainings and the evaluation.
@@ -55,15 +65,21 @@ def compare(comparison: Comparison, train_federated: Train, console: Console) ->
     seeds: dict[str, Any] = {}
     for seed, config in comparison.configs.items():
         log.info("seed %d", seed)
-        seeds[str(seed)] = _one_seed(comparison, config, comparison.out / f"seed_{seed}", train_federated, console)
+        seeds[str(seed)] = _one_seed(
+            comparison, config, comparison.out / f"seed_{seed}", train_federated, console
+        )
         results = {"seeds": seeds, "summary": summarise(list(seeds.values()))}
         write_results(comparison.out / "compare.json", results)
     return results
 
 
-def _one_seed(comparison: Comparison, config: Config, out: Path, train_federated: Train, console: Console) -> dict[str, Any]:
+def _one_seed(
+    comparison: Comparison, config: Config, out: Path, train_federated: Train, console: Console
+) -> dict[str, Any]:
     def placed(name: str) -> Config:
-        return config.model_copy(update={"out": str(out / name), "checkpoint_dir": None, "resume": "auto"})
+        return config.model_copy(
+            update={"out": str(out / name), "checkpoint_dir": None, "resume": "auto"}
+        )
 
     train_federated(placed("federated"))
     central = train_baseline(placed("central"), BaselineOptions())
@@ -74,12 +90,19 @@ def _one_seed(comparison: Comparison, config: Config, out: Path, train_federated
         FEDERATED: _held_out(final_event(federated.metrics_file)),
         CENTRAL: _held_out(final_event(central.metrics_file)),
         LOCAL_ONLY: _held_out(final_event(local.metrics_file)),
-        UNTRAINED: _held_out(next(event for event in read_events(central.metrics_file) if event["event"] == "initial")),
+        UNTRAINED: _held_out(
+            next(
+                event for event in read_events(central.metrics_file) if event["event"] == "initial"
+            )
+        ),
         MFCC: {},
         TEACHER: {},
     }
     if comparison.probing is not None:
-        clients = [client_folder(local, number) for number in range(min(comparison.local_clients, config.federated.num_clients))]
+        clients = [
+            client_folder(local, number)
+            for number in range(min(comparison.local_clients, config.federated.num_clients))
+        ]
         probed = {FEDERATED: [federated], CENTRAL: [central], LOCAL_ONLY: clients}
         for name, folders in probed.items():
             _probe(
@@ -93,7 +116,13 @@ def _one_seed(comparison: Comparison, config: Config, out: Path, train_federated
         if taught is not None:
             given = str(taught.teacher)
             source = given if given.startswith("torchaudio:") else str(on_server(given))
-            _probe(systems, TEACHER, [(source, comparison.out / "teacher.json")], comparison.probing, console)
+            _probe(
+                systems,
+                TEACHER,
+                [(source, comparison.out / "teacher.json")],
+                comparison.probing,
+                console,
+            )
     return systems
 
 
@@ -108,12 +137,16 @@ def _probe(
     probing: Probing,
     console: Console,
 ) -> None:
-    """Add a system's probes (mean over ``sources``: an encoder, and where its results are kept), its size and its speed."""
-    asked = replace(probing, settings=replace(probing.settings, references=name == FEDERATED))  # once for all systems
+    """Add a system's probes (mean over ``sources``: an encoder, and where its results are kept),
+    its size and its speed."""
+    # once for all systems
+    asked = replace(probing, settings=replace(probing.settings, references=name == FEDERATED))
     studies = [_study(source, path, asked, console) for source, path in sources]
     best = [best_layers(study) for study in studies]
     for task, rows in best[0].items():
-        systems[name][task] = statistics.fmean(layers[task]["checkpoint"]["accuracy"] for layers in best)
+        systems[name][task] = statistics.fmean(
+            layers[task]["checkpoint"]["accuracy"] for layers in best
+        )
         for reference in (UNTRAINED, MFCC):
             if reference in rows:
                 systems[reference][task] = rows[reference]["accuracy"]
@@ -123,7 +156,12 @@ def _probe(
 
 def _check_same_labels(*folders: RunFolder) -> None:
     """Accuracies under different pseudo-labels cannot be compared."""
-    keys = {event["key"] for folder in folders for event in read_events(folder.metrics_file) if event.get("event") == "targets"}
+    keys = {
+        event["key"]
+        for folder in folders
+        for event in read_events(folder.metrics_file)
+        if event.get("event") == "targets"
+    }
     if len(keys) > 1:
         raise ConfigError(
             f"the runs below {folders[0].path.parent} have different pseudo-labels (did the data change?); remove them, or choose another out=...",
@@ -132,9 +170,13 @@ def _check_same_labels(*folders: RunFolder) -> None:
 
 
 def _study(source: str, path: Path, probing: Probing, console: Console) -> dict[str, Any]:
-    """Return the evaluation of an encoder (of a run: its last checkpoint), from ``path`` where the same was asked before."""
+    """Return the evaluation of an encoder (of a run: its last checkpoint), from ``path`` where the
+    same was asked before."""
     asked = {"source": source, "probing": repr(replace(probing, cache_gb=0.0))}
-    newest = max((file.stat().st_mtime for file in Path(source).glob("checkpoints/round_*_checkpoint.pt")), default=0.0)
+    newest = max(
+        (file.stat().st_mtime for file in Path(source).glob("checkpoints/round_*_checkpoint.pt")),
+        default=0.0,
+    )
     try:
         known: dict[str, Any] = json.loads(path.read_text())
         if known.get("asked") == asked and os.stat(path).st_mtime > newest:
@@ -146,8 +188,11 @@ def _study(source: str, path: Path, probing: Probing, console: Console) -> dict[
     return results
 
 
-def summarise(seeds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float | int]]]:
-    """Return system -> figure -> mean, standard deviation (of a sample; 0 for one seed) and number of seeds."""
+def summarise(
+    seeds: Sequence[Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, float | int]]]:
+    """Return system -> figure -> mean, standard deviation (of a sample; 0 for one seed) and number
+    of seeds."""
     summary: dict[str, dict[str, dict[str, float | int]]] = {}
     for system in SYSTEMS:
         figures: dict[str, list[float]] = {}
@@ -173,7 +218,9 @@ def comparison_table(summary: Mapping[str, Mapping[str, Mapping[str, float | int
     if not summary.get(TEACHER):  # all of one size
         names = [name for name in names if name not in _SIZES]
     for name in names:
-        table.add_column(name if name in (*_HELD_OUT, *_SIZES) else f"{name} (best layer)", justify="right")
+        table.add_column(
+            name if name in (*_HELD_OUT, *_SIZES) else f"{name} (best layer)", justify="right"
+        )
     for system, figures in summary.items():
         if figures:
             table.add_row(system, *(_figure(figures.get(name)) for name in names))

@@ -1,4 +1,5 @@
-"""The audio of all clients in one place, cut and labelled exactly as the federated run would: same splits, crops, masks, clusters."""
+"""The audio of all clients in one place, cut and labelled exactly as the federated run would: same
+splits, crops, masks, clusters."""
 
 import logging
 import operator
@@ -57,7 +58,9 @@ class Pool:
         self.job: ClientJob = client_job(config)
         self.site: Site = open_site(self.job, {"partition-id": 0, "num-partitions": 1})
         self.device = resolve_device(self.site.job.client.device)
-        self.clients: list[Partition] = [self.site.partition(number) for number in range(self.job.num_clients)]
+        self.clients: list[Partition] = [
+            self.site.partition(number) for number in range(self.job.num_clients)
+        ]
         self.centroids: npt.NDArray[np.float32] | None = None
         self.key = PRECOMPUTED
         self._extractor = self._keep_extractor()
@@ -66,7 +69,8 @@ class Pool:
         self.objective = self._taught()
 
     def _taught(self) -> Objective:
-        """Put the task's teacher, if it has one, where the site looks for it; return what is learned."""
+        """Put the task's teacher, if it has one, where the site looks for it; return what is
+        learned."""
         if self._teacher is None:
             return self.spec.loss()
         self._teacher.teacher.save(self.site.teacher_folder)
@@ -86,17 +90,24 @@ class Pool:
         return extractor.key
 
     def rounds(self) -> dict[int, dict[int, int]]:
-        """Return round -> client -> steps of the federated run in which every client asked first answers."""
+        """Return round -> client -> steps of the federated run in which every client asked first
+        answers."""
         federated, client = self.config.federated, self.job.client
-        steps = {part.number: client.steps_per_round(part.train_plan.num_batches) for part in self.clients}
+        steps = {
+            part.number: client.steps_per_round(part.train_plan.num_batches)
+            for part in self.clients
+        }
         asked = [
             sorted(asking_order(self.config, number)[: federated.clients_per_round])
             for number in range(1, federated.num_rounds + 1)
         ]
         return rounds_of_clients(asked, steps)
 
-    def label(self, on_event: Callable[[Event], None], centroids: npt.NDArray[np.float32] | None = None) -> None:
-        """Cluster (unless ``centroids`` are given) and label everyone's audio, if the task needs it; tells of each iteration and of the labels."""
+    def label(
+        self, on_event: Callable[[Event], None], centroids: npt.NDArray[np.float32] | None = None
+    ) -> None:
+        """Cluster (unless ``centroids`` are given) and label everyone's audio, if the task needs
+        it; tells of each iteration and of the labels."""
         if not self.config.task.needs_labels:
             return
         targets = self.config.targets
@@ -111,63 +122,109 @@ class Pool:
         release_extractor()
         found = agreement(counts["contingency"]) if targets.label_column else None
         about = {"key": self.key, "agreement": None if found is None else asdict(found)}
-        on_event({"event": "targets", **about, **{f"{name}_labels": _about(counts[name]) for name in ("train", "validation")}})
+        on_event(
+            {
+                "event": "targets",
+                **about,
+                **{f"{name}_labels": _about(counts[name]) for name in ("train", "validation")},
+            }
+        )
 
     def _fit(self, on_event: Callable[[Event], None]) -> npt.NDArray[np.float32]:
-        """Lloyd's algorithm over everyone's frames from the federation's own seeds: to the bit what the federation finds."""
+        """Lloyd's algorithm over everyone's frames from the federation's own seeds: to the bit what
+        the federation finds."""
         settings, seed = self.config.targets, self.config.seed
-        solver = kmeans.FederatedKMeans(settings.num_clusters, seed, settings.max_iterations, settings.tolerance)
-        solver.seed([site_figures.seeds(self.site, part, self._extractor)[:2] for part in self.clients])
+        solver = kmeans.FederatedKMeans(
+            settings.num_clusters, seed, settings.max_iterations, settings.tolerance
+        )
+        solver.seed(
+            [site_figures.seeds(self.site, part, self._extractor)[:2] for part in self.clients]
+        )
         while not solver.done:
             assert solver.centroids is not None
-            parts = [site_figures.statistics(self.site, part, solver.centroids, self._extractor) for part in self.clients]
+            parts = [
+                site_figures.statistics(self.site, part, solver.centroids, self._extractor)
+                for part in self.clients
+            ]
             statistics, total = reduce(operator.add, (part for part, _ in parts)), Counter[str]()
             for _, metrics in parts:
                 total.update(metrics)
             solver.step(statistics)
             iteration, inertia = len(solver.history), solver.history[-1]
-            log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
+            log.info(
+                "k-means: iteration %d/%d, inertia per frame %.4g",
+                iteration,
+                settings.max_iterations,
+                inertia,
+            )
             on_event(kmeans_event(solver, statistics, total))
         assert solver.centroids is not None
         return solver.centroids
 
     def batches(self, order: Sequence[MicroBatch], *, alone: bool = False) -> Iterator[Batch]:
-        """Yield training micro-batches in the order given, read ahead in ``data.num_workers`` threads.
+        """Yield training micro-batches in the order given, read ahead in ``data.num_workers``
+        threads.
 
-        Their positions, from which dropout draws, are made unique over clients, unless a client is trained ``alone``.
+        Their positions, from which dropout draws, are made unique over clients, unless a client is
+        trained ``alone``.
         """
         count = len(self.clients)
 
         def load(index: int) -> Batch:
             number, position = order[index]
-            (batch,) = self._load(self.clients[number], self.clients[number].train_plan, [position], num_workers=0)
+            (batch,) = self._load(
+                self.clients[number], self.clients[number].train_plan, [position], num_workers=0
+            )
             return batch if alone else replace(batch, position=position * count + number)
 
         return map_in_order(load, range(len(order)), self.job.data.num_workers)
 
-    def score(self, model: HubertModel, clients: Iterable[int], num_batches: int = 0) -> dict[int, ClientScore]:
-        """Score a model on clients' validation splits (or their first batches): the same crops and masks as the federation's evaluation."""
+    def score(
+        self, model: HubertModel, clients: Iterable[int], num_batches: int = 0
+    ) -> dict[int, ClientScore]:
+        """Score a model on clients' validation splits (or their first batches): the same crops and
+        masks as the federation's evaluation."""
         scores = {}
         for number in clients:
             plan, client = self.clients[number].validation_plan, self.job.client
-            batches = self._load(self.clients[number], plan, plan.first(num_batches), num_workers=self.job.data.num_workers)
-            result = evaluate(
-                model, batches, task=self.job.task, device=self.device, precision=client.precision, objective=self.objective
+            batches = self._load(
+                self.clients[number],
+                plan,
+                plan.first(num_batches),
+                num_workers=self.job.data.num_workers,
             )
-            scores[number] = {f"validation_{name}": figure for name, figure in result.figures.items()}
+            result = evaluate(
+                model,
+                batches,
+                task=self.job.task,
+                device=self.device,
+                precision=client.precision,
+                objective=self.objective,
+            )
+            scores[number] = {
+                f"validation_{name}": figure for name, figure in result.figures.items()
+            }
         return scores
 
-    def _load(self, part: Partition, plan: BatchPlan, positions: Iterable[int], num_workers: int) -> Iterator[Batch]:
+    def _load(
+        self, part: Partition, plan: BatchPlan, positions: Iterable[int], num_workers: int
+    ) -> Iterator[Batch]:
         source = self.site.label_source(self.job.task, part, self.key)
         data = self.job.data.model_copy(update={"num_workers": num_workers})
-        return load_batches(self.site.manifest, plan, positions, source, mask_spec(self.job.task), data)
+        return load_batches(
+            self.site.manifest, plan, positions, source, mask_spec(self.job.task), data
+        )
 
 
-def figures(spec: ObjectiveSpec, scores: dict[int, ClientScore], model_round: int) -> dict[str, Any]:
+def figures(
+    spec: ObjectiveSpec, scores: dict[int, ClientScore], model_round: int
+) -> dict[str, Any]:
     """Return the figures over clients' validation splits, as a federated run's events have them."""
     total = Sums()
     for _, score in sorted(scores.items()):
-        total.merge(Sums({name.removeprefix("validation_"): value for name, value in score.items()}))
+        total.merge(
+            Sums({name.removeprefix("validation_"): value for name, value in score.items()})
+        )
     return {"model_round": model_round, **spec.figures(total.figures), "clients": len(scores)}
 
 

@@ -36,7 +36,13 @@ class BaselineRun:
         alone: int | None = None,
     ) -> None:
         config = pool.config
-        self._pool, self._folder, self._config, self._asked, self._alone = pool, folder, config, asked, alone
+        self._pool, self._folder, self._config, self._asked, self._alone = (
+            pool,
+            folder,
+            config,
+            asked,
+            alone,
+        )
         self._kind = kind
         self._store = RoundStore(folder.checkpoints)
         self.model: HubertModel = build_model(config.model, config.task, config.seed)
@@ -94,7 +100,11 @@ class BaselineRun:
             "failed": [],
             "bytes_down": 0,
             "bytes_up": 0,
-            "seconds": {"validation": validated - started, "train": ended - validated, "round": ended - started},
+            "seconds": {
+                "validation": validated - started,
+                "train": ended - validated,
+                "round": ended - started,
+            },
         }
         append_event(self._folder.metrics_file, event)
         self._history.append({key: event[key] for key in ("round", "train", "validation")})
@@ -125,7 +135,11 @@ class BaselineRun:
         }
         metrics = {**self._history[-1], "baseline": self._kind, "history": self._history}
         path = self._store.save(
-            number, self.model.state_dict(), config=self._config.model_dump(mode="json"), federated_metrics=metrics, resume=resume
+            number,
+            self.model.state_dict(),
+            config=self._config.model_dump(mode="json"),
+            federated_metrics=metrics,
+            resume=resume,
         )
         self._store.prune(self._config.checkpoint.keep_last)
         self._saved = number
@@ -135,7 +149,9 @@ class BaselineRun:
         say_final(self._kind, record_final(self._config, self._folder, scores, {}), self._pool.spec)
 
 
-def record_final(config: Config, folder: RunFolder, scores: dict[int, ClientScore], more: dict[str, Any]) -> dict[str, Any]:
+def record_final(
+    config: Config, folder: RunFolder, scores: dict[int, ClientScore], more: dict[str, Any]
+) -> dict[str, Any]:
     number = config.federated.num_rounds
     validation = figures(spec_of(config.task), scores, number)
     event = {

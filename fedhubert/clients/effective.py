@@ -1,4 +1,5 @@
-"""The job as a site does it: the server's words, and the node's own where they go first, resolved once.
+"""The job as a site does it: the server's words, and the node's own where they go first, resolved
+once.
 
 Everything that works for a site reads the job that :func:`effective_job` returns. Beside it there
 are only places and identity (:class:`fedhubert.clients.settings.SiteSettings`).
@@ -48,7 +49,9 @@ def effective_job(job: ClientJob, node_config: NodeConfig) -> ClientJob:
     rate_hz = changes["targets"]["label_rate_hz"]
     if rate_hz not in _RATES_HZ:
         name = rules_for("targets.label_rate_hz")["site"]
-        raise ConfigError(f"{name}={rate_hz} in the node's configuration is neither 50 nor 100", setting=name)
+        raise ConfigError(
+            f"{name}={rate_hz} in the node's configuration is neither 50 nor 100", setting=name
+        )
     return job.model_copy(
         update={
             "targets": job.targets.model_copy(update=changes["targets"]),
@@ -71,4 +74,6 @@ def _value(key: str, servers: str | int | float | None, node_config: NodeConfig)
 
 
 _TEXTS = ("targets.labels", "client.device")
-_TYPES: Mapping[str, type[int]] = {key: int for key in ("targets.label_rate_hz", "targets.min_frames", "targets.group_frames")}
+_TYPES: Mapping[str, type[int]] = {
+    key: int for key in ("targets.label_rate_hz", "targets.min_frames", "targets.group_frames")
+}

@@ -24,7 +24,8 @@ class Item:
     """Files that belong together: a run's folder, or files of one name but for their suffix.
 
     Attributes:
-        last_used_s: When it was last written or read (as far as the file system keeps that), in seconds since 1970.
+        last_used_s: When it was last written or read (as far as the file system keeps that), in
+            seconds since 1970.
         in_use: A process holds its lock.
     """
 
@@ -42,12 +43,15 @@ class Item:
 
 def items(state_dir: Path) -> list[Item]:
     """Return what is in ``state_dir``, the least recently used first."""
-    found = [_item(kind, name, files) for kind in KINDS for name, files in _grouped(state_dir / kind)]
+    found = [
+        _item(kind, name, files) for kind in KINDS for name, files in _grouped(state_dir / kind)
+    ]
     return sorted((item for item in found if item is not None), key=lambda item: item.last_used_s)
 
 
 def surplus(found: Sequence[Item], max_bytes: float) -> list[Item]:
-    """Return the least recently used of ``found`` without which at most ``max_bytes`` remain; nothing that is in use."""
+    """Return the least recently used of ``found`` without which at most ``max_bytes`` remain;
+    nothing that is in use."""
     left = sum(item.num_bytes for item in found)
     chosen = []
     for item in found:
@@ -66,20 +70,25 @@ def remove(state_dir: Path, chosen: Sequence[Item]) -> None:
 
 
 def _grouped(folder: Path) -> Iterator[tuple[str, list[Path]]]:
-    """Yield name -> files: every folder is one item, other files go by their name without suffix. Hidden ones are being written."""
+    """Yield name -> files: every folder is one item, other files go by their name without suffix.
+    Hidden ones are being written."""
     groups: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
         if folder.name == "teacher_outputs":
             groups.setdefault("all", []).extend(_files(entry))
         elif not entry.name.startswith("."):
-            groups.setdefault(entry.name if entry.is_dir() else entry.stem, []).extend(_files(entry))
+            groups.setdefault(entry.name if entry.is_dir() else entry.stem, []).extend(
+                _files(entry)
+            )
     yield from groups.items()
 
 
 def _files(entry: Path) -> list[Path]:
     if entry.is_symlink():
         return []  # what it points to is not ours
-    return sorted(path for path in entry.rglob("*") if path.is_file()) if entry.is_dir() else [entry]
+    return (
+        sorted(path for path in entry.rglob("*") if path.is_file()) if entry.is_dir() else [entry]
+    )
 
 
 def _item(kind: str, name: str, files: Sequence[Path]) -> Item | None:

@@ -1,4 +1,5 @@
-"""Places and identity of a node, from its own configuration: where its audio and its state are, and which number it has."""
+"""Places and identity of a node, from its own configuration: where its audio and its state are, and
+which number it has."""
 
 import logging
 from collections.abc import Mapping
@@ -39,9 +40,11 @@ class SiteSettings:
 
     Attributes:
         node: This node's number among ``num_nodes``.
-        own_data: The node names its own manifest, which then is one client's data (no partitioning).
+        own_data: The node names its own manifest, which then is one client's data (no
+            partitioning).
         teacher: The site's own copy of a distillation's teacher, if it names one.
-        centroids_hash: Of the centroids that precomputed labels were made with, where the node states it.
+        centroids_hash: Of the centroids that precomputed labels were made with, where the node
+            states it.
         sample: The site's own sample for k-means, if it has one.
     """
 
@@ -60,13 +63,15 @@ class SiteSettings:
         """Raises :class:`ConfigError` naming the setting that is missing."""
         if "partition-id" not in node_config or "num-partitions" not in node_config:
             raise ConfigError(
-                'start the SuperNode with --node-config "partition-id=... num-partitions=..."', setting="partition-id"
+                'start the SuperNode with --node-config "partition-id=... num-partitions=..."',
+                setting="partition-id",
             )
         own = own_value(node_config, "data.manifest")
         manifest = own or job.data.manifest
         if not manifest:
             raise ConfigError(
-                "no manifest: set data.manifest, or manifest=... in the node's configuration", setting="data.manifest"
+                "no manifest: set data.manifest, or manifest=... in the node's configuration",
+                setting="data.manifest",
             )
         return cls(
             node=int(number_in(node_config, "partition-id")),
@@ -89,41 +94,58 @@ def _own_sample(node_config: NodeConfig) -> OwnSample | None:
 
 
 def own_value(node_config: NodeConfig, key: str) -> str:
-    """Return what the node's configuration says for a key of the run's, under the name that the key gives it; "" for nothing."""
+    """Return what the node's configuration says for a key of the run's, under the name that the key
+    gives it; "" for nothing."""
     value = node_config.get(rules_for(key)["site"])
     return "" if value in (None, "", False) else str(value)
 
 
 def number_in(node_config: NodeConfig, name: str) -> float:
-    """Return the number that the node's configuration has under ``name``; raises :class:`ConfigError` for what is none."""
+    """Return the number that the node's configuration has under ``name``; raises
+    :class:`ConfigError` for what is none."""
     value = node_config[name]
     try:
         return value if isinstance(value, int) else float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{name}={quoted(value)} in the node's configuration is not a number", setting=name) from None
+        raise ConfigError(
+            f"{name}={quoted(value)} in the node's configuration is not a number", setting=name
+        ) from None
 
 
 def number_of(node_config: NodeConfig) -> int:
-    """Return the number that a node's configuration gives it, -1 where it gives none that can be read."""
+    """Return the number that a node's configuration gives it, -1 where it gives none that can be
+    read."""
     number = str(node_config.get("partition-id", ""))
     return int(number) if number.isascii() and number.isdigit() and len(number) < 10 else -1
 
 
 def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
-    """Return a node's state folder; ``job`` has the server's word, which counts only where the manifest is the server's, too."""
-    servers = None if job is None or own_value(node_config, "data.manifest") else job.client.state_dir
-    return Path(own_value(node_config, "client.state_dir") or servers or cache_folder() / "state").expanduser().absolute()
+    """Return a node's state folder; ``job`` has the server's word, which counts only where the
+    manifest is the server's, too."""
+    servers = (
+        None if job is None or own_value(node_config, "data.manifest") else job.client.state_dir
+    )
+    return (
+        Path(own_value(node_config, "client.state_dir") or servers or cache_folder() / "state")
+        .expanduser()
+        .absolute()
+    )
 
 
 class _PrivateLog(logging.FileHandler):
     """A log that is its owner's alone, and no link."""
 
     def _open(self) -> TextIOWrapper:
-        return TextIOWrapper(open_here(Path(self.baseFilename), "a+b", private=True), encoding="utf-8", write_through=True)
+        return TextIOWrapper(
+            open_here(Path(self.baseFilename), "a+b", private=True),
+            encoding="utf-8",
+            write_through=True,
+        )
 
 
 def log_on_site(state_dir: Path) -> None:
-    """Append this process's failures to ``site.log`` in the state folder (once per folder); what is in it never leaves the site."""
+    """Append this process's failures to ``site.log`` in the state folder (once per folder); what is
+    in it never leaves the site."""
     logger, path = logging.getLogger("fedhubert.site"), state_dir / "site.log"
     if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
         return
@@ -131,7 +153,10 @@ def log_on_site(state_dir: Path) -> None:
         private_folder(state_dir)
         handler = _PrivateLog(path, delay=True)
     except OSError as error:
-        raise ConfigError(f"cannot write to the state folder {state_dir}: {error.strerror}", setting="client.state_dir") from None
+        raise ConfigError(
+            f"cannot write to the state folder {state_dir}: {error.strerror}",
+            setting="client.state_dir",
+        ) from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)

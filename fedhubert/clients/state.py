@@ -1,8 +1,9 @@
-"""What a site keeps of a partition between rounds: its local optimiser, and what a lossy codec left over.
+"""What a site keeps of a partition between rounds: its local optimiser, and what a lossy codec left
+over.
 
-Each round writes a version of its own. The server names the version to go on from, so a site whose round was not accepted, or whose server
-went back to an earlier checkpoint, goes back with it. Kept are the version gone on from, the new one, and the newest that each
-checkpoint could need.
+Each round writes a version of its own. The server names the version to go on from, so a site whose
+round was not accepted, or whose server went back to an earlier checkpoint, goes back with it. Kept
+are the version gone on from, the new one, and the newest that each checkpoint could need.
 """
 
 import os
@@ -19,7 +20,8 @@ from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.files import exclusively, private_folder, temporary_path, write_temporary
 
 STATE_MISSING = "state_missing"
-"""Code of a site that no longer has the state (a kept optimiser, left-over rounding) of the round that the server names."""
+"""Code of a site that no longer has the state (a kept optimiser, left-over rounding) of the round
+that the server names."""
 _NAME = re.compile(r"round_(\d+)\.pt")
 
 
@@ -31,7 +33,8 @@ class StateMissing(FedhubertError):
 
 @dataclass
 class PartitionState:
-    """The kept optimiser (``state_dict``) and the left-over of the codec [P]; None where there is none."""
+    """The kept optimiser (``state_dict``) and the left-over of the codec [P]; None where there is
+    none."""
 
     optimizer: dict[str, Any] | None = None
     residual: torch.Tensor | None = None
@@ -44,7 +47,8 @@ class StateFolder:
         self._folder = folder
 
     def exclusively(self) -> AbstractContextManager[None]:
-        """Keep other processes out of this partition's state; raises :class:`fedhubert.files.FolderInUse` when one is in it."""
+        """Keep other processes out of this partition's state; raises
+        :class:`fedhubert.files.FolderInUse` when one is in it."""
         return exclusively(self._folder, setting="client.state_dir", private=True)
 
     def load(self, round_number: int) -> PartitionState:
@@ -62,24 +66,34 @@ class StateFolder:
         except Exception as error:  # a damaged file: torch raises many kinds
             reason = "is not there" if isinstance(error, FileNotFoundError) else "is damaged"
             raise StateMissing(
-                f"{path} {reason}: the partition begins with fresh state in its next round", setting="client.state_dir"
+                f"{path} {reason}: the partition begins with fresh state in its next round",
+                setting="client.state_dir",
             ) from None
 
     def save(self, round_number: int, state: PartitionState) -> None:
-        """Write the state that ``round_number`` left, whole or not at all; raises :class:`CheckpointError` when it cannot be written."""
+        """Write the state that ``round_number`` left, whole or not at all; raises
+        :class:`CheckpointError` when it cannot be written."""
         path = self._path(round_number)
         values = {"optimizer": state.optimizer, "residual": state.residual}
         try:
             private_folder(self._folder)
-            write_temporary(path, lambda file: torch.save(values, cast(BinaryIO, file)), private=True)
+            write_temporary(
+                path, lambda file: torch.save(values, cast(BinaryIO, file)), private=True
+            )
             os.replace(temporary_path(path), path)
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"cannot keep state in {self._folder}: {error}", setting="client.state_dir") from None
+            raise CheckpointError(
+                f"cannot keep state in {self._folder}: {error}", setting="client.state_dir"
+            ) from None
 
     def prune(self, keep: Sequence[int], checkpoints: Sequence[int]) -> None:
-        """Delete all versions but those of ``keep`` and, for each checkpoint, the newest that is not after it."""
+        """Delete all versions but those of ``keep`` and, for each checkpoint, the newest that is
+        not after it."""
         versions = self.versions()
-        needed = {max((version for version in versions if version <= checkpoint), default=0) for checkpoint in checkpoints}
+        needed = {
+            max((version for version in versions if version <= checkpoint), default=0)
+            for checkpoint in checkpoints
+        }
         for version in set(versions) - set(keep) - needed:
             self._path(version).unlink(missing_ok=True)
 
@@ -87,7 +101,11 @@ class StateFolder:
         """Return the rounds that have left a state here, in order."""
         if not self._folder.is_dir():
             return []
-        return sorted(int(match.group(1)) for file in self._folder.iterdir() if (match := _NAME.fullmatch(file.name)))
+        return sorted(
+            int(match.group(1))
+            for file in self._folder.iterdir()
+            if (match := _NAME.fullmatch(file.name))
+        )
 
     def _path(self, round_number: int) -> Path:
         return self._folder / f"round_{round_number:05d}.pt"

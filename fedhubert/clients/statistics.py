@@ -1,6 +1,8 @@
-"""What a site tells of its features and labels: figures over at least ``min_frames`` frames of a client, or none.
+"""What a site tells of its features and labels: figures over at least ``min_frames`` frames of a
+client, or none.
 
-A pool of all clients' audio (:mod:`fedhubert.baselines.pool`) uses the same figures, so that it finds the same clusters.
+A pool of all clients' audio (:mod:`fedhubert.baselines.pool`) uses the same figures, so that it
+finds the same clusters.
 """
 
 import logging
@@ -23,19 +25,27 @@ Counts = npt.NDArray[np.int64]
 
 
 def seeds(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts, Metrics]:
-    """Return a partition's weighted local centroids (see :func:`fedhubert.targets.kmeans.local_seeds`), and what is said of them."""
+    """Return a partition's weighted local centroids (see
+    :func:`fedhubert.targets.kmeans.local_seeds`), and what is said of them."""
     targets, seed, number = site.job.targets, site.job.seed, partition.number
     features, weights, frames = _seen(site, partition, extractor)
     if weights is not None:  # groups lie in an order that says where they are
-        drawn = generator(seed, "kmeans/groups", number).permutation(len(features))[: targets.seed_frames_per_client]
+        drawn = generator(seed, "kmeans/groups", number).permutation(len(features))[
+            : targets.seed_frames_per_client
+        ]
         features, weights = features[drawn], weights[drawn]
     features = features[: targets.seed_frames_per_client]
-    centroids, counts, withheld = kmeans.local_seeds(features, targets.num_clusters, seed, number, targets.min_frames, weights)
+    centroids, counts, withheld = kmeans.local_seeds(
+        features, targets.num_clusters, seed, number, targets.min_frames, weights
+    )
     return centroids, counts, {"frames": frames, "withheld_clusters": withheld}
 
 
-def statistics(site: Site, partition: Partition, centroids: Features, extractor: str) -> tuple[KMeansStatistics, Metrics]:
-    """Return a partition's statistics under ``centroids``, without clusters of too few frames; ``frames`` counts all."""
+def statistics(
+    site: Site, partition: Partition, centroids: Features, extractor: str
+) -> tuple[KMeansStatistics, Metrics]:
+    """Return a partition's statistics under ``centroids``, without clusters of too few frames;
+    ``frames`` counts all."""
     features, weights, _ = _seen(site, partition, extractor)
     whole = kmeans.accumulate(features, centroids, weights)
     kept, withheld = whole.without_few(site.job.targets.min_frames)
@@ -43,7 +53,8 @@ def statistics(site: Site, partition: Partition, centroids: Features, extractor:
 
 
 def _seen(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts | None, int]:
-    """Return what k-means sees: frames, or means of groups of them with their sizes; and how many frames it is of."""
+    """Return what k-means sees: frames, or means of groups of them with their sizes; and how many
+    frames it is of."""
     if site.job.targets.group_frames == 1:
         features = site.fitting_features(partition, extractor)
         return features, None, len(features)
@@ -52,17 +63,28 @@ def _seen(site: Site, partition: Partition, extractor: str) -> tuple[Features, C
 
 
 def label_counts(site: Site, partition: Partition, store: LabelStore) -> dict[str, Counts]:
-    """Count a partition's frames by cluster, ``train`` and ``validation`` [K]; counts of too few frames are 0.
+    """Count a partition's frames by cluster, ``train`` and ``validation`` [K]; counts of too few
+    frames are 0.
 
-    With ``targets.label_values`` also ``contingency`` [K, L], by cluster and label: zeros where the site does not count by the run's column.
+    With ``targets.label_values`` also ``contingency`` [K, L], by cluster and label: zeros where the
+    site does not count by the run's column.
     """
     targets = site.job.targets
-    counted = {"train": store.counts(partition.train_rows), "validation": store.counts(partition.validation_rows)}
+    counted = {
+        "train": store.counts(partition.train_rows),
+        "validation": store.counts(partition.validation_rows),
+    }
     if targets.label_values and targets.label_column:
-        counted["contingency"] = contingency(store, partition.rows, site.manifest, targets.label_column, targets.label_values)
+        counted["contingency"] = contingency(
+            store, partition.rows, site.manifest, targets.label_column, targets.label_values
+        )
     elif targets.label_values:
-        counted["contingency"] = np.zeros((targets.num_clusters, len(targets.label_values)), np.int64)
-        log.warning("not counted by targets.label_column: label-column in the node's configuration does not name it")
+        counted["contingency"] = np.zeros(
+            (targets.num_clusters, len(targets.label_values)), np.int64
+        )
+        log.warning(
+            "not counted by targets.label_column: label-column in the node's configuration does not name it"
+        )
     for counts in counted.values():
         counts[too_few(counts, targets.min_frames)] = 0
     return counted

@@ -42,7 +42,10 @@ def central(arguments: Sequence[str]) -> int:
         return 0
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
-        print(f"fedhubert: unknown option {flags[0]}; `fedhubert central` takes KEY=VALUE overrides, see --help", file=sys.stderr)
+        print(
+            f"fedhubert: unknown option {flags[0]}; `fedhubert central` takes KEY=VALUE overrides, see --help",
+            file=sys.stderr,
+        )
         return 2
     from fedhubert.baselines.central import train_baseline
     from fedhubert.compose import compose
@@ -62,7 +65,8 @@ def central(arguments: Sequence[str]) -> int:
 
 
 def take_options(arguments: Sequence[str]) -> "tuple[list[str], BaselineOptions]":
-    """Split the verb's own words from Hydra's overrides; raises :class:`ConfigError` for one that is neither true nor false."""
+    """Split the verb's own words from Hydra's overrides; raises :class:`ConfigError` for one that
+    is neither true nor false."""
     from fedhubert.baselines.central import BaselineOptions
 
     names = ("local_only", "reset_each_round")
@@ -97,12 +101,16 @@ def compare(arguments: Sequence[str]) -> int:
     out = (
         resolve_out(first)
         if first.out
-        else resolve_out(first.model_copy(update={"out": str(Path("outputs", "compare", first.experiment))}))
+        else resolve_out(
+            first.model_copy(update={"out": str(Path("outputs", "compare", first.experiment))})
+        )
     )
     configs = {seed: compose([*overrides, f"seed={seed}"]) for seed in range(seeds)}
     probing = None if flags.manifest is None else probing_of(flags)
     console = log_to_terminal()
-    results = compare_systems(Comparison(configs, out, probing, flags.local_clients), train_here, console)
+    results = compare_systems(
+        Comparison(configs, out, probing, flags.local_clients), train_here, console
+    )
     output = output_console(140)
     output.print(comparison_table(results["summary"]))
     output.print(f"results: {out / 'compare.json'}", soft_wrap=True, highlight=False)
@@ -115,12 +123,22 @@ def _compare_parser() -> argparse.ArgumentParser:
     from fedhubert.commands.evaluate import add_annotation_arguments
 
     parser = argparse.ArgumentParser(prog="fedhubert compare", usage=COMPARE_USAGE)
-    parser.add_argument("--eval-manifest", dest="manifest", type=Path, metavar="M", help="audio to probe on")
-    parser.add_argument("--eval-root", dest="root", type=Path, metavar="DIR", help="where its paths start")
     parser.add_argument(
-        "--local-clients", type=int, default=1, metavar="N", help="clients whose own model is probed (default: %(default)s)"
+        "--eval-manifest", dest="manifest", type=Path, metavar="M", help="audio to probe on"
     )
-    parser.add_argument("--device", default="cpu", help="where features are computed (default: %(default)s)")
+    parser.add_argument(
+        "--eval-root", dest="root", type=Path, metavar="DIR", help="where its paths start"
+    )
+    parser.add_argument(
+        "--local-clients",
+        type=int,
+        default=1,
+        metavar="N",
+        help="clients whose own model is probed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where features are computed (default: %(default)s)"
+    )
     add_annotation_arguments(parser)
     parser.set_defaults(seed=0, clusters=0)  # of which the table has no column
     return parser
@@ -141,7 +159,10 @@ def _take_seeds(arguments: Sequence[str]) -> tuple[list[str], int]:
     for argument in arguments:
         name, _, value = argument.partition("=")
         if name == "seed":
-            raise ConfigError("compare sets the seed itself: give seeds=N for the seeds 0 to N - 1", setting="seeds")
+            raise ConfigError(
+                "compare sets the seed itself: give seeds=N for the seeds 0 to N - 1",
+                setting="seeds",
+            )
         if name != "seeds":
             overrides.append(argument)
         elif not value.isdigit() or not int(value):

@@ -1,4 +1,5 @@
-"""``fedhubert certs``: the keys and certificates by which a coordinator and its sites know each other."""
+"""``fedhubert certs``: the keys and certificates by which a coordinator and its sites know each
+other."""
 
 import argparse
 from pathlib import Path
@@ -52,16 +53,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="at the coordinator: make the authority, the SuperLink's certificate and the signing key",
     )
     whose.add_argument(
-        "--enrol", nargs="+", type=Path, metavar="PUB", help="put sites' public keys into DIR (federated.node_keys)"
+        "--enrol",
+        nargs="+",
+        type=Path,
+        metavar="PUB",
+        help="put sites' public keys into DIR (federated.node_keys)",
     )
-    whose.add_argument("--revoke", type=int, metavar="N", help="say how to shut the keys of site N out; with --run, do it")
     whose.add_argument(
-        "--show", type=Path, metavar="DIR", help="say what is in DIR: fingerprints, days that certificates are valid"
+        "--revoke",
+        type=int,
+        metavar="N",
+        help="say how to shut the keys of site N out; with --run, do it",
     )
-    whose.add_argument("--nodes", type=int, default=0, metavar="N", help="make keys of the nodes 0 to N-1, for trying out")
+    whose.add_argument(
+        "--show",
+        type=Path,
+        metavar="DIR",
+        help="say what is in DIR: fingerprints, days that certificates are valid",
+    )
+    whose.add_argument(
+        "--nodes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="make keys of the nodes 0 to N-1, for trying out",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument(
-        "--host", nargs="+", default=[], metavar="NAME", help="names or IP addresses by which the sites reach the SuperLink"
+        "--host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names or IP addresses by which the sites reach the SuperLink",
     )
     parser.add_argument(
         "--days",
@@ -71,9 +94,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long the SuperLink's certificate is valid (default: %(default)s)",
     )
     parser.add_argument(
-        "--renew", action="store_true", help="with --coordinator: a new certificate for the SuperLink, nothing else"
+        "--renew",
+        action="store_true",
+        help="with --coordinator: a new certificate for the SuperLink, nothing else",
     )
-    parser.add_argument("--run", action="store_true", dest="now", help="with --revoke: run the command, and put the keys away")
+    parser.add_argument(
+        "--run",
+        action="store_true",
+        dest="now",
+        help="with --revoke: run the command, and put the keys away",
+    )
     parser.add_argument(
         "--force",
         action="store_true",
@@ -126,7 +156,9 @@ def _site(out: Path, number: int, *, force: bool) -> int:
     from fedhubert.deployment.enrolment import make_site
 
     _say_made(out, make_site(out, number, force=force))
-    print(NEXT_SITE.format(site=number, out=out, fingerprints=_fingerprints(out, f"site {number} ")))
+    print(
+        NEXT_SITE.format(site=number, out=out, fingerprints=_fingerprints(out, f"site {number} "))
+    )
     return 0
 
 
@@ -140,7 +172,11 @@ def _coordinator(out: Path, arguments: argparse.Namespace) -> int:
         return 0
     made = make_certificates(out, arguments.host, 0, days=arguments.days, force=arguments.force)
     _say_made(out, made + make_coordinator_key(out, force=arguments.force))
-    print(NEXT_COORDINATOR.format(out=out, fingerprints=_fingerprints(out, "authority", "coordinator")))
+    print(
+        NEXT_COORDINATOR.format(
+            out=out, fingerprints=_fingerprints(out, "authority", "coordinator")
+        )
+    )
     return 0
 
 
@@ -177,7 +213,10 @@ def _revoke(out: Path, number: int, *, now: bool) -> int:
         command = ["flwr", "supernode", "unregister", str(node)]
         print(" ".join(command))
         if now and subprocess.run(command).returncode != 0:
-            raise ConfigError(f"--revoke {number}: {' '.join(command)} failed; the keys are where they were", setting="--revoke")
+            raise ConfigError(
+                f"--revoke {number}: {' '.join(command)} failed; the keys are where they were",
+                setting="--revoke",
+            )
     if now:
         print("\n".join(f"put away as {path}" for path in put_away(out, number)))
     else:
@@ -189,16 +228,22 @@ def _revoke(out: Path, number: int, *, now: bool) -> int:
 def _all_in_one_place(out: Path, arguments: argparse.Namespace) -> int:
     from fedhubert.deployment.certificates import make_certificates
 
-    made = make_certificates(out, arguments.host, arguments.nodes, days=arguments.days, force=arguments.force)
+    made = make_certificates(
+        out, arguments.host, arguments.nodes, days=arguments.days, force=arguments.force
+    )
     _say_made(out, made)
     if arguments.nodes:
         print(TRYING_OUT)
     register = "\n".join(
-        f"  flwr supernode register {out / f'node-{node}.pub'} --name site-{node}" for node in range(arguments.nodes)
+        f"  flwr supernode register {out / f'node-{node}.pub'} --name site-{node}"
+        for node in range(arguments.nodes)
     )
     print(
         NEXT.format(
-            ca=out / "ca.crt", cert=out / "server.crt", key=out / "server.key", register=register or "  (--nodes N makes keys)"
+            ca=out / "ca.crt",
+            cert=out / "server.crt",
+            key=out / "server.key",
+            register=register or "  (--nodes N makes keys)",
         )
     )
     return 0

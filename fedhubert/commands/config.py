@@ -9,11 +9,18 @@ from fedhubert.config.explain import explain
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's argument."""
-    parser.add_argument("key", metavar="KEY", nargs="?", default="", help="a key or a group: client.lr, federated (default: all)")
+    parser.add_argument(
+        "key",
+        metavar="KEY",
+        nargs="?",
+        default="",
+        help="a key or a group: client.lr, federated (default: all)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out ``fedhubert config``; a list is cut to a terminal's width, and whole in a file or pipe.
+    """Carry out ``fedhubert config``; a list is cut to a terminal's width, and whole in a file or
+    pipe.
 
     Raises:
         ConfigError: there is no such key.

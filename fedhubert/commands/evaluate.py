@@ -19,8 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="C",
         help="round checkpoint, run folder, HuggingFace folder, or any encoder that can be imported",
     )
-    parser.add_argument("--manifest", required=True, type=Path, metavar="M", help="audio to evaluate on")
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where its paths start (default: its own folder)")
+    parser.add_argument(
+        "--manifest", required=True, type=Path, metavar="M", help="audio to evaluate on"
+    )
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="where its paths start (default: its own folder)"
+    )
     add_annotation_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
@@ -29,9 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags that name annotations and say how much to compute."""
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="labels of utterances: path,task,label lines, or a column per task"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="labels of utterances: path,task,label lines, or a column per task",
     )
-    parser.add_argument("--phones", type=Path, metavar="FILE", help="alignment: path,start_sample,end_sample,phone lines")
+    parser.add_argument(
+        "--phones",
+        type=Path,
+        metavar="FILE",
+        help="alignment: path,start_sample,end_sample,phone lines",
+    )
     parser.add_argument(
         "--probe",
         action="append",
@@ -39,27 +51,64 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
         help="probe for this task of the labels file or manifest column; may be repeated (default: all tasks of the labels file)",
     )
     parser.add_argument(
-        "--purity", action="append", metavar="NAME", help="also compare clusters of frames with these labels; may be repeated"
+        "--purity",
+        action="append",
+        metavar="NAME",
+        help="also compare clusters of frames with these labels; may be repeated",
     )
     parser.add_argument(
-        "--train-manifest", type=Path, metavar="M", help="fit utterance probes on other audio (default: cross-validation)"
+        "--train-manifest",
+        type=Path,
+        metavar="M",
+        help="fit utterance probes on other audio (default: cross-validation)",
     )
     parser.add_argument("--train-root", type=Path, metavar="DIR", help="where its paths start")
     parser.add_argument("--train-labels", type=Path, metavar="FILE", help="its labels")
-    parser.add_argument("--layers", metavar="I,J", help="layers to look at, 0 being the transformer's input (default: all)")
     parser.add_argument(
-        "--clusters", type=_count, default=100, metavar="K", help="clusters of frames; 0: none (default: %(default)s)"
+        "--layers",
+        metavar="I,J",
+        help="layers to look at, 0 being the transformer's input (default: all)",
     )
     parser.add_argument(
-        "--folds", type=_positive, default=5, metavar="N", help="parts of cross-validation (default: %(default)s)"
+        "--clusters",
+        type=_count,
+        default=100,
+        metavar="K",
+        help="clusters of frames; 0: none (default: %(default)s)",
     )
-    parser.add_argument("--max-frames", type=_positive, default=20_000, metavar="N", help="frames drawn (default: %(default)s)")
     parser.add_argument(
-        "--max-utterances", type=_positive, default=4_000, metavar="N", help="utterances drawn (default: %(default)s)"
+        "--folds",
+        type=_positive,
+        default=5,
+        metavar="N",
+        help="parts of cross-validation (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, and of k-means (default: %(default)s)")
     parser.add_argument(
-        "--cache-gb", type=float, default=2.0, metavar="GB", help="features kept in the cache folder (default: %(default)s)"
+        "--max-frames",
+        type=_positive,
+        default=20_000,
+        metavar="N",
+        help="frames drawn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-utterances",
+        type=_positive,
+        default=4_000,
+        metavar="N",
+        help="utterances drawn (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of what is drawn, and of k-means (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache-gb",
+        type=float,
+        default=2.0,
+        metavar="GB",
+        help="features kept in the cache folder (default: %(default)s)",
     )
 
 
@@ -85,9 +134,13 @@ def probing_of(args: argparse.Namespace) -> "Probing":
     from fedhubert.evaluation.study import StudySettings
 
     try:
-        layers = None if args.layers is None else tuple(int(layer) for layer in args.layers.split(","))
+        layers = (
+            None if args.layers is None else tuple(int(layer) for layer in args.layers.split(","))
+        )
     except ValueError:
-        raise ConfigError(f"--layers {args.layers!r}: give numbers, for example 0,6,12", setting="--layers") from None
+        raise ConfigError(
+            f"--layers {args.layers!r}: give numbers, for example 0,6,12", setting="--layers"
+        ) from None
     settings = StudySettings(
         probes=tuple(args.probe or ()),
         purities=tuple(args.purity or ()),
@@ -99,8 +152,17 @@ def probing_of(args: argparse.Namespace) -> "Probing":
         seed=args.seed,
         device=args.device,
     )
-    fitted_on = Audio(args.train_manifest, args.train_root, args.train_labels) if args.train_manifest else None
-    return Probing(Audio(args.manifest, args.root, args.labels, args.phones), settings, fitted_on, args.cache_gb)
+    fitted_on = (
+        Audio(args.train_manifest, args.train_root, args.train_labels)
+        if args.train_manifest
+        else None
+    )
+    return Probing(
+        Audio(args.manifest, args.root, args.labels, args.phones),
+        settings,
+        fitted_on,
+        args.cache_gb,
+    )
 
 
 def print_results(console: "Console", results: Mapping[str, Any]) -> None:
@@ -114,7 +176,12 @@ def print_results(console: "Console", results: Mapping[str, Any]) -> None:
         soft_wrap=True,
     )
     if "skipped" in masked:
-        console.print(f"masked prediction: not scored ({masked['skipped']})", highlight=False, soft_wrap=True, markup=False)
+        console.print(
+            f"masked prediction: not scored ({masked['skipped']})",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     else:
         console.print(
             f"masked prediction on {masked['utterances']} utterances ({masked['left_out']} too short): loss {masked['loss']:.4f} nats "
@@ -125,10 +192,19 @@ def print_results(console: "Console", results: Mapping[str, Any]) -> None:
         )
     for task, probe in results["probes"].items():
         first = probe["rows"][0]
-        title = f"Probe: {task} ({first['items']} items, {first['classes']} labels, {probe['split']})"
+        title = (
+            f"Probe: {task} ({first['items']} items, {first['classes']} labels, {probe['split']})"
+        )
         table = _table(Table(title=title), "accuracy", "lowest fold", "highest fold", "majority")
         for row in probe["rows"]:
-            _add_row(table, row, row["accuracy"], min(row["fold_accuracies"]), max(row["fold_accuracies"]), row["majority"])
+            _add_row(
+                table,
+                row,
+                row["accuracy"],
+                min(row["fold_accuracies"]),
+                max(row["fold_accuracies"]),
+                row["majority"],
+            )
         console.print(table)
     for task, part in results["clusters"].items():
         title = f"Clusters: {task} ({part['rows'][0]['frames']} frames, k = {part['k']})"

@@ -24,13 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
-        "--force", action="store_true", help="write into DIR even if it is not empty, replacing files of the same names"
+        "--force",
+        action="store_true",
+        help="write into DIR even if it is not empty, replacing files of the same names",
     )
 
 
 def _format_name(name: str) -> str:
     if name not in FORMATS:
-        raise argparse.ArgumentTypeError(REFUSED.get(name, f"{name!r} is none of {', '.join(FORMATS)}"))
+        raise argparse.ArgumentTypeError(
+            REFUSED.get(name, f"{name!r} is none of {', '.join(FORMATS)}")
+        )
     return name
 
 

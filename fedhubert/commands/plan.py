@@ -52,7 +52,10 @@ def plan(arguments: Sequence[str]) -> int:
         return 0
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
-        print(f"fedhubert: unknown option {flags[0]}; `fedhubert plan` takes KEY=VALUE words, see --help", file=sys.stderr)
+        print(
+            f"fedhubert: unknown option {flags[0]}; `fedhubert plan` takes KEY=VALUE words, see --help",
+            file=sys.stderr,
+        )
         return 2
     from fedhubert.planning.rounds import plan as played
     from fedhubert.planning.words import read_words
@@ -85,7 +88,8 @@ def report(inputs: "Inputs", found: "Plan", said: dict[str, str]) -> dict[str, A
         "steps": sum(share.steps for share in shares),
         "steps_in_a_row": found.steps_in_a_row,
         "audio_h": sum(share.audio_s for share in shares) / 3600,
-        "epochs": sum(share.audio_s for share in shares) / sum(client.train_s for client in inputs.clients),
+        "epochs": sum(share.audio_s for share in shares)
+        / sum(client.train_s for client in inputs.clients),
         "device": inputs.device,
         "device_h": inputs.devices * math.fsum(share.device_s for share in shares) / 3600,
         "bytes_down": sum(part.bytes_down for part in rounds),
@@ -116,11 +120,24 @@ def table(inputs: "Inputs", found: "Plan") -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    where = "real sites" if inputs.rates.on_sites else f"simulated, {inputs.config.simulation.num_workers} workers"
-    result = Table(title=f"Plan of {inputs.config.experiment} ({where}): an estimate, nothing was run", box=SIMPLE)
+    where = (
+        "real sites"
+        if inputs.rates.on_sites
+        else f"simulated, {inputs.config.simulation.num_workers} workers"
+    )
+    result = Table(
+        title=f"Plan of {inputs.config.experiment} ({where}): an estimate, nothing was run",
+        box=SIMPLE,
+    )
     for name in ("what", "all clients", "one client (least to most)"):
         result.add_column(name, justify="left" if name == "what" else "right")
-    for section in (_data(inputs), _work(inputs, found), _wire(inputs, found), _time(found), _space(inputs)):
+    for section in (
+        _data(inputs),
+        _work(inputs, found),
+        _wire(inputs, found),
+        _time(found),
+        _space(inputs),
+    ):
         for row in section:
             result.add_row(*row)
         result.add_section()
@@ -133,7 +150,10 @@ Row = tuple[str, str] | tuple[str, str, str]
 def _data(inputs: "Inputs") -> Iterator[Row]:
     federated, clients = inputs.config.federated, inputs.clients
     yield "parameters that travel", f"{inputs.numel / 1e6:.2f} M"
-    yield "rounds, clients a round", f"{federated.num_rounds}, {federated.clients_per_round} of {len(clients)}"
+    yield (
+        "rounds, clients a round",
+        f"{federated.num_rounds}, {federated.clients_per_round} of {len(clients)}",
+    )
     for name, part in (("audio to train on", "train_s"), ("audio held out", "validation_s")):
         yield name, *_of([getattr(client, part) for client in clients], _hours)
 
@@ -154,14 +174,25 @@ def _work(inputs: "Inputs", found: "Plan") -> Iterator[Row]:
 def _wire(inputs: "Inputs", found: "Plan") -> Iterator[Row]:
     from fedhubert.planning import sizes
 
-    yield "a message: model, update", f"{_bytes(sizes.model_bytes(inputs))}, {_bytes(sizes.reply_bytes(inputs, 1))}"
+    yield (
+        "a message: model, update",
+        f"{_bytes(sizes.model_bytes(inputs))}, {_bytes(sizes.reply_bytes(inputs, 1))}",
+    )
     for name, part in (("down", "bytes_down"), ("up", "bytes_up")):
         in_rounds = [getattr(item, part) for item in found.rounds]
         yield f"{name} in a round", _bytes(sum(in_rounds) / len(in_rounds))
         each = [getattr(share, part) for share in found.shares]
-        yield f"{name} in the run", _bytes(sum(in_rounds)), f"{_bytes(min(each))} to {_bytes(max(each))}"
+        yield (
+            f"{name} in the run",
+            _bytes(sum(in_rounds)),
+            f"{_bytes(min(each))} to {_bytes(max(each))}",
+        )
     if inputs.teacher_bytes:
-        yield "teacher, once to each site", _bytes(inputs.teacher_bytes * len(inputs.clients)), _bytes(inputs.teacher_bytes)
+        yield (
+            "teacher, once to each site",
+            _bytes(inputs.teacher_bytes * len(inputs.clients)),
+            _bytes(inputs.teacher_bytes),
+        )
 
 
 def _time(found: "Plan") -> Iterator[Row]:
@@ -170,7 +201,10 @@ def _time(found: "Plan") -> Iterator[Row]:
         "a round (mean, longest)",
         ", ".join(
             duration(value)
-            for value in (sum(part.seconds for part in rounds) / len(rounds), max(part.seconds for part in rounds))
+            for value in (
+                sum(part.seconds for part in rounds) / len(rounds),
+                max(part.seconds for part in rounds),
+            )
         ),
     )
     yield (
@@ -189,7 +223,11 @@ def _space(inputs: "Inputs") -> Iterator[Row]:
     yield "server memory", _bytes(sizes.server_memory(inputs))
     yield "a client's memory, without activations", "", _bytes(sizes.client_memory(inputs))
     yield "checkpoints on disk", _bytes(sizes.checkpoint_disk(inputs))
-    yield "state folders of sites", _bytes(sum(state)), f"{_bytes(min(state))} to {_bytes(max(state))}"
+    yield (
+        "state folders of sites",
+        _bytes(sum(state)),
+        f"{_bytes(min(state))} to {_bytes(max(state))}",
+    )
 
 
 def _of(values: Sequence[float], show: Any) -> tuple[str, str]:

@@ -10,9 +10,16 @@ DEFAULT_MIN_SECONDS = 0.5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
-    kinds = parser.add_subparsers(title="what to prepare", dest="kind", required=True, metavar="KIND")
-    sample = kinds.add_parser("sample", help="fetch the sample speech (five languages, about 2 h, 100 MB) and write its manifest")
-    librispeech = kinds.add_parser("librispeech", help="a LibriSpeech tree: speaker and chapter from the paths")
+    kinds = parser.add_subparsers(
+        title="what to prepare", dest="kind", required=True, metavar="KIND"
+    )
+    sample = kinds.add_parser(
+        "sample",
+        help="fetch the sample speech (five languages, about 2 h, 100 MB) and write its manifest",
+    )
+    librispeech = kinds.add_parser(
+        "librispeech", help="a LibriSpeech tree: speaker and chapter from the paths"
+    )
     folder = kinds.add_parser("folder", help="any folder of wav, flac, ogg or mp3 files")
     sample.add_argument(
         "--root",
@@ -21,12 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where to keep it (default: the user's cache folder, where `data.manifest=sample` looks)",
     )
     for kind in (librispeech, folder):
-        kind.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder that holds the audio")
         kind.add_argument(
-            "--out", type=Path, required=True, metavar="FILE", help="manifest to write: .csv, or .tsv for fairseq's form"
+            "--root", type=Path, required=True, metavar="DIR", help="folder that holds the audio"
+        )
+        kind.add_argument(
+            "--out",
+            type=Path,
+            required=True,
+            metavar="FILE",
+            help="manifest to write: .csv, or .tsv for fairseq's form",
         )
     librispeech.add_argument(
-        "--download", metavar="SUBSET", help="download this subset first, for example dev-clean or train-clean-100"
+        "--download",
+        metavar="SUBSET",
+        help="download this subset first, for example dev-clean or train-clean-100",
     )
     folder.add_argument(
         "--speaker-pattern",
@@ -58,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the manifest; returns 0. Raises :class:`~fedhubert.errors.DataError` when nothing is left to write."""
+    """Write the manifest; returns 0. Raises :class:`~fedhubert.errors.DataError` when nothing is
+    left to write."""
     from fedhubert.data import corpora
     from fedhubert.data.prepare import write_manifest
     from fedhubert.errors import DataError
@@ -80,5 +96,12 @@ def run(args: argparse.Namespace) -> int:
             candidates = corpora.scan_librispeech(root)
         else:
             candidates = corpora.scan_folder(root, args.speaker_pattern)
-    write_manifest(root, out, candidates, min_seconds=args.min_seconds, num_workers=args.num_workers, full=args.verify == "full")
+    write_manifest(
+        root,
+        out,
+        candidates,
+        min_seconds=args.min_seconds,
+        num_workers=args.num_workers,
+        full=args.verify == "full",
+    )
     return 0

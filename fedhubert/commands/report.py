@@ -6,9 +6,19 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, a baseline, a comparison, or a sweep")
     parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="page to write (default: %(default)s)"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run, a baseline, a comparison, or a sweep",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="page to write (default: %(default)s)",
     )
 
 
@@ -24,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write {args.out}: {error.strerror}; choose another --out", setting="--out") from None
+        raise ConfigError(
+            f"cannot write {args.out}: {error.strerror}; choose another --out", setting="--out"
+        ) from None
     print(f"report of {len(runs)} runs: {args.out} ({len(page) / 1e3:.0f} kB)")
     return 0

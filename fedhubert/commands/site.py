@@ -1,4 +1,5 @@
-"""``fedhubert site``: a site of a federation as one command, with its own code, audio, keys and policy."""
+"""``fedhubert site``: a site of a federation as one command, with its own code, audio, keys and
+policy."""
 
 import argparse
 import logging
@@ -16,16 +17,32 @@ if TYPE_CHECKING:  # --help answers without them
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
     where = parser.add_argument_group("the coordinator")
-    where.add_argument("--superlink", metavar="HOST:PORT", help="where the coordinator's SuperLink answers")
+    where.add_argument(
+        "--superlink", metavar="HOST:PORT", help="where the coordinator's SuperLink answers"
+    )
     trust = where.add_mutually_exclusive_group()
-    trust.add_argument("--root-certificates", type=Path, metavar="CA.CRT", help="who vouches for it (default: ca.crt in --keys)")
-    trust.add_argument("--insecure", action="store_true", help="plain HTTP and no key: for trying things out on one machine")
+    trust.add_argument(
+        "--root-certificates",
+        type=Path,
+        metavar="CA.CRT",
+        help="who vouches for it (default: ca.crt in --keys)",
+    )
+    trust.add_argument(
+        "--insecure",
+        action="store_true",
+        help="plain HTTP and no key: for trying things out on one machine",
+    )
     where.add_argument(
         "--supernode",
         metavar="HOST:PORT",
         help="use a SuperNode that runs elsewhere with --isolation process, instead of starting one",
     )
-    where.add_argument("--supernode-secret", type=Path, metavar="FILE", help="what its --superexec-auth-secret-file holds")
+    where.add_argument(
+        "--supernode-secret",
+        type=Path,
+        metavar="FILE",
+        help="what its --superexec-auth-secret-file holds",
+    )
     who = parser.add_argument_group("this site")
     key = who.add_mutually_exclusive_group()
     key.add_argument(
@@ -35,15 +52,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with this site's keys (node-N.key, site-N.key), ca.crt and coordinator.pub",
     )
     key.add_argument("--key", type=Path, metavar="FILE", help="this site's private key")
-    who.add_argument("--number", type=int, metavar="N", help="this site's number, from 0 (default: that of node-N.key)")
-    who.add_argument("--of", type=int, metavar="M", dest="num_sites", help="how many sites there are")
-    who.add_argument("--manifest", type=Path, metavar="CSV", help="this site's audio (`fedhubert prepare folder`)")
-    who.add_argument("--audio-root", type=Path, metavar="DIR", help="where the manifest's paths start (default: its folder)")
     who.add_argument(
-        "--state-dir", type=Path, metavar="DIR", help="labels, caches, site.log and audit log (default: in the cache folder)"
+        "--number",
+        type=int,
+        metavar="N",
+        help="this site's number, from 0 (default: that of node-N.key)",
     )
-    who.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    who.add_argument("--policy", type=Path, metavar="YAML", help="what this site does for others and what not (default: strict)")
+    who.add_argument(
+        "--of", type=int, metavar="M", dest="num_sites", help="how many sites there are"
+    )
+    who.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="CSV",
+        help="this site's audio (`fedhubert prepare folder`)",
+    )
+    who.add_argument(
+        "--audio-root",
+        type=Path,
+        metavar="DIR",
+        help="where the manifest's paths start (default: its folder)",
+    )
+    who.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="labels, caches, site.log and audit log (default: in the cache folder)",
+    )
+    who.add_argument(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1 (default: a GPU where there is one)",
+    )
+    who.add_argument(
+        "--policy",
+        type=Path,
+        metavar="YAML",
+        help="what this site does for others and what not (default: strict)",
+    )
     who.add_argument(
         "--set",
         nargs="+",
@@ -53,11 +100,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="further settings of a node, as min-frames=50 or labels=PATH",
     )
     parser.add_argument("--check", action="store_true", help="say whether it would work, and exit")
-    parser.add_argument("--explain-policy", action="store_true", help="say what the policy allows, and exit")
+    parser.add_argument(
+        "--explain-policy", action="store_true", help="say what the policy allows, and exit"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out ``fedhubert site``; returns 0 when told to end, 130 after Ctrl-C, and 1 where ``--check`` found a problem.
+    """Carry out ``fedhubert site``; returns 0 when told to end, 130 after Ctrl-C, and 1 where
+    ``--check`` found a problem.
 
     Raises:
         ConfigError: flags that contradict each other or lack something.
@@ -80,7 +130,10 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
 
     distant = arguments.supernode is not None
     if distant == (arguments.superlink is not None):
-        raise ConfigError("give --superlink HOST:PORT (or --supernode of one that runs elsewhere)", setting="--superlink")
+        raise ConfigError(
+            "give --superlink HOST:PORT (or --supernode of one that runs elsewhere)",
+            setting="--superlink",
+        )
     if distant and arguments.supernode_secret is None:
         raise ConfigError(
             "--supernode needs --supernode-secret FILE: without it anybody there gets this site's messages",
@@ -92,16 +145,29 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
         if certificates is None and arguments.keys is not None:
             certificates = arguments.keys / "ca.crt"
         if certificates is None:
-            raise ConfigError("give --root-certificates ca.crt (or --insecure, to try things out)", setting="--root-certificates")
+            raise ConfigError(
+                "give --root-certificates ca.crt (or --insecure, to try things out)",
+                setting="--root-certificates",
+            )
         if key is None:
-            raise ConfigError("give --keys DIR or --key FILE (`fedhubert certs` makes keys)", setting="--keys")
+            raise ConfigError(
+                "give --keys DIR or --key FILE (`fedhubert certs` makes keys)", setting="--keys"
+            )
     if arguments.insecure and key is not None:
-        raise ConfigError("--insecure sends no key: leave out --keys and --key", setting="--insecure")
+        raise ConfigError(
+            "--insecure sends no key: leave out --keys and --key", setting="--insecure"
+        )
     number = arguments.number if arguments.number is not None else _number_in(key)
     if number is None or arguments.num_sites is None or not 0 <= number < arguments.num_sites:
-        raise ConfigError("give --number N --of M: which of how many sites this is, from 0 to M - 1", setting="--number")
+        raise ConfigError(
+            "give --number N --of M: which of how many sites this is, from 0 to M - 1",
+            setting="--number",
+        )
     if arguments.manifest is None:
-        raise ConfigError("give --manifest CSV: this site's audio (`fedhubert prepare folder` makes one)", setting="--manifest")
+        raise ConfigError(
+            "give --manifest CSV: this site's audio (`fedhubert prepare folder` makes one)",
+            setting="--manifest",
+        )
     from fedhubert.data.corpora import cache_folder
 
     state_dir = arguments.state_dir or cache_folder() / "state"
@@ -125,7 +191,9 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
         certificates=None if certificates is None else _absolute(certificates),
         key=None if key is None else _absolute(key),
         supernode=arguments.supernode,
-        supernode_secret=None if arguments.supernode_secret is None else _absolute(arguments.supernode_secret),
+        supernode_secret=None
+        if arguments.supernode_secret is None
+        else _absolute(arguments.supernode_secret),
     )
 
 
@@ -136,11 +204,18 @@ def _absolute(path: Path) -> Path:
 def _key_in(folder: Path) -> Path:
     """Return the one key of a site in ``folder``; raises :class:`ConfigError`."""
     folder = folder.expanduser()
-    found = [folder / "node.key"] if (folder / "node.key").is_file() else sorted(folder.glob("node-*.key"))
+    found = (
+        [folder / "node.key"]
+        if (folder / "node.key").is_file()
+        else sorted(folder.glob("node-*.key"))
+    )
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ConfigError(f"{folder} has no node.key or node-N.key: `fedhubert certs` makes them", setting="--keys")
+        raise ConfigError(
+            f"{folder} has no node.key or node-N.key: `fedhubert certs` makes them",
+            setting="--keys",
+        )
     raise ConfigError(
         f"{folder} has the keys of {len(found)} sites, and only one is this site's: name it with --key; the others do not belong here",
         setting="--keys",
@@ -148,8 +223,12 @@ def _key_in(folder: Path) -> Path:
 
 
 def _identity_in(folder: Path, number: int) -> dict[str, str]:
-    """Return the keys of ``folder`` by which this site tells its coordinator's word, and signs its own."""
-    files = {"coordinator-key": folder / "coordinator.pub", "site-key": folder / f"site-{number}.key"}
+    """Return the keys of ``folder`` by which this site tells its coordinator's word, and signs its
+    own."""
+    files = {
+        "coordinator-key": folder / "coordinator.pub",
+        "site-key": folder / f"site-{number}.key",
+    }
     return {name: str(file) for name, file in files.items() if file.is_file()}
 
 
@@ -159,7 +238,8 @@ def _number_in(key: Path | None) -> int | None:
 
 
 def _setting(text: str) -> tuple[str, str]:
-    """Return a further setting, by a name that a SuperNode's ``--node-config`` has for it; raises :class:`ConfigError`."""
+    """Return a further setting, by a name that a SuperNode's ``--node-config`` has for it; raises
+    :class:`ConfigError`."""
     from fedhubert.config.catalog import all_keys
 
     names = {"audit", "centroids-hash", "coordinator-key", "site-key"} | {
@@ -168,7 +248,10 @@ def _setting(text: str) -> tuple[str, str]:
     names -= {"manifest", "audio-root", "state-dir", "device"}  # have flags of their own
     name, equals, value = text.partition("=")
     if not equals or name not in names:
-        raise ConfigError(f"--set {text}: KEY=VALUE, where KEY is one of {', '.join(sorted(names))}", setting="--set")
+        raise ConfigError(
+            f"--set {text}: KEY=VALUE, where KEY is one of {', '.join(sorted(names))}",
+            setting="--set",
+        )
     return name, value
 
 
@@ -197,7 +280,9 @@ def _serve(plan: "SitePlan") -> int:
     plan.prepare()
     if plan.options.policy is not None:
         explain_policy(plan.options.policy)  # what is wrong with it is said before anything starts
-    resident = Resident(plan.node(say), Worker(SiteWork(plan.options)), say, alive=plan.options.state_dir / "alive")
+    resident = Resident(
+        plan.node(say), Worker(SiteWork(plan.options)), say, alive=plan.options.state_dir / "alive"
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, resident.stop)
     say(

@@ -2,8 +2,8 @@
 
 A key is stated once, as a field of its model (:mod:`fedhubert.config.keys`); ``conf/`` holds what
 choices and experiments change. :mod:`fedhubert.compose` turns them into a :class:`Config`, and
-everything else takes the part that it needs. An unknown key, a wrong type or a value out of range is
-refused by its dotted name.
+everything else takes the part that it needs. An unknown key, a wrong type or a value out of range
+is refused by its dotted name.
 """
 
 from fedhubert.config.base import from_json, validate
@@ -14,7 +14,14 @@ from fedhubert.config.job import ClientJob, ClientTerms, job_with
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.recipe import PLACEHOLDER, Recipe, Stage
 from fedhubert.config.run import Config
-from fedhubert.config.task import DistillConfig, MaskedTask, ObjectivesConfig, TargetsConfig, Task, TaskConfig
+from fedhubert.config.task import (
+    DistillConfig,
+    MaskedTask,
+    ObjectivesConfig,
+    TargetsConfig,
+    Task,
+    TaskConfig,
+)
 
 __all__ = [
     "NUM_SPECIAL_ROWS",

@@ -27,7 +27,9 @@ class Model(BaseModel):
     A field's docstring is its description.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -37,7 +39,8 @@ def validate(cls: type[ModelT], values: Mapping[str, Any]) -> ModelT:
     """Build ``cls`` from plain values.
 
     Raises:
-        ConfigError: with one line per offending key: its dotted name, what is wrong and the value found.
+        ConfigError: with one line per offending key: its dotted name, what is wrong and the value
+            found.
     """
     try:
         return cls.model_validate(values)
@@ -64,7 +67,11 @@ def from_json(cls: type[ModelT], text: str) -> ModelT:
 
 def _dotted(location: tuple[int | str, ...]) -> str:
     """Name a key; the kind of task that pydantic puts after ``task`` is no part of it."""
-    parts = [part for before, part in zip((None, *location), location, strict=False) if before != "task" or part not in TASKS]
+    parts = [
+        part
+        for before, part in zip((None, *location), location, strict=False)
+        if before != "task" or part not in TASKS
+    ]
     return ".".join(map(str, parts))
 
 

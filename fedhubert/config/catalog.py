@@ -85,13 +85,19 @@ def walk(model: type[Model], prefix: str = "", inherited: Rules | None = None) -
 def _inside(models: tuple[type[Model], ...], group: str, inherited: Rules) -> Iterator[Key]:
     """Yield the keys of a group. Of a choice of models every key comes once, with the names of the
     choices that have it, unless all do."""
-    found = {model: {key.name: key for key in walk(model, f"{group}.", inherited)} for model in models}
+    found = {
+        model: {key.name: key for key in walk(model, f"{group}.", inherited)} for model in models
+    }
     merged: dict[str, Key] = {}
     for keys in found.values():
         merged |= {name: key for name, key in keys.items() if name not in merged}
     for name, key in merged.items():
         holders = [model for model, keys in found.items() if name in keys]
-        choices = [f"{group}={model.model_fields['name'].default}" for model in holders if len(holders) < len(models)]
+        choices = [
+            f"{group}={model.model_fields['name'].default}"
+            for model in holders
+            if len(holders) < len(models)
+        ]
         yield replace(key, choice=" or ".join(choices) or key.choice)
 
 
@@ -104,7 +110,8 @@ def models_in(annotation: object) -> tuple[type[Model], ...]:
 
 
 def rules_for(name: str) -> Rules:
-    """Return the rules of a key; for a name that is in no model (any more), of what is around it."""
+    """Return the rules of a key; for a name that is in no model (any more), of what is around
+    it."""
     keys = all_keys()
     while name and name not in keys:
         name = name.rpartition(".")[0]

@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveInt, Probability
+from fedhubert.config.base import (
+    Count,
+    Fraction,
+    Model,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Probability,
+)
 from fedhubert.config.keys import key
 
 
@@ -68,8 +76,9 @@ class ClientConfig(Model):
     """Compute activations twice instead of keeping them: less memory, about a third more time."""
 
     compile: bool = False
-    """``torch.compile`` of the training step: a graph for each of a few lengths, to which training crops are then cut (up to 13 %
-    shorter). Worth its minutes of compiling on GPUs; where it fails, training goes on without."""
+    """``torch.compile`` of the training step: a graph for each of a few lengths, to which training
+    crops are then cut (up to 13 % shorter). Worth its minutes of compiling on GPUs; where it fails,
+    training goes on without."""
 
     device: str = key("auto", resume="free", site="device")
     """Where a client trains: auto (a GPU where there is one), cpu, cuda, cuda:1."""
@@ -91,7 +100,8 @@ class ClientConfig(Model):
     nothing goes."""
 
     def steps_per_round(self, num_batches: int) -> int:
-        """Return the optimiser steps of a round for a client whose epoch has ``num_batches`` micro-batches."""
+        """Return the optimiser steps of a round for a client whose epoch has ``num_batches``
+        micro-batches."""
         return self.local_steps or max(1, num_batches // self.accumulate) * self.local_epochs
 
     @property
@@ -101,7 +111,8 @@ class ClientConfig(Model):
 
 
 class BaselineConfig(Model):
-    """What training without federation takes instead of ``client``'s (None: the same): a server optimiser's clients may need another optimiser."""
+    """What training without federation takes instead of ``client``'s (None: the same): a server
+    optimiser's clients may need another optimiser."""
 
     optimizer: Literal["adamw", "sgd"] | None = None
     """Optimiser of ``fedhubert central`` and ``compare``; null: ``client.optimizer``. adamw where
@@ -125,7 +136,8 @@ class BaselineConfig(Model):
 
 
 class FaultsConfig(Model):
-    """Failures to rehearse with: each client of each round draws, from the run's seed, whether it fails and how."""
+    """Failures to rehearse with: each client of each round draws, from the run's seed, whether it
+    fails and how."""
 
     crash: Fraction = 0.0
     """Probability that the node dies instead of answering (a node that hosts several clients loses

@@ -11,7 +11,8 @@ from fedhubert.config.keys import key
 
 
 class PartitionConfig(Model):
-    """How one manifest becomes the clients' data (simulation; a real site's manifest is its own partition)."""
+    """How one manifest becomes the clients' data (simulation; a real site's manifest is its own
+    partition)."""
 
     kind: Literal["random", "speaker", "column", "dirichlet"] = "random"
     """random: clients alike (IID). speaker: whole speakers. column: a client per value of
@@ -71,5 +72,7 @@ class DataConfig(Model):
         if self.min_seconds > self.max_seconds:
             raise ValueError("min_seconds is larger than max_seconds")
         if self.batch_seconds < self.max_seconds:
-            raise ValueError("batch_seconds is smaller than max_seconds, so the longest crop fits no batch")
+            raise ValueError(
+                "batch_seconds is smaller than max_seconds, so the longest crop fits no batch"
+            )
         return self

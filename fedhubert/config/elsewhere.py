@@ -29,4 +29,8 @@ def task(value: Any, known: ValidatorFunctionWrapHandler) -> Any:
     """Validate ``value`` by the keys of the registered task that it names, if it is none of those
     that are ``known``."""
     name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-    return TASKS[name].model_validate(value) if isinstance(name, str) and name in TASKS else known(value)
+    return (
+        TASKS[name].model_validate(value)
+        if isinstance(name, str) and name in TASKS
+        else known(value)
+    )

@@ -37,10 +37,20 @@ def explain(name: str, width: int | None = None) -> str:
     if name and not keys[name].is_group:
         return "\n".join([name, textwrap.indent(_about(keys[name]), "  ")])
     head = f"{name}: {keys[name].description}\n\n" if name else ""
-    inside = [key for key in keys.values() if not key.is_group and key.name.startswith(f"{name}." if name else "")]
+    inside = [
+        key
+        for key in keys.values()
+        if not key.is_group and key.name.startswith(f"{name}." if name else "")
+    ]
     columns = max(len(key.name) for key in inside)
-    lines = [f"{key.name:{columns}}  {default_of(key):<8}  {_in_choice(key)}{key.description}" for key in inside]
-    return head + "\n".join(line if width is None else textwrap.shorten(line, width, placeholder=" ...") for line in lines)
+    lines = [
+        f"{key.name:{columns}}  {default_of(key):<8}  {_in_choice(key)}{key.description}"
+        for key in inside
+    ]
+    return head + "\n".join(
+        line if width is None else textwrap.shorten(line, width, placeholder=" ...")
+        for line in lines
+    )
 
 
 def near_names(name: str) -> str:
@@ -52,14 +62,22 @@ def near_names(name: str) -> str:
     last = name.rpartition(".")[2]
     same = [other for other in keys if other.endswith(f".{last}") and other != name]
     matches = list(dict.fromkeys([*same, *difflib.get_close_matches(name, keys, n=3)]))[:3]
-    return f"; did you mean {' or '.join(matches)}?" if matches else "; `fedhubert config` lists all keys"
+    return (
+        f"; did you mean {' or '.join(matches)}?"
+        if matches
+        else "; `fedhubert config` lists all keys"
+    )
 
 
 def with_comments(text: str) -> str:
     """Return the YAML of a configuration with what is known of each key in a comment above it."""
     lines = text.splitlines()
     comments = dict(_comments(yaml.compose(text, Loader=yaml.SafeLoader), ""))
-    return "".join(f"{above}{line}\n" for number, line in enumerate(lines) for above in [comments.get(number, "")])
+    return "".join(
+        f"{above}{line}\n"
+        for number, line in enumerate(lines)
+        for above in [comments.get(number, "")]
+    )
 
 
 def _comments(node: yaml.Node, prefix: str) -> Iterator[tuple[int, str]]:
@@ -70,7 +88,10 @@ def _comments(node: yaml.Node, prefix: str) -> Iterator[tuple[int, str]]:
             continue
         start = " " * name.start_mark.column + "# "
         said = [key.description] if key.is_group else [key.description, "; ".join(_facts(key))]
-        above = [textwrap.fill(part, _COMMENT_WIDTH, initial_indent=start, subsequent_indent=start) for part in said]
+        above = [
+            textwrap.fill(part, _COMMENT_WIDTH, initial_indent=start, subsequent_indent=start)
+            for part in said
+        ]
         yield name.start_mark.line, "\n".join(above) + "\n"
         yield from _comments(value, f"{key.name}.")
 
@@ -101,7 +122,11 @@ def _about(key: Key) -> str:
         else "",
     }
     if site:
-        verb = "raises it for itself, never lowers it" if rules.get("site_may") == "raise" else "sets its own"
+        verb = (
+            "raises it for itself, never lowers it"
+            if rules.get("site_may") == "raise"
+            else "sets its own"
+        )
         facts["set by"] += f"; a site {verb}, as {site}=... in its node's configuration"
     lines = [f"{word + ':':10s} {said}" for word, said in facts.items() if said]
     return "\n".join([*textwrap.wrap(key.description, _COMMENT_WIDTH - 2), "", *lines])
@@ -143,4 +168,6 @@ def type_of(schema: Schema) -> str:
     if schema["type"] == "array":
         return f"list of {type_of(cast(Schema, schema['items']))}"
     bounds = [f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS.items() if bound in schema]
-    return " ".join([_TYPES.get(str(schema["type"]), str(schema["type"])), " and ".join(bounds)]).rstrip()
+    return " ".join(
+        [_TYPES.get(str(schema["type"]), str(schema["type"])), " and ".join(bounds)]
+    ).rstrip()

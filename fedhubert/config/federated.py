@@ -7,7 +7,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fedhubert.config import elsewhere
-from fedhubert.config.base import Count, Fraction, Model, NonNegative, Positive, PositiveFraction, PositiveInt, Probability
+from fedhubert.config.base import (
+    Count,
+    Fraction,
+    Model,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    PositiveInt,
+    Probability,
+)
 from fedhubert.config.keys import key
 
 MOST_NOISE = 2.0**26
@@ -18,14 +27,15 @@ UpdateCodec = Literal["fp32", "bf16", "fp16", "int8"]
 
 
 class EarlyStoppingConfig(Model):
-    """When a run ends before its last round: no improvement by ``min_delta`` over ``patience`` rounds; off without a patience."""
+    """When a run ends before its last round: no improvement by ``min_delta`` over ``patience``
+    rounds; off without a patience."""
 
     monitor: Literal["loss", "masked_accuracy"] = "loss"
     """Figure on the clients' validation splits that has to improve."""
 
     over: Literal["frames", "clients"] = "frames"
-    """frames: the figure over all clients' frames. clients: the median of the clients' figures, which
-    no single client can move far."""
+    """frames: the figure over all clients' frames. clients: the median of the clients' figures,
+    which no single client can move far."""
 
     patience: PositiveInt | None = key(None, unit="rounds")
     """Rounds without improvement after which the run ends; null: never."""
@@ -51,7 +61,8 @@ class FederatedConfig(Model):
     once."""
 
     min_clients: PositiveInt | None = key(None, unit="clients")
-    """Updates without which a round does not count (the quorum); null: half of those that make one."""
+    """Updates without which a round does not count (the quorum); null: half of those that make
+    one."""
 
     over_commit: Annotated[float, Field(ge=1.0, le=10.0)] = 1.0
     """1.3: ask 1.3 times as many clients and take the first that suffice. For sites that are slow
@@ -100,7 +111,8 @@ class FederatedConfig(Model):
     """The server's rate, of FedAdam, FedYogi and FedAdagrad."""
 
     tau: Positive = 0.001
-    """Added to the denominator of FedAdam, FedYogi and FedAdagrad; the larger, the less adaptive."""
+    """Added to the denominator of FedAdam, FedYogi and FedAdagrad; the larger, the less
+    adaptive."""
 
     bias_correction: Literal["none", "flower"] = key("none", fork=["server_optimizer"])
     """Of FedAdam: none is the paper's (Reddi et al. 2021), flower as Flower has it."""
@@ -142,9 +154,9 @@ class FederatedConfig(Model):
     """How long the server waits for the nodes at the start."""
 
     node_keys: str | None = key(None, path=True, resume="free")
-    """Folder of node-N.pub and site-N.pub (``fedhubert certs --enrol``) on the server: node N trains
-    client N only with the one, and its replies count only when signed with the other, where there
-    are any; null: any node does, and nothing is signed."""
+    """Folder of node-N.pub and site-N.pub (``fedhubert certs --enrol``) on the server: node N
+    trains client N only with the one, and its replies count only when signed with the other, where
+    there are any; null: any node does, and nothing is signed."""
 
     signing_key: str | None = key(None, path=True, resume="free")
     """File on the server, coordinator.key (``fedhubert certs``), that signs what sites are asked;
@@ -157,12 +169,17 @@ class FederatedConfig(Model):
 
     @property
     def clients_per_round(self) -> int:
-        """Updates that make a round: the fraction of all clients, rounded, at least ``min_clients``."""
-        return min(self.num_clients, max(self.min_clients or 1, round(self.client_fraction * self.num_clients), 1))
+        """Updates that make a round: the fraction of all clients, rounded, at least
+        ``min_clients``."""
+        return min(
+            self.num_clients,
+            max(self.min_clients or 1, round(self.client_fraction * self.num_clients), 1),
+        )
 
     @property
     def quorum(self) -> int:
-        """Updates without which a round does not count: ``min_clients``, or half of those that make a round."""
+        """Updates without which a round does not count: ``min_clients``, or half of those that make
+        a round."""
         return self.min_clients or -(-self.clients_per_round // 2)
 
     @property
@@ -173,14 +190,19 @@ class FederatedConfig(Model):
     @model_validator(mode="after")
     def _enough_clients(self) -> Self:
         if self.min_clients is not None and self.min_clients > self.num_clients:
-            raise ValueError(f"min_clients {self.min_clients} is larger than num_clients {self.num_clients}")
+            raise ValueError(
+                f"min_clients {self.min_clients} is larger than num_clients {self.num_clients}"
+            )
         if self.signing_key is not None and self.node_keys is None:
-            raise ValueError("signing_key needs node_keys: requests are signed for the site that a node's key belongs to")
+            raise ValueError(
+                "signing_key needs node_keys: requests are signed for the site that a node's key belongs to"
+            )
         return self
 
 
 class PrivacyConfig(Model):
-    """Central differential privacy of the clients (see :mod:`fedhubert.federation.privacy.mechanism`)."""
+    """Central differential privacy of the clients (see
+    :mod:`fedhubert.federation.privacy.mechanism`)."""
 
     mechanism: Literal["none", "central"] = "none"
     """central: the server adds noise, so that the model hardly depends on whether any one client
@@ -230,8 +252,8 @@ class PrivacyConfig(Model):
     def noise_on_sum(self, expected_cohort: float) -> float:
         """Return the standard deviation of the noise on the sum of the updates, in clip norms.
 
-        With an adaptive norm a part of the budget goes to the count, so that the two together are one release at the noise multiplier:
-        z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2).
+        With an adaptive norm a part of the budget goes to the count, so that the two together are
+        one release at the noise multiplier: z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2).
         """
         z, count_noise = self.noise_multiplier, self.noise_on_count(expected_cohort)
         if self.target_quantile is not None and z:
@@ -239,7 +261,8 @@ class PrivacyConfig(Model):
         return z
 
     def largest_clip_norm(self, num_clients: int) -> float:
-        """Return the norm up to which the sum of all clients' updates and its noise stay within the exact sum's integers."""
+        """Return the norm up to which the sum of all clients' updates and its noise stay within the
+        exact sum's integers."""
         return 2.0**27 / max(num_clients, 16.0 * self.noise_multiplier)
 
     @model_validator(mode="after")

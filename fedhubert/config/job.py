@@ -42,7 +42,8 @@ class ClientJob(Model):
     """``federated.weight_by``."""
 
     proximal_mu: NonNegative
-    """The strategy's :class:`ClientTerms`: weight of the pull towards the incoming model; 0: none."""
+    """The strategy's :class:`ClientTerms`: weight of the pull towards the incoming model; 0:
+    none."""
 
     normalise_by_steps: bool
     """The strategy's :class:`ClientTerms`: whether a client divides its update by its steps."""
@@ -74,7 +75,8 @@ class ClientJob(Model):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether sites keep something between rounds: a local optimiser, or what a lossy codec left over."""
+        """Whether sites keep something between rounds: a local optimiser, or what a lossy codec
+        left over."""
         return self.client.optimizer_policy == "keep" or self.update_codec == "int8"
 
 
@@ -101,4 +103,6 @@ def job_with(config: Config, terms: ClientTerms) -> ClientJob:
 def _without_server_keys(group: GroupT) -> GroupT:
     """Return ``group`` with its server-only keys as if nobody had set them."""
     fields = type(group).model_fields.items()
-    return group.model_copy(update={name: field.default for name, field in fields if rules_of(field).get("server_only")})
+    return group.model_copy(
+        update={name: field.default for name, field in fields if rules_of(field).get("server_only")}
+    )

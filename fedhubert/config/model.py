@@ -12,14 +12,16 @@ from fedhubert.config.keys import key
 ConvLayer = tuple[PositiveInt, PositiveInt, PositiveInt]
 
 NUM_SPECIAL_ROWS = 4
-"""Rows that fairseq's Dictionary puts before the clusters (``<s> <pad> </s> <unk>``): cluster i is row i + 4 of the label embeddings."""
+"""Rows that fairseq's Dictionary puts before the clusters (``<s> <pad> </s> <unk>``): cluster i is
+row i + 4 of the label embeddings."""
 
 
 class ModelConfig(Model):
     """A HuBERT encoder with its masked-prediction head (names as in the HuBERT recipe)."""
 
     name: str
-    """What the model is called in exports and model cards; ``model=NAME`` chooses a group of sizes."""
+    """What the model is called in exports and model cards; ``model=NAME`` chooses a group of
+    sizes."""
 
     conv_layers: tuple[ConvLayer, ...]
     """Convolutions before the transformer: (channels, kernel, stride) of each, in samples of the
@@ -71,7 +73,9 @@ class ModelConfig(Model):
     final_dim: PositiveInt = 256
     """Width of the space in which frames and label embeddings are compared."""
 
-    num_classes: Annotated[int, Field(gt=NUM_SPECIAL_ROWS + 1)] = key(504, composed="${add:${targets.num_clusters},4}")
+    num_classes: Annotated[int, Field(gt=NUM_SPECIAL_ROWS + 1)] = key(
+        504, composed="${add:${targets.num_clusters},4}"
+    )
     """Rows of label embeddings: ``targets.num_clusters`` and fairseq's four special ones. Derived:
     leave it out."""
 
@@ -89,12 +93,18 @@ class ModelConfig(Model):
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
         if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}"
+            )
         if self.embed_dim % self.pos_conv_groups:
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of pos_conv_groups {self.pos_conv_groups}")
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of pos_conv_groups {self.pos_conv_groups}"
+            )
         stride = 1
         for _, _, layer_stride in self.conv_layers:
             stride *= layer_stride
         if stride != 320:
-            raise ValueError(f"conv_layers have a total stride of {stride} samples; HuBERT's frames are 320 samples (50 Hz)")
+            raise ValueError(
+                f"conv_layers have a total stride of {stride} samples; HuBERT's frames are 320 samples (50 Hz)"
+            )
         return self

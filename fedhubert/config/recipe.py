@@ -14,16 +14,19 @@ PLACEHOLDER = re.compile(r"\{([a-z0-9][a-z0-9_-]*)\}")
 
 
 class Stage(Model):
-    """One step of a recipe: a training run (``overrides`` of ``fedhubert train``), or an export of an earlier stage's last checkpoint.
+    """One step of a recipe: a training run (``overrides`` of ``fedhubert train``), or an export of
+    an earlier stage's last checkpoint.
 
-    ``{previous}`` and ``{NAME}`` in overrides stand for the last checkpoint of the training stage before, or of that name.
+    ``{previous}`` and ``{NAME}`` in overrides stand for the last checkpoint of the training stage
+    before, or of that name.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     """Of the stage, its folder, and its checkpoint in later stages' overrides."""
 
     overrides: tuple[str, ...] = ()
-    """What its training takes, as on the command line of ``fedhubert train``; empty for an export."""
+    """What its training takes, as on the command line of ``fedhubert train``; empty for an
+    export."""
 
     export: str | None = None
     """Format to export to (``fedhubert export --format``) instead of training."""
@@ -34,7 +37,11 @@ class Stage(Model):
     @property
     def needs(self) -> list[str]:
         """The stages whose checkpoints this one takes."""
-        return [self.of] if self.export else [name for text in self.overrides for name in PLACEHOLDER.findall(text)]
+        return (
+            [self.of]
+            if self.export
+            else [name for text in self.overrides for name in PLACEHOLDER.findall(text)]
+        )
 
 
 class Recipe(Model):
@@ -51,7 +58,11 @@ class Recipe(Model):
                 raise ValueError(f"stage {stage.name!r}: the name is taken")
             if bool(stage.overrides) == bool(stage.export):
                 raise ValueError(f"stage {stage.name!r} needs either overrides or export")
-            unknown = [name for name in stage.needs if name not in trained and not (name == "previous" and trained)]
+            unknown = [
+                name
+                for name in stage.needs
+                if name not in trained and not (name == "previous" and trained)
+            ]
             if unknown:
                 raise ValueError(
                     f"stage {stage.name!r} takes the checkpoint of {unknown[0]!r}, which is no training stage before it"

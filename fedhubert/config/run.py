@@ -17,7 +17,8 @@ from fedhubert.config.task import TargetsConfig, Task, TaskConfig
 
 
 class SimulationConfig(Model):
-    """Size of the single host that plays all clients (``fedhubert train``; ``flwr run`` takes Flower's own options)."""
+    """Size of the single host that plays all clients (``fedhubert train``; ``flwr run`` takes
+    Flower's own options)."""
 
     num_workers: PositiveInt = key(2, unit="clients")
     """Clients trained at the same time on this host; not more than its cores, or than its GPUs
@@ -34,7 +35,8 @@ class SimulationConfig(Model):
     clients and answers with their sum."""
 
     ray_address: str | None = key(None, path=True)
-    """Of a Ray cluster that runs already ("auto": the one on this machine); null: start one here."""
+    """Of a Ray cluster that runs already ("auto": the one on this machine); null: start one
+    here."""
 
 
 class CheckpointConfig(Model):
@@ -174,7 +176,8 @@ class Config(Model):
 
 
 def _against_privacy(config: Config) -> Iterator[str]:
-    """Name what would let one client's data reach the model other than through its one clipped update, and what to do about it."""
+    """Name what would let one client's data reach the model other than through its one clipped
+    update, and what to do about it."""
     federated, privacy, exact = (
         config.federated,
         config.privacy,

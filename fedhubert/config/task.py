@@ -45,7 +45,8 @@ class MaskedTask(Model):
         return 0.0
 
     def check_model(self, model: ModelConfig, init_from: str | None) -> None:
-        """Raise ``ValueError`` for a model, or a start from other weights, that does not go with the task."""
+        """Raise ``ValueError`` for a model, or a start from other weights, that does not go with
+        the task."""
 
 
 class TaskConfig(MaskedTask):
@@ -64,7 +65,8 @@ class TaskConfig(MaskedTask):
 
 
 class ObjectivesConfig(Model):
-    """Weights of the distillation objectives (see :mod:`fedhubert.objectives.distillation`); 0 leaves one out."""
+    """Weights of the distillation objectives (see :mod:`fedhubert.objectives.distillation`); 0
+    leaves one out."""
 
     layers: NonNegative = 1.0
     """Weight of the teacher's layers from the student's last one: L1 and cosine (DistilHuBERT)."""
@@ -101,7 +103,8 @@ class DistillConfig(MaskedTask):
     """Weights of what the student learns; 0 leaves one out."""
 
     layers: tuple[PositiveInt, ...] = (4, 8, 12)
-    """Teacher layers, from 1, that the student's last layer predicts, each through a linear head."""
+    """Teacher layers, from 1, that the student's last layer predicts, each through a linear
+    head."""
 
     cosine_weight: NonNegative = 1.0
     """Weight of the cosine term beside L1 in the objective ``layers``."""
@@ -112,7 +115,9 @@ class DistillConfig(MaskedTask):
     temperature: Positive = 1.0
     """Both distributions of the objective ``logits`` are softened by it."""
 
-    teacher: str | None = key(None, resume="free", site="teacher", server_only=True, path=True, composed="???")
+    teacher: str | None = key(
+        None, resume="free", site="teacher", server_only=True, path=True, composed="???"
+    )
     """A round checkpoint or a run's folder, or what ``init_from`` takes (HuggingFace, fairseq,
     s3prl, torchaudio). Resuming goes by its digest."""
 
@@ -137,7 +142,8 @@ class DistillConfig(MaskedTask):
     projection, positions and first layers."""
 
     freeze_conv: bool = False
-    """The convolutions stay the teacher's; they do not travel, and their outputs are cached, too."""
+    """The convolutions stay the teacher's; they do not travel, and their outputs are cached,
+    too."""
 
     @property
     def needs_labels(self) -> bool:
@@ -180,7 +186,9 @@ class DistillConfig(MaskedTask):
             )
         deepest = max((ours for ours, _ in self.hint_heads), default=0)
         if deepest > model.num_layers:
-            raise ValueError(f"task.hints names layer {deepest} of the student, which has {model.num_layers} (model.num_layers)")
+            raise ValueError(
+                f"task.hints names layer {deepest} of the student, which has {model.num_layers} (model.num_layers)"
+            )
         if self.freeze_conv and init_from:
             raise ValueError(
                 "task.freeze_conv=true takes the teacher's convolutions, and init_from brings others: leave one of them out"
@@ -192,11 +200,18 @@ class DistillConfig(MaskedTask):
             if name in ("layers", "hints") and (
                 not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name))
             ):
-                raise ValueError(f"objectives.{name} has a weight, so `{name}` must name at least one, and none of them twice")
+                raise ValueError(
+                    f"objectives.{name} has a weight, so `{name}` must name at least one, and none of them twice"
+                )
         return self
 
 
-Task = Annotated[TaskConfig | DistillConfig, Field(discriminator="name"), WrapValidator(elsewhere.task), SerializeAsAny()]
+Task = Annotated[
+    TaskConfig | DistillConfig,
+    Field(discriminator="name"),
+    WrapValidator(elsewhere.task),
+    SerializeAsAny(),
+]
 
 
 class TargetsConfig(Model):
@@ -221,7 +236,8 @@ class TargetsConfig(Model):
     precomputed labels at 50."""
 
     labels: str | None = key(None, site="labels", path=True)
-    """Of kind=precomputed: a .km file (one line per manifest row), or column:NAME of the manifest."""
+    """Of kind=precomputed: a .km file (one line per manifest row), or column:NAME of the
+    manifest."""
 
     max_iterations: PositiveInt = key(30, unit="iterations")
     """Steps of k-means at most, each one round trip to every site."""
@@ -255,7 +271,11 @@ class TargetsConfig(Model):
     @property
     def layer(self) -> int | None:
         """The transformer layer that k-means sees, from 1; None for MFCC and precomputed labels."""
-        return int(self.source.removeprefix("layer:")) if self.kind == "kmeans" and self.source != "mfcc" else None
+        return (
+            int(self.source.removeprefix("layer:"))
+            if self.kind == "kmeans" and self.source != "mfcc"
+            else None
+        )
 
     @field_validator("source")
     @classmethod
@@ -269,13 +289,20 @@ class TargetsConfig(Model):
     def _rate_of_the_source(cls, values: Any) -> Any:
         """``label_rate_hz: null`` means the rate at which the source's labels come."""
         if isinstance(values, Mapping) and values.get("label_rate_hz") is None:
-            return {**values, "label_rate_hz": 50 if str(values.get("source", "mfcc")).startswith("layer:") else 100}
+            return {
+                **values,
+                "label_rate_hz": 50
+                if str(values.get("source", "mfcc")).startswith("layer:")
+                else 100,
+            }
         return values
 
     @model_validator(mode="after")
     def _labels_given(self) -> Self:
         if self.kind == "precomputed" and not self.labels:
-            raise ValueError("kind=precomputed needs `labels`: a .km file, or column:NAME for a manifest column")
+            raise ValueError(
+                "kind=precomputed needs `labels`: a .km file, or column:NAME for a manifest column"
+            )
         rate_hz = 50 if self.layer else 100
         if self.kind == "kmeans" and self.label_rate_hz != rate_hz:
             raise ValueError(

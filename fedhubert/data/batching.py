@@ -1,7 +1,9 @@
-"""Which utterances make a batch: length buckets, equal-length crops, and an order that a single number can find again.
+"""Which utterances make a batch: length buckets, equal-length crops, and an order that a single
+number can find again.
 
-``position`` counts the batches that a client has consumed since the start of the run. Every epoch has the same number of batches, so
-``divmod(position, num_batches)`` gives the epoch and the batch in it, and a run goes on at any position without replaying what came before.
+``position`` counts the batches that a client has consumed since the start of the run. Every epoch
+has the same number of batches, so ``divmod(position, num_batches)`` gives the epoch and the batch
+in it, and a run goes on at any position without replaying what came before.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +25,8 @@ FRAME_SAMPLES, RECEPTIVE_SAMPLES = 320, 400
 """Samples from one model frame to the next, and samples that one frame sees."""
 
 _BUCKET_RATIO = 1.15
-"""Longest over shortest utterance of a bucket: at most this much of an uncropped utterance is cut off to match its batch."""
+"""Longest over shortest utterance of a bucket: at most this much of an uncropped utterance is cut
+off to match its batch."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Batch:
 
     @cached_property
     def places(self) -> FramePlaces:
-        """Where the mask's frames stand; a GPU has to wait for them, unless they were worked out before the batch came to it."""
+        """Where the mask's frames stand; a GPU has to wait for them, unless they were worked out
+        before the batch came to it."""
         return self.known_places or FramePlaces.of(self.mask_BT)
 
     @property
@@ -61,7 +65,8 @@ class Batch:
         return [self.waveforms_BN, *labels, self.mask_BT, *self.places]
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on ``device``, with its places; from pinned memory to a GPU this does not wait for the copies."""
+        """Return the batch on ``device``, with its places; from pinned memory to a GPU this does
+        not wait for the copies."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> "Batch":
@@ -74,17 +79,21 @@ class Batch:
         return Batch(change(self.waveforms_BN), labels, change(self.mask_BT), self.position, places)
 
     def split(self, parts: int) -> list["Batch"]:
-        """Return the batch cut along utterances into at most ``parts`` pieces of (nearly) equal size."""
+        """Return the batch cut along utterances into at most ``parts`` pieces of (nearly) equal
+        size."""
         if parts == 1:
             return [self]
         waveforms, masks = self.waveforms_BN.chunk(parts), self.mask_BT.chunk(parts)
         labels = [None] * len(masks) if self.labels_BT is None else self.labels_BT.chunk(parts)
-        return [Batch(*piece, self.position) for piece in zip(waveforms, labels, masks, strict=True)]
+        return [
+            Batch(*piece, self.position) for piece in zip(waveforms, labels, masks, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class BatchSpec:
-    """Manifest rows of a batch, first sample of each crop (multiples of 320) and the crops' common length, in samples at 16 kHz."""
+    """Manifest rows of a batch, first sample of each crop (multiples of 320) and the crops' common
+    length, in samples at 16 kHz."""
 
     rows: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
@@ -96,14 +105,19 @@ class BatchPlan:
 
     Args:
         lengths: Samples at 16 kHz of every manifest row [n].
-        rows: The split's rows; those under ``data.min_seconds`` are left out (:attr:`num_too_short` counts them).
+        rows: The split's rows; those under ``data.min_seconds`` are left out (:attr:`num_too_short`
+            counts them).
         data: Crop and batch sizes.
-        seed, partition, purpose: Where the order comes from; plans of other purposes have other orders.
-        fixed_crops: An utterance is always cut at the same place and to the same length: the shortest of its bucket.
-        few_lengths: Crops have one of a few lengths, the same for all clients: ``data.max_seconds`` and its quotients by powers of 1.15.
+        seed, partition, purpose: Where the order comes from; plans of other purposes have other
+            orders.
+        fixed_crops: An utterance is always cut at the same place and to the same length: the
+            shortest of its bucket.
+        few_lengths: Crops have one of a few lengths, the same for all clients: ``data.max_seconds``
+            and its quotients by powers of 1.15.
 
-    Utterances are sorted by length, cut into buckets of similar length, and buckets into batches of at most ``data.batch_seconds``; these cuts
-    never move. Each epoch shuffles utterances inside their bucket, the crops' starts, and the order of batches.
+    Utterances are sorted by length, cut into buckets of similar length, and buckets into batches of
+    at most ``data.batch_seconds``; these cuts never move. Each epoch shuffles utterances inside
+    their bucket, the crops' starts, and the order of batches.
 
     Raises:
         DataError: no utterance is long enough.
@@ -140,7 +154,9 @@ class BatchPlan:
         cut = _one_of_few(clipped, self._longest) if few_lengths else clipped
         self._buckets = np.flatnonzero(np.diff(cut)) + 1 if few_lengths else _bucket_edges(clipped)
         self._batches = _batch_edges(clipped, self._buckets, round(data.batch_seconds * rate))
-        first_of_bucket = np.array([0, *self._buckets])[np.searchsorted(self._buckets, self._batches[:-1], side="right")]
+        first_of_bucket = np.array([0, *self._buckets])[
+            np.searchsorted(self._buckets, self._batches[:-1], side="right")
+        ]
         self._crop_lengths = cut[first_of_bucket] if fixed_crops or few_lengths else None
         self._fixed_starts = fixed_crops
         self._cached: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
@@ -151,7 +167,8 @@ class BatchPlan:
         return len(self._batches) - 1
 
     def first(self, most: int) -> range:
-        """Return the positions of the first ``most`` batches, or of a whole epoch for 0 or where it has fewer."""
+        """Return the positions of the first ``most`` batches, or of a whole epoch for 0 or where it
+        has fewer."""
         return range(min(most or self.num_batches, self.num_batches))
 
     def batch(self, position: int) -> BatchSpec:
@@ -166,7 +183,9 @@ class BatchPlan:
         num_samples = common if self._crop_lengths is None else int(self._crop_lengths[number])
         if self._fixed_starts:
             rooms = ((lengths - num_samples) // FRAME_SAMPLES).tolist()
-            starts = [self._fixed_start(row, room) for row, room in zip(rows.tolist(), rooms, strict=True)]
+            starts = [
+                self._fixed_start(row, room) for row, room in zip(rows.tolist(), rooms, strict=True)
+            ]
             return BatchSpec(rows, np.array(starts, np.int64) * FRAME_SAMPLES, num_samples)
         room_frames = (lengths - num_samples) // FRAME_SAMPLES
         rng = generator(self.seed, f"{self.purpose}/crop", self.partition, position)
@@ -178,13 +197,25 @@ class BatchPlan:
         for epoch in range(positions.start // count, -(-positions.stop // count)):
             places, batch_order = self._epoch(epoch)
             shortest = np.minimum.reduceat(self._lengths[places], self._batches[:-1])
-            lengths = np.minimum(shortest, self._longest) if self._crop_lengths is None else self._crop_lengths
+            lengths = (
+                np.minimum(shortest, self._longest)
+                if self._crop_lengths is None
+                else self._crop_lengths
+            )
             in_order = (lengths * np.diff(self._batches))[batch_order]
-            samples += int(in_order[max(0, positions.start - epoch * count) : positions.stop - epoch * count].sum())
+            samples += int(
+                in_order[
+                    max(0, positions.start - epoch * count) : positions.stop - epoch * count
+                ].sum()
+            )
         return samples / SAMPLE_RATE_HZ
 
     def _fixed_start(self, row: int, room_frames: int) -> int:
-        return int(generator(self.seed, f"{self.purpose}/fixed-crop", self.partition, row).integers(0, room_frames + 1))
+        return int(
+            generator(self.seed, f"{self.purpose}/fixed-crop", self.partition, row).integers(
+                0, room_frames + 1
+            )
+        )
 
     def _epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the epoch's arrangement of utterances and its order of batches."""
@@ -204,18 +235,25 @@ def _bucket_edges(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _one_of_few(lengths: npt.NDArray[np.int64], longest: int) -> npt.NDArray[np.int64]:
-    """Return for each length the largest of ``longest`` / ``_BUCKET_RATIO`` ** k, k = 0, 1, ..., that is not above it."""
+    """Return for each length the largest of ``longest`` / ``_BUCKET_RATIO`` ** k, k = 0, 1, ...,
+    that is not above it."""
     power = np.ceil(np.log(longest / lengths) / np.log(_BUCKET_RATIO) - 1e-9)
-    cut: npt.NDArray[np.int64] = np.minimum(np.floor(longest / _BUCKET_RATIO**power).astype(np.int64), lengths)
+    cut: npt.NDArray[np.int64] = np.minimum(
+        np.floor(longest / _BUCKET_RATIO**power).astype(np.int64), lengths
+    )
     return cut
 
 
-def _batch_edges(lengths: npt.NDArray[np.int64], buckets: npt.NDArray[np.int64], budget: int) -> npt.NDArray[np.int64]:
-    """Return the places where batches begin, and the end: every batch lies in one bucket and fits the budget at its longest crop."""
+def _batch_edges(
+    lengths: npt.NDArray[np.int64], buckets: npt.NDArray[np.int64], budget: int
+) -> npt.NDArray[np.int64]:
+    """Return the places where batches begin, and the end: every batch lies in one bucket and fits
+    the budget at its longest crop."""
     edges = [0]
     bounds = [0, *buckets.tolist(), len(lengths)]
     for begin, end in pairwise(bounds):
         per_batch = max(1, int(budget // lengths[end - 1]))
         count = -(-(end - begin) // per_batch)
-        edges += [begin + (end - begin) * (number + 1) // count for number in range(count)]  # even sizes: no tiny last batch
+        # even sizes: no tiny last batch
+        edges += [begin + (end - begin) * (number + 1) // count for number in range(count)]
     return np.array(edges, dtype=np.int64)

@@ -1,4 +1,5 @@
-"""Where speech is found: any folder of audio, a LibriSpeech tree, and the sample speech that demos use."""
+"""Where speech is found: any folder of audio, a LibriSpeech tree, and the sample speech that demos
+use."""
 
 import os
 import re
@@ -22,7 +23,8 @@ _VOICE = re.compile(r"(?P<language>[a-z]{2})_[A-Z]{2}_[fm]_\w+$")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that may become an utterance: its path below the root, its speaker, and metadata columns."""
+    """A file that may become an utterance: its path below the root, its speaker, and metadata
+    columns."""
 
     path: str
     speaker: str
@@ -30,11 +32,14 @@ class Candidate:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder for fedhubert: FEDHUBERT_CACHE, or ``fedhubert`` below XDG_CACHE_HOME or ~/.cache."""
+    """Return the user's cache folder for fedhubert: FEDHUBERT_CACHE, or ``fedhubert`` below
+    XDG_CACHE_HOME or ~/.cache."""
     named = os.environ.get("FEDHUBERT_CACHE")
     if named:
         return Path(named).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "fedhubert"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "fedhubert"
+    )
 
 
 def sample_folder() -> Path:
@@ -43,36 +48,48 @@ def sample_folder() -> Path:
 
 
 def resolve_manifest(name: str) -> Path:
-    """Return the manifest file that ``data.manifest`` means: ``sample``, or a path; raises :class:`DataError` with the remedy."""
+    """Return the manifest file that ``data.manifest`` means: ``sample``, or a path; raises
+    :class:`DataError` with the remedy."""
     if name == "sample":
         manifest = sample_folder() / "manifest.csv"
         if not manifest.is_file():
             raise DataError(
-                f"the sample speech is not here ({manifest}): fetch it with `fedhubert prepare sample`", setting="data.manifest"
+                f"the sample speech is not here ({manifest}): fetch it with `fedhubert prepare sample`",
+                setting="data.manifest",
             )
         return manifest
     path = Path(name).expanduser()
     if not path.is_file():
-        raise DataError(f"data.manifest: no such file {path}; `fedhubert prepare folder` writes one", setting="data.manifest")
+        raise DataError(
+            f"data.manifest: no such file {path}; `fedhubert prepare folder` writes one",
+            setting="data.manifest",
+        )
     return path.absolute()
 
 
 def with_absolute_data(config: Config) -> Config:
-    """Return ``config`` with its manifest found, and named so that it means the same in every process.
+    """Return ``config`` with its manifest found, and named so that it means the same in every
+    process.
 
     Raises:
         ConfigError: ``data.manifest`` is not set.
         DataError: there is no such file.
     """
     if config.data.manifest is None:
-        raise ConfigError("no audio: give data.manifest=PATH (`fedhubert prepare` writes one)", setting="data.manifest")
+        raise ConfigError(
+            "no audio: give data.manifest=PATH (`fedhubert prepare` writes one)",
+            setting="data.manifest",
+        )
     manifest = resolve_manifest(config.data.manifest)
     root = str(Path(config.data.root).expanduser().absolute()) if config.data.root else None
-    return config.model_copy(update={"data": config.data.model_copy(update={"manifest": str(manifest), "root": root})})
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"manifest": str(manifest), "root": root})}
+    )
 
 
 def audio_files(root: Path) -> Iterator[str]:
-    """Yield the audio files below ``root`` as sorted relative POSIX paths, hidden files and links to elsewhere left out."""
+    """Yield the audio files below ``root`` as sorted relative POSIX paths, hidden files and links
+    to elsewhere left out."""
     if not root.is_dir():
         raise DataError(f"no such folder: {root}", setting="--root")
     for folder, subfolders, names in os.walk(root):
@@ -85,9 +102,10 @@ def audio_files(root: Path) -> Iterator[str]:
 def scan_folder(root: Path, speaker_pattern: str = DEFAULT_SPEAKER_PATTERN) -> list[Candidate]:
     """Return the audio below ``root``; speaker and other columns come from ``speaker_pattern``.
 
-    The pattern is matched at the start of the relative path; each ``{name}`` stands for a run of characters without ``/``, and names
-    other than ``speaker`` become columns: ``{language}/{speaker}/``, or ``{digit}_{speaker}_``. A file that does not match has the
-    speaker ``unknown``.
+    The pattern is matched at the start of the relative path; each ``{name}`` stands for a run of
+    characters without ``/``, and names other than ``speaker`` become columns:
+    ``{language}/{speaker}/``, or ``{digit}_{speaker}_``. A file that does not match has the speaker
+    ``unknown``.
     """
     names = re.findall(r"{(\w+)}", speaker_pattern)
     if "speaker" not in names or len(set(names)) < len(names):
@@ -97,7 +115,9 @@ def scan_folder(root: Path, speaker_pattern: str = DEFAULT_SPEAKER_PATTERN) -> l
         )
     literal = re.split(r"{\w+}", speaker_pattern)
     groups = [f"(?P<{name}>[^/]+?)" for name in names] + [""]
-    pattern = re.compile("".join(re.escape(text) + group for text, group in zip(literal, groups, strict=True)))
+    pattern = re.compile(
+        "".join(re.escape(text) + group for text, group in zip(literal, groups, strict=True))
+    )
     found = []
     for path in audio_files(root):
         match = pattern.match(path)
@@ -107,7 +127,8 @@ def scan_folder(root: Path, speaker_pattern: str = DEFAULT_SPEAKER_PATTERN) -> l
 
 
 def scan_librispeech(root: Path) -> list[Candidate]:
-    """Return the utterances of a LibriSpeech tree (speaker/chapter/speaker-chapter-utterance.flac), with text where transcripts are."""
+    """Return the utterances of a LibriSpeech tree (speaker/chapter/speaker-chapter-utterance.flac),
+    with text where transcripts are."""
     texts: dict[str, str] = {}
     for transcript in sorted(root.rglob("*.trans.txt")):
         for line in transcript.read_text(encoding="utf-8").splitlines():
@@ -118,15 +139,23 @@ def scan_librispeech(root: Path) -> list[Candidate]:
         stem = Path(path).stem
         parts = stem.split("-")
         if len(parts) == 3 and all(part.isdigit() for part in parts):
-            columns = {"chapter": parts[1], "language": "en", "text": texts.get(stem, ""), "source": "librispeech"}
+            columns = {
+                "chapter": parts[1],
+                "language": "en",
+                "text": texts.get(stem, ""),
+                "source": "librispeech",
+            }
             found.append(Candidate(path, parts[0], columns))
     if not found:
-        raise DataError(f"{root} holds no LibriSpeech files (names like 84-121123-0001.flac)", setting="--root")
+        raise DataError(
+            f"{root} holds no LibriSpeech files (names like 84-121123-0001.flac)", setting="--root"
+        )
     return found
 
 
 def download_librispeech(root: Path, subset: str) -> Path:
-    """Download a LibriSpeech subset (``dev-clean``, ``train-clean-100``, ...) below ``root`` with torchaudio; return its folder."""
+    """Download a LibriSpeech subset (``dev-clean``, ``train-clean-100``, ...) below ``root`` with
+    torchaudio; return its folder."""
     from torchaudio.datasets import LIBRISPEECH
 
     root.mkdir(parents=True, exist_ok=True)
@@ -134,7 +163,8 @@ def download_librispeech(root: Path, subset: str) -> Path:
         LIBRISPEECH(str(root), url=subset, download=True)
     except Exception as error:  # torchaudio passes on whatever its downloader raises
         raise DataError(
-            f"LibriSpeech {subset} could not be downloaded: {type(error).__name__}: {error}", setting="--download"
+            f"LibriSpeech {subset} could not be downloaded: {type(error).__name__}: {error}",
+            setting="--download",
         ) from None
     return root / "LibriSpeech" / subset
 
@@ -142,8 +172,8 @@ def download_librispeech(root: Path, subset: str) -> Path:
 def fetch_sample(folder: Path) -> list[Candidate]:
     """Make sure that the sample speech lies below ``folder`` and return its utterances.
 
-    Debian's spoken prompts in five languages (about two hours, one voice each, 8 kHz), fetched with ``apt-get download`` and unpacked, without
-    root; where there is no apt, LibriSpeech dev-clean.
+    Debian's spoken prompts in five languages (about two hours, one voice each, 8 kHz), fetched with
+    ``apt-get download`` and unpacked, without root; where there is no apt, LibriSpeech dev-clean.
 
     Raises:
         DataError: neither could be had; says what to do.
@@ -163,12 +193,16 @@ def fetch_sample(folder: Path) -> list[Candidate]:
                     "then `fedhubert train data.manifest=manifest.csv`"
                 ) from None
             found = scan_librispeech(librispeech)
-            return [Candidate(f"LibriSpeech/dev-clean/{item.path}", item.speaker, item.columns) for item in found]
+            return [
+                Candidate(f"LibriSpeech/dev-clean/{item.path}", item.speaker, item.columns)
+                for item in found
+            ]
     return scan_prompts(folder)
 
 
 def scan_prompts(folder: Path) -> list[Candidate]:
-    """Return the prompts below ``folder/prompts``: one folder a voice, named like ``en_US_f_Allison``; recorded silence is left out."""
+    """Return the prompts below ``folder/prompts``: one folder a voice, named like
+    ``en_US_f_Allison``; recorded silence is left out."""
     found = []
     for path in audio_files(folder / "prompts"):
         voice, *rest = path.split("/")
@@ -187,7 +221,9 @@ def _fetch_prompts(prompts: Path) -> None:
     """Download and unpack the packages into ``prompts``, which appears only when all is there."""
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
-        raise DataError(f"{' and '.join(missing)} not found (the sample speech comes as Debian packages)")
+        raise DataError(
+            f"{' and '.join(missing)} not found (the sample speech comes as Debian packages)"
+        )
     prompts.parent.mkdir(parents=True, exist_ok=True)
     packages = [f"asterisk-core-sounds-{language}-wav" for language in SAMPLE_LANGUAGES]
     with tempfile.TemporaryDirectory(dir=prompts.parent, prefix=".fetch-") as scratch:
@@ -204,7 +240,9 @@ def _fetch_prompts(prompts: Path) -> None:
         _run(["apt-get", *options, "-qq", "download", *packages], work / "debs")
         debs = sorted((work / "debs").glob("*.deb"))
         if len(debs) != len(packages):
-            raise DataError(f"apt-get downloaded {len(debs)} of {len(packages)} packages of sample speech")
+            raise DataError(
+                f"apt-get downloaded {len(debs)} of {len(packages)} packages of sample speech"
+            )
         for deb in debs:
             _run(["dpkg-deb", "-x", str(deb), str(work / "unpacked")], work)
         (work / "unpacked/usr/share/asterisk/sounds").rename(prompts)
@@ -213,10 +251,17 @@ def _fetch_prompts(prompts: Path) -> None:
 def _run(command: list[str], folder: Path) -> None:
     try:
         done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_APT_TIMEOUT_S, stdin=subprocess.DEVNULL
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_APT_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
         raise DataError(f"{command[0]} did not finish within {_APT_TIMEOUT_S} s") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise DataError(f"{command[0]} failed: {lines[-1] if lines else f'exit code {done.returncode}'}")
+        raise DataError(
+            f"{command[0]} failed: {lines[-1] if lines else f'exit code {done.returncode}'}"
+        )

@@ -1,4 +1,5 @@
-"""Batches from disk: threads decode ahead (libsndfile and torch release the interpreter lock), the consumer gets them in order."""
+"""Batches from disk: threads decode ahead (libsndfile and torch release the interpreter lock), the
+consumer gets them in order."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,8 @@ from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.seeding import generator
 
 MISSING_LABELS = 2
-"""A crop at an utterance's end may lack this many labels: label files can end a window early. The last label is repeated."""
+"""A crop at an utterance's end may lack this many labels: label files can end a window early. The
+last label is repeated."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,30 @@ def mask_spec(task: MaskedTask) -> MaskSpec:
 
 
 def load_batches(
-    manifest: Manifest, plan: BatchPlan, positions: Iterable[int], labels: LabelSource | None, mask: MaskSpec, data: DataConfig
+    manifest: Manifest,
+    plan: BatchPlan,
+    positions: Iterable[int],
+    labels: LabelSource | None,
+    mask: MaskSpec,
+    data: DataConfig,
 ) -> Iterator[Batch]:
     """Yield the batches at ``positions``, in order and the same whatever ``data.num_workers`` is.
 
-    At most ``data.prefetch_batches`` are made ahead of the consumer. Closing the iterator early stops its threads, after the file that
-    each is reading. ``num_workers=0`` decodes in the consumer's own thread.
+    At most ``data.prefetch_batches`` are made ahead of the consumer. Closing the iterator early
+    stops its threads, after the file that each is reading. ``num_workers=0`` decodes in the
+    consumer's own thread.
 
     Raises:
-        DataError: from ``next``, naming the utterance that could not be read or has no labels for its crop. Other errors that arise
-            while an utterance is read carry its path as a note.
+        DataError: from ``next``, naming the utterance that could not be read or has no labels for
+            its crop. Other errors that arise while an utterance is read carry its path as a note.
     """
     builder = _Builder(manifest, plan, labels, mask, data.sample_rate_hz)
-    # The plan is asked here, in order: threads on both sides of an epoch's end would make it arrange both again and again.
+    # The plan is asked here, in order: threads on both sides of an epoch's end would make it
+    # arrange both again and again.
     asked = ((position, plan.batch(position)) for position in positions)
-    made = map_in_order(lambda item: builder.build(*item), asked, data.num_workers, data.prefetch_batches)
+    made = map_in_order(
+        lambda item: builder.build(*item), asked, data.num_workers, data.prefetch_batches
+    )
     try:
         # `yield from` would close `made`, which waits for the threads, before they are told to stop
         for batch in made:  # noqa: UP028
@@ -64,32 +75,60 @@ def load_batches(
 class _Builder:
     """Makes batches, in any thread, until told to stop."""
 
-    def __init__(self, manifest: Manifest, plan: BatchPlan, labels: LabelSource | None, mask: MaskSpec, rate_hz: int) -> None:
-        self.manifest, self.plan, self.labels, self.mask, self.rate_hz = manifest, plan, labels, mask, rate_hz
+    def __init__(
+        self,
+        manifest: Manifest,
+        plan: BatchPlan,
+        labels: LabelSource | None,
+        mask: MaskSpec,
+        rate_hz: int,
+    ) -> None:
+        self.manifest, self.plan, self.labels, self.mask, self.rate_hz = (
+            manifest,
+            plan,
+            labels,
+            mask,
+            rate_hz,
+        )
         self.stop = threading.Event()
 
     def build(self, position: int, spec: BatchSpec) -> Batch:
         frames = num_frames(spec.num_samples)
         waveforms = np.empty((len(spec.rows), spec.num_samples), np.float32)
         ids = None if self.labels is None else np.empty((len(spec.rows), frames), np.int64)
-        for index, (row, start) in enumerate(zip(spec.rows.tolist(), spec.starts.tolist(), strict=True)):
+        for index, (row, start) in enumerate(
+            zip(spec.rows.tolist(), spec.starts.tolist(), strict=True)
+        ):
             if self.stop.is_set():
                 raise CancelledError
             try:
-                waveforms[index] = read_audio(self.manifest.audio_path(row), self.rate_hz, start, spec.num_samples)
+                waveforms[index] = read_audio(
+                    self.manifest.audio_path(row), self.rate_hz, start, spec.num_samples
+                )
                 if self.labels is not None and ids is not None:
-                    ids[index] = _crop_labels(self.labels, row, start, frames, self.manifest.paths[row])
+                    ids[index] = _crop_labels(
+                        self.labels, row, start, frames, self.manifest.paths[row]
+                    )
             except Exception as error:
                 error.add_note(f"utterance: {self.manifest.paths[row]}")
                 raise
-        # Drawn anew at every position. A validation split is always read from position 0 on: the same crops and masks every round.
+        # Drawn anew at every position. A validation split is always read from position 0 on: the
+        # same crops and masks every round.
         rng = generator(self.plan.seed, f"{self.plan.purpose}/mask", self.plan.partition, position)
         masks = torch.from_numpy(span_mask(len(spec.rows), frames, self.mask, rng))
-        return Batch(torch.from_numpy(waveforms), None if ids is None else torch.from_numpy(ids), masks, position)
+        return Batch(
+            torch.from_numpy(waveforms),
+            None if ids is None else torch.from_numpy(ids),
+            masks,
+            position,
+        )
 
 
-def _crop_labels(labels: LabelSource, row: int, start: int, frames: int, name: str) -> npt.NDArray[np.integer]:
-    """Cut a crop's labels: model frame t of a crop that starts at sample s has label (s / 320 + t) * rate / 50."""
+def _crop_labels(
+    labels: LabelSource, row: int, start: int, frames: int, name: str
+) -> npt.NDArray[np.integer]:
+    """Cut a crop's labels: model frame t of a crop that starts at sample s has label (s / 320 + t)
+    * rate / 50."""
     step = labels.rate_hz * FRAME_SAMPLES // SAMPLE_RATE_HZ
     first = start // FRAME_SAMPLES * step
     cut = labels.of(row)[first : first + (frames - 1) * step + 1 : step]

@@ -1,4 +1,5 @@
-"""The list of utterances: a CSV (or fairseq ``.tsv``) held in columns, so that a million rows stay small."""
+"""The list of utterances: a CSV (or fairseq ``.tsv``) held in columns, so that a million rows stay
+small."""
 
 import csv
 import hashlib
@@ -17,7 +18,8 @@ from fedhubert.errors import DataError, quoted
 REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
 MAX_SAMPLES, MAX_RATE_HZ, MAX_PATH_BYTES = 2**40, 2**24, 4096
 """What a row may say; more is a damaged or hostile file."""
-_ROWS_AT_ONCE = 64  # become columns in one call; so few that Python's garbage collector does not look at them
+# become columns in one call; so few that Python's garbage collector does not look at them
+_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,8 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | Path, root: str | Path | None = None) -> "Manifest":
-        """Read a manifest; ``root`` defaults to the CSV's own folder, or the first line of a ``.tsv``.
+        """Read a manifest; ``root`` defaults to the CSV's own folder, or the first line of a
+        ``.tsv``.
 
         Raises:
             DataError: no such file, a missing column, a row that does not fit; with file and row.
@@ -56,7 +59,9 @@ class Manifest:
                 read = _read_tsv if path.suffix == ".tsv" else _read_csv
                 return read(path, file, Path(root).expanduser().absolute() if root else None)
         except OSError as error:
-            raise DataError(f"cannot read the manifest {path}: {error.strerror}", setting="data.manifest") from None
+            raise DataError(
+                f"cannot read the manifest {path}: {error.strerror}", setting="data.manifest"
+            ) from None
         except UnicodeDecodeError:
             raise DataError(f"{path} is not UTF-8 text", setting="data.manifest") from None
         except csv.Error as error:
@@ -69,7 +74,10 @@ class Manifest:
         with temporary.open("w", newline="", encoding="utf-8") as file:
             if path.suffix == ".tsv":
                 file.write(f"{self.root}\n")
-                file.writelines(f"{name}\t{count}\n" for name, count in zip(self.paths, self.num_samples.tolist(), strict=True))
+                file.writelines(
+                    f"{name}\t{count}\n"
+                    for name, count in zip(self.paths, self.num_samples.tolist(), strict=True)
+                )
             else:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow([*REQUIRED, *self.columns])
@@ -101,18 +109,25 @@ class Manifest:
         """Return a column by name; raises :class:`DataError` that lists the columns there are."""
         known = {"path": self.paths, "speaker": self.speakers, **self.columns}
         if name not in known:
-            raise DataError(f"the manifest has no column `{name}`; it has {', '.join(known)}", setting="data.partition.column")
+            raise DataError(
+                f"the manifest has no column `{name}`; it has {', '.join(known)}",
+                setting="data.partition.column",
+            )
         return known[name]
 
     def audio_path(self, row: int) -> Path:
-        """Return the file of ``row``; raises :class:`DataError` when its path leads out of the root (``..``, absolute, symbolic link)."""
+        """Return the file of ``row``; raises :class:`DataError` when its path leads out of the root
+        (``..``, absolute, symbolic link)."""
         relative = self.paths[row]
         if "\0" in relative or len(os.fsencode(relative)) > MAX_PATH_BYTES:
-            raise DataError(f"manifest row {row + 1}: {relative[:80]!r}... is no path", setting="data.manifest")
+            raise DataError(
+                f"manifest row {row + 1}: {relative[:80]!r}... is no path", setting="data.manifest"
+            )
         resolved = Path(os.path.realpath(self.root / relative))
         if os.path.isabs(relative) or not resolved.is_relative_to(self._real_root):
             raise DataError(
-                f"manifest row {row + 1}: {quoted(relative)} points outside the audio root {self.root}", setting="data.manifest"
+                f"manifest row {row + 1}: {quoted(relative)} points outside the audio root {self.root}",
+                setting="data.manifest",
             )
         return resolved
 
@@ -129,7 +144,9 @@ class Manifest:
         """Return a hash over path, samples and rate of the given rows (all by default)."""
         digest = hashlib.blake2b(digest_size=16)
         for row in range(len(self)) if rows is None else rows:
-            digest.update(f"{self.paths[row]}\0{self.num_samples[row]}\0{self.sample_rates_hz[row]}\n".encode())
+            digest.update(
+                f"{self.paths[row]}\0{self.num_samples[row]}\0{self.sample_rates_hz[row]}\n".encode()
+            )
         return digest.hexdigest()
 
 
@@ -143,7 +160,9 @@ def _read_csv(path: Path, file: Iterable[str], root: Path | None) -> Manifest:
             setting="data.manifest",
         )
     if len(set(header)) < len(header):
-        raise DataError(f"{path}: a column name occurs twice in the first line", setting="data.manifest")
+        raise DataError(
+            f"{path}: a column name occurs twice in the first line", setting="data.manifest"
+        )
     table: list[list[str]] = [[] for _ in header]
     width = len(header)
     first = 2
@@ -174,19 +193,25 @@ def _read_tsv(path: Path, file: Iterable[str], root: Path | None) -> Manifest:
     lines = iter(file)
     stated = next(lines, "").rstrip("\n")
     if not stated or "\t" in stated:
-        raise DataError(f"{path}: the first line of a .tsv names the audio root", setting="data.manifest")
+        raise DataError(
+            f"{path}: the first line of a .tsv names the audio root", setting="data.manifest"
+        )
     paths, counts = [], []
     for number, line in enumerate(lines, start=2):
         fields = line.rstrip("\n").split("\t")
         if fields == [""]:
             continue
         if len(fields) != 2:
-            raise DataError(f"{path}, line {number}: expected path<TAB>samples", setting="data.manifest")
+            raise DataError(
+                f"{path}, line {number}: expected path<TAB>samples", setting="data.manifest"
+            )
         paths.append(fields[0])
         counts.append(fields[1])
     num_samples = _integers(path, counts, "samples", MAX_SAMPLES)
     speakers = [name.split("/")[0] if "/" in name else name for name in paths]
-    return Manifest(root or Path(stated), paths, speakers, num_samples, np.full(len(paths), 16000, np.int32), {})
+    return Manifest(
+        root or Path(stated), paths, speakers, num_samples, np.full(len(paths), 16000, np.int32), {}
+    )
 
 
 def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArray[np.int64]:
@@ -194,13 +219,20 @@ def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArr
         numbers = np.array(values, dtype=np.int64)
     except (ValueError, OverflowError):
         numbers = np.array([], dtype=np.int64)
-    if len(numbers) != len(values) or (len(numbers) and (numbers.min() <= 0 or numbers.max() >= limit)):
+    if len(numbers) != len(values) or (
+        len(numbers) and (numbers.min() <= 0 or numbers.max() >= limit)
+    ):
         line, value = next(
-            ((line, value) for line, value in enumerate(values, start=2) if not _whole_number(value, limit)),
+            (
+                (line, value)
+                for line, value in enumerate(values, start=2)
+                if not _whole_number(value, limit)
+            ),
             (0, ""),
         )
         raise DataError(
-            f"{path}, line {line}: {name} is {value[:80]!r}, not a whole number from 1 to {limit - 1}", setting="data.manifest"
+            f"{path}, line {line}: {name} is {value[:80]!r}, not a whole number from 1 to {limit - 1}",
+            setting="data.manifest",
         )
     return numbers
 

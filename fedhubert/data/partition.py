@@ -17,19 +17,32 @@ _MAX_DRAWS = 1000
 
 
 def partition_rows(
-    manifest: Manifest, config: PartitionConfig, num_clients: int, seed: int, rows: Rows | None = None
+    manifest: Manifest,
+    config: PartitionConfig,
+    num_clients: int,
+    seed: int,
+    rows: Rows | None = None,
 ) -> list[Rows]:
     """Return each client's rows (sorted).
 
-    ``random`` deals utterances evenly (IID); ``speaker`` gives each speaker to one client, balancing audio; ``column`` gives each client
-    one value of ``config.column``; ``dirichlet`` spreads each value's utterances over clients by Dirichlet(alpha) (Hsu, Qi and Brown 2019).
+    ``random`` deals utterances evenly (IID); ``speaker`` gives each speaker to one client,
+    balancing audio; ``column`` gives each client one value of ``config.column``; ``dirichlet``
+    spreads each value's utterances over clients by Dirichlet(alpha) (Hsu, Qi and Brown 2019).
 
     Raises:
-        DataError: more clients than speakers, values that do not number the clients, or a client left with fewer than two utterances.
+        DataError: more clients than speakers, values that do not number the clients, or a client
+            left with fewer than two utterances.
     """
-    rows = np.arange(len(manifest), dtype=np.int64) if rows is None else np.asarray(rows, dtype=np.int64)
+    rows = (
+        np.arange(len(manifest), dtype=np.int64)
+        if rows is None
+        else np.asarray(rows, dtype=np.int64)
+    )
     if config.kind == "random":
-        parts = [np.sort(part) for part in np.array_split(generator(seed, "partition").permutation(rows), num_clients)]
+        parts = [
+            np.sort(part)
+            for part in np.array_split(generator(seed, "partition").permutation(rows), num_clients)
+        ]
     elif config.kind == "speaker":
         parts = _by_speaker(manifest, rows, num_clients, seed)
     elif config.kind == "column":
@@ -46,8 +59,11 @@ def partition_rows(
     return parts
 
 
-def split_rows(rows: Rows, validation_fraction: float, seed: int, partition: int) -> tuple[Rows, Rows]:
-    """Return (train, validation) of one client's rows, at least one utterance each; raises :class:`DataError` for fewer than two."""
+def split_rows(
+    rows: Rows, validation_fraction: float, seed: int, partition: int
+) -> tuple[Rows, Rows]:
+    """Return (train, validation) of one client's rows, at least one utterance each; raises
+    :class:`DataError` for fewer than two."""
     if len(rows) < _MIN_UTTERANCES:
         raise DataError(
             f"client {partition} has {len(rows)} utterances; it needs one to train on and one to hold out",
@@ -59,7 +75,9 @@ def split_rows(rows: Rows, validation_fraction: float, seed: int, partition: int
 
 
 def _group(values: Sequence[str], rows: Rows) -> dict[str, Rows]:
-    names, inverse = np.unique(np.array([values[row] for row in rows], dtype=object).astype(str), return_inverse=True)
+    names, inverse = np.unique(
+        np.array([values[row] for row in rows], dtype=object).astype(str), return_inverse=True
+    )
     return {str(name): rows[inverse == index] for index, name in enumerate(names)}
 
 
@@ -73,7 +91,9 @@ def _by_speaker(manifest: Manifest, rows: Rows, num_clients: int, seed: int) -> 
     lengths = manifest.lengths()
     names = sorted(speakers)
     # Longest first balances best; the blur lets the seed decide the rest.
-    blur = dict(zip(names, generator(seed, "partition").uniform(0.8, 1.25, len(names)), strict=True))
+    blur = dict(
+        zip(names, generator(seed, "partition").uniform(0.8, 1.25, len(names)), strict=True)
+    )
     by_length = sorted(names, key=lambda name: -float(lengths[speakers[name]].sum()) * blur[name])
     parts: list[list[Rows]] = [[] for _ in range(num_clients)]
     totals = [0] * num_clients
@@ -94,7 +114,9 @@ def _by_column(manifest: Manifest, column: str, rows: Rows, num_clients: int) ->
     return list(groups.values())
 
 
-def _dirichlet(manifest: Manifest, config: PartitionConfig, rows: Rows, num_clients: int, seed: int) -> list[Rows]:
+def _dirichlet(
+    manifest: Manifest, config: PartitionConfig, rows: Rows, num_clients: int, seed: int
+) -> list[Rows]:
     groups = _group(manifest.column(str(config.column)), rows)
     rng = generator(seed, "partition")
     for _ in range(_MAX_DRAWS):

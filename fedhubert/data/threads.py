@@ -10,11 +10,16 @@ ResultT = TypeVar("ResultT")
 
 
 def map_in_order(
-    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], num_workers: int, ahead: int | None = None
+    function: Callable[[ItemT], ResultT],
+    items: Iterable[ItemT],
+    num_workers: int,
+    ahead: int | None = None,
 ) -> Generator[ResultT, None, None]:
-    """Like ``map``, in ``num_workers`` threads (0: the caller's own) that are at most ``ahead`` results ahead of the consumer.
+    """Like ``map``, in ``num_workers`` threads (0: the caller's own) that are at most ``ahead``
+    results ahead of the consumer.
 
-    ``items`` are taken in the consumer's thread. Closing the generator stops the threads, each after what it is doing.
+    ``items`` are taken in the consumer's thread. Closing the generator stops the threads, each
+    after what it is doing.
 
     Args:
         ahead: None: twice as many as there are threads.

@@ -1,8 +1,10 @@
 """Certificates and keys of a federation.
 
-A private certificate authority signs the SuperLink's TLS certificate, and every SuperNode gets a key pair of the kind that Flower's
-node authentication takes (SECP384R1, OpenSSH format). Nothing is replaced: a second call makes what is missing. Sites make their keys themselves
-(:mod:`fedhubert.deployment.enrolment`); those that are made here, all in one place, are for trying out.
+A private certificate authority signs the SuperLink's TLS certificate, and every SuperNode gets a
+key pair of the kind that Flower's node authentication takes (SECP384R1, OpenSSH format). Nothing is
+replaced: a second call makes what is missing. Sites make their keys themselves
+(:mod:`fedhubert.deployment.enrolment`); those that are made here, all in one place, are for trying
+out.
 """
 
 import datetime
@@ -24,19 +26,25 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Always in the SuperLink's certificate: its own helper processes reach it there."""
 CA_DAYS = 3650
 _ONE_DAY = datetime.timedelta(days=1)
-_HOST_NAME = re.compile(r"(?=.{1,253}$)(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*")
+_HOST_NAME = re.compile(
+    r"(?=.{1,253}$)(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,62}))*"
+)
 
 
-def make_certificates(out: Path, hosts: Sequence[str], nodes: int, *, days: int, force: bool = False) -> list[Path]:
+def make_certificates(
+    out: Path, hosts: Sequence[str], nodes: int, *, days: int, force: bool = False
+) -> list[Path]:
     """Make what is missing in ``out`` and return the new files.
 
-    ``ca.crt``/``.key`` (the authority), ``server.crt``/``.key`` (the SuperLink, for ``hosts`` and the loopback names), ``superexec.secret``
-    (shared by a SuperLink or SuperNode with its SuperExec under ``--isolation process``), and ``node-N.key``/``.pub`` for N below ``nodes``.
-    Private files have mode 0600 and appear whole.
+    ``ca.crt``/``.key`` (the authority), ``server.crt``/``.key`` (the SuperLink, for ``hosts`` and
+    the loopback names), ``superexec.secret`` (shared by a SuperLink or SuperNode with its SuperExec
+    under ``--isolation process``), and ``node-N.key``/``.pub`` for N below ``nodes``. Private files
+    have mode 0600 and appear whole.
 
     Raises:
-        ConfigError: a host that is neither a name nor an address; half of a pair; an existing certificate that does not cover ``hosts``, has
-            run out, or is not of this authority; a folder that cannot be written.
+        ConfigError: a host that is neither a name nor an address; half of a pair; an existing
+            certificate that does not cover ``hosts``, has run out, or is not of this authority; a
+            folder that cannot be written.
     """
     names = [_general_name(host) for host in dict.fromkeys([*hosts, *LOOPBACK])]
     if nodes < 0:
@@ -46,7 +54,10 @@ def make_certificates(out: Path, hosts: Sequence[str], nodes: int, *, days: int,
     try:
         new_server = force or not has_pair(out / "server.crt", out / "server.key")
         if new_server and not hosts:
-            raise ConfigError("name the hosts by which sites reach the SuperLink: --host NAME ...", setting="--host")
+            raise ConfigError(
+                "name the hosts by which sites reach the SuperLink: --host NAME ...",
+                setting="--host",
+            )
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         if force or not has_pair(out / "ca.crt", out / "ca.key", may_lack_key=True):
             made += _write_authority(out)
@@ -66,7 +77,9 @@ def make_certificates(out: Path, hosts: Sequence[str], nodes: int, *, days: int,
 
 def _check_days(days: int) -> None:
     if not 1 <= days <= CA_DAYS:
-        raise ConfigError(f"--days {days}: from 1 to {CA_DAYS}, as long as the authority lasts", setting="--days")
+        raise ConfigError(
+            f"--days {days}: from 1 to {CA_DAYS}, as long as the authority lasts", setting="--days"
+        )
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -75,22 +88,33 @@ def _general_name(host: str) -> x509.GeneralName:
     except ValueError:
         pass
     if not _HOST_NAME.fullmatch(host) or re.fullmatch(r"[\d.]+", host):
-        raise ConfigError(f"--host {host}: neither a host name nor an IP address (no port, no scheme)", setting="--host")
+        raise ConfigError(
+            f"--host {host}: neither a host name nor an IP address (no port, no scheme)",
+            setting="--host",
+        )
     return x509.DNSName(host)
 
 
 def renew_server(out: Path, hosts: Sequence[str], *, days: int) -> list[Path]:
-    """Replace the SuperLink's certificate and key by new ones of the same authority, for ``hosts`` (none: those of the old); return the files.
+    """Replace the SuperLink's certificate and key by new ones of the same authority, for ``hosts``
+    (none: those of the old); return the files.
 
     Raises:
-        ConfigError: there is no authority with its key in ``out``; no old certificate, and no hosts.
+        ConfigError: there is no authority with its key in ``out``; no old certificate, and no
+            hosts.
     """
     path = out / "server.crt"
     if not hosts and path.exists():
-        covered = load_certificate(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        covered = (
+            load_certificate(path)
+            .extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            .value
+        )
         hosts = [str(name.value) for name in covered if str(name.value) not in LOOPBACK]
     if not hosts:
-        raise ConfigError("name the hosts by which sites reach the SuperLink: --host NAME ...", setting="--host")
+        raise ConfigError(
+            "name the hosts by which sites reach the SuperLink: --host NAME ...", setting="--host"
+        )
     names = [_general_name(host) for host in dict.fromkeys([*hosts, *LOOPBACK])]
     _check_days(days)
     try:
@@ -106,12 +130,17 @@ def has_pair(public: Path, private: Path, *, may_lack_key: bool = False) -> bool
     if public.exists() and may_lack_key:  # the authority's key is best kept elsewhere
         return True
     there, missing = (public, private) if public.exists() else (private, public)
-    raise ConfigError(f"{there} is there without {missing.name}: bring that back, or move {there.name} away", setting="--out")
+    raise ConfigError(
+        f"{there} is there without {missing.name}: bring that back, or move {there.name} away",
+        setting="--out",
+    )
 
 
 def _write_authority(out: Path) -> list[Path]:
     key = ec.generate_private_key(ec.SECP384R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedhubert private CA {secrets.token_hex(4)}")])
+    name = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, f"fedhubert private CA {secrets.token_hex(4)}")]
+    )
     usage = _key_usage(signs_certificates=True)
     certificate = (
         _builder(name, name, key.public_key(), CA_DAYS, key.public_key())
@@ -125,7 +154,9 @@ def _write_authority(out: Path) -> list[Path]:
     ]
 
 
-def _write_server(out: Path, names: Sequence[x509.GeneralName], common_name: str, days: int) -> list[Path]:
+def _write_server(
+    out: Path, names: Sequence[x509.GeneralName], common_name: str, days: int
+) -> list[Path]:
     authority, authority_key = _load_authority(out)
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
@@ -139,12 +170,18 @@ def _write_server(out: Path, names: Sequence[x509.GeneralName], common_name: str
     )
     return [
         write_whole(out / "server.key", _private_bytes(key), 0o600),
-        write_whole(out / "server.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644),
+        write_whole(
+            out / "server.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644
+        ),
     ]
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int, issuer_key: ec.EllipticCurvePublicKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    days: int,
+    issuer_key: ec.EllipticCurvePublicKey,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -156,7 +193,9 @@ def _builder(
         .not_valid_before(now - _ONE_DAY)  # sites whose clocks lag
         .not_valid_after(now + days * _ONE_DAY)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False
+        )
     )
 
 
@@ -176,13 +215,20 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 def _load_authority(out: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     if not (out / "ca.key").exists():
-        raise ConfigError(f"{out / 'ca.key'} is not here: bring it back to sign a certificate", setting="--out")
+        raise ConfigError(
+            f"{out / 'ca.key'} is not here: bring it back to sign a certificate", setting="--out"
+        )
     certificate = load_certificate(out / "ca.crt")
     try:
         key = serialization.load_pem_private_key((out / "ca.key").read_bytes(), password=None)
     except (ValueError, TypeError):
-        raise ConfigError(f"{out / 'ca.key'} is not a private key in PEM form without a password", setting="--out") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        raise ConfigError(
+            f"{out / 'ca.key'} is not a private key in PEM form without a password", setting="--out"
+        ) from None
+    if (
+        not isinstance(key, ec.EllipticCurvePrivateKey)
+        or key.public_key() != certificate.public_key()
+    ):
         raise ConfigError(f"{out / 'ca.key'} is not the key of ca.crt", setting="--out")
     return certificate, key
 
@@ -196,7 +242,8 @@ def load_certificate(path: Path) -> x509.Certificate:
 
 
 def _check_server(out: Path, names: Sequence[x509.GeneralName]) -> None:
-    """Raise :class:`ConfigError` when the SuperLink's certificate cannot serve ``names``; a certificate is never changed unasked."""
+    """Raise :class:`ConfigError` when the SuperLink's certificate cannot serve ``names``; a
+    certificate is never changed unasked."""
     path = out / "server.crt"
     certificate = load_certificate(path)
     remedy = "move server.crt and server.key away and run this again to make a new certificate (the sites need not change)"
@@ -205,21 +252,32 @@ def _check_server(out: Path, names: Sequence[x509.GeneralName]) -> None:
     except Exception:
         raise ConfigError(f"{path} was not signed by ca.crt; {remedy}", setting="--out") from None
     if certificate.not_valid_after_utc < datetime.datetime.now(datetime.UTC):
-        raise ConfigError(f"{path} ran out on {certificate.not_valid_after_utc:%Y-%m-%d}; {remedy}", setting="--out")
-    covered = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+        raise ConfigError(
+            f"{path} ran out on {certificate.not_valid_after_utc:%Y-%m-%d}; {remedy}",
+            setting="--out",
+        )
+    covered = list(
+        certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    )
     missing = [str(name.value) for name in names if name not in covered]
     if missing:
         raise ConfigError(f"{path} does not cover {', '.join(missing)}; {remedy}", setting="--host")
 
 
 def _write_secret(path: Path, force: bool) -> list[Path]:
-    return [] if path.exists() and not force else [write_whole(path, secrets.token_hex(32).encode(), 0o600)]
+    return (
+        []
+        if path.exists() and not force
+        else [write_whole(path, secrets.token_hex(32).encode(), 0o600)]
+    )
 
 
 def write_node_key(private: Path, public: Path, comment: str) -> list[Path]:
     """Make a key by which Flower knows a node."""
     key = ec.generate_private_key(ec.SECP384R1())
-    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    line = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
     return [
         write_whole(private, _private_bytes(key, serialization.PrivateFormat.OpenSSH), 0o600),
         write_whole(public, line + f" {comment}\n".encode(), 0o644),
@@ -227,7 +285,8 @@ def write_node_key(private: Path, public: Path, comment: str) -> list[Path]:
 
 
 def _private_bytes(
-    key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8
+    key: ec.EllipticCurvePrivateKey,
+    form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
 ) -> bytes:
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 

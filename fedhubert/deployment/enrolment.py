@@ -45,19 +45,26 @@ class SiteKeys:
 
 
 def make_site(out: Path, number: int, *, force: bool = False) -> list[Path]:
-    """Make what is missing of the keys of site ``number`` in ``out``, with ``force`` all of them; return the new files.
+    """Make what is missing of the keys of site ``number`` in ``out``, with ``force`` all of them;
+    return the new files.
 
     Raises:
         ConfigError: a number that is none; half of a pair; a folder that cannot be written.
     """
     if not 0 <= number < 10**9:
-        raise ConfigError(f"--site {number}: a site's number, its partition-id, from 0", setting="--site")
-    make: dict[str, Callable[[Path, Path, str], list[Path]]] = {"node": write_node_key, "site": _write_signing_key}
+        raise ConfigError(
+            f"--site {number}: a site's number, its partition-id, from 0", setting="--site"
+        )
+    make: dict[str, Callable[[Path, Path, str], list[Path]]] = {
+        "node": write_node_key,
+        "site": _write_signing_key,
+    }
     return _make(out, {f"{kind}-{number}": write for kind, write in make.items()}, force)
 
 
 def make_coordinator_key(out: Path, *, force: bool = False) -> list[Path]:
-    """Make ``coordinator.key`` and ``.pub`` in ``out`` if they are not there, or ``force``; return the new files.
+    """Make ``coordinator.key`` and ``.pub`` in ``out`` if they are not there, or ``force``; return
+    the new files.
 
     Raises:
         ConfigError: half of the pair; a folder that cannot be written.
@@ -65,7 +72,9 @@ def make_coordinator_key(out: Path, *, force: bool = False) -> list[Path]:
     return _make(out, {"coordinator": _write_signing_key}, force)
 
 
-def _make(out: Path, wanted: Mapping[str, Callable[[Path, Path, str], list[Path]]], force: bool) -> list[Path]:
+def _make(
+    out: Path, wanted: Mapping[str, Callable[[Path, Path, str], list[Path]]], force: bool
+) -> list[Path]:
     made: list[Path] = []
     try:
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,7 +93,8 @@ def _write_signing_key(private: Path, public: Path, comment: str) -> list[Path]:
 
 
 def enrolled(folder: Path) -> dict[int, SiteKeys]:
-    """Return the sites whose public keys are in ``folder``, by number; raises :class:`ConfigError` for a file that is none."""
+    """Return the sites whose public keys are in ``folder``, by number; raises :class:`ConfigError`
+    for a file that is none."""
     return _by_number(path for path in sorted(folder.glob("*.pub")) if _PUBLIC.fullmatch(path.name))
 
 
@@ -92,19 +102,24 @@ def enrol(files: Iterable[Path], out: Path, *, force: bool = False) -> list[int]
     """Copy sites' public keys to ``out``; return the numbers of the sites that they are of.
 
     Raises:
-        ConfigError: a file that is no site's public key; a key that another site has, too; a site that is there with another key, without
-            ``force``; a folder that cannot be written. Nothing is copied then.
+        ConfigError: a file that is no site's public key; a key that another site has, too; a site
+            that is there with another key, without ``force``; a folder that cannot be written.
+            Nothing is copied then.
     """
     files = list(files)
     for path in files:
         if not _PUBLIC.fullmatch(path.name):
             hint = "; private keys stay where they were made" if path.suffix == ".key" else ""
-            raise ConfigError(f"--enrol {path}: not a node-N.pub or site-N.pub{hint}", setting="--enrol")
+            raise ConfigError(
+                f"--enrol {path}: not a node-N.pub or site-N.pub{hint}", setting="--enrol"
+            )
     new, known = _by_number(files), enrolled(out)
     for number, keys in new.items():
         before = known.get(number, SiteKeys(number))
         node, site = keys.node or before.node, keys.site or before.site
-        replaced = (before.node is not None and node != before.node) or (before.site is not None and site != before.site)
+        replaced = (before.node is not None and node != before.node) or (
+            before.site is not None and site != before.site
+        )
         if replaced and not force:
             raise ConfigError(
                 f"site {number} is enrolled with other keys ({before.fingerprint}): ask the site by phone, shut the old keys out by "
@@ -118,14 +133,17 @@ def enrol(files: Iterable[Path], out: Path, *, force: bool = False) -> list[int]
         for number in new:
             for kind, key in (("node", known[number].node), ("site", known[number].site)):
                 if key is not None:
-                    write_whole(out / f"{kind}-{number}.pub", public_line(key, f"{kind}-{number}"), 0o644)
+                    write_whole(
+                        out / f"{kind}-{number}.pub", public_line(key, f"{kind}-{number}"), 0o644
+                    )
     except OSError as error:
         raise ConfigError(f"cannot write to {out}: {error.strerror}", setting="--out") from None
     return sorted(new)
 
 
 def put_away(folder: Path, number: int) -> list[Path]:
-    """Move the public keys of site ``number`` to the folder ``revoked``, where no server looks for them; return where they are."""
+    """Move the public keys of site ``number`` to the folder ``revoked``, where no server looks for
+    them; return where they are."""
     moved: list[Path] = []
     try:
         for kind in ("node", "site"):
@@ -152,7 +170,9 @@ def _by_number(paths: Iterable[Path]) -> dict[int, SiteKeys]:
         elif kind == "site" and isinstance(key, Ed25519PublicKey):
             found[number] = SiteKeys(number, before.node, key)
         else:
-            raise ConfigError(f"{path} is not the kind of key that its name says", setting="--enrol")
+            raise ConfigError(
+                f"{path} is not the kind of key that its name says", setting="--enrol"
+            )
     return found
 
 
@@ -162,5 +182,6 @@ def _check_different(sites: Mapping[int, SiteKeys]) -> None:
         for key in (keys.node, keys.site):
             if key is not None and owners.setdefault(fingerprint(key), number) != number:
                 raise ConfigError(
-                    f"site {number} has a key of site {owners[fingerprint(key)]}, too: each makes its own", setting="--enrol"
+                    f"site {number} has a key of site {owners[fingerprint(key)]}, too: each makes its own",
+                    setting="--enrol",
                 )

@@ -23,13 +23,15 @@ _REMEDY = {
 
 
 def days_left(certificate: Path, now: datetime.datetime | None = None) -> float:
-    """Return the days until a certificate runs out, below 0 once it has; raises :class:`ConfigError` where the file is none."""
+    """Return the days until a certificate runs out, below 0 once it has; raises
+    :class:`ConfigError` where the file is none."""
     end = load_certificate(certificate).not_valid_after_utc
     return (end - (now or datetime.datetime.now(datetime.UTC))) / datetime.timedelta(days=1)
 
 
 def expiring(folders: Iterable[Path], now: datetime.datetime | None = None) -> list[str]:
-    """Return a line, with a remedy, for each certificate in ``folders`` that runs out within :data:`WARN_DAYS` or has."""
+    """Return a line, with a remedy, for each certificate in ``folders`` that runs out within
+    :data:`WARN_DAYS` or has."""
     lines: list[str] = []
     for path in dict.fromkeys(folder / name for folder in folders for name in _REMEDY):
         if not path.is_file():
@@ -47,8 +49,8 @@ def expiring(folders: Iterable[Path], now: datetime.datetime | None = None) -> l
 
 def describe_folder(folder: Path) -> list[str]:
     """Return lines that say what is in a folder of keys: fingerprints to compare, ends of
-    certificates, and what is wrong; raises :class:`ConfigError` for a file that is not what its name
-    says."""
+    certificates, and what is wrong; raises :class:`ConfigError` for a file that is not what its
+    name says."""
     lines: list[str] = []
     for name in _REMEDY:
         if (folder / name).is_file():
@@ -57,7 +59,9 @@ def describe_folder(folder: Path) -> list[str]:
         der = load_certificate(folder / "ca.crt").public_bytes(Encoding.DER)
         lines.append(f"authority    {grouped(hashlib.sha256(der).digest())}")
     if (folder / "coordinator.pub").is_file():
-        lines.append(f"coordinator  {fingerprint(read_public_key(folder / 'coordinator.pub', setting='--show'))}")
+        lines.append(
+            f"coordinator  {fingerprint(read_public_key(folder / 'coordinator.pub', setting='--show'))}"
+        )
     for number, keys in sorted(enrolled(folder).items()):
         missing = f" (without {' and '.join(keys.missing)})" if keys.missing else ""
         lines.append(f"site {number:<7d} {keys.fingerprint}{missing}")

@@ -1,6 +1,8 @@
-"""Ed25519 keys, which sign what coordinator and sites tell each other, in OpenSSH's files; and fingerprints to compare by phone.
+"""Ed25519 keys, which sign what coordinator and sites tell each other, in OpenSSH's files; and
+fingerprints to compare by phone.
 
-``coordinator.key`` signs requests and ``site-N.key`` site N's replies; each lies with its public half beside it, and is made where it is used.
+``coordinator.key`` signs requests and ``site-N.key`` site N's replies; each lies with its public
+half beside it, and is made where it is used.
 """
 
 from __future__ import annotations
@@ -42,27 +44,37 @@ def read_signing_key(path: Path, *, setting: str) -> Ed25519PrivateKey:
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"{setting}: {path} is not an Ed25519 private key without a password, as fedhubert certs makes it", setting=setting
+            f"{setting}: {path} is not an Ed25519 private key without a password, as fedhubert certs makes it",
+            setting=setting,
         )
     return key
 
 
 def read_verify_key(path: Path, *, setting: str) -> Ed25519PublicKey:
-    """Return the public key in ``path``; raises :class:`ConfigError` where there is none, or one of another kind."""
+    """Return the public key in ``path``; raises :class:`ConfigError` where there is none, or one of
+    another kind."""
     key = read_public_key(path, setting=setting)
     if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError(f"{setting}: {path} is not an Ed25519 key: it should begin with ssh-ed25519", setting=setting)
+        raise ConfigError(
+            f"{setting}: {path} is not an Ed25519 key: it should begin with ssh-ed25519",
+            setting=setting,
+        )
     return key
 
 
 def read_public_key(path: Path, *, setting: str) -> Ed25519PublicKey | EllipticCurvePublicKey:
-    """Return the public key in ``path``: Ed25519, or of the kind by which Flower knows nodes; raises :class:`ConfigError` for anything else."""
+    """Return the public key in ``path``: Ed25519, or of the kind by which Flower knows nodes;
+    raises :class:`ConfigError` for anything else."""
     try:
         key = load_ssh_public_key(_content(path, private=False, setting=setting))
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{setting}: {path} is not a public key: {error}", setting=setting) from None
+        raise ConfigError(
+            f"{setting}: {path} is not a public key: {error}", setting=setting
+        ) from None
     if not isinstance(key, Ed25519PublicKey | EllipticCurvePublicKey):
-        raise ConfigError(f"{setting}: {path} is not a public key that fedhubert certs makes", setting=setting)
+        raise ConfigError(
+            f"{setting}: {path} is not a public key that fedhubert certs makes", setting=setting
+        )
     return key
 
 
@@ -72,9 +84,14 @@ def _content(path: Path, *, private: bool, setting: str) -> bytes:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             content = file.read(MAX_KEY_BYTES)
     except OSError as error:
-        raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}", setting=setting) from None
+        raise ConfigError(
+            f"{setting}: cannot read {path}: {error.strerror}", setting=setting
+        ) from None
     if private and mode & 0o077:
-        raise ConfigError(f"{setting}: others may read {path} (mode {mode:04o}): chmod 600 {path}", setting=setting)
+        raise ConfigError(
+            f"{setting}: others may read {path} (mode {mode:04o}): chmod 600 {path}",
+            setting=setting,
+        )
     return content
 
 
@@ -91,8 +108,11 @@ def public_line(key: Ed25519PublicKey | EllipticCurvePublicKey, comment: str) ->
 
 
 def fingerprint(*keys: Ed25519PublicKey | EllipticCurvePublicKey) -> str:
-    """Return 30 digits in groups of five (99 bits) that stand for these keys together, in any order: digits can be read out in any language."""
-    encoded = sorted(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys)
+    """Return 30 digits in groups of five (99 bits) that stand for these keys together, in any
+    order: digits can be read out in any language."""
+    encoded = sorted(
+        key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in keys
+    )
     return grouped(hashlib.sha256(b"fedhubert fingerprint\0" + b"\0".join(encoded)).digest())
 
 

@@ -20,7 +20,8 @@ from fedhubert.evaluation.study import Annotated, StudySettings, masked_section,
 
 @dataclass(frozen=True)
 class Audio:
-    """Audio and where its annotations are: labels of utterances, an alignment of phones; ``root`` is where the manifest's paths start."""
+    """Audio and where its annotations are: labels of utterances, an alignment of phones; ``root``
+    is where the manifest's paths start."""
 
     manifest: Path
     root: Path | None = None
@@ -64,7 +65,12 @@ def evaluate_checkpoint(source: str, probing: Probing, console: Console) -> dict
     masked = masked_section(Path(source), evaluated.manifest, settings.device)
     with Passes(console) as passes:
         study = run_study(source, evaluated, settings, cache, passes.start, fitted_on)
-    return {"manifest": str(probing.audio.manifest), "utterances": len(evaluated.manifest), "masked": masked, **study}
+    return {
+        "manifest": str(probing.audio.manifest),
+        "utterances": len(evaluated.manifest),
+        "masked": masked,
+        **study,
+    }
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
@@ -73,4 +79,6 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another --out", setting="--out") from None
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}; choose another --out", setting="--out"
+        ) from None

@@ -10,7 +10,8 @@ Ids = npt.NDArray[np.int64]
 
 
 def compare(clusters_F: Ids, labels_F: Ids) -> Agreement:
-    """Compare two labellings of the same frames; raises ``ValueError`` for none, or for another number of frames."""
+    """Compare two labellings of the same frames; raises ``ValueError`` for none, or for another
+    number of frames."""
     if len(clusters_F) != len(labels_F):
         raise ValueError(f"{len(clusters_F)} clusters for {len(labels_F)} labels")
     counts_KL = np.zeros((int(clusters_F.max()) + 1, int(labels_F.max()) + 1), np.int64)
@@ -21,7 +22,8 @@ def compare(clusters_F: Ids, labels_F: Ids) -> Agreement:
 
 
 def cluster_frames(features_FD: npt.NDArray[np.float32], num_clusters: int, seed: int) -> Ids:
-    """Return the clusters of mini-batch k-means with the settings of fairseq's ``learn_kmeans.py`` (but 5 initialisations, not 20)."""
+    """Return the clusters of mini-batch k-means with the settings of fairseq's ``learn_kmeans.py``
+    (but 5 initialisations, not 20)."""
     require_sklearn()
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits

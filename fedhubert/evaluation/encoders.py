@@ -1,4 +1,5 @@
-"""Encoders under evaluation: a checkpoint of whatever tool, its untrained twin, and MFCC, all as layers of 50-Hz frames.
+"""Encoders under evaluation: a checkpoint of whatever tool, its untrained twin, and MFCC, all as
+layers of 50-Hz frames.
 
 Shape suffixes: N samples at 16 kHz, T frames = (N - 400) // 320 + 1, D width.
 """
@@ -22,7 +23,8 @@ from fedhubert.targets.mfcc import mfcc_features
 Features = npt.NDArray[np.float32]
 
 _SAME_HEAD = {"num_classes": 504, "final_dim": 256, "label_init": "uniform"}
-"""A head takes its share of random numbers: with one head for all, the untrained encoder depends on the encoder's sizes alone."""
+"""A head takes its share of random numbers: with one head for all, the untrained encoder depends on
+the encoder's sizes alone."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,10 @@ class Encoder:
 
     Attributes:
         name: ``checkpoint``, ``random init`` or ``mfcc``.
-        key: Stands for weights and structure in the feature cache; empty for features too cheap to cache.
-        layers: Their numbers: 0 is what the first transformer layer receives, i the output of layer i.
+        key: Stands for weights and structure in the feature cache; empty for features too cheap to
+            cache.
+        layers: Their numbers: 0 is what the first transformer layer receives, i the output of layer
+            i.
         forward: From a waveform float32[N] to one float32[T, D] per layer.
         parameters: How many the encoder has.
     """
@@ -59,22 +63,33 @@ def load_encoder(source: str | Path, device: torch.device | None = None) -> tupl
     device = device or torch.device("cpu")
     trained = build_hubert(imported.config, 0)
     load_into(trained, imported)
-    untrained = build_hubert(imported.config.model_copy(update=_SAME_HEAD), derive_seed(0, "evaluation/random init"))
-    return _encoder("checkpoint", trained, imported, device), _encoder("random init", untrained, imported, device)
+    untrained = build_hubert(
+        imported.config.model_copy(update=_SAME_HEAD), derive_seed(0, "evaluation/random init")
+    )
+    return _encoder("checkpoint", trained, imported, device), _encoder(
+        "random init", untrained, imported, device
+    )
 
 
 def mfcc_encoder() -> Encoder:
-    """Thirteen cepstra with deltas and accelerations, every second of their 100-Hz frames: as many frames as a model has."""
-    return Encoder("mfcc", "", (0,), lambda waveform: [np.ascontiguousarray(mfcc_features(waveform)[::2])])
+    """Thirteen cepstra with deltas and accelerations, every second of their 100-Hz frames: as many
+    frames as a model has."""
+    return Encoder(
+        "mfcc", "", (0,), lambda waveform: [np.ascontiguousarray(mfcc_features(waveform)[::2])]
+    )
 
 
 def model_layers(model: HubertModel, waveform_1N: Tensor) -> list[Tensor]:
-    """Return what the first transformer layer receives and what each layer gives, [1, T, D] each, for a model in evaluation mode.
+    """Return what the first transformer layer receives and what each layer gives, [1, T, D] each,
+    for a model in evaluation mode.
 
-    The last one ends with the norm that closes a ``layer_norm_first`` encoder, as HuggingFace's last hidden state does.
+    The last one ends with the norm that closes a ``layer_norm_first`` encoder, as HuggingFace's
+    last hidden state does.
     """
     transformer = model.wav2vec2.encoder.transformer
-    x_1TD = model.wav2vec2.encoder.feature_projection(model.wav2vec2.feature_extractor(waveform_1N, None)[0])
+    x_1TD = model.wav2vec2.encoder.feature_projection(
+        model.wav2vec2.feature_extractor(waveform_1N, None)[0]
+    )
     x_1TD = x_1TD + transformer.pos_conv_embed(x_1TD)
     if not model.config.layer_norm_first:
         x_1TD = transformer.layer_norm(x_1TD)
@@ -86,19 +101,30 @@ def model_layers(model: HubertModel, waveform_1N: Tensor) -> list[Tensor]:
     return layers
 
 
-def _encoder(name: str, model: HubertModel, imported: ImportedEncoder, device: torch.device) -> Encoder:
+def _encoder(
+    name: str, model: HubertModel, imported: ImportedEncoder, device: torch.device
+) -> Encoder:
     model.to(device).eval()
 
     def forward(waveform: Features) -> list[Features]:
         if imported.normalize:
-            waveform = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)  # HuggingFace's feature extractor
+            # HuggingFace's feature extractor
+            waveform = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
         with torch.inference_mode():
             layers = model_layers(model, torch.from_numpy(waveform)[None].to(device))
         return [layer[0].float().cpu().numpy() for layer in layers]
 
-    key = _structure(imported.config, encoder_sha256(model.state_dict()), bool(imported.normalize), device)
+    key = _structure(
+        imported.config, encoder_sha256(model.state_dict()), bool(imported.normalize), device
+    )
     layers = tuple(range(imported.config.num_layers + 1))
-    return Encoder(name, key, layers, forward, sum(parameter.numel() for parameter in model.wav2vec2.parameters()))
+    return Encoder(
+        name,
+        key,
+        layers,
+        forward,
+        sum(parameter.numel() for parameter in model.wav2vec2.parameters()),
+    )
 
 
 def _structure(config: ModelConfig, weights: str, normalize: bool, device: torch.device) -> str:

@@ -1,6 +1,8 @@
-"""Features of whole, unpadded utterances, one at a time (the group norm sees padding), kept in a cache of bounded size.
+"""Features of whole, unpadded utterances, one at a time (the group norm sees padding), kept in a
+cache of bounded size.
 
-Shape suffixes: L layers, T 50-Hz frames of an utterance, F chosen frames of many, U utterances, D width.
+Shape suffixes: L layers, T 50-Hz frames of an utterance, F chosen frames of many, U utterances, D
+width.
 """
 
 import hashlib
@@ -27,9 +29,11 @@ _LOW_WATER = 0.9  # how full the cache is left after making room
 
 
 class FeatureCache:
-    """A folder of arrays by key that never grows beyond ``max_bytes``: the least recently used go first.
+    """A folder of arrays by key that never grows beyond ``max_bytes``: the least recently used go
+    first.
 
-    Whatever cannot be read back, or has another shape, counts as absent; what cannot be written is left out.
+    Whatever cannot be read back, or has another shape, counts as absent; what cannot be written is
+    left out.
     """
 
     def __init__(self, folder: Path, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
@@ -44,7 +48,9 @@ class FeatureCache:
             os.utime(path)
         except (OSError, ValueError, EOFError):
             return None
-        fits = found.ndim == len(shape) and all(wanted in (None, size) for wanted, size in zip(shape, found.shape, strict=True))
+        fits = found.ndim == len(shape) and all(
+            wanted in (None, size) for wanted, size in zip(shape, found.shape, strict=True)
+        )
         return found if fits and found.dtype == np.float32 else None
 
     def put(self, key: str, features: Features) -> None:
@@ -91,13 +97,16 @@ class FeatureCache:
 class Extractor:
     """Features of one encoder, of the given layers, on one manifest."""
 
-    def __init__(self, encoder: Encoder, layers: Sequence[int], manifest: Manifest, cache: FeatureCache) -> None:
+    def __init__(
+        self, encoder: Encoder, layers: Sequence[int], manifest: Manifest, cache: FeatureCache
+    ) -> None:
         self.encoder, self.layers, self.manifest = encoder, tuple(layers), manifest
         self._cache = cache
         self._frames = frames_of(manifest.lengths(SAMPLE_RATE_HZ))
 
     def pooled(self, rows: Rows, tick: Tick = lambda: None) -> Features:
-        """Return the mean over frames of each utterance [L, U, D]; raises :class:`DataError` for audio that cannot be read."""
+        """Return the mean over frames of each utterance [L, U, D]; raises :class:`DataError` for
+        audio that cannot be read."""
         means = []
         for row in rows.tolist():
             means.append(self._kept(row, "mean", lambda frames_LTD: frames_LTD.mean(axis=1)))
@@ -105,7 +114,8 @@ class Extractor:
         return np.stack(means, axis=1)
 
     def frames(self, chosen: Mapping[int, Rows], tick: Tick = lambda: None) -> Features:
-        """Return frames [L, F, D]: of each row in ``chosen``, in its order, those at the given places."""
+        """Return frames [L, F, D]: of each row in ``chosen``, in its order, those at the given
+        places."""
         picked = []
         for row, places in chosen.items():
             picked.append(self._kept(row, "frames", lambda frames_LTD: frames_LTD)[:, places])
@@ -126,22 +136,29 @@ class Extractor:
 
     def _compute(self, row: int) -> Features:
         samples = int(self.manifest.lengths(SAMPLE_RATE_HZ)[row])
-        layers = self.encoder.forward(read_audio(self.manifest.audio_path(row), SAMPLE_RATE_HZ, 0, samples))
+        layers = self.encoder.forward(
+            read_audio(self.manifest.audio_path(row), SAMPLE_RATE_HZ, 0, samples)
+        )
         places = [self.encoder.layers.index(layer) for layer in self.layers]
         return np.stack([layers[place] for place in places])
 
     def _key(self, row: int, kind: str) -> str:
-        """Encoder, layers and the file's content: a file that is changed in place gives other features."""
+        """Encoder, layers and the file's content: a file that is changed in place gives other
+        features."""
         with self.manifest.audio_path(row).open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
         text = f"{self.encoder.key} {self.layers} {kind} {self.manifest.num_samples[row]} {digest.hexdigest()}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def audio_s_per_s(encoder: Encoder, manifest: Manifest, device: torch.device, *, audio_s: float = 60.0) -> float:
-    """Return how many seconds of audio the encoder takes per second: of CPU time over all threads, or on a GPU of time on the clock.
+def audio_s_per_s(
+    encoder: Encoder, manifest: Manifest, device: torch.device, *, audio_s: float = 60.0
+) -> float:
+    """Return how many seconds of audio the encoder takes per second: of CPU time over all threads,
+    or on a GPU of time on the clock.
 
-    Measured on the first ``audio_s`` seconds of the manifest, an utterance at a time, after one to warm up. 0 without an utterance of a frame.
+    Measured on the first ``audio_s`` seconds of the manifest, an utterance at a time, after one to
+    warm up. 0 without an utterance of a frame.
 
     Raises:
         DataError: audio that cannot be read.
@@ -149,7 +166,9 @@ def audio_s_per_s(encoder: Encoder, manifest: Manifest, device: torch.device, *,
     lengths = manifest.lengths(SAMPLE_RATE_HZ)
     enough = int(np.searchsorted(np.cumsum(lengths), audio_s * SAMPLE_RATE_HZ)) + 1
     rows = [row for row in range(min(enough, len(lengths))) if lengths[row] >= RECEPTIVE_SAMPLES]
-    waveforms = [read_audio(manifest.audio_path(row), SAMPLE_RATE_HZ, 0, int(lengths[row])) for row in rows]
+    waveforms = [
+        read_audio(manifest.audio_path(row), SAMPLE_RATE_HZ, 0, int(lengths[row])) for row in rows
+    ]
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     for waveform in waveforms[:1]:
         encoder.forward(waveform)

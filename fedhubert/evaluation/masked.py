@@ -1,4 +1,5 @@
-"""Held-out masked loss and accuracy of a round checkpoint, under the pseudo-labels that it was trained on and with fixed masks."""
+"""Held-out masked loss and accuracy of a round checkpoint, under the pseudo-labels that it was
+trained on and with fixed masks."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +21,12 @@ from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import targets_key
-from fedhubert.targets.labels import LabelStore, assigned_labels, most_frequent_share, unigram_entropy_nats
+from fedhubert.targets.labels import (
+    LabelStore,
+    assigned_labels,
+    most_frequent_share,
+    unigram_entropy_nats,
+)
 from fedhubert.targets.layers import LayerFeatures
 from fedhubert.targets.mfcc import MFCC
 from fedhubert.training.local import evaluate
@@ -49,7 +55,8 @@ def masked_score(checkpoint: Path, manifest: Manifest, device: torch.device) -> 
     """Score a round checkpoint on all of ``manifest``; the same masks and crops at every call.
 
     Raises:
-        CheckpointError: the checkpoint, its sidecar or the model that its clusters are of cannot be read.
+        CheckpointError: the checkpoint, its sidecar or the model that its clusters are of cannot be
+            read.
         TargetsError: the run had precomputed labels.
         DataError: no utterance is long enough.
     """
@@ -59,7 +66,9 @@ def masked_score(checkpoint: Path, manifest: Manifest, device: torch.device) -> 
     try:
         model.load_state_dict(saved["model"])
     except RuntimeError:
-        raise CheckpointError(f"{checkpoint} was not trained by masked prediction: it has another head") from None
+        raise CheckpointError(
+            f"{checkpoint} was not trained by masked prediction: it has another head"
+        ) from None
     data, task = validate(DataConfig, config["data"]), validate(TaskConfig, config["task"])
     centroids, key = _centroids(checkpoint)
     source = _source(validate(TargetsConfig, config["targets"]), data, device)
@@ -68,18 +77,25 @@ def masked_score(checkpoint: Path, manifest: Manifest, device: torch.device) -> 
             f"targets.checkpoint={config['targets']['checkpoint']} is not the model that the run's clusters are of",
             setting="targets.checkpoint",
         )
-    labels = assigned_labels(manifest, np.arange(len(manifest)), centroids, data.num_workers, source=source)
+    labels = assigned_labels(
+        manifest, np.arange(len(manifest)), centroids, data.num_workers, source=source
+    )
     return score_model(model, manifest, labels, data, task, device, seed=int(config["seed"]))
 
 
 def _centroids(checkpoint: Path) -> tuple[npt.NDArray[np.float32], str]:
-    """Return the centroids [K, D] in the sidecar of a checkpoint, and the key of the labels that they gave ('' where it is not told)."""
+    """Return the centroids [K, D] in the sidecar of a checkpoint, and the key of the labels that
+    they gave ('' where it is not told)."""
     sidecar = checkpoint.with_name(checkpoint.name.replace("_checkpoint.pt", "_resume.pt"))
     if sidecar == checkpoint or not sidecar.is_file():
-        raise CheckpointError(f"{checkpoint} has no {sidecar.name} beside it, so the run's pseudo-labels are unknown")
+        raise CheckpointError(
+            f"{checkpoint} has no {sidecar.name} beside it, so the run's pseudo-labels are unknown"
+        )
     found = load_plain(sidecar)
     if found.get("centroids") is None:
-        raise TargetsError("the run was trained on precomputed labels, and there are none for this manifest")
+        raise TargetsError(
+            "the run was trained on precomputed labels, and there are none for this manifest"
+        )
     return found["centroids"].numpy(), str(found.get("targets_key") or "")
 
 
@@ -99,7 +115,14 @@ def score_model(
     seed: int,
 ) -> MaskedScore:
     """Score ``model`` on every utterance of ``manifest`` that is long enough, once."""
-    plan = BatchPlan(manifest.lengths(data.sample_rate_hz), np.arange(len(manifest)), data, seed, 0, purpose="evaluation")
+    plan = BatchPlan(
+        manifest.lengths(data.sample_rate_hz),
+        np.arange(len(manifest)),
+        data,
+        seed,
+        0,
+        purpose="evaluation",
+    )
     source = LabelSource(labels.labels, labels.rate_hz)
     batches = load_batches(manifest, plan, range(plan.num_batches), source, mask_spec(task), data)
     result = evaluate(model, batches, task=task, device=device)

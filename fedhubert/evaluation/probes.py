@@ -1,4 +1,5 @@
-"""Linear probes: logistic regression on standardised, frozen features, always scored on speakers or utterances that it has not seen."""
+"""Linear probes: logistic regression on standardised, frozen features, always scored on speakers or
+utterances that it has not seen."""
 
 import warnings
 from collections.abc import Sequence
@@ -37,7 +38,9 @@ class ProbeResult:
     classes: int
 
 
-def linear_probe(features_ND: npt.NDArray[np.float32], labels_N: Rows, folds: Sequence[Fold]) -> ProbeResult:
+def linear_probe(
+    features_ND: npt.NDArray[np.float32], labels_N: Rows, folds: Sequence[Fold]
+) -> ProbeResult:
     """Fit and score a probe on each fold.
 
     Raises:
@@ -53,13 +56,19 @@ def linear_probe(features_ND: npt.NDArray[np.float32], labels_N: Rows, folds: Se
     right, constant, sizes = [], [], []
     for fit, score in folds:
         if len(np.unique(labels_N[fit])) < 2:
-            raise DataError("a probe needs at least two labels to tell apart in what it is fitted on", setting="--probe")
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE))
+            raise DataError(
+                "a probe needs at least two labels to tell apart in what it is fitted on",
+                setting="--probe",
+            )
+        probe = make_pipeline(
+            StandardScaler(), LogisticRegression(max_iter=_MAX_ITERATIONS, tol=_TOLERANCE)
+        )
         with (
             warnings.catch_warnings(),
             threadpool_limits(1),
         ):  # so small a problem is not faster on many, and far slower on a busy machine
-            warnings.simplefilter("ignore", ConvergenceWarning)  # cut off: all rows of a table alike
+            # cut off: all rows of a table alike
+            warnings.simplefilter("ignore", ConvergenceWarning)
             probe.fit(features_ND[fit], labels_N[fit])
         right.append(int((probe.predict(features_ND[score]) == labels_N[score]).sum()))
         constant.append(int((labels_N[score] == np.bincount(labels_N[fit]).argmax()).sum()))
@@ -75,7 +84,8 @@ def linear_probe(features_ND: npt.NDArray[np.float32], labels_N: Rows, folds: Se
 
 
 def speaker_disjoint_folds(speakers_N: Sequence[str], num_folds: int) -> list[Fold]:
-    """Return folds in which no speaker is both fitted on and scored: as many as there are speakers, at most ``num_folds``.
+    """Return folds in which no speaker is both fitted on and scored: as many as there are speakers,
+    at most ``num_folds``.
 
     Raises:
         DataError: a single speaker.
@@ -90,11 +100,14 @@ def speaker_disjoint_folds(speakers_N: Sequence[str], num_folds: int) -> list[Fo
             setting="--train-manifest",
         )
     items = np.zeros(len(speakers_N))
-    return [(fit, score) for fit, score in GroupKFold(count).split(items, groups=np.asarray(speakers_N))]
+    return [
+        (fit, score) for fit, score in GroupKFold(count).split(items, groups=np.asarray(speakers_N))
+    ]
 
 
 def utterance_folds(labels_N: Rows, num_folds: int, seed: int) -> list[Fold]:
-    """Return folds over utterances that each have every label (for probing who speaks, where speakers cannot be disjoint).
+    """Return folds over utterances that each have every label (for probing who speaks, where
+    speakers cannot be disjoint).
 
     Labels with a single utterance are left out of all folds.
 
@@ -107,7 +120,14 @@ def utterance_folds(labels_N: Rows, num_folds: int, seed: int) -> list[Fold]:
     counts = np.bincount(labels_N)
     kept = np.flatnonzero(counts[labels_N] >= 2)
     if len(np.unique(labels_N[kept])) < 2:
-        raise DataError("a probe of speakers needs two speakers with two utterances each", setting="--probe")
+        raise DataError(
+            "a probe of speakers needs two speakers with two utterances each", setting="--probe"
+        )
     count = min(num_folds, int(counts[np.unique(labels_N[kept])].min()))
-    splitter = StratifiedKFold(count, shuffle=True, random_state=derive_seed(seed, "evaluation/folds") % 2**32)
-    return [(kept[fit], kept[score]) for fit, score in splitter.split(np.zeros(len(kept)), labels_N[kept])]
+    splitter = StratifiedKFold(
+        count, shuffle=True, random_state=derive_seed(seed, "evaluation/folds") % 2**32
+    )
+    return [
+        (kept[fit], kept[score])
+        for fit, score in splitter.split(np.zeros(len(kept)), labels_N[kept])
+    ]

@@ -4,7 +4,14 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fedhubert.evaluation.study import Ticker
 
@@ -32,13 +39,22 @@ class Passes:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
     def start(self, name: str, total: int) -> Ticker:
         """Begin a pass over ``total`` utterances."""
-        return _BarTicker(self._bar, name, total) if self._bar else _LineTicker(self._console, name, total)
+        return (
+            _BarTicker(self._bar, name, total)
+            if self._bar
+            else _LineTicker(self._console, name, total)
+        )
 
 
 class _BarTicker(Ticker):
@@ -65,5 +81,8 @@ class _LineTicker(Ticker):
 
     def _say(self) -> None:
         self._console.print(
-            f"{self._name}: {self._done} of {self._total} utterances", highlight=False, soft_wrap=True, markup=False
+            f"{self._name}: {self._done} of {self._total} utterances",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
         )

@@ -1,4 +1,5 @@
-"""An evaluation from a checkpoint and annotated audio to figures: masked prediction, probes and clusters, with MFCC and an untrained model beside."""
+"""An evaluation from a checkpoint and annotated audio to figures: masked prediction, probes and
+clusters, with MFCC and an untrained model beside."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,8 +47,10 @@ class StudySettings:
     """How much to compute.
 
     Attributes:
-        probes: Tasks of the labels file or manifest columns; ``speaker`` is split by utterance, all others by speaker.
-        purities: Tasks whose labels, given to each frame of the utterance, clusters are compared with (beside the phones).
+        probes: Tasks of the labels file or manifest columns; ``speaker`` is split by utterance, all
+            others by speaker.
+        purities: Tasks whose labels, given to each frame of the utterance, clusters are compared
+            with (beside the phones).
         layers: Layers to look at; None for all.
         clusters: k of k-means; 0: no clusters.
         references: Measure MFCC and the untrained encoder too.
@@ -81,9 +84,15 @@ class _Items:
     speakers: list[str]
     chosen: dict[int, Rows] | None = None
 
-    def features(self, encoder: Encoder, layers: Sequence[int], cache: FeatureCache, tick: Callable[[], None]) -> Features:
+    def features(
+        self, encoder: Encoder, layers: Sequence[int], cache: FeatureCache, tick: Callable[[], None]
+    ) -> Features:
         extractor = Extractor(encoder, layers, self.manifest, cache)
-        return extractor.pooled(self.rows, tick) if self.chosen is None else extractor.frames(self.chosen, tick)
+        return (
+            extractor.pooled(self.rows, tick)
+            if self.chosen is None
+            else extractor.frames(self.chosen, tick)
+        )
 
     @property
     def num_utterances(self) -> int:
@@ -104,7 +113,8 @@ def run_study(
         source: What :func:`~fedhubert.evaluation.encoders.load_encoder` takes.
         evaluated: Audio that is scored; cross-validated where ``fitted_on`` is None.
         track: Makes the ticker of a pass from its name and number of utterances.
-        fitted_on: Audio to fit probes of utterances on; those of speakers that are scored are left out.
+        fitted_on: Audio to fit probes of utterances on; those of speakers that are scored are left
+            out.
 
     Raises:
         FedhubertError: the encoder or the annotations cannot be used.
@@ -117,12 +127,16 @@ def run_study(
     probes = {task: study.utterance_probe(task, evaluated, fitted_on) for task in settings.probes}
     clusters = {}
     if evaluated.alignment is not None:
-        items = _frames_of(evaluated.manifest, evaluated.alignment.frames(evaluated.manifest), settings)
+        items = _frames_of(
+            evaluated.manifest, evaluated.alignment.frames(evaluated.manifest), settings
+        )
         probes["phone"], agreement = study.phones(items)
         if settings.clusters:
             clusters["phone"] = agreement
     for task in settings.purities if settings.clusters else ():
-        clusters[task] = study.purity(_frames_of(evaluated.manifest, _spread(evaluated, task), settings))
+        clusters[task] = study.purity(
+            _frames_of(evaluated.manifest, _spread(evaluated, task), settings)
+        )
     speed = audio_s_per_s(trained, evaluated.manifest, device)
     about = {
         "source": str(source),
@@ -142,23 +156,40 @@ class _Study:
     """The same measurements for several encoders, layer by layer."""
 
     def __init__(
-        self, encoders: list[Encoder], layers: Sequence[int], settings: StudySettings, cache: FeatureCache, track: Track
+        self,
+        encoders: list[Encoder],
+        layers: Sequence[int],
+        settings: StudySettings,
+        cache: FeatureCache,
+        track: Track,
     ) -> None:
-        self._encoders, self._layers, self._settings, self._cache, self._track = encoders, layers, settings, cache, track
+        self._encoders, self._layers, self._settings, self._cache, self._track = (
+            encoders,
+            layers,
+            settings,
+            cache,
+            track,
+        )
 
-    def utterance_probe(self, task: str, evaluated: Annotated, fitted_on: Annotated | None) -> dict[str, Any]:
+    def utterance_probe(
+        self, task: str, evaluated: Annotated, fitted_on: Annotated | None
+    ) -> dict[str, Any]:
         """Probe mean-pooled features for a label of the utterance."""
         score = _utterances_of(evaluated, task, self._settings)
         if fitted_on is None or task == "speaker":
             parts, names = [score], _number(score.labels)
             folds = self._folds(task, score, names)
         else:
-            fit = _without_speakers(_utterances_of(fitted_on, task, self._settings), set(score.speakers))
+            fit = _without_speakers(
+                _utterances_of(fitted_on, task, self._settings), set(score.speakers)
+            )
             parts, names = [fit, score], _number(fit.labels + score.labels)
             folds = [(np.arange(len(fit.labels)), np.arange(len(fit.labels), len(names)))]
         rows = []
         for encoder, layer, features in self._features(parts, task):
-            rows.append({"encoder": encoder, "layer": layer, **asdict(linear_probe(features, names, folds))})
+            rows.append(
+                {"encoder": encoder, "layer": layer, **asdict(linear_probe(features, names, folds))}
+            )
         return {"split": _split_name(task, fitted_on), "rows": rows}
 
     def phones(self, items: _Items) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -167,10 +198,17 @@ class _Study:
         probes, clusters = [], []
         folds = speaker_disjoint_folds(items.speakers, self._settings.folds)
         for encoder, layer, features in self._features([items], "phone"):
-            probes.append({"encoder": encoder, "layer": layer, **asdict(linear_probe(features, names, folds))})
+            probes.append(
+                {"encoder": encoder, "layer": layer, **asdict(linear_probe(features, names, folds))}
+            )
             if self._settings.clusters:
-                clusters.append({"encoder": encoder, "layer": layer, **self._agreement(features, names)})
-        return {"split": "speaker-disjoint", "rows": probes}, {"k": self._settings.clusters, "rows": clusters}
+                clusters.append(
+                    {"encoder": encoder, "layer": layer, **self._agreement(features, names)}
+                )
+        return {"split": "speaker-disjoint", "rows": probes}, {
+            "k": self._settings.clusters,
+            "rows": clusters,
+        }
 
     def purity(self, items: _Items) -> dict[str, Any]:
         """Cluster frames and compare with their utterances' labels."""
@@ -182,19 +220,28 @@ class _Study:
         return {"k": self._settings.clusters, "rows": rows}
 
     def _agreement(self, features: Features, names: Rows) -> dict[str, Any]:
-        return asdict(compare(cluster_frames(features, self._settings.clusters, self._settings.seed), names))
+        return asdict(
+            compare(cluster_frames(features, self._settings.clusters, self._settings.seed), names)
+        )
 
     def _folds(self, task: str, items: _Items, names: Rows) -> list[Fold]:
         if task == "speaker":
             return utterance_folds(names, self._settings.folds, self._settings.seed)
         return speaker_disjoint_folds(items.speakers, self._settings.folds)
 
-    def _features(self, parts: list[_Items], task: str) -> Iterator[tuple[str, int | None, Features]]:
-        """Yield (encoder, layer, features of all parts' items); one encoder's are in memory at a time."""
+    def _features(
+        self, parts: list[_Items], task: str
+    ) -> Iterator[tuple[str, int | None, Features]]:
+        """Yield (encoder, layer, features of all parts' items); one encoder's are in memory at a
+        time."""
         for encoder in self._encoders:
             layers = self._layers if encoder.key else encoder.layers
-            tick = self._track(f"{task}: {encoder.name}", sum(part.num_utterances for part in parts))
-            features = np.concatenate([part.features(encoder, layers, self._cache, tick) for part in parts], axis=1)
+            tick = self._track(
+                f"{task}: {encoder.name}", sum(part.num_utterances for part in parts)
+            )
+            features = np.concatenate(
+                [part.features(encoder, layers, self._cache, tick) for part in parts], axis=1
+            )
             for place, layer in enumerate(layers):
                 yield encoder.name, layer if encoder.key else None, features[place]
 
@@ -212,13 +259,23 @@ def best_layers(study: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]
 
 def _utterances_of(annotated: Annotated, task: str, settings: StudySettings) -> _Items:
     rows, labels = annotated.labels.of(annotated.manifest, task)
-    kept = np.sort(_drawn(len(rows), settings.max_utterances, settings.seed, "evaluation/utterances"))
+    kept = np.sort(
+        _drawn(len(rows), settings.max_utterances, settings.seed, "evaluation/utterances")
+    )
     speakers = annotated.manifest.speakers
-    return _Items(annotated.manifest, rows[kept], [labels[i] for i in kept], [speakers[row] for row in rows[kept].tolist()])
+    return _Items(
+        annotated.manifest,
+        rows[kept],
+        [labels[i] for i in kept],
+        [speakers[row] for row in rows[kept].tolist()],
+    )
 
 
-def _frames_of(manifest: Manifest, frames: Mapping[int, tuple[Rows, list[str]]], settings: StudySettings) -> _Items:
-    """Draw whole utterances until there are ``max_frames`` frames; of the last one its beginning."""
+def _frames_of(
+    manifest: Manifest, frames: Mapping[int, tuple[Rows, list[str]]], settings: StudySettings
+) -> _Items:
+    """Draw whole utterances until there are ``max_frames`` frames; of the last one its
+    beginning."""
     chosen: dict[int, Rows] = {}
     labels: list[str] = []
     speakers: list[str] = []
@@ -241,22 +298,35 @@ def _spread(annotated: Annotated, task: str) -> dict[int, tuple[Rows, list[str]]
 
     rows, labels = annotated.labels.of(annotated.manifest, task)
     counts = frames_of(annotated.manifest.lengths()[rows]).tolist()
-    return {row: (np.arange(count), [label] * count) for row, label, count in zip(rows.tolist(), labels, counts, strict=True)}
+    return {
+        row: (np.arange(count), [label] * count)
+        for row, label, count in zip(rows.tolist(), labels, counts, strict=True)
+    }
 
 
 def _without_speakers(items: _Items, heard: set[str]) -> _Items:
     kept = [place for place, speaker in enumerate(items.speakers) if speaker not in heard]
     if not kept:
         raise DataError(
-            "every speaker of --train-manifest is also in --manifest: probes need other ones", setting="--train-manifest"
+            "every speaker of --train-manifest is also in --manifest: probes need other ones",
+            setting="--train-manifest",
         )
-    return _Items(items.manifest, items.rows[kept], [items.labels[i] for i in kept], [items.speakers[i] for i in kept])
+    return _Items(
+        items.manifest,
+        items.rows[kept],
+        [items.labels[i] for i in kept],
+        [items.speakers[i] for i in kept],
+    )
 
 
 def _split_name(task: str, fitted_on: Annotated | None) -> str:
     if task == "speaker":
         return "by utterance"
-    return "speaker-disjoint" if fitted_on is None else "speaker-disjoint, fitted on the training manifest"
+    return (
+        "speaker-disjoint"
+        if fitted_on is None
+        else "speaker-disjoint, fitted on the training manifest"
+    )
 
 
 def _drawn(total: int, most: int, seed: int, purpose: str) -> Rows:
@@ -273,7 +343,9 @@ def _checked_layers(wanted: tuple[int, ...] | None, encoder: Encoder) -> tuple[i
         return encoder.layers
     unknown = [layer for layer in wanted if layer not in encoder.layers]
     if unknown:
-        raise ConfigError(f"no layer {unknown[0]}: this encoder has 0 to {encoder.layers[-1]}", setting="--layers")
+        raise ConfigError(
+            f"no layer {unknown[0]}: this encoder has 0 to {encoder.layers[-1]}", setting="--layers"
+        )
     return tuple(dict.fromkeys(wanted))
 
 

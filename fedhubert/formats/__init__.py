@@ -1,4 +1,5 @@
-"""Checkpoint files: our own round's, and those of HuggingFace, s3prl, torchaudio and fairseq, read and written; model cards."""
+"""Checkpoint files: our own round's, and those of HuggingFace, s3prl, torchaudio and fairseq, read
+and written; model cards."""
 
 FORMATS = {
     "huggingface": 'transformers.HubertModel.from_pretrained("{out}")',
@@ -12,4 +13,5 @@ REFUSED = {
     "distiller": "s3prl's distiller_local has no LayerNorm before the projection, and these encoders have one: no such file computes the same. "
     "Use `--format s3prl`: it loads with hubert_local, students too"
 }
-"""Formats that people look for and that cannot hold these models exactly, each with the reason and the remedy."""
+"""Formats that people look for and that cannot hold these models exactly, each with the reason and
+the remedy."""

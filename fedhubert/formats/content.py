@@ -1,4 +1,5 @@
-"""What a checkpoint file holds: tensors and plain Python values, so that reading one runs no code."""
+"""What a checkpoint file holds: tensors and plain Python values, so that reading one runs no
+code."""
 
 import pickle
 import zipfile
@@ -17,11 +18,18 @@ FORMAT_VERSION = 1
 MOST_VALUES, MOST_DEPTH = 2**22, 64
 """More than any checkpoint of ours holds: forty values a round of a hundred thousand rounds."""
 _END = object()
-_FIELDS: dict[str, type] = {"format_version": int, "round": int, "federated_metrics": dict, "config": dict, "model": dict}
+_FIELDS: dict[str, type] = {
+    "format_version": int,
+    "round": int,
+    "federated_metrics": dict,
+    "config": dict,
+    "model": dict,
+}
 
 
 def plain(value: Any, name: str, *, tensors: bool = False) -> Any:
-    """Return ``value`` as dicts, lists and plain Python values (NumPy scalars become Python's), with CPU tensors if ``tensors``.
+    """Return ``value`` as dicts, lists and plain Python values (NumPy scalars become Python's),
+    with CPU tensors if ``tensors``.
 
     Raises:
         TypeError: for anything else, by its dotted name.
@@ -31,17 +39,26 @@ def plain(value: Any, name: str, *, tensors: bool = False) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, Mapping):
-        return {plain(key, f"{name} key {key!r}"): plain(item, f"{name}.{key}", tensors=tensors) for key, item in value.items()}
+        return {
+            plain(key, f"{name} key {key!r}"): plain(item, f"{name}.{key}", tensors=tensors)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [plain(item, f"{name}[{index}]", tensors=tensors) for index, item in enumerate(value)]
+        return [
+            plain(item, f"{name}[{index}]", tensors=tensors) for index, item in enumerate(value)
+        ]
     if tensors and isinstance(value, Tensor):
         return _compact(value.detach().cpu())
-    raise TypeError(f"{name} is a {type(value).__name__}; checkpoints take plain values{' and tensors' if tensors else ''}")
+    raise TypeError(
+        f"{name} is a {type(value).__name__}; checkpoints take plain values{' and tensors' if tensors else ''}"
+    )
 
 
 def float32(tensor: Tensor) -> Tensor:
     """Return ``tensor`` on the CPU, in float32 if it is of a floating-point type."""
-    return _compact(tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype))
+    return _compact(
+        tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+    )
 
 
 def saving(values: Any) -> Callable[[HashingFile], None]:
@@ -50,7 +67,8 @@ def saving(values: Any) -> Callable[[HashingFile], None]:
 
 
 def inflates(path: Path) -> bool:
-    """Whether a file would grow when it is read: ``torch.save`` compresses nothing, and stores nothing twice."""
+    """Whether a file would grow when it is read: ``torch.save`` compresses nothing, and stores
+    nothing twice."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
@@ -61,9 +79,11 @@ def inflates(path: Path) -> bool:
 
 
 def check_size(value: Any, most: int = MOST_VALUES) -> None:
-    """Raise :class:`CheckpointError` for nested values that are more than ``most``, or too deep to walk; those held twice count twice.
+    """Raise :class:`CheckpointError` for nested values that are more than ``most``, or too deep to
+    walk; those held twice count twice.
 
-    A file of a kilobyte can hold a list of the same list twice, of the same list twice, and so on: 2**40 values to whoever walks it.
+    A file of a kilobyte can hold a list of the same list twice, of the same list twice, and so on:
+    2**40 values to whoever walks it.
     """
     left, waiting = most, [iter((value,))]
     while waiting:
@@ -73,7 +93,9 @@ def check_size(value: Any, most: int = MOST_VALUES) -> None:
             continue
         left -= 1
         if left < 0 or len(waiting) > MOST_DEPTH:
-            raise CheckpointError(f"it holds more than {most} values, or values nested more than {MOST_DEPTH} deep")
+            raise CheckpointError(
+                f"it holds more than {most} values, or values nested more than {MOST_DEPTH} deep"
+            )
         if isinstance(item, Mapping):
             waiting.append(iter(item.values()))
         elif isinstance(item, list | tuple):
@@ -81,16 +103,20 @@ def check_size(value: Any, most: int = MOST_VALUES) -> None:
 
 
 def is_whole(tensor: Any) -> bool:
-    """Whether ``tensor`` is one whose every entry is stored: an expanded or sparse one can be larger than all memory."""
+    """Whether ``tensor`` is one whose every entry is stored: an expanded or sparse one can be
+    larger than all memory."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
         return False
     return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def load_plain(path: Path) -> Any:
-    """Read what :func:`saving` wrote; raises :class:`CheckpointError` if that fails or if it holds other objects."""
+    """Read what :func:`saving` wrote; raises :class:`CheckpointError` if that fails or if it holds
+    other objects."""
     if inflates(path):
-        raise CheckpointError(f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory")
+        raise CheckpointError(
+            f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory"
+        )
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
         check_size(values)
@@ -107,7 +133,8 @@ def load_plain(path: Path) -> Any:
 
 
 def validated(path: Path, values: Any) -> dict[str, Any]:
-    """Return ``values`` if they are a round checkpoint of a version that this package knows; raises :class:`CheckpointError`."""
+    """Return ``values`` if they are a round checkpoint of a version that this package knows; raises
+    :class:`CheckpointError`."""
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, not a round checkpoint")
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(values.get(name), kind)]

@@ -11,16 +11,25 @@ from fedhubert.formats.model_card import write_model_card
 from fedhubert.formats.source import Source
 from fedhubert.formats.torchaudio_form import write_torchaudio
 
-_WRITERS = {"huggingface": write_huggingface, "s3prl": write_s3prl, "torchaudio": write_torchaudio, "fairseq": write_fairseq}
+_WRITERS = {
+    "huggingface": write_huggingface,
+    "s3prl": write_s3prl,
+    "torchaudio": write_torchaudio,
+    "fairseq": write_fairseq,
+}
 
 
-def export(checkpoint: Mapping[str, Any], format_name: str, out: Path, *, overwrite: bool = False) -> Path:
-    """Write ``checkpoint`` (of ``load_checkpoint``) and its model card to the folder ``out``, which appears whole, and return it.
+def export(
+    checkpoint: Mapping[str, Any], format_name: str, out: Path, *, overwrite: bool = False
+) -> Path:
+    """Write ``checkpoint`` (of ``load_checkpoint``) and its model card to the folder ``out``, which
+    appears whole, and return it.
 
     ``overwrite`` lets files be replaced in a folder that is not empty.
 
     Raises:
-        CheckpointError: weights that do not fit the format, or a folder that is in use or cannot be written.
+        CheckpointError: weights that do not fit the format, or a folder that is in use or cannot be
+            written.
     """
     source = Source.of(checkpoint)
 

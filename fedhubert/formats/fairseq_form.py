@@ -1,4 +1,5 @@
-"""The form that fairseq and s3prl's ``hubert_local`` load: their names, their settings, one embedding row per dictionary symbol."""
+"""The form that fairseq and s3prl's ``hubert_local`` load: their names, their settings, one
+embedding row per dictionary symbol."""
 
 import logging
 from collections.abc import Mapping
@@ -17,17 +18,21 @@ SPECIAL_SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>"]
 """What fairseq's Dictionary holds before the clusters."""
 
 
-def hubert_local_fields(config: ModelConfig, state: Mapping[str, Tensor], label_rate_hz: float = 50.0) -> dict[str, Any]:
+def hubert_local_fields(
+    config: ModelConfig, state: Mapping[str, Tensor], label_rate_hz: float = 50.0
+) -> dict[str, Any]:
     """Return the entries that make a checkpoint one of s3prl 0.4.18's ``hubert_local``.
 
     Args:
         config: Sizes of the encoder.
-        state: ``state_dict`` in this package's names. Without a head (a student) or a mask embedding neutral ones are put in, which the encoder's
-            outputs do not depend on; tensors that are no part of HuBERT are left out.
+        state: ``state_dict`` in this package's names. Without a head (a student) or a mask
+            embedding neutral ones are put in, which the encoder's outputs do not depend on; tensors
+            that are no part of HuBERT are left out.
         label_rate_hz: Rate of the labels that the model was trained on.
 
     Returns:
-        ``task_cfg``, ``model_cfg``, ``model_weight`` (the same tensors, not copies) and ``dictionaries_symbols``; plain values and tensors.
+        ``task_cfg``, ``model_cfg``, ``model_weight`` (the same tensors, not copies) and
+        ``dictionaries_symbols``; plain values and tensors.
 
     Raises:
         CheckpointError: the encoder has no exact form there (see :func:`fairseq_state`).
@@ -42,7 +47,8 @@ def hubert_local_fields(config: ModelConfig, state: Mapping[str, Tensor], label_
 
 
 def round_fields(run: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return :func:`hubert_local_fields` for a round checkpoint, by the run's configuration; with a warning, nothing where they do not exist."""
+    """Return :func:`hubert_local_fields` for a round checkpoint, by the run's configuration; with a
+    warning, nothing where they do not exist."""
     settings = run.get("model")
     if not isinstance(settings, Mapping) or not any(name.startswith(ENCODER) for name in state):
         return {}
@@ -54,23 +60,28 @@ def round_fields(run: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[st
 
 
 def label_rate_of(run: Mapping[str, Any]) -> float:
-    """Return the label rate in Hz that a run's configuration (plain values) names; 50, the encoder's own, if it names none."""
+    """Return the label rate in Hz that a run's configuration (plain values) names; 50, the
+    encoder's own, if it names none."""
     targets = run.get("targets")
     return float(targets.get("label_rate_hz", 50.0)) if isinstance(targets, Mapping) else 50.0
 
 
 def fairseq_state(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the encoder, mask embedding and head in fairseq's names; see :func:`hubert_local_fields`.
+    """Return the encoder, mask embedding and head in fairseq's names; see
+    :func:`hubert_local_fields`.
 
     Raises:
-        CheckpointError: the last convolution is as wide as the encoder: fairseq leaves the projection between them out there.
+        CheckpointError: the last convolution is as wide as the encoder: fairseq leaves the
+            projection between them out there.
     """
     if config.conv_layers[-1][0] == config.embed_dim:
         raise CheckpointError(
             f"the last convolution and the encoder are both {config.embed_dim} wide (model.conv_layers, model.embed_dim): fairseq's HuBERT has no "
             "projection between them then, so these weights have no exact form there; use --format huggingface or torchaudio"
         )
-    complete = {name: tensor for name, tensor in state.items() if name.startswith((ENCODER, MASK, HEAD))}
+    complete = {
+        name: tensor for name, tensor in state.items() if name.startswith((ENCODER, MASK, HEAD))
+    }
     complete = _neutral_head(config) | complete if LABELS not in complete else complete
     complete.setdefault("mask_generator.mask_embedding", torch.zeros(config.embed_dim))
     naming = FAIRSEQ[config.conv_norm]
@@ -79,7 +90,8 @@ def fairseq_state(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str,
 
 
 def _neutral_head(config: ModelConfig) -> dict[str, Tensor]:
-    """A head for which all classes are equally likely; no zero vectors, whose direction has no gradient to speak of."""
+    """A head for which all classes are equally likely; no zero vectors, whose direction has no
+    gradient to speak of."""
     return {
         "logit_generator.final_proj.weight": torch.eye(config.final_dim, config.embed_dim),
         "logit_generator.final_proj.bias": torch.zeros(config.final_dim),
@@ -88,17 +100,26 @@ def _neutral_head(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def symbols(num_classes: int) -> list[str]:
-    """Return the dictionary that goes with ``num_classes`` rows: four special symbols, then the clusters' numbers."""
+    """Return the dictionary that goes with ``num_classes`` rows: four special symbols, then the
+    clusters' numbers."""
     return SPECIAL_SYMBOLS + [str(cluster) for cluster in range(num_classes - NUM_SPECIAL_ROWS)]
 
 
 def task_settings(label_rate_hz: float) -> dict[str, Any]:
     """Return fairseq's ``hubert_pretraining`` settings: waveforms go in as they are."""
-    return {"_name": "hubert_pretraining", "label_rate": label_rate_hz, "sample_rate": 16000, "normalize": False}
+    return {
+        "_name": "hubert_pretraining",
+        "label_rate": label_rate_hz,
+        "sample_rate": 16000,
+        "normalize": False,
+    }
 
 
-def model_settings(config: ModelConfig, label_rate_hz: float, task: TaskConfig | None = None) -> dict[str, Any]:
-    """Return fairseq's ``hubert`` settings (the fields of its ``HubertConfig`` that this package sets)."""
+def model_settings(
+    config: ModelConfig, label_rate_hz: float, task: TaskConfig | None = None
+) -> dict[str, Any]:
+    """Return fairseq's ``hubert`` settings (the fields of its ``HubertConfig`` that this package
+    sets)."""
     task = task or TaskConfig()
     return {
         "_name": "hubert",
@@ -133,12 +154,17 @@ def model_settings(config: ModelConfig, label_rate_hz: float, task: TaskConfig |
 
 
 def fairseq_checkpoint(
-    config: ModelConfig, state: Mapping[str, Tensor], *, label_rate_hz: float, task: TaskConfig, updates: int
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    *,
+    label_rate_hz: float,
+    task: TaskConfig,
+    updates: int,
 ) -> dict[str, Any]:
     """Return a checkpoint in the layout of fairseq's trainer, of plain values and tensors.
 
-    A true one pickles fairseq's ``Dictionary`` in ``task_state``; here each dictionary is the list of its symbols. The other entries are those that
-    fairseq's ``_upgrade_state_dict`` looks for.
+    A true one pickles fairseq's ``Dictionary`` in ``task_state``; here each dictionary is the list
+    of its symbols. The other entries are those that fairseq's ``_upgrade_state_dict`` looks for.
     """
     weights = fairseq_state(config, state)
     history = {
@@ -149,7 +175,11 @@ def fairseq_checkpoint(
     }
     return {
         "args": None,
-        "cfg": {"_name": None, "task": task_settings(label_rate_hz), "model": model_settings(config, label_rate_hz, task)},
+        "cfg": {
+            "_name": None,
+            "task": task_settings(label_rate_hz),
+            "model": model_settings(config, label_rate_hz, task),
+        },
         "model": weights,
         "task_state": {"dictionaries": [symbols(len(weights["label_embs_concat"]))]},
         "optimizer_history": [history],

@@ -51,7 +51,12 @@ _FAIRSEQ = {
     "feature_grad_mult": ("feature_grad_mult", 1.0),
     "logit_temperature": ("logit_temp", 0.1),
 }
-_FAIRSEQ_FIXED = {"activation_fn": "gelu", "layer_type": "transformer", "untie_final_proj": False, "target_glu": False}
+_FAIRSEQ_FIXED = {
+    "activation_fn": "gelu",
+    "layer_type": "transformer",
+    "untie_final_proj": False,
+    "target_glu": False,
+}
 _TORCHAUDIO = {
     "conv_norm": "extractor_mode",
     "conv_bias": "extractor_conv_bias",
@@ -71,15 +76,23 @@ _TORCHAUDIO = {
 
 
 def from_huggingface(settings: Mapping[str, Any], where: str) -> Fields:
-    """Translate a ``config.json``; raises :class:`CheckpointError` if it is not of a HuBERT that this package can hold."""
+    """Translate a ``config.json``; raises :class:`CheckpointError` if it is not of a HuBERT that
+    this package can hold."""
     if settings.get("model_type") != "hubert":
-        raise CheckpointError(f"{where}: model_type is {quoted(settings.get('model_type'))}, and only `hubert` can be imported")
+        raise CheckpointError(
+            f"{where}: model_type is {quoted(settings.get('model_type'))}, and only `hubert` can be imported"
+        )
     _fixed(settings, _HUGGINGFACE_FIXED, where)
     fields = _translated(settings, _HUGGINGFACE)
     default = [list(column) for column in zip(*HUBERT_CONV_LAYERS, strict=True)]
-    columns = [settings.get(name, value) for name, value in zip(("conv_dim", "conv_kernel", "conv_stride"), default, strict=True)]
+    columns = [
+        settings.get(name, value)
+        for name, value in zip(("conv_dim", "conv_kernel", "conv_stride"), default, strict=True)
+    ]
     if len({len(column) for column in columns}) != 1:
-        raise CheckpointError(f"{where}: conv_dim, conv_kernel and conv_stride are not equally long")
+        raise CheckpointError(
+            f"{where}: conv_dim, conv_kernel and conv_stride are not equally long"
+        )
     return fields | {
         "conv_layers": tuple(zip(*columns, strict=True)),
         "conv_norm": f"{settings.get('feat_extract_norm', 'group')}_norm",
@@ -87,24 +100,36 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> Fields:
 
 
 def from_fairseq(settings: Mapping[str, Any], where: str) -> Fields:
-    """Translate fairseq's ``hubert`` settings (s3prl's ``model_cfg``); raises :class:`CheckpointError` like :func:`from_huggingface`."""
+    """Translate fairseq's ``hubert`` settings (s3prl's ``model_cfg``); raises
+    :class:`CheckpointError` like :func:`from_huggingface`."""
     _fixed(settings, _FAIRSEQ_FIXED, where)
     mode = settings.get("extractor_mode", "default")
     if mode not in ("default", "layer_norm"):
-        raise CheckpointError(f"{where}: extractor_mode is {quoted(mode)}, and only `default` and `layer_norm` can be imported")
-    fields = _translated(settings, _FAIRSEQ) | {"conv_norm": "group_norm" if mode == "default" else "layer_norm"}
+        raise CheckpointError(
+            f"{where}: extractor_mode is {quoted(mode)}, and only `default` and `layer_norm` can be imported"
+        )
+    fields = _translated(settings, _FAIRSEQ) | {
+        "conv_norm": "group_norm" if mode == "default" else "layer_norm"
+    }
     layers = settings.get("conv_feature_layers")
-    return fields | {"conv_layers": HUBERT_CONV_LAYERS if layers is None else _parsed_layers(layers, where)}
+    return fields | {
+        "conv_layers": HUBERT_CONV_LAYERS if layers is None else _parsed_layers(layers, where)
+    }
 
 
 def from_torchaudio(arguments: Mapping[str, Any], where: str) -> Fields:
-    """Translate the arguments of torchaudio's ``wav2vec2_model`` or ``hubert_pretrain_model``; raises :class:`CheckpointError` if one is missing."""
+    """Translate the arguments of torchaudio's ``wav2vec2_model`` or ``hubert_pretrain_model``;
+    raises :class:`CheckpointError` if one is missing."""
     missing = [theirs for theirs in _TORCHAUDIO.values() if theirs not in arguments]
     if missing:
         raise CheckpointError(f"{where} lacks {', '.join(missing)}")
     layers = arguments.get("extractor_conv_layer_config") or HUBERT_CONV_LAYERS
-    fields = {ours: arguments[theirs] for ours, theirs in _TORCHAUDIO.items()} | {"conv_layers": tuple(map(tuple, layers))}
-    return fields | {name: arguments[name] for name in ("feature_grad_mult",) if arguments.get(name) is not None}
+    fields = {ours: arguments[theirs] for ours, theirs in _TORCHAUDIO.items()} | {
+        "conv_layers": tuple(map(tuple, layers))
+    }
+    return fields | {
+        name: arguments[name] for name in ("feature_grad_mult",) if arguments.get(name) is not None
+    }
 
 
 def _translated(settings: Mapping[str, Any], table: Mapping[str, tuple[str, Any]]) -> Fields:
@@ -123,7 +148,9 @@ def _parsed_layers(text: Any, where: str) -> tuple[tuple[int, int, int], ...]:
     """Read ``[(512,10,5)] + [(512,3,2)] * 4`` without evaluating it."""
     try:
         layers = _evaluated(ast.parse(text, mode="eval").body) if isinstance(text, str) else text
-        return tuple((int(channels), int(kernel), int(stride)) for channels, kernel, stride in layers)
+        return tuple(
+            (int(channels), int(kernel), int(stride)) for channels, kernel, stride in layers
+        )
     except (SyntaxError, ValueError, TypeError):
         raise CheckpointError(
             f"{where}: conv_feature_layers is {quoted(text)}, not a list of (channels, kernel, stride)"

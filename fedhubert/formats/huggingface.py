@@ -12,14 +12,19 @@ from fedhubert.formats.source import Source
 
 
 def write_huggingface(source: Source, folder: Path) -> None:
-    """Write ``model.safetensors``, ``config.json`` and ``preprocessor_config.json`` to an existing folder.
+    """Write ``model.safetensors``, ``config.json`` and ``preprocessor_config.json`` to an existing
+    folder.
 
-    The encoder and the mask embedding are exported; the masked-prediction head has no place in ``HubertModel``.
+    The encoder and the mask embedding are exported; the masked-prediction head has no place in
+    ``HubertModel``.
 
     Raises:
         CheckpointError: the weights have a tensor that is no part of HuBERT.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in exported(source.state, HUGGINGFACE, without=(HEAD,)).items()}
+    tensors = {
+        name: tensor.contiguous()
+        for name, tensor in exported(source.state, HUGGINGFACE, without=(HEAD,)).items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     # with a mask probability above 0, HuggingFace's model has the mask embedding
     masked = {"mask_time_prob": 0.05 if "masked_spec_embed" in tensors else 0.0}
@@ -28,7 +33,8 @@ def write_huggingface(source: Source, folder: Path) -> None:
 
 
 def _model_json(config: ModelConfig) -> dict[str, Any]:
-    """Name everything that the recipe sets: several of HuggingFace's defaults (layer drop, dropouts) are other than HuBERT's."""
+    """Name everything that the recipe sets: several of HuggingFace's defaults (layer drop,
+    dropouts) are other than HuBERT's."""
     channels, kernels, strides = zip(*config.conv_layers, strict=True)
     return {
         "architectures": ["HubertModel"],
@@ -63,7 +69,8 @@ def _model_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _preprocessor_json() -> dict[str, Any]:
-    """Waveforms go in as they are, as in pretraining; s3prl's loader needs the file, and the attention mask that it asks for."""
+    """Waveforms go in as they are, as in pretraining; s3prl's loader needs the file, and the
+    attention mask that it asks for."""
     return {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,

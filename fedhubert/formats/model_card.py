@@ -1,6 +1,8 @@
-"""The README.md beside every export: what the model is, how it was trained, how well it did, what it descends from, how to load it.
+"""The README.md beside every export: what the model is, how it was trained, how well it did, what
+it descends from, how to load it.
 
-It holds figures and settings that describe the training. Paths, and names of data, stay out: a card is made to be passed on.
+It holds figures and settings that describe the training. Paths, and names of data, stay out: a card
+is made to be passed on.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,7 +41,12 @@ import fairseq
 
 models, cfg, task = fairseq.checkpoint_utils.load_model_ensemble_and_task(["THIS_FOLDER/hubert_fairseq.pt"])""",
 }
-_LIBRARY = {"huggingface": "transformers", "s3prl": "s3prl", "torchaudio": "torchaudio", "fairseq": "fairseq"}
+_LIBRARY = {
+    "huggingface": "transformers",
+    "s3prl": "s3prl",
+    "torchaudio": "torchaudio",
+    "fairseq": "fairseq",
+}
 _TRAINING = (
     "experiment",
     "seed",
@@ -80,11 +87,24 @@ def _lines(source: Source, format_name: str, folder: Path) -> Iterator[str]:
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
     yield from ("", "## Loading", "", "```python", *_LOADING[format_name].splitlines(), "```", "")
     yield from _table("Model", _model_rows(source))
-    yield from _table("Training", [(name, value) for name in _TRAINING if (value := _dotted(source.run, name)) is not None])
+    yield from _table(
+        "Training",
+        [(name, value) for name in _TRAINING if (value := _dotted(source.run, name)) is not None],
+    )
     yield from _table("Data", _data_rows(metrics))
-    yield from _table(f"Figures of round {source.round}", [row for part in _FIGURES for row in _rows(part, metrics.get(part))])
+    yield from _table(
+        f"Figures of round {source.round}",
+        [row for part in _FIGURES for row in _rows(part, metrics.get(part))],
+    )
     yield from _table("Lineage", list(_lineage_rows(metrics.get("lineage") or [])))
-    yield from _table("SHA-256", [(file.name, sha256_of(file)) for file in sorted(folder.iterdir()) if file.name != "README.md"])
+    yield from _table(
+        "SHA-256",
+        [
+            (file.name, sha256_of(file))
+            for file in sorted(folder.iterdir())
+            if file.name != "README.md"
+        ],
+    )
 
 
 def _model_rows(source: Source) -> list[tuple[str, Any]]:
@@ -98,7 +118,9 @@ def _model_rows(source: Source) -> list[tuple[str, Any]]:
         "pos_conv_kernel",
         "pos_conv_groups",
     )
-    encoder = sum(tensor.numel() for name, tensor in source.state.items() if name.startswith("wav2vec2."))
+    encoder = sum(
+        tensor.numel() for name, tensor in source.state.items() if name.startswith("wav2vec2.")
+    )
     convolutions = ", ".join("x".join(map(str, layer)) for layer in source.config.conv_layers)
     return [
         ("encoder parameters", f"{encoder:,}"),
@@ -111,11 +133,16 @@ def _data_rows(metrics: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Counts alone."""
     data = metrics.get("data") or {}
     rows = [(name, data[name]) for name in _DATA if name in data]
-    return rows or ([("clients in the last round", metrics["clients"])] if isinstance(metrics.get("clients"), int) else [])
+    return rows or (
+        [("clients in the last round", metrics["clients"])]
+        if isinstance(metrics.get("clients"), int)
+        else []
+    )
 
 
 def _lineage_rows(lineage: list[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """What the run began from, in order. Of settings that a fork changed the names alone: the values can be paths."""
+    """What the run began from, in order. Of settings that a fork changed the names alone: the
+    values can be paths."""
     for number, entry in enumerate(lineage, start=1):
         yield from _rows(str(number), {**entry, "changed": list(entry.get("changed", ()))})
 
@@ -144,6 +171,10 @@ def _table(title: str, rows: list[tuple[str, Any]]) -> Iterator[str]:
         return
     yield from (f"## {title}", "", "| | |", "|---|---|")
     for name, value in rows:
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", r"\|").replace("\n", " ")
+        shown = (
+            f"{value:.4g}"
+            if isinstance(value, float)
+            else str(value).replace("|", r"\|").replace("\n", " ")
+        )
         yield f"| {name} | {shown} |"
     yield ""

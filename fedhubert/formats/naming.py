@@ -1,6 +1,8 @@
-"""Names of one HuBERT encoder's tensors here, in fairseq (and s3prl), in HuggingFace and in torchaudio.
+"""Names of one HuBERT encoder's tensors here, in fairseq (and s3prl), in HuggingFace and in
+torchaudio.
 
-This package's names are those of ``torchaudio.models.hubert_pretrain_model``. ``#`` stands for the number of a layer.
+This package's names are those of ``torchaudio.models.hubert_pretrain_model``. ``#`` stands for the
+number of a layer.
 """
 
 import re
@@ -23,13 +25,15 @@ _LAYER = f"{_TRANSFORMER}layers.#."
 
 
 def is_objectives_own(name: str) -> bool:
-    """Whether a tensor belongs to a head that an objective added to the model: to a module whose name ends in ``_head`` or ``_heads``."""
+    """Whether a tensor belongs to a head that an objective added to the model: to a module whose
+    name ends in ``_head`` or ``_heads``."""
     return name.split(".")[0].endswith(("_head", "_heads"))
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Pairs of prefixes, ours and theirs; the first that matches a name decides, and what follows the prefix stays."""
+    """Pairs of prefixes, ours and theirs; the first that matches a name decides, and what follows
+    the prefix stays."""
 
     pairs: tuple[tuple[str, str], ...]
 
@@ -85,12 +89,17 @@ HUGGINGFACE = Naming(
     )
 )
 
-TORCHAUDIO_ENCODER = Naming((("wav2vec2.feature_extractor.", "feature_extractor."), ("wav2vec2.encoder.", "encoder.")))
+TORCHAUDIO_ENCODER = Naming(
+    (("wav2vec2.feature_extractor.", "feature_extractor."), ("wav2vec2.encoder.", "encoder."))
+)
 """``torchaudio.models.Wav2Vec2Model`` alone; a ``HuBERTPretrainModel`` has our names."""
 
 
-def exported(state: Mapping[str, Tensor], naming: Naming, *, without: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Return ``state`` under their names, the same tensors; names that start with one of ``without`` stay out.
+def exported(
+    state: Mapping[str, Tensor], naming: Naming, *, without: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Return ``state`` under their names, the same tensors; names that start with one of
+    ``without`` stay out.
 
     Raises:
         CheckpointError: ``state`` has a tensor that is no part of HuBERT.

@@ -16,7 +16,8 @@ from fedhubert.errors import CheckpointError
 from fedhubert.formats.content import MOST_DEPTH, inflates, is_whole
 
 _HARMLESS = ("fairseq.data.dictionary.", "argparse.Namespace", "numpy.", "_codecs.encode")
-"""Classes that fairseq's checkpoints hold beside the weights. Stand-ins take their places: the classes themselves are never called."""
+"""Classes that fairseq's checkpoints hold beside the weights. Stand-ins take their places: the
+classes themselves are never called."""
 
 CONTAINERS = ("model", "model_weight", "state_dict", "model_state_dict")
 """Keys under which tools keep the weights."""
@@ -46,17 +47,20 @@ class StandIn:
 
 
 def conversion_command(path: Path) -> str:
-    """Return the command that turns a file with objects into one without; it runs the file's code, so only where the file is trusted."""
+    """Return the command that turns a file with objects into one without; it runs the file's code,
+    so only where the file is trusted."""
     return f'python -c "{_CONVERT}" {path} {path.with_suffix(".plain.pt")}'
 
 
 def read_weights(path: Path) -> Any:
     """Read a ``.safetensors`` file, or what ``torch.save`` wrote, on the CPU.
 
-    Objects of the classes that fairseq saves become :class:`StandIn`; argument namespaces become dicts.
+    Objects of the classes that fairseq saves become :class:`StandIn`; argument namespaces become
+    dicts.
 
     Raises:
-        CheckpointError: no such file, damaged, or holding objects that only running code from the file could build.
+        CheckpointError: no such file, damaged, or holding objects that only running code from the
+            file could build.
     """
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}")
@@ -66,7 +70,9 @@ def read_weights(path: Path) -> Any:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
     if inflates(path):
-        raise CheckpointError(f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory")
+        raise CheckpointError(
+            f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory"
+        )
     unknown = _unknown_classes(path)
     refused = [name for name in unknown if not name.startswith(_HARMLESS)]
     if refused:
@@ -78,11 +84,15 @@ def read_weights(path: Path) -> Any:
         raise CheckpointError(f"{path} is not loaded: {error}") from None
     except Exception as error:  # a damaged file can fail in any way
         objects = (
-            re.search(r"(?i)global:? (?:GLOBAL )?([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+            re.search(r"(?i)global:? (?:GLOBAL )?([\w.]+)", str(error))
+            if isinstance(error, pickle.UnpicklingError)
+            else None
         )
         if objects is not None:
             raise _holds_objects(path, [objects.group(1)]) from None
-        raise CheckpointError(f"{path} cannot be read, it is damaged or no PyTorch file: {_first_line(error)}") from None
+        raise CheckpointError(
+            f"{path} cannot be read, it is damaged or no PyTorch file: {_first_line(error)}"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,11 +108,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def is_state(values: Any) -> bool:
     """Whether ``values`` is a state dict of tensors."""
-    return isinstance(values, Mapping) and bool(values) and all(is_whole(value) for value in values.values())
+    return (
+        isinstance(values, Mapping)
+        and bool(values)
+        and all(is_whole(value) for value in values.values())
+    )
 
 
 def _unknown_classes(path: Path) -> list[str]:
-    """Classes and functions that the file names and torch would not call; empty for a file of torch's old format, where loading meets them."""
+    """Classes and functions that the file names and torch would not call; empty for a file of
+    torch's old format, where loading meets them."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:
@@ -110,16 +125,23 @@ def _unknown_classes(path: Path) -> list[str]:
 
 
 def _plain(value: Any, seen: Counter[str], depth: int = 0) -> Any:
-    """Return ``value`` with dicts for argument namespaces; what is held twice counts twice in ``seen``."""
+    """Return ``value`` with dicts for argument namespaces; what is held twice counts twice in
+    ``seen``."""
     seen["values"] += 1
     if seen["values"] > _MOST_VALUES or depth > MOST_DEPTH:
-        raise CheckpointError(f"it holds more than {_MOST_VALUES} values, or values nested more than {MOST_DEPTH} deep")
+        raise CheckpointError(
+            f"it holds more than {_MOST_VALUES} values, or values nested more than {MOST_DEPTH} deep"
+        )
     if isinstance(value, StandIn):
         state = getattr(value, "state", None)
         return _plain(state, seen, depth + 1) if isinstance(state, dict) else value
     if isinstance(value, dict):
         return {key: _plain(item, seen, depth + 1) for key, item in value.items()}
-    return [_plain(item, seen, depth + 1) for item in value] if isinstance(value, list | tuple) else value
+    return (
+        [_plain(item, seen, depth + 1) for item in value]
+        if isinstance(value, list | tuple)
+        else value
+    )
 
 
 def _holds_objects(path: Path, names: list[str]) -> CheckpointError:

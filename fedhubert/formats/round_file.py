@@ -1,4 +1,5 @@
-"""A round checkpoint as others read it: found in a folder, checked, and loaded without running code."""
+"""A round checkpoint as others read it: found in a folder, checked, and loaded without running
+code."""
 
 import logging
 import re
@@ -24,7 +25,9 @@ def rounds_in(folder: Path) -> list[int]:
     """Return the rounds of ``folder`` that have a checkpoint, intact or not, in order."""
     if not folder.is_dir():
         return []
-    return sorted(int(match.group(1)) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
+    return sorted(
+        int(match.group(1)) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
+    )
 
 
 def resume_path(path: Path) -> Path:
@@ -41,22 +44,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read and check a round checkpoint; tensors land on the CPU.
 
     Returns:
-        ``round``, ``federated_metrics``, ``config`` (plain values), ``model`` (``state_dict``, float32) and ``format_version``.
+        ``round``, ``federated_metrics``, ``config`` (plain values), ``model`` (``state_dict``,
+        float32) and ``format_version``.
 
     Raises:
-        CheckpointError: no such file, damaged, holding objects other than tensors and plain values, or not a checkpoint.
+        CheckpointError: no such file, damaged, holding objects other than tensors and plain values,
+            or not a checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; name a round_NNN_checkpoint.pt")
     damage = damage_of(path, sidecar=False)
     if damage is not None:
-        raise CheckpointError(f"{path} is damaged ({damage}); use the checkpoint of an earlier round")
+        raise CheckpointError(
+            f"{path} is damaged ({damage}); use the checkpoint of an earlier round"
+        )
     return validated(path, load_plain(path))
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return ``path`` if it is a file, or the newest intact round of a checkpoint folder or of a run's folder; damaged ones are logged.
+    """Return ``path`` if it is a file, or the newest intact round of a checkpoint folder or of a
+    run's folder; damaged ones are logged.
 
     Raises:
         CheckpointError: neither a file nor a folder with an intact round.
@@ -72,7 +80,8 @@ def find_checkpoint(path: Path) -> Path:
                 return candidate
             log.warning("%s is damaged (%s); trying the round before", candidate, damage)
     raise CheckpointError(
-        f"{path} is neither a checkpoint file nor a folder with an intact round_NNN_checkpoint.pt", setting="checkpoint"
+        f"{path} is neither a checkpoint file nor a folder with an intact round_NNN_checkpoint.pt",
+        setting="checkpoint",
     )
 
 
@@ -84,8 +93,19 @@ def damage_of(path: Path, *, sidecar: bool) -> str | None:
     digests, resume = digest_path(path), resume_path(path)
     try:
         if path.suffix != ".pt" or not digests.is_file():
-            return next(filter(None, map(_broken_record, [path, *([resume] if sidecar and resume.exists() else [])])), None)
-        expected = {name: digest for digest, _, name in (line.partition("  ") for line in digests.read_text().splitlines())}
+            return next(
+                filter(
+                    None,
+                    map(_broken_record, [path, *([resume] if sidecar and resume.exists() else [])]),
+                ),
+                None,
+            )
+        expected = {
+            name: digest
+            for digest, _, name in (
+                line.partition("  ") for line in digests.read_text().splitlines()
+            )
+        }
         if path.name not in expected:
             return f"{digests.name} does not list it"
         for name, digest in expected.items():

@@ -35,18 +35,27 @@ RELEASED = {  # embed_dim, ffn_dim, conv_norm
     (1024, 4096, "layer_norm"): {"num_heads": 16, "layer_norm_first": True},
     (1280, 5120, "layer_norm"): {"num_heads": 16, "layer_norm_first": True},
 }
-"""What no shape tells, for the widths of HuBERT base, large and extra large (Hsu et al. 2021, table 1)."""
+"""What no shape tells, for the widths of HuBERT base, large and extra large (Hsu et al. 2021, table
+1)."""
 
 
 def missing_tensors(state: Mapping[str, Tensor]) -> list[str]:
     """Return the names without which :func:`sizes_of` cannot tell the sizes."""
     needed = [f"{_CONVS}.0.conv.weight", f"{_LAYERS}.0.attention.q_proj.weight", _POSITIONS]
-    return [name for name in [*needed, f"{_LAYERS}.0.feed_forward.intermediate_dense.weight"] if name not in state]
+    return [
+        name
+        for name in [*needed, f"{_LAYERS}.0.feed_forward.intermediate_dense.weight"]
+        if name not in state
+    ]
 
 
 def sizes_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the fields of :data:`SHAPED`, those of a head that is there, and ``conv_channels`` and ``conv_kernels``."""
-    convolutions = [state[f"{_CONVS}.{index}.conv.weight"] for index in _numbers(state, rf"{_CONVS}\.(\d+)\.conv\.weight")]
+    """Return the fields of :data:`SHAPED`, those of a head that is there, and ``conv_channels`` and
+    ``conv_kernels``."""
+    convolutions = [
+        state[f"{_CONVS}.{index}.conv.weight"]
+        for index in _numbers(state, rf"{_CONVS}\.(\d+)\.conv\.weight")
+    ]
     positions = state[_POSITIONS]
     embed_dim = state[f"{_LAYERS}.0.attention.q_proj.weight"].shape[0]
     sizes: dict[str, Any] = {
@@ -67,17 +76,26 @@ def sizes_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def recipe_strides(kernels: list[int]) -> list[int] | None:
     """Return HuBERT's strides if these are HuBERT's kernels."""
-    return [stride for _, _, stride in HUBERT_CONV_LAYERS] if kernels == [kernel for _, kernel, _ in HUBERT_CONV_LAYERS] else None
+    return (
+        [stride for _, _, stride in HUBERT_CONV_LAYERS]
+        if kernels == [kernel for _, kernel, _ in HUBERT_CONV_LAYERS]
+        else None
+    )
 
 
 def encoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of an encoder with these sizes, in our names; allocates nothing."""
+    """Return the names and shapes of an encoder with these sizes, in our names; allocates
+    nothing."""
     arguments = {
-        name: value for name, value in torchaudio_arguments(config).items() if name.startswith(("extractor_", "encoder_"))
+        name: value
+        for name, value in torchaudio_arguments(config).items()
+        if name.startswith(("extractor_", "encoder_"))
     }
     with torch.device("meta"):
         encoder = wav2vec2_model(**arguments, aux_num_out=None)
-    return {f"{ENCODER}{name}": tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    return {
+        f"{ENCODER}{name}": tuple(tensor.shape) for name, tensor in encoder.state_dict().items()
+    }
 
 
 def _numbers(state: Iterable[str], pattern: str) -> list[int]:

@@ -40,9 +40,15 @@ class Source:
         """
         run = checkpoint["config"]
         if not isinstance(run.get("model"), dict):
-            raise CheckpointError("the checkpoint's config has no `model`: it does not say which shape the weights have")
+            raise CheckpointError(
+                "the checkpoint's config has no `model`: it does not say which shape the weights have"
+            )
         config = validate(ModelConfig, run["model"])
-        state = {name: tensor for name, tensor in checkpoint["model"].items() if not is_objectives_own(name)}
+        state = {
+            name: tensor
+            for name, tensor in checkpoint["model"].items()
+            if not is_objectives_own(name)
+        }
         return cls(config, state, run, checkpoint["round"], checkpoint["federated_metrics"])
 
     @property
@@ -52,7 +58,12 @@ class Source:
 
     @property
     def task(self) -> TaskConfig:
-        """The masks that the model was trained with; the recipe's where the run had no masked prediction."""
+        """The masks that the model was trained with; the recipe's where the run had no masked
+        prediction."""
         known = self.run.get("task") or {}
-        masks = {name: known[name] for name in ("mask_probability", "mask_length_frames") if known.get(name)}
+        masks = {
+            name: known[name]
+            for name in ("mask_probability", "mask_length_frames")
+            if known.get(name)
+        }
         return validate(TaskConfig, masks)

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError
-from fedhubert.formats.foreign_settings import Fields, from_fairseq, from_huggingface, from_torchaudio
+from fedhubert.formats.foreign_settings import (
+    Fields,
+    from_fairseq,
+    from_huggingface,
+    from_torchaudio,
+)
 from fedhubert.formats.reading import CONTAINERS, is_state, read_json, read_weights
 from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.formats.torchaudio_form import FACTORY_FILE, WEIGHTS_FILE
@@ -24,11 +29,13 @@ class Found:
     """What a file, folder or bundle holds.
 
     Attributes:
-        format: ``fedhubert``, ``huggingface``, ``s3prl``, ``fairseq``, ``torchaudio`` or ``weights`` (a state dict, with no word on its sizes).
+        format: ``fedhubert``, ``huggingface``, ``s3prl``, ``fairseq``, ``torchaudio`` or
+            ``weights`` (a state dict, with no word on its sizes).
         where: What messages call it.
         tensors: Its weights, under its own names.
         fields: The fields of ``ModelConfig`` that it states.
-        normalize: Whether it asks for waveforms of zero mean and unit variance, None where it does not say.
+        normalize: Whether it asks for waveforms of zero mean and unit variance, None where it does
+            not say.
     """
 
     format: str
@@ -42,14 +49,17 @@ def find(source: str | Path) -> Found:
     """Read ``source``: a folder, a file, or ``torchaudio:NAME`` for one of torchaudio's bundles.
 
     Raises:
-        CheckpointError: nothing there, or nothing that is known; the message says what was looked for.
+        CheckpointError: nothing there, or nothing that is known; the message says what was looked
+            for.
     """
     if str(source).startswith(BUNDLE):
         return _bundle(str(source).removeprefix(BUNDLE))
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path)
-    if path.name in _HUGGINGFACE_WEIGHTS and any((path.parent / name).is_file() for name in ("config.json", FACTORY_FILE)):
+    if path.name in _HUGGINGFACE_WEIGHTS and any(
+        (path.parent / name).is_file() for name in ("config.json", FACTORY_FILE)
+    ):
         return _folder(path.parent)
     return _file(path)
 
@@ -58,8 +68,16 @@ def _folder(path: Path) -> Found:
     if (path / FACTORY_FILE).is_file():
         description = read_json(path / FACTORY_FILE)
         arguments = description.get("arguments")
-        fields = from_torchaudio(arguments if isinstance(arguments, dict) else {}, str(path / FACTORY_FILE))
-        return Found("torchaudio", str(path), _state(read_weights(path / WEIGHTS_FILE), str(path / WEIGHTS_FILE)), fields, False)
+        fields = from_torchaudio(
+            arguments if isinstance(arguments, dict) else {}, str(path / FACTORY_FILE)
+        )
+        return Found(
+            "torchaudio",
+            str(path),
+            _state(read_weights(path / WEIGHTS_FILE), str(path / WEIGHTS_FILE)),
+            fields,
+            False,
+        )
     if (path / "config.json").is_file():
         return _huggingface(path)
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
@@ -78,10 +96,14 @@ def _huggingface(path: Path) -> Found:
     fields = from_huggingface(settings, str(path / "config.json"))
     weights = next((path / name for name in _HUGGINGFACE_WEIGHTS if (path / name).is_file()), None)
     if weights is None:
-        raise CheckpointError(f"{path} has a config.json, but neither {' nor '.join(_HUGGINGFACE_WEIGHTS)}")
+        raise CheckpointError(
+            f"{path} has a config.json, but neither {' nor '.join(_HUGGINGFACE_WEIGHTS)}"
+        )
     preprocessor = path / "preprocessor_config.json"
     normalize = read_json(preprocessor).get("do_normalize") if preprocessor.is_file() else None
-    return Found("huggingface", str(path), _state(read_weights(weights), str(weights)), fields, normalize)
+    return Found(
+        "huggingface", str(path), _state(read_weights(weights), str(weights)), fields, normalize
+    )
 
 
 def _file(path: Path) -> Found:
@@ -89,31 +111,49 @@ def _file(path: Path) -> Found:
     if is_state(content):
         return Found("weights", where, content)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{where} holds a {type(content).__name__}, not the weights of a model")
+        raise CheckpointError(
+            f"{where} holds a {type(content).__name__}, not the weights of a model"
+        )
     if "Distiller" in content:
         raise CheckpointError(
             f"{where} is a DistilHuBERT of s3prl's distiller: it has no LayerNorm before the projection, which fedhubert's HuBERT has, so "
             "it cannot be imported"
         )
-    if "format_version" in content and isinstance(content.get("config"), dict) and is_state(content.get("model")):
+    if (
+        "format_version" in content
+        and isinstance(content.get("config"), dict)
+        and is_state(content.get("model"))
+    ):
         return _round(load_checkpoint(path), where)  # read again, with its digests checked
     if is_state(content.get("model_weight")):
         task = content.get("task_cfg")
-        return Found("s3prl", where, content["model_weight"], *_fairseq(content.get("model_cfg"), task, where))
+        return Found(
+            "s3prl",
+            where,
+            content["model_weight"],
+            *_fairseq(content.get("model_cfg"), task, where),
+        )
     if is_state(content.get("model")):
-        return Found("fairseq", where, content["model"], *_fairseq(*_fairseq_settings(content), where))
+        return Found(
+            "fairseq", where, content["model"], *_fairseq(*_fairseq_settings(content), where)
+        )
     state = next((content[name] for name in CONTAINERS if is_state(content.get(name))), None)
     if state is not None:
         return Found("weights", where, state)
     held = ", ".join(map(str, list(content)[:8])) or "nothing"
-    raise CheckpointError(f"{where} holds {held}: no state dict of tensors, nor one under {', '.join(CONTAINERS)}")
+    raise CheckpointError(
+        f"{where} holds {held}: no state dict of tensors, nor one under {', '.join(CONTAINERS)}"
+    )
 
 
 def _round(content: Mapping[str, Any], where: str) -> Found:
-    """One of this package's rounds: the settings go through the same validation as a configuration file."""
+    """One of this package's rounds: the settings go through the same validation as a configuration
+    file."""
     settings = content["config"].get("model")
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{where}: its config has no `model`, which says how the weights are shaped")
+        raise CheckpointError(
+            f"{where}: its config has no `model`, which says how the weights are shaped"
+        )
     known = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
     return Found("fedhubert", where, content["model"], known, False)
 
@@ -128,7 +168,9 @@ def _fairseq_settings(content: Mapping[str, Any]) -> tuple[Any, Any]:
 
 def _fairseq(model: Any, task: Any, where: str) -> tuple[Fields, bool | None]:
     fields = from_fairseq(model, where) if isinstance(model, dict) and model else {}
-    return fields, bool(task["normalize"]) if isinstance(task, dict) and "normalize" in task else None
+    return fields, bool(task["normalize"]) if isinstance(
+        task, dict
+    ) and "normalize" in task else None
 
 
 def _state(values: Any, where: str) -> Mapping[str, Tensor]:
@@ -139,14 +181,21 @@ def _state(values: Any, where: str) -> Mapping[str, Tensor]:
 
 
 def _bundle(name: str) -> Found:
-    """One of torchaudio's pretrained HuBERTs; torchaudio downloads it, or finds it in torch.hub's cache."""
+    """One of torchaudio's pretrained HuBERTs; torchaudio downloads it, or finds it in torch.hub's
+    cache."""
     import torchaudio.pipelines
 
     bundle, where = getattr(torchaudio.pipelines, name, None), f"{BUNDLE}{name}"
     parameters = getattr(bundle, "_params", None)
     if bundle is None or not isinstance(parameters, dict):
-        known = [known for known in dir(torchaudio.pipelines) if known.startswith("HUBERT_") and "ASR" not in known]
-        raise CheckpointError(f"{where} is no bundle of an encoder in torchaudio.pipelines; there are {', '.join(known)}")
+        known = [
+            known
+            for known in dir(torchaudio.pipelines)
+            if known.startswith("HUBERT_") and "ASR" not in known
+        ]
+        raise CheckpointError(
+            f"{where} is no bundle of an encoder in torchaudio.pipelines; there are {', '.join(known)}"
+        )
     fields = from_torchaudio(parameters, where)
     try:
         state = bundle.get_model().state_dict()
@@ -154,4 +203,6 @@ def _bundle(name: str) -> Found:
         raise CheckpointError(
             f"{where} cannot be fetched ({error}): download it where there is a network, and name the file"
         ) from None
-    return Found("torchaudio", where, state, fields, bool(getattr(bundle, "_normalize_waveform", False)))
+    return Found(
+        "torchaudio", where, state, fields, bool(getattr(bundle, "_normalize_waveform", False))
+    )

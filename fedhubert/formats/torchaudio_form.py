@@ -1,4 +1,5 @@
-"""Export to a folder that torchaudio's factory functions load: a state dict, the factory's arguments, and six lines that put them together."""
+"""Export to a folder that torchaudio's factory functions load: a state dict, the factory's
+arguments, and six lines that put them together."""
 
 import json
 from pathlib import Path
@@ -42,8 +43,9 @@ if __name__ == "__main__":
 def write_torchaudio(source: Source, folder: Path) -> None:
     """Write ``model.safetensors``, ``torchaudio_model.json`` and ``load.py`` to an existing folder.
 
-    With a head it is a ``hubert_pretrain_model``, whose classes are the clusters alone: the rows of fairseq's special symbols are dropped. Without
-    one (a student) it is the encoder, a ``wav2vec2_model``.
+    With a head it is a ``hubert_pretrain_model``, whose classes are the clusters alone: the rows of
+    fairseq's special symbols are dropped. Without one (a student) it is the encoder, a
+    ``wav2vec2_model``.
 
     Raises:
         CheckpointError: the weights have a tensor that is no part of HuBERT.
@@ -64,10 +66,22 @@ def write_torchaudio(source: Source, folder: Path) -> None:
         }
     else:
         factory = "wav2vec2_model"
-        state = {name.removeprefix(ENCODER): tensor for name, tensor in source.state.items() if name.startswith(ENCODER)}
-        arguments = {name: value for name, value in arguments.items() if name.startswith(("extractor_", "encoder_"))}
+        state = {
+            name.removeprefix(ENCODER): tensor
+            for name, tensor in source.state.items()
+            if name.startswith(ENCODER)
+        }
+        arguments = {
+            name: value
+            for name, value in arguments.items()
+            if name.startswith(("extractor_", "encoder_"))
+        }
         arguments["aux_num_out"] = None
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        folder / WEIGHTS_FILE,
+        metadata={"format": "pt"},
+    )
     description: dict[str, Any] = {"factory": factory, "arguments": arguments}
     (folder / FACTORY_FILE).write_text(json.dumps(description, indent=2) + "\n")
     (folder / "load.py").write_text(_LOAD)

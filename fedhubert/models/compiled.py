@@ -1,7 +1,9 @@
-"""The parts of a training step that ``torch.compile`` may take over, and the same parts as they are.
+"""The parts of a training step that ``torch.compile`` may take over, and the same parts as they
+are.
 
-A part is compiled once for each length of crop, whatever the number of crops (a single one makes one graph more), and all transformer layers share
-one graph. So with ``client.compile`` the lengths of training crops come from a short list (see :class:`fedhubert.data.batching.BatchPlan`). What
+A part is compiled once for each length of crop, whatever the number of crops (a single one makes
+one graph more), and all transformer layers share one graph. So with ``client.compile`` the lengths
+of training crops come from a short list (see :class:`fedhubert.data.batching.BatchPlan`). What
 depends on chance (which layers are dropped, how many frames are masked) stays outside.
 
 Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, D encoder width.
@@ -31,9 +33,11 @@ class Parts(NamedTuple):
 
 
 def embed(transformer: Any, x_BTD: Tensor) -> Tensor:
-    """Return the first layer's input: positions added, normalised (unless the layers do that first), and dropout."""
+    """Return the first layer's input: positions added, normalised (unless the layers do that
+    first), and dropout."""
     x_BTD = x_BTD + transformer.pos_conv_embed(x_BTD)
-    if transformer.layer_norm_first:  # torchaudio's name for the opposite of the model's own setting
+    # torchaudio's name for the opposite of the model's own setting
+    if transformer.layer_norm_first:
         x_BTD = transformer.layer_norm(x_BTD)
     return cast(Tensor, transformer.dropout(x_BTD))
 
@@ -47,7 +51,8 @@ AS_THEY_ARE = Parts(extract, embed, apply_layer)
 
 
 def compiled_parts() -> Parts:
-    """Return the parts compiled; torch compiles when they first run, and may raise anything then."""
+    """Return the parts compiled; torch compiles when they first run, and may raise anything
+    then."""
     import torch._dynamo.config
 
     limits: Any = torch._dynamo.config
@@ -55,7 +60,8 @@ def compiled_parts() -> Parts:
     convolve = _compiled(_convolve)
 
     def run_convolutions(extractor: Any, waveforms_BN: Tensor) -> Tensor:
-        # On the CPU our own products are faster than what would be compiled, and torch cannot look into them.
+        # On the CPU our own products are faster than what would be compiled, and torch cannot look
+        # into them.
         run = extract if takes_products(extractor, waveforms_BN) else convolve
         return run(extractor, waveforms_BN)
 
@@ -63,7 +69,8 @@ def compiled_parts() -> Parts:
 
 
 def _convolve(extractor: Any, waveforms_BN: Tensor) -> Tensor:
-    """torchaudio's convolutions: what is worth recomputing in the backward pass the compiler decides."""
+    """torchaudio's convolutions: what is worth recomputing in the backward pass the compiler
+    decides."""
     return cast(Tensor, extractor(waveforms_BN, None)[0])
 
 

@@ -1,6 +1,8 @@
-"""The convolutions of a HuBERT encoder: torchaudio's layers, run so that training wide ones takes little memory, and on the CPU less time.
+"""The convolutions of a HuBERT encoder: torchaudio's layers, run so that training wide ones takes
+little memory, and on the CPU less time.
 
-Shape suffixes: B batch, N samples at 16 kHz; T and S frames before and after a convolution, C and O channels, K taps.
+Shape suffixes: B batch, N samples at 16 kHz; T and S frames before and after a convolution, C and O
+channels, K taps.
 """
 
 from collections.abc import Callable
@@ -14,13 +16,15 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 WIDE = 256
-"""Channels from which memory is saved and, on the CPU, products taken: 256 take 5 % less time than torchaudio's layers, 512 15 %, 64 30 % more."""
+"""Channels from which memory is saved and, on the CPU, products taken: 256 take 5 % less time than
+torchaudio's layers, 512 15 %, 64 30 % more."""
 
 
 def extract(extractor: Any, waveforms_BN: Tensor) -> Tensor:
     """Return [B, T, C]: what the ``torchaudio.models.wav2vec2.components.FeatureExtractor`` does.
 
-    Of wide convolutions only the outputs are kept for the backward pass; norm and GELU are recomputed from them, which takes 1 % of a step's time.
+    Of wide convolutions only the outputs are kept for the backward pass; norm and GELU are
+    recomputed from them, which takes 1 % of a step's time.
     """
     layers = extractor.conv_layers
     if not _is_wide(extractor):
@@ -34,8 +38,12 @@ def extract(extractor: Any, waveforms_BN: Tensor) -> Tensor:
 
 
 def takes_products(extractor: Any, waveforms_BN: Tensor) -> bool:
-    """Whether :func:`extract` convolves by matrix products: wide layers, on the CPU, in full precision."""
-    precise = waveforms_BN.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    """Whether :func:`extract` convolves by matrix products: wide layers, on the CPU, in full
+    precision."""
+    precise = waveforms_BN.dtype in (
+        torch.float32,
+        torch.float64,
+    ) and not torch.is_autocast_enabled("cpu")
     return waveforms_BN.device.type == "cpu" and precise and _is_wide(extractor)
 
 
@@ -44,7 +52,8 @@ def _is_wide(extractor: Any) -> bool:
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Return ``function``'s result, keeping only its arguments for the backward pass; it draws no random numbers.
+    """Return ``function``'s result, keeping only its arguments for the backward pass; it draws no
+    random numbers.
 
     Recomputing stops at the input of the last operation: that one is not done twice.
     """
@@ -66,12 +75,15 @@ def _activate_and_convolve(before: Any, after: Any, x_BCT: Tensor) -> Tensor:
 
 
 def _extract_by_products(layers: Any, x_BCT: Tensor) -> Tensor:
-    """Return what :func:`extract` does, from the first convolution's output. After the first norm, which may be over time, channels come last."""
+    """Return what :func:`extract` does, from the first convolution's output. After the first norm,
+    which may be over time, channels come last."""
     activate: Callable[[Any, Tensor], Tensor] = _activate_first
     x = x_BCT
     for before, after in pairwise(layers):
         norm = () if before.layer_norm is None else tuple(before.layer_norm.parameters())
-        x = _ActivateAndConvolve.apply(activate, before, after.conv.stride[0], x, after.conv.weight, after.conv.bias, *norm)
+        x = _ActivateAndConvolve.apply(
+            activate, before, after.conv.stride[0], x, after.conv.weight, after.conv.bias, *norm
+        )
         activate = _activate_last
     return activate(layers[-1], x)
 
@@ -81,20 +93,31 @@ def _activate_first(layer: Any, x_BCT: Tensor) -> Tensor:
 
 
 def _activate_last(layer: Any, x_BTC: Tensor) -> Tensor:
-    return F.gelu(x_BTC if layer.layer_norm is None else nn.LayerNorm.forward(layer.layer_norm, x_BTC))
+    return F.gelu(
+        x_BTC if layer.layer_norm is None else nn.LayerNorm.forward(layer.layer_norm, x_BTC)
+    )
 
 
 class _ActivateAndConvolve(torch.autograd.Function):
-    """Norm, GELU and a convolution with channels last, by matrix products on views of its input; only what the norm receives is kept.
+    """Norm, GELU and a convolution with channels last, by matrix products on views of its input;
+    only what the norm receives is kept.
 
-    With channels last, the taps within one stride lie beside each other, and the next frame's begin a stride further on: they are the rows of a
-    matrix that need not be copied together. A kernel longer than its stride makes several such products. For HuBERT's largest layer the backward
-    pass takes half of ``conv1d``'s time.
+    With channels last, the taps within one stride lie beside each other, and the next frame's begin
+    a stride further on: they are the rows of a matrix that need not be copied together. A kernel
+    longer than its stride makes several such products. For HuBERT's largest layer the backward pass
+    takes half of ``conv1d``'s time.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, activate: Any, before: Any, stride: int, x: Tensor, weight_OCK: Tensor, bias_O: Tensor | None, *norm: Tensor
+        ctx: Any,
+        activate: Any,
+        before: Any,
+        stride: int,
+        x: Tensor,
+        weight_OCK: Tensor,
+        bias_O: Tensor | None,
+        *norm: Tensor,
     ) -> Tensor:
         ctx.activate, ctx.before, ctx.stride, ctx.norm = activate, before, stride, norm
         ctx.save_for_backward(x, weight_OCK)
@@ -120,7 +143,8 @@ class _ActivateAndConvolve(torch.autograd.Function):
         for x_TC, dy_SO in zip(x_BTC, dy_BSO, strict=True):
             for rows, dproduct in _products(x_TC, dtaps_KCO, ctx.stride, len(dy_SO)):
                 dproduct.addmm_(rows.T, dy_SO)
-        dx_BTC = x_BTC.zero_()  # GELU's derivative is taken from its input: the memory of its output is free
+        # GELU's derivative is taken from its input: the memory of its output is free
+        dx_BTC = x_BTC.zero_()
         for dx_TC, dy_SO in zip(dx_BTC, dy_BSO, strict=True):
             for drows, product in _products(dx_TC, taps_KCO, ctx.stride, len(dy_SO)):
                 drows.addmm_(dy_SO, product.T)
@@ -135,8 +159,11 @@ def _taps(weight_OCK: Tensor) -> Tensor:
     return weight_OCK.detach().permute(2, 1, 0).contiguous()
 
 
-def _products(x_TC: Tensor, taps_KCO: Tensor, stride: int, frames: int) -> list[tuple[Tensor, Tensor]]:
-    """Return views of one utterance [frames, taps * C] and of the weights [taps * C, O] whose products add up to the convolution."""
+def _products(
+    x_TC: Tensor, taps_KCO: Tensor, stride: int, frames: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Return views of one utterance [frames, taps * C] and of the weights [taps * C, O] whose
+    products add up to the convolution."""
     kernel, channels, out = taps_KCO.shape
     found = []
     for first in range(0, kernel, stride):

@@ -1,6 +1,7 @@
 """HuBERT for pretraining: torchaudio's encoder, a mask embedding and a masked-prediction head.
 
-Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, D encoder width, M masked frames, C classes.
+Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, D encoder width, M masked frames, C
+classes.
 """
 
 import ctypes
@@ -26,17 +27,21 @@ HUBERT_CONV_LAYERS: ConvLayers = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2
 
 
 LARGE = 50_000_000
-"""Parameters from which a step on the CPU returns memory halfway: that takes 2 % of HuBERT base's time, but 16 % of a tiny model's."""
+"""Parameters from which a step on the CPU returns memory halfway: that takes 2 % of HuBERT base's
+time, but 16 % of a tiny model's."""
 
 
 class HubertOutput(NamedTuple):
     """Result of :meth:`HubertModel.forward`.
 
     Attributes:
-        logits_MC: Scores of the masked frames, in the mask's order; float32 also under autocast (a float64 model's: float64).
-        conv_power: Mean square of the convolutional features, a scalar in the same precision (the feature penalty).
+        logits_MC: Scores of the masked frames, in the mask's order; float32 also under autocast (a
+            float64 model's: float64).
+        conv_power: Mean square of the convolutional features, a scalar in the same precision (the
+            feature penalty).
         frames: T.
-        unmasked_logits_UC: Scores of the frames that the mask does not hide, if they were asked for.
+        unmasked_logits_UC: Scores of the frames that the mask does not hide, if they were asked
+            for.
     """
 
     logits_MC: Tensor
@@ -60,11 +65,14 @@ class MaskGenerator(nn.Module):
 class LogitGenerator(nn.Module):
     """Cosine similarity of projected frames to one embedding per class, over a temperature.
 
-    fairseq and torchaudio expand each frame against each class to [C + 1, M, final_dim] before taking the similarity. Of unit
-    vectors it is one matrix product, with the same loss and gradients.
+    fairseq and torchaudio expand each frame against each class to [C + 1, M, final_dim] before
+    taking the similarity. Of unit vectors it is one matrix product, with the same loss and
+    gradients.
     """
 
-    def __init__(self, embed_dim: int, num_classes: int, final_dim: int, temperature: float) -> None:
+    def __init__(
+        self, embed_dim: int, num_classes: int, final_dim: int, temperature: float
+    ) -> None:
         super().__init__()
         self.label_embeddings = nn.Parameter(torch.empty(num_classes, final_dim))
         self.final_proj = nn.Linear(embed_dim, final_dim)
@@ -80,10 +88,12 @@ class LogitGenerator(nn.Module):
 
 
 class HubertModel(nn.Module):
-    """A HuBERT encoder with its head. ``state_dict`` keys are those of ``torchaudio.models.hubert_pretrain_model``.
+    """A HuBERT encoder with its head. ``state_dict`` keys are those of
+    ``torchaudio.models.hubert_pretrain_model``.
 
-    Build it with :func:`build_hubert`. A batch holds crops of equal length, so there is never an attention mask (with one, torch
-    cannot use flash attention). Dropout and layer drop draw from torch's global generator: seed it around a training step.
+    Build it with :func:`build_hubert`. A batch holds crops of equal length, so there is never an
+    attention mask (with one, torch cannot use flash attention). Dropout and layer drop draw from
+    torch's global generator: seed it around a training step.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -92,16 +102,20 @@ class HubertModel(nn.Module):
         self.config = config
         self.wav2vec2: Any = reference.wav2vec2
         self.mask_generator = MaskGenerator(config.embed_dim)
-        self.logit_generator = LogitGenerator(config.embed_dim, config.num_classes, config.final_dim, config.logit_temperature)
+        self.logit_generator = LogitGenerator(
+            config.embed_dim, config.num_classes, config.final_dim, config.logit_temperature
+        )
         self.mask_generator.load_state_dict(reference.mask_generator.state_dict())
         self.logit_generator.load_state_dict(reference.logit_generator.state_dict())
         self.activation_checkpointing = False
         self._compiled: Parts | None = None
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Keep only the waveforms and the transformer layers' inputs for the backward pass and recompute the rest: less memory, same gradients.
+        """Keep only the waveforms and the transformer layers' inputs for the backward pass and
+        recompute the rest: less memory, same gradients.
 
-        The convolutions then see one utterance at a time, so that what they hold does not grow with the batch.
+        The convolutions then see one utterance at a time, so that what they hold does not grow with
+        the batch.
         """
         self.activation_checkpointing = enabled
 
@@ -115,7 +129,8 @@ class HubertModel(nn.Module):
 
         Results are the same within rounding, but dropout draws otherwise.
 
-        Evaluation runs as it is. Nothing is compiled before the first step, which may then fail in whatever way the compiler does.
+        Evaluation runs as it is. Nothing is compiled before the first step, which may then fail in
+        whatever way the compiler does.
         """
         self._compiled = compiled_parts() if enabled else None
 
@@ -136,8 +151,10 @@ class HubertModel(nn.Module):
 
         Args:
             waveforms_BN: Audio at 16 kHz.
-            mask_BT: Frames to hide and predict, T = :func:`num_frames` (N). None hides nothing and scores all B * T frames.
-            places: The mask's, if they are known; else they are worked out, for which a GPU makes the host wait.
+            mask_BT: Frames to hide and predict, T = :func:`num_frames` (N). None hides nothing and
+                scores all B * T frames.
+            places: The mask's, if they are known; else they are worked out, for which a GPU makes
+                the host wait.
 
         Raises:
             ValueError: the mask's shape is not [B, T].
@@ -152,16 +169,24 @@ class HubertModel(nn.Module):
         return self.predict(x_BTD, places or FramePlaces.of(mask_BT), conv_BTD, unmasked=unmasked)
 
     def convolve(self, waveforms_BN: Tensor) -> Tensor:
-        """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the gradient that comes back to them."""
+        """Return the convolutions' features [B, T, channels]; ``feature_grad_mult`` scales the
+        gradient that comes back to them."""
         extractor = self.wav2vec2.feature_extractor
         if self.activation_checkpointing and torch.is_grad_enabled():
-            rows = [recomputed(extract, extractor, waveform_1N) for waveform_1N in torch.split(waveforms_BN, 1)]
+            rows = [
+                recomputed(extract, extractor, waveform_1N)
+                for waveform_1N in torch.split(waveforms_BN, 1)
+            ]
             conv_BTD: Any = torch.cat(rows)
         else:
             conv_BTD = self._parts.extract(extractor, waveforms_BN)
         if self.config.feature_grad_mult < 1.0 and conv_BTD.requires_grad:
             conv_BTD.register_hook(lambda gradient: gradient * self.config.feature_grad_mult)
-        if conv_BTD.requires_grad and conv_BTD.device.type == "cpu" and num_parameters(self) >= LARGE:
+        if (
+            conv_BTD.requires_grad
+            and conv_BTD.device.type == "cpu"
+            and num_parameters(self) >= LARGE
+        ):
             conv_BTD.register_hook(_return_freed_memory)
         return cast(Tensor, conv_BTD)
 
@@ -170,37 +195,54 @@ class HubertModel(nn.Module):
         return cast(Tensor, self.wav2vec2.encoder.feature_projection(conv_BTD))
 
     def hide(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return ``x_BTD`` with its masked frames replaced; raises ``ValueError`` for a mask of another shape."""
+        """Return ``x_BTD`` with its masked frames replaced; raises ``ValueError`` for a mask of
+        another shape."""
         if mask_BT.shape != x_BTD.shape[:2]:
-            raise ValueError(f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames")
+            raise ValueError(
+                f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames"
+            )
         return cast(Tensor, self.mask_generator(x_BTD, mask_BT))
 
-    def predict(self, x_BTD: Tensor, places: FramePlaces, conv_BTD: Tensor, *, unmasked: bool = False) -> HubertOutput:
-        """Score the masked frames of the transformer's output, and with ``unmasked`` the others too."""
+    def predict(
+        self, x_BTD: Tensor, places: FramePlaces, conv_BTD: Tensor, *, unmasked: bool = False
+    ) -> HubertOutput:
+        """Score the masked frames of the transformer's output, and with ``unmasked`` the others
+        too."""
         conv_power = at_least_float32(conv_BTD).pow(2).mean()
         logits_UC = self.logit_generator(pick(x_BTD, places.unmasked_U)) if unmasked else None
         logits_MC = self.logit_generator(pick(x_BTD, places.masked_M))
         return HubertOutput(logits_MC, conv_power, x_BTD.shape[1], logits_UC)
 
     def extract_features(self, waveforms_BN: Tensor, num_layers: int | None = None) -> list[Tensor]:
-        """Return the output [B, T, D] of each transformer layer, or of the first ``num_layers``; nothing is masked.
+        """Return the output [B, T, D] of each transformer layer, or of the first ``num_layers``;
+        nothing is masked.
 
-        As in torchaudio, the layer norm that ends a ``layer_norm_first`` encoder is not applied to the last one.
+        As in torchaudio, the layer norm that ends a ``layer_norm_first`` encoder is not applied to
+        the last one.
         """
         return cast(list[Tensor], self.wav2vec2.extract_features(waveforms_BN, None, num_layers)[0])
 
-    def transform(self, x_BTD: Tensor, keep: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
-        """Return the transformer's output [B, T, D], and the outputs of the layers ``keep`` (from 1), as :meth:`extract_features` has them."""
+    def transform(
+        self, x_BTD: Tensor, keep: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the transformer's output [B, T, D], and the outputs of the layers ``keep`` (from
+        1), as :meth:`extract_features` has them."""
         transformer = self.wav2vec2.encoder.transformer
         x_BTD = self._parts.embed(transformer, x_BTD)
         kept: dict[int, Tensor] = {}
         for number, layer in enumerate(transformer.layers, start=1):
-            dropped = self.training and self.config.layer_drop > 0.0 and torch.rand(()).item() < self.config.layer_drop
+            dropped = (
+                self.training
+                and self.config.layer_drop > 0.0
+                and torch.rand(()).item() < self.config.layer_drop
+            )
             if not dropped:
                 x_BTD = self._apply_layer(layer, x_BTD)
             if number in keep:
                 kept[number] = x_BTD
-        return cast(Tensor, transformer.layer_norm(x_BTD)) if self.config.layer_norm_first else x_BTD, kept
+        return cast(
+            Tensor, transformer.layer_norm(x_BTD)
+        ) if self.config.layer_norm_first else x_BTD, kept
 
     def _apply_layer(self, layer: nn.Module, x_BTD: Tensor) -> Tensor:
         run = self._parts.layer
@@ -210,9 +252,11 @@ class HubertModel(nn.Module):
 
 
 def _return_freed_memory(gradient: Tensor) -> None:
-    """Hand what the transformer's backward pass has freed back to the system, before the convolutions' begins.
+    """Hand what the transformer's backward pass has freed back to the system, before the
+    convolutions' begins.
 
-    The freed pieces lie between gradients, and are too small for the convolutions' arrays: with HuBERT base they are a sixth of the peak.
+    The freed pieces lie between gradients, and are too small for the convolutions' arrays: with
+    HuBERT base they are a sixth of the peak.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
@@ -220,22 +264,28 @@ def _return_freed_memory(gradient: Tensor) -> None:
 
 
 def build_hubert(config: ModelConfig, seed: int) -> HubertModel:
-    """Build a model whose weights depend on ``config`` and ``seed`` alone; the global random generators are left as they were.
+    """Build a model whose weights depend on ``config`` and ``seed`` alone; the global random
+    generators are left as they were.
 
-    The weights are those that ``torchaudio.models.hubert_pretrain_model`` draws under that seed; with ``label_init: normal`` the label embeddings
-    are drawn from a normal distribution instead. (The recipe's uniform [0, 1) draw puts them all into one orthant, where their cosines start near
+    The weights are those that ``torchaudio.models.hubert_pretrain_model`` draws under that seed;
+    with ``label_init: normal`` the label embeddings are drawn from a normal distribution instead.
+    (The recipe's uniform [0, 1) draw puts them all into one orthant, where their cosines start near
     0.75: a long plateau at the unigram entropy, which small runs never leave.)
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the GPUs, which are not forked here
+        # torch.manual_seed would also reseed the GPUs, which are not forked here
+        torch.default_generator.manual_seed(seed)
         model = HubertModel(config)
         if config.label_init == "normal":
             nn.init.normal_(model.logit_generator.label_embeddings)
         return model
 
 
-def frames_of(num_samples: npt.ArrayLike, conv_layers: ConvLayers = HUBERT_CONV_LAYERS) -> npt.NDArray[np.int64]:
-    """Return T for N samples at 16 kHz (elementwise): (N - 400) // 320 + 1 with HuBERT's convolutions, 0 where N is too short for a frame."""
+def frames_of(
+    num_samples: npt.ArrayLike, conv_layers: ConvLayers = HUBERT_CONV_LAYERS
+) -> npt.NDArray[np.int64]:
+    """Return T for N samples at 16 kHz (elementwise): (N - 400) // 320 + 1 with HuBERT's
+    convolutions, 0 where N is too short for a frame."""
     frames = np.asarray(num_samples, np.int64)
     for _, kernel, stride in conv_layers:
         frames = np.where(frames >= kernel, (frames - kernel) // stride + 1, 0)
@@ -253,7 +303,8 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def encoder_parameters(model: HubertModel) -> int:
-    """Return the number of parameters of the encoder alone, without the mask embedding and the head."""
+    """Return the number of parameters of the encoder alone, without the mask embedding and the
+    head."""
     return num_parameters(model.wav2vec2)
 
 
@@ -263,7 +314,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def torchaudio_arguments(config: ModelConfig) -> dict[str, Any]:
-    """Return the arguments with which ``torchaudio.models.hubert_pretrain_model`` builds this model (all tensors of the same name and shape)."""
+    """Return the arguments with which ``torchaudio.models.hubert_pretrain_model`` builds this model
+    (all tensors of the same name and shape)."""
     return {
         "extractor_mode": config.conv_norm,
         "extractor_conv_layer_config": list(config.conv_layers),
@@ -301,5 +353,6 @@ def torchaudio_arguments(config: ModelConfig) -> dict[str, Any]:
 
 
 def _torchaudio_model(config: ModelConfig) -> Any:
-    """torchaudio's pretraining model: for its encoder and its initial weights. Its masking and its head stay unused."""
+    """torchaudio's pretraining model: for its encoder and its initial weights. Its masking and its
+    head stay unused."""
     return hubert_pretrain_model(**torchaudio_arguments(config))

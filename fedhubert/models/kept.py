@@ -1,4 +1,5 @@
-"""A trained model, or the part of one that a task needs, as sites receive and keep it: named by its content, in safetensors."""
+"""A trained model, or the part of one that a task needs, as sites receive and keep it: named by its
+content, in safetensors."""
 
 import hashlib
 import os
@@ -25,16 +26,20 @@ _LAYERS = "wav2vec2.encoder.transformer.layers."
 UNUSED = {
     "label_init": "uniform",
     "feature_grad_mult": 1.0,
-    **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "feature_dropout", "layer_drop"), 0.0),
+    **dict.fromkeys(
+        ("dropout", "attention_dropout", "activation_dropout", "feature_dropout", "layer_drop"), 0.0
+    ),
 }
-"""Settings that only training uses, at one fixed value each, so that they do not change a kept model's key."""
+"""Settings that only training uses, at one fixed value each, so that they do not change a kept
+model's key."""
 NO_HEAD = {"num_classes": 6, "final_dim": 1, "logit_temperature": 0.1}
 """The same for a model whose head is not kept."""
 
 
 @dataclass(frozen=True, eq=False)
 class KeptModel:
-    """Sizes and tensors (float32, on the CPU) of a frozen model; subclasses say what it is called in messages and how its key is made."""
+    """Sizes and tensors (float32, on the CPU) of a frozen model; subclasses say what it is called
+    in messages and how its key is made."""
 
     config: ModelConfig
     state: Mapping[str, Tensor]
@@ -67,13 +72,15 @@ class KeptModel:
 
     @classmethod
     def file(cls, folder: Path, key: str) -> Path:
-        """Return where the model ``key`` is kept; raises :attr:`error` for a key that is none (it names a file)."""
+        """Return where the model ``key`` is kept; raises :attr:`error` for a key that is none (it
+        names a file)."""
         if len(key) != 2 * cls.new_digest().digest_size or not set(key) <= set("0123456789abcdef"):
             raise cls.error(f"not the {cls.key_noun}", setting=cls.key_setting)
         return folder / f"{key}.safetensors"
 
     def save(self, folder: Path) -> None:
-        """Keep the model in ``folder``, whole or not at all; raises :attr:`error` when it cannot be written."""
+        """Keep the model in ``folder``, whole or not at all; raises :attr:`error` when it cannot be
+        written."""
         path = self.file(folder, self.key)
         scratch = scratch_path(path)
         try:
@@ -83,11 +90,14 @@ class KeptModel:
             os.replace(scratch, path)
         except (OSError, SafetensorError) as error:
             scratch.unlink(missing_ok=True)
-            raise self.error(f"cannot keep the {self.noun} in {folder}: {error}", setting="client.state_dir") from None
+            raise self.error(
+                f"cannot keep the {self.noun} in {folder}: {error}", setting="client.state_dir"
+            ) from None
 
     @classmethod
     def find(cls, folder: Path, key: str) -> Self | None:
-        """Return the model ``key`` from ``folder``, or None where it is not there or not what it was: it is then sent again."""
+        """Return the model ``key`` from ``folder``, or None where it is not there or not what it
+        was: it is then sent again."""
         path = cls.file(folder, key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -98,19 +108,27 @@ class KeptModel:
             return None
 
     @classmethod
-    def received(cls, config: ModelConfig, arrays: Mapping[str, npt.NDArray[np.generic]], key: str) -> Self:
+    def received(
+        cls, config: ModelConfig, arrays: Mapping[str, npt.NDArray[np.generic]], key: str
+    ) -> Self:
         """Return a model that was sent.
 
         Raises:
             FedhubertError: :attr:`error` if it is not the one called ``key``.
         """
-        state = {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in arrays.items()}
+        state = {
+            name: torch.from_numpy(np.array(array, dtype=np.float32))
+            for name, array in arrays.items()
+        }
         arrived = cls(config, state)
         if arrived.key != key:
-            raise cls.error(f"the {cls.noun} that arrived is not the one announced", setting=cls.setting)
+            raise cls.error(
+                f"the {cls.noun} that arrived is not the one announced", setting=cls.setting
+            )
         return arrived
 
 
 def layer_of(name: str) -> int:
-    """Return the transformer layer (from 0) that a parameter of a :class:`HubertModel` belongs to, -1 for what lies before them."""
+    """Return the transformer layer (from 0) that a parameter of a :class:`HubertModel` belongs to,
+    -1 for what lies before them."""
     return int(name.removeprefix(_LAYERS).split(".")[0]) if name.startswith(_LAYERS) else -1

@@ -1,4 +1,5 @@
-"""Which frames the encoder has to predict: spans of fixed length at random starts, as in HuBERT pretraining.
+"""Which frames the encoder has to predict: spans of fixed length at random starts, as in HuBERT
+pretraining.
 
 Arrays: B rows of a batch, T 50-Hz model frames.
 """
@@ -16,7 +17,8 @@ class MaskSpec:
     """How much to mask.
 
     Attributes:
-        probability: Expected share of frames that would be masked if spans never overlapped; they do, so 0.8 masks about 0.49.
+        probability: Expected share of frames that would be masked if spans never overlapped; they
+            do, so 0.8 masks about 0.49.
         length_frames: Length of a span.
         min_masks: Least number of spans in a row.
     """
@@ -29,7 +31,8 @@ class MaskSpec:
 class FramePlaces(NamedTuple):
     """Where in a flattened batch [B * T] a mask's frames stand, in order.
 
-    A boolean index makes a GPU tell the host how many frames it picks, and the host wait. Whoever draws the mask knows that already.
+    A boolean index makes a GPU tell the host how many frames it picks, and the host wait. Whoever
+    draws the mask knows that already.
 
     Attributes:
         masked_M: Places of the masked frames.
@@ -50,12 +53,16 @@ def pick(x_BT: Tensor, places_M: Tensor) -> Tensor:
     return x_BT.flatten(0, 1).index_select(0, places_M)
 
 
-def span_mask(batch: int, frames: int, spec: MaskSpec, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Draw a mask (True = masked) of shape [batch, frames]; the static, overlapping spans of fairseq's ``compute_mask_indices``.
+def span_mask(
+    batch: int, frames: int, spec: MaskSpec, rng: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """Draw a mask (True = masked) of shape [batch, frames]; the static, overlapping spans of
+    fairseq's ``compute_mask_indices``.
 
-    Every row masks equally many frames: the rows that drew more give some back at random. The last frame of a row is never masked
-    (fairseq's start positions end one early), so no row is masked as a whole. Spans that would fill a short row are made
-    shorter, and a row of a single frame is not masked at all.
+    Every row masks equally many frames: the rows that drew more give some back at random. The last
+    frame of a row is never masked (fairseq's start positions end one early), so no row is masked as
+    a whole. Spans that would fill a short row are made shorter, and a row of a single frame is not
+    masked at all.
     """
     mask = np.zeros((batch, frames), dtype=np.bool_)
     count = int(spec.probability * frames / spec.length_frames + rng.random())

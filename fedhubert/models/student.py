@@ -1,6 +1,8 @@
-"""The student of a distillation: a HuBERT encoder with linear heads that predict a teacher's layers.
+"""The student of a distillation: a HuBERT encoder with linear heads that predict a teacher's
+layers.
 
-The heads are parameters like all others: they are trained, aggregated and kept in checkpoints. Exports leave them out.
+The heads are parameters like all others: they are trained, aggregated and kept in checkpoints.
+Exports leave them out.
 """
 
 from collections.abc import Mapping
@@ -29,7 +31,8 @@ _LAYERS = "wav2vec2.encoder.transformer.layers."
 def add_heads(model: HubertModel, task: DistillConfig, seed: int) -> None:
     """Give a model its heads, and freeze what the task does not train, so that it does not travel.
 
-    ``distill_heads.layers.L``: from the last layer to the teacher's layer L; ``distill_heads.hints.S-L``: from layer S to the teacher's layer L.
+    ``distill_heads.layers.L``: from the last layer to the teacher's layer L;
+    ``distill_heads.hints.S-L``: from layer S to the teacher's layer L.
 
     Raises:
         ConfigError: see :func:`check_fit`.
@@ -39,7 +42,9 @@ def add_heads(model: HubertModel, task: DistillConfig, seed: int) -> None:
         torch.default_generator.manual_seed(derive_seed(seed, "distill/heads"))
         ours, theirs = model.config.embed_dim, teacher.embed_dim
         layers = nn.ModuleDict({str(layer): nn.Linear(ours, theirs) for layer in task.layer_heads})
-        hints = nn.ModuleDict({f"{student}-{layer}": nn.Linear(ours, theirs) for student, layer in task.hint_heads})
+        hints = nn.ModuleDict(
+            {f"{student}-{layer}": nn.Linear(ours, theirs) for student, layer in task.hint_heads}
+        )
         model.distill_heads = nn.ModuleDict({"layers": layers, "hints": hints})
     if task.freeze_conv:
         model.wav2vec2.feature_extractor.requires_grad_(False)
@@ -52,26 +57,43 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
     """Return the teacher's sizes.
 
     Raises:
-        ConfigError: the teacher's are not known yet; it lacks a layer, or has other convolutions, another width (``init=prefix``), or other classes
-            (``logits``) than the student; by the key.
+        ConfigError: the teacher's are not known yet; it lacks a layer, or has other convolutions,
+            another width (``init=prefix``), or other classes (``logits``) than the student; by the
+            key.
     """
     teacher = task.teacher_model
     if teacher is None:
-        raise ConfigError("the teacher's sizes are not known: give task.teacher", setting="task.teacher")
+        raise ConfigError(
+            "the teacher's sizes are not known: give task.teacher", setting="task.teacher"
+        )
     names = ["conv_layers", "conv_norm", "conv_bias"]
     if task.init == "prefix":
-        names += ["embed_dim", "num_heads", "ffn_dim", "pos_conv_kernel", "pos_conv_groups", "layer_norm_first"]
+        names += [
+            "embed_dim",
+            "num_heads",
+            "ffn_dim",
+            "pos_conv_kernel",
+            "pos_conv_groups",
+            "layer_norm_first",
+        ]
     if task.objectives.logits > 0.0:
         names += ["num_classes"]
     for name in names:
         ours, theirs = getattr(student, name), getattr(teacher, name)
         if ours != theirs:
             remedy = (
-                "set targets.num_clusters to the teacher's" if name == "num_classes" else f"set model.{name} to the teacher's"
+                "set targets.num_clusters to the teacher's"
+                if name == "num_classes"
+                else f"set model.{name} to the teacher's"
             )
-            raise ConfigError(f"model.{name} is {ours}, but the teacher's is {theirs}: {remedy}", setting=f"model.{name}")
+            raise ConfigError(
+                f"model.{name} is {ours}, but the teacher's is {theirs}: {remedy}",
+                setting=f"model.{name}",
+            )
     deepest = max(task.teacher_layers, default=0)
-    if deepest > teacher.num_layers or (task.init == "prefix" and student.num_layers > teacher.num_layers):
+    if deepest > teacher.num_layers or (
+        task.init == "prefix" and student.num_layers > teacher.num_layers
+    ):
         raise ConfigError(
             f"the teacher has {teacher.num_layers} layers, fewer than task.layers, task.hints or task.init=prefix ask for",
             setting="task.layers",
@@ -80,20 +102,26 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
 
 
 def take_over(model: HubertModel, state: Mapping[str, Tensor], task: DistillConfig) -> list[str]:
-    """Copy the teacher's part of ``model`` (``task.init``) from the teacher's ``state``; returns the names of what was copied.
+    """Copy the teacher's part of ``model`` (``task.init``) from the teacher's ``state``; returns
+    the names of what was copied.
 
     Raises:
         ConfigError: a tensor that the teacher lacks or has in another shape, by name.
     """
     wanted = _BEFORE_LAYERS if task.init == "prefix" else (_CONV,)
     own = model.state_dict()
-    names = [name for name in own if name.startswith(wanted) or (task.init == "prefix" and name.startswith(_LAYERS))]
+    names = [
+        name
+        for name in own
+        if name.startswith(wanted) or (task.init == "prefix" and name.startswith(_LAYERS))
+    ]
     for name in names:
         found = state.get(name)
         if found is None or found.shape != own[name].shape:
             has = "lacks it" if found is None else f"has {tuple(found.shape)}"
             raise ConfigError(
-                f"task.init={task.init}: {name} is {tuple(own[name].shape)} in the student, the teacher {has}", setting="model"
+                f"task.init={task.init}: {name} is {tuple(own[name].shape)} in the student, the teacher {has}",
+                setting="model",
             )
     model.load_state_dict(own | {name: state[name] for name in names})
     return names

@@ -23,7 +23,8 @@ class TaughtTask(Protocol):
         teacher: Where the server finds it.
         teacher_sha256: The digest of what is used of it, once that is known.
         teacher_precision: Of its weights: ``fp32`` or ``bf16``.
-        teacher_cache, teacher_cache_bytes: Whether a site keeps its outputs, and in how much of its disk.
+        teacher_cache, teacher_cache_bytes: Whether a site keeps its outputs, and in how much of its
+            disk.
         teacher_layers: Its layers that are learned from, from 1, in order.
         needs_teacher_head: Whether its distribution over clusters is learned from.
         needs_whole_teacher: Whether all of its layers are needed, whatever is learned from.
@@ -54,8 +55,8 @@ class TaughtTask(Protocol):
 class Teacher(KeptModel):
     """A frozen HuBERT, without what the task does not need.
 
-    ``state`` has the names of :class:`~fedhubert.models.hubert.HubertModel`: the encoder up to the deepest layer needed, and the head where its
-    cluster distribution is. ``key`` is a SHA-256.
+    ``state`` has the names of :class:`~fedhubert.models.hubert.HubertModel`: the encoder up to the
+    deepest layer needed, and the head where its cluster distribution is. ``key`` is a SHA-256.
     """
 
     noun = "teacher"
@@ -70,25 +71,35 @@ class Teacher(KeptModel):
 
         Raises:
             ConfigError: it has fewer layers than the task names.
-            CheckpointError: it has no cluster head, and the task's ``logits`` need one; weights that do not fit its sizes.
+            CheckpointError: it has no cluster head, and the task's ``logits`` need one; weights
+                that do not fit its sizes.
         """
         needs_head = task.needs_teacher_head
         if needs_head and not any(name.startswith(_HEAD) for name in state):
             raise CheckpointError(
-                "task.objectives.logits needs a teacher with a cluster head, and this one has none", setting="task.teacher"
+                "task.objectives.logits needs a teacher with a cluster head, and this one has none",
+                setting="task.teacher",
             )
         deepest = max(task.teacher_layers, default=1)
         if deepest > config.num_layers:
             raise ConfigError(
-                f"task.layers or task.hints name layer {deepest}, the teacher has {config.num_layers}", setting="task.layers"
+                f"task.layers or task.hints name layer {deepest}, the teacher has {config.num_layers}",
+                setting="task.layers",
             )
-        # `init=prefix` may take more layers than the objectives look at: such a teacher stays whole.
+        # `init=prefix` may take more layers than the objectives look at: such a teacher stays
+        # whole.
         depth = config.num_layers if needs_head or task.needs_whole_teacher else deepest
-        fixed = {"name": "teacher", "num_layers": depth, **UNUSED, **({} if needs_head else NO_HEAD)}
+        fixed = {
+            "name": "teacher",
+            "num_layers": depth,
+            **UNUSED,
+            **({} if needs_head else NO_HEAD),
+        }
         kept = {
             name: tensor.detach().to("cpu", torch.float32).contiguous()
             for name, tensor in state.items()
-            if (name.startswith(ENCODER) and layer_of(name) < depth) or (needs_head and name.startswith(_HEAD))
+            if (name.startswith(ENCODER) and layer_of(name) < depth)
+            or (needs_head and name.startswith(_HEAD))
         }
         teacher = cls(config.model_copy(update=fixed), kept)
         teacher.build(torch.device("cpu"))
@@ -100,15 +111,24 @@ class Teacher(KeptModel):
         return any(name.startswith(_HEAD) for name in self.state)
 
     def build(self, device: torch.device, precision: str = "fp32") -> HubertModel:
-        """Return the model in evaluation mode, without gradients; raises :class:`CheckpointError` when the weights do not fit its sizes."""
+        """Return the model in evaluation mode, without gradients; raises :class:`CheckpointError`
+        when the weights do not fit its sizes."""
         model = build_hubert(self.config, seed=0)
-        absent = {name for name in model.state_dict() if not name.startswith(ENCODER) and name not in self.state}
+        absent = {
+            name
+            for name in model.state_dict()
+            if not name.startswith(ENCODER) and name not in self.state
+        }
         try:
             missing, unexpected = model.load_state_dict(dict(self.state), strict=False)
         except RuntimeError as error:
             raise CheckpointError(
-                f"the teacher's weights do not fit its configuration: {error}", setting="task.teacher"
+                f"the teacher's weights do not fit its configuration: {error}",
+                setting="task.teacher",
             ) from None
         if set(missing) - absent or unexpected:
-            raise CheckpointError(f"the teacher's weights: missing {missing}, unexpected {unexpected}", setting="task.teacher")
+            raise CheckpointError(
+                f"the teacher's weights: missing {missing}, unexpected {unexpected}",
+                setting="task.teacher",
+            )
         return model.to(device, _DTYPES[precision]).eval().requires_grad_(False)

@@ -1,5 +1,5 @@
-"""HuBERT's objective: name the pseudo-label of every masked frame (Hsu et al. 2021, equation 3: their alpha is 1 in the released recipes, where
-unmasked frames carry no weight).
+"""HuBERT's objective: name the pseudo-label of every masked frame (Hsu et al. 2021, equation 3:
+their alpha is 1 in the released recipes, where unmasked frames carry no weight).
 
 Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, M masked frames, U unmasked frames.
 """
@@ -25,12 +25,14 @@ class LossTerms:
     """Sums over a batch; divide by the frames of the whole step, over all its batches, for means.
 
     Attributes:
-        loss_sum: Scalar to backpropagate: cross-entropy (nats) summed over masked frames, plus ``unmasked_weight`` times that of the others, plus
-            ``feature_penalty`` x mean square of the convolution features x ``frames``.
+        loss_sum: Scalar to backpropagate: cross-entropy (nats) summed over masked frames, plus
+            ``unmasked_weight`` times that of the others, plus ``feature_penalty`` x mean square of
+            the convolution features x ``frames``.
         cross_entropy_sum: The first term alone, detached.
         correct: Masked frames whose best class is the label, detached int64 scalar.
         masked_frames: How many there are.
-        frames: What ``loss_sum`` is to be divided by: the masked frames, or all if the others have a weight (as fairseq's criterion does).
+        frames: What ``loss_sum`` is to be divided by: the masked frames, or all if the others have
+            a weight (as fairseq's criterion does).
     """
 
     loss_sum: Tensor
@@ -42,11 +44,16 @@ class LossTerms:
     @property
     def sums(self) -> Mapping[str, Tensor | int]:
         """The figures by the names that reports have for them."""
-        return {"cross_entropy_sum": self.cross_entropy_sum, "masked_frames": self.masked_frames, "correct": self.correct}
+        return {
+            "cross_entropy_sum": self.cross_entropy_sum,
+            "masked_frames": self.masked_frames,
+            "correct": self.correct,
+        }
 
 
 def masked_prediction(model: HubertModel, batch: LabelledBatch, task: MaskedTask) -> LossTerms:
-    """Run ``model`` on ``batch`` (on the same device) and score its masked frames; in training the others too, if the task gives them a weight.
+    """Run ``model`` on ``batch`` (on the same device) and score its masked frames; in training the
+    others too, if the task gives them a weight.
 
     Raises:
         TargetsError: the batch has no labels, or labels for another number of frames than the mask.
@@ -63,10 +70,14 @@ def check_labels(batch: LabelledBatch) -> None:
     if batch.labels_BT is None:
         raise TargetsError("the batch has no pseudo-labels to predict", setting="targets.kind")
     if batch.labels_BT.shape != batch.mask_BT.shape:
-        raise TargetsError(f"labels of shape {tuple(batch.labels_BT.shape)} for a mask of shape {tuple(batch.mask_BT.shape)}")
+        raise TargetsError(
+            f"labels of shape {tuple(batch.labels_BT.shape)} for a mask of shape {tuple(batch.mask_BT.shape)}"
+        )
 
 
-def score_masked(output: HubertOutput, batch: LabelledBatch, feature_penalty: float, unmasked_weight: float = 0.0) -> LossTerms:
+def score_masked(
+    output: HubertOutput, batch: LabelledBatch, feature_penalty: float, unmasked_weight: float = 0.0
+) -> LossTerms:
     """Score a model's output for a batch that has labels."""
     assert batch.labels_BT is not None
     target_M = pick(batch.labels_BT, batch.places.masked_M) + NUM_SPECIAL_ROWS
@@ -75,7 +86,9 @@ def score_masked(output: HubertOutput, batch: LabelledBatch, feature_penalty: fl
     loss_sum = cross_entropy
     if output.unmasked_logits_UC is not None:
         target_U = pick(batch.labels_BT, batch.places.unmasked_U) + NUM_SPECIAL_ROWS
-        loss_sum = loss_sum + unmasked_weight * F.cross_entropy(output.unmasked_logits_UC, target_U, reduction="sum")
+        loss_sum = loss_sum + unmasked_weight * F.cross_entropy(
+            output.unmasked_logits_UC, target_U, reduction="sum"
+        )
         frames += target_U.numel()
     loss_sum = loss_sum + feature_penalty * frames * output.conv_power
     correct = (output.logits_MC.detach().argmax(dim=-1) == target_M).sum()

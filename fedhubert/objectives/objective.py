@@ -11,7 +11,8 @@ from fedhubert.models.masking import FramePlaces
 
 
 class LabelledBatch(Protocol):
-    """What objectives read of a batch: audio, cluster ids (0 .. K - 1) per frame, the frames to mask, and where these stand."""
+    """What objectives read of a batch: audio, cluster ids (0 .. K - 1) per frame, the frames to
+    mask, and where these stand."""
 
     @property
     def waveforms_BN(self) -> Tensor: ...
@@ -24,7 +25,8 @@ class LabelledBatch(Protocol):
 
 
 class Terms(Protocol):
-    """Sums over the frames of a batch, so that those of several batches, or of pieces of one, add up.
+    """Sums over the frames of a batch, so that those of several batches, or of pieces of one, add
+    up.
 
     Attributes:
         loss_sum: Scalar to backpropagate.
@@ -53,7 +55,8 @@ class TeacherOutput:
     Attributes:
         layers: Layer (from 1) -> its output [B, T, D].
         logits_BTC: Scores of all frames, if the task needs them.
-        conv_BTD: Convolutional features, where the student shares the teacher's frozen convolutions.
+        conv_BTD: Convolutional features, where the student shares the teacher's frozen
+            convolutions.
     """
 
     layers: Mapping[int, Tensor]
@@ -62,7 +65,8 @@ class TeacherOutput:
 
 
 class TeacherSource(Protocol):
-    """Gives a teacher's output for unmasked waveforms [B, N]; a row's does not depend on the others."""
+    """Gives a teacher's output for unmasked waveforms [B, N]; a row's does not depend on the
+    others."""
 
     def __call__(self, waveforms_BN: Tensor, /) -> TeacherOutput: ...
 

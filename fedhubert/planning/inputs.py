@@ -1,4 +1,5 @@
-"""What a plan is made from: the run's configuration, the model's parameters, the clients' audio, and how fast things go."""
+"""What a plan is made from: the run's configuration, the model's parameters, the clients' audio,
+and how fast things go."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,9 +17,11 @@ from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
 
 _SCORING = 3.0
-"""How much faster scoring is than training: a forward pass alone, where a backward pass takes two more."""
+"""How much faster scoring is than training: a forward pass alone, where a backward pass takes two
+more."""
 _OVERHEAD_HERE_S, _OVERHEAD_ON_SITES_S = 0.5, 15.0
-"""A simulation keeps its workers. A real site starts a process, with torch in it, for each message, and looks for messages every 3 s."""
+"""A simulation keeps its workers. A real site starts a process, with torch in it, for each message,
+and looks for messages every 3 s."""
 
 
 class Rates(Model):
@@ -40,7 +43,8 @@ class Rates(Model):
     """Its line down; None: as up."""
 
     round_overhead_s: NonNegative | None = None
-    """What a round takes beside training, transfer and the server's arithmetic; None: 15 on real sites, else 0.5."""
+    """What a round takes beside training, transfer and the server's arithmetic; None: 15 on real
+    sites, else 0.5."""
 
     fold_ns: NonNegative = 4.0
     """The server's nanoseconds per parameter for each update."""
@@ -82,7 +86,8 @@ class ClientAudio:
 
     Attributes:
         train_s, validation_s: Seconds of its splits.
-        scored_s, scored_at_end_s: Seconds of its validation split that a round scores, and that the end scores.
+        scored_s, scored_at_end_s: Seconds of its validation split that a round scores, and that the
+            end scores.
         num_batches: Micro-batches of an epoch.
         audio_s: Returns the seconds of audio in the micro-batches at a range of positions.
     """
@@ -120,8 +125,11 @@ class Inputs:
 
     @property
     def device(self) -> str:
-        """What a client trains on, as far as the configuration says: ``GPU``, ``CPU`` or, on sites that choose for themselves, ``device``."""
-        if self.config.client.device.startswith("cuda") or (self.config.simulation.gpus_per_client and not self.rates.on_sites):
+        """What a client trains on, as far as the configuration says: ``GPU``, ``CPU`` or, on sites
+        that choose for themselves, ``device``."""
+        if self.config.client.device.startswith("cuda") or (
+            self.config.simulation.gpus_per_client and not self.rates.on_sites
+        ):
             return "GPU"
         return "device" if self.rates.on_sites and self.config.client.device == "auto" else "CPU"
 
@@ -134,23 +142,32 @@ class Inputs:
 
 
 def inputs_of(config: Config, clients: Sequence[ClientAudio], rates: Rates) -> Inputs:
-    """Return what is planned; raises :class:`FedhubertError` for a teacher that cannot be used, or settings that do not fit."""
+    """Return what is planned; raises :class:`FedhubertError` for a teacher that cannot be used, or
+    settings that do not fit."""
     check_strategy(config)
     config, teacher = with_teacher(config)
     model = build_model(config.model, config.task, config.seed)
     every = sum(int(parameter.numel()) for parameter in model.parameters())
     shapes = ParameterLayout.of(model).shapes
-    return Inputs(config, shapes, every, tuple(clients), rates, teacher.teacher.num_bytes if teacher else 0)
+    return Inputs(
+        config, shapes, every, tuple(clients), rates, teacher.teacher.num_bytes if teacher else 0
+    )
 
 
 def open_data(config: Config) -> Site:
-    """Return the data of ``data.manifest``, cut into the clients' partitions as a simulation would."""
-    return open_site(client_job(config), {"partition-id": 0, "num-partitions": num_supernodes(config)})
+    """Return the data of ``data.manifest``, cut into the clients' partitions as a simulation
+    would."""
+    return open_site(
+        client_job(config), {"partition-id": 0, "num-partitions": num_supernodes(config)}
+    )
 
 
 def audio_of(site: Site) -> list[ClientAudio]:
     """Return every client's audio, to the batch; raises :class:`DataError`."""
-    lengths, rate = site.manifest.lengths(site.job.data.sample_rate_hz), site.job.data.sample_rate_hz
+    lengths, rate = (
+        site.manifest.lengths(site.job.data.sample_rate_hz),
+        site.job.data.sample_rate_hz,
+    )
 
     def audio(part: Partition) -> ClientAudio:
         scoring = part.validation_plan
@@ -166,8 +183,11 @@ def audio_of(site: Site) -> list[ClientAudio]:
     return [audio(site.partition(number)) for number in range(site.job.num_clients)]
 
 
-def stated_audio(config: Config, hours: float | None, hours_per_client: Sequence[float] | None) -> list[ClientAudio]:
-    """Return every client's audio where only its length is known: batches are ``data.batch_seconds`` long, which is the most that they can be.
+def stated_audio(
+    config: Config, hours: float | None, hours_per_client: Sequence[float] | None
+) -> list[ClientAudio]:
+    """Return every client's audio where only its length is known: batches are
+    ``data.batch_seconds`` long, which is the most that they can be.
 
     Raises:
         ConfigError: neither or both lengths, or another number of clients.
@@ -194,4 +214,11 @@ def _stated(config: Config, length_s: float) -> ClientAudio:
     num_batches, wanted = math.ceil(train_s / longest_s), config.client.validation_batches
     scored_s = min(validation_s, wanted * longest_s or validation_s)
     batch_s = train_s / num_batches
-    return ClientAudio(train_s, validation_s, scored_s, validation_s, num_batches, lambda positions: batch_s * len(positions))
+    return ClientAudio(
+        train_s,
+        validation_s,
+        scored_s,
+        validation_s,
+        num_batches,
+        lambda positions: batch_s * len(positions),
+    )

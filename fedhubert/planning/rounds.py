@@ -1,7 +1,7 @@
 """What a federation would do and take: its rounds played with numbers alone.
 
-Cohorts, nodes, steps, micro-batches and bytes are those of the run; what takes time is one of :class:`~fedhubert.planning.inputs.Rates`. Nobody
-fails, and all devices are alike.
+Cohorts, nodes, steps, micro-batches and bytes are those of the run; what takes time is one of
+:class:`~fedhubert.planning.inputs.Rates`. Nobody fails, and all devices are alike.
 """
 
 import heapq
@@ -18,8 +18,8 @@ from fedhubert.planning.inputs import Inputs
 
 @dataclass
 class Share:
-    """A client's part of the run: rounds in which its update counted, their steps and audio; its device's busy seconds, scoring included; its
-    part of its node's messages."""
+    """A client's part of the run: rounds in which its update counted, their steps and audio; its
+    device's busy seconds, scoring included; its part of its node's messages."""
 
     rounds: int = 0
     steps: int = 0
@@ -31,7 +31,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Round:
-    """A round: steps of its longest client, bytes of arrays as ``metrics.jsonl`` has them, seconds until enough clients have answered, and in all."""
+    """A round: steps of its longest client, bytes of arrays as ``metrics.jsonl`` has them, seconds
+    until enough clients have answered, and in all."""
 
     steps: int
     bytes_down: int
@@ -45,8 +46,8 @@ class Plan:
     """The estimates.
 
     Attributes:
-        labels_s, final_s: Before the first round and after the last: making the labels (clustering, which sees a sample, is not counted), and
-            scoring the final model everywhere.
+        labels_s, final_s: Before the first round and after the last: making the labels (clustering,
+            which sees a sample, is not counted), and scoring the final model everywhere.
         server_s: The server's own work, in all rounds.
         warnings: What would go wrong, and what to do about it.
     """
@@ -82,8 +83,9 @@ class _Work:
 def plan(inputs: Inputs) -> Plan:
     """Play the rounds of ``inputs``.
 
-    In a simulation nodes take the next free of ``simulation.num_workers`` workers, in the order in which they are asked. With differential privacy
-    a round has the expected number of clients: its cohort is secret.
+    In a simulation nodes take the next free of ``simulation.num_workers`` workers, in the order in
+    which they are asked. With differential privacy a round has the expected number of clients: its
+    cohort is secret.
     """
     return _Planner(inputs).plan()
 
@@ -95,7 +97,9 @@ class _Planner:
         nodes = count if self._rates.on_sites else num_supernodes(self._config)
         self._down = sizes.model_bytes(inputs)
         self._up = cache(lambda clients: sizes.reply_bytes(inputs, clients))
-        self._hosts: Mapping[int, Sequence[int]] = {node: [node] if nodes == count else range(count) for node in range(nodes)}
+        self._hosts: Mapping[int, Sequence[int]] = {
+            node: [node] if nodes == count else range(count) for node in range(nodes)
+        }
         self._load = {number: client.train_s for number, client in enumerate(inputs.clients)}
         self._positions = [0] * count
         self._shares = [Share() for _ in range(count)]
@@ -103,20 +107,37 @@ class _Planner:
         self._server_s = 0.0
 
     def plan(self) -> Plan:
-        rounds = tuple(self._round(number) for number in range(1, self._config.federated.num_rounds + 1))
+        rounds = tuple(
+            self._round(number) for number in range(1, self._config.federated.num_rounds + 1)
+        )
         for share, client in zip(self._shares, self._inputs.clients, strict=True):
             share.device_s += client.scored_at_end_s / self._rates.scoring
-        return Plan(rounds, tuple(self._shares), self._labels_s(), self._final_s(), self._server_s, tuple(self._warnings()))
+        return Plan(
+            rounds,
+            tuple(self._shares),
+            self._labels_s(),
+            self._final_s(),
+            self._server_s,
+            tuple(self._warnings()),
+        )
 
     def _round(self, number: int) -> Round:
         federated, rates = self._config.federated, self._rates
-        wanted = max(1, round(federated.expected_cohort)) if self._config.privacy.enabled else federated.clients_per_round
+        wanted = (
+            max(1, round(federated.expected_cohort))
+            if self._config.privacy.enabled
+            else federated.clients_per_round
+        )
         asked = asking_order(self._config, number)[: math.ceil(wanted * federated.over_commit)]
         shares = assign_to_nodes(asked, self._hosts, self._load)
         work = {part: self._work(part) for part in asked}
         down, up = self._down, {node: self._up(len(parts)) for node, parts in shares.items()}
-        device_s = {node: math.fsum(work[part].device_s for part in parts) for node, parts in shares.items()}
-        finished = self._finished({node: device_s[node] + rates.line_s(down, up[node]) for node in shares})
+        device_s = {
+            node: math.fsum(work[part].device_s for part in parts) for node, parts in shares.items()
+        }
+        finished = self._finished(
+            {node: device_s[node] + rates.line_s(down, up[node]) for node in shares}
+        )
         heard: list[int] = []
         accepted: list[int] = []
         for node in sorted(shares, key=lambda node: finished[node]):
@@ -133,7 +154,11 @@ class _Planner:
                     self._late.setdefault(part, number)
         for part in accepted:
             share, done = self._shares[part], work[part]
-            share.rounds, share.steps, share.audio_s = share.rounds + 1, share.steps + done.steps, share.audio_s + done.audio_s
+            share.rounds, share.steps, share.audio_s = (
+                share.rounds + 1,
+                share.steps + done.steps,
+                share.audio_s + done.audio_s,
+            )
             self._positions[part] += done.micro_batches
         clients_s = max(finished[node] for node in heard)
         server_s = 1e-9 * self._inputs.numel * (rates.fold_ns * len(heard) + rates.step_ns)
@@ -148,7 +173,11 @@ class _Planner:
         )
 
     def _work(self, part: int) -> _Work:
-        client, settings, position = self._inputs.clients[part], self._config.client, self._positions[part]
+        client, settings, position = (
+            self._inputs.clients[part],
+            self._config.client,
+            self._positions[part],
+        )
         steps = settings.steps_per_round(client.num_batches)
         audio_s = client.audio_s(range(position, position + steps * settings.accumulate))
         in_time = (settings.max_seconds or math.inf) * self._rates.audio_s_per_s / audio_s
@@ -159,7 +188,8 @@ class _Planner:
         return _Work(steps, steps * settings.accumulate, audio_s, seconds)
 
     def _finished(self, seconds: Mapping[int, float]) -> dict[int, float]:
-        """Return when each node has answered: sites work side by side, a simulation's nodes as workers become free."""
+        """Return when each node has answered: sites work side by side, a simulation's nodes as
+        workers become free."""
         if self._rates.on_sites:
             return dict(seconds)
         free = [0.0] * self._config.simulation.num_workers
@@ -172,7 +202,10 @@ class _Planner:
     def _everyone_s(self, client_s: Sequence[float], line_s: float = 0.0) -> float:
         """Return how long it takes that every client works ``client_s``."""
         shares = assign_to_nodes(range(len(client_s)), self._hosts, self._load)
-        seconds = {node: math.fsum(client_s[part] for part in parts) + line_s for node, parts in shares.items()}
+        seconds = {
+            node: math.fsum(client_s[part] for part in parts) + line_s
+            for node, parts in shares.items()
+        }
         return max(self._finished(seconds).values()) + self._rates.overhead_s
 
     def _labels_s(self) -> float:
@@ -180,11 +213,16 @@ class _Planner:
         if not task.needs_labels or targets.kind != "kmeans":
             return 0.0
         rate = self._rates.scoring if targets.layer else self._rates.label_audio_s_per_s
-        return self._everyone_s([(client.train_s + client.validation_s) / rate for client in self._inputs.clients])
+        return self._everyone_s(
+            [(client.train_s + client.validation_s) / rate for client in self._inputs.clients]
+        )
 
     def _final_s(self) -> float:
         line_s = self._rates.line_s(self._down, 0)
-        return self._everyone_s([client.scored_at_end_s / self._rates.scoring for client in self._inputs.clients], line_s)
+        return self._everyone_s(
+            [client.scored_at_end_s / self._rates.scoring for client in self._inputs.clients],
+            line_s,
+        )
 
     def _warnings(self) -> list[str]:
         if not self._late:

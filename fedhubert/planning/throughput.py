@@ -1,4 +1,5 @@
-"""How fast this host trains and scores a run's model: measured with the run's own code, on its own batches where there are any."""
+"""How fast this host trains and scores a run's model: measured with the run's own code, on its own
+batches where there are any."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +43,15 @@ class Throughput:
     said: str
 
 
-def measure(config: Config, site: Site | None, budget_s: float, clock: Callable[[], float] = time.monotonic) -> Throughput:
-    """Train and score on this host for about ``budget_s`` seconds, with labels drawn at random, as a worker or site would.
+def measure(
+    config: Config, site: Site | None, budget_s: float, clock: Callable[[], float] = time.monotonic
+) -> Throughput:
+    """Train and score on this host for about ``budget_s`` seconds, with labels drawn at random, as
+    a worker or site would.
 
-    Without ``site`` batches are noise, as long as batches can be. Where a step on a whole batch would take too long, utterances come one by one. A
-    distillation runs its teacher, as in the first epoch. ``clock``: ``time.process_time`` where other work on the machine would disturb.
+    Without ``site`` batches are noise, as long as batches can be. Where a step on a whole batch
+    would take too long, utterances come one by one. A distillation runs its teacher, as in the
+    first epoch. ``clock``: ``time.process_time`` where other work on the machine would disturb.
     """
     config, teacher = with_teacher(config)
     device, threads = resolve_device(config.client.device), torch.get_num_threads()
@@ -63,19 +68,31 @@ def measure(config: Config, site: Site | None, budget_s: float, clock: Callable[
         whole = one_s * len(first.mask_BT) * config.client.accumulate < budget_s / _TURNS
         sized = batches if whole else _one_by_one(batches)
         trained = meter.rate(
-            lambda client, left_s: meter.train(sized(client, True), left_s), turns, budget_s * (1 - _SCORING_SHARE)
+            lambda client, left_s: meter.train(sized(client, True), left_s),
+            turns,
+            budget_s * (1 - _SCORING_SHARE),
         )
-        scored = meter.rate(lambda client, left_s: meter.score(sized(client, False), left_s), turns, budget_s * _SCORING_SHARE)
+        scored = meter.rate(
+            lambda client, left_s: meter.score(sized(client, False), left_s),
+            turns,
+            budget_s * _SCORING_SHARE,
+        )
     finally:
         torch.set_num_threads(threads)
     audio = "noise" if site is None else f"audio of {len(turns)} clients"
-    return Throughput(trained, scored, f"measured here ({device}, {audio}{'' if whole else ', one utterance at a time'})")
+    return Throughput(
+        trained,
+        scored,
+        f"measured here ({device}, {audio}{'' if whole else ', one utterance at a time'})",
+    )
 
 
 class _Meter:
     """The model that is trained and scored; both return seconds of audio, and by the clock."""
 
-    def __init__(self, config: Config, device: torch.device, objective: Objective, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: Config, device: torch.device, objective: Objective, clock: Callable[[], float]
+    ) -> None:
         self._config, self._device, self._objective, self._clock = config, device, objective, clock
         self._client = config.client.model_copy(update={"lr": _NO_RATE})
         self._model = build_model(config.model, config.task, config.seed)
@@ -117,8 +134,11 @@ class _Meter:
         )
         return result.audio_s, self._clock() - started
 
-    def rate(self, work: Callable[[int, float], tuple[float, float]], turns: list[int], budget_s: float) -> float:
-        """Let clients take turns, each at most its share of the time and a round's batches; return seconds of audio per second."""
+    def rate(
+        self, work: Callable[[int, float], tuple[float, float]], turns: list[int], budget_s: float
+    ) -> float:
+        """Let clients take turns, each at most its share of the time and a round's batches; return
+        seconds of audio per second."""
         ends, audio_s, seconds = self._clock() + budget_s, 0.0, 0.0
         for client in cycle(turns):
             heard, taken = work(client, budget_s / len(turns))
@@ -135,7 +155,9 @@ def _real(config: Config, site: Site) -> Batches:
     if config.task.needs_labels:
         rate_hz = config.targets.label_rate_hz
         frames = site.manifest.lengths() * rate_hz // SAMPLE_RATE_HZ + 1
-        labels = LabelSource(lambda row: rng.integers(config.targets.num_clusters, size=int(frames[row])), rate_hz)
+        labels = LabelSource(
+            lambda row: rng.integers(config.targets.num_clusters, size=int(frames[row])), rate_hz
+        )
 
     def batches(client: int, training: bool) -> Iterator[Batch]:
         part = site.partition(client)
@@ -145,7 +167,9 @@ def _real(config: Config, site: Site) -> Batches:
         else:
             plan = part.validation_plan
             positions = plan.first(settings.validation_batches)
-        return load_batches(site.manifest, plan, positions, labels, mask_spec(config.task), config.data)
+        return load_batches(
+            site.manifest, plan, positions, labels, mask_spec(config.task), config.data
+        )
 
     return batches
 
@@ -153,13 +177,20 @@ def _real(config: Config, site: Site) -> Batches:
 def _noise(config: Config) -> Batches:
     """Batches of the longest crops."""
     num_samples = round(config.data.max_seconds * SAMPLE_RATE_HZ)
-    rows, frames = int(config.data.batch_seconds // config.data.max_seconds), num_frames(num_samples)
+    rows, frames = (
+        int(config.data.batch_seconds // config.data.max_seconds),
+        num_frames(num_samples),
+    )
 
     def batches(client: int, training: bool) -> Iterator[Batch]:
         for position in count():
             rng = generator(config.seed, "plan/noise", client, position)
-            waveforms = 0.1 * torch.from_numpy(rng.standard_normal((rows, num_samples), dtype=np.float32))
-            labels = torch.from_numpy(rng.integers(config.targets.num_clusters, size=(rows, frames)))
+            waveforms = 0.1 * torch.from_numpy(
+                rng.standard_normal((rows, num_samples), dtype=np.float32)
+            )
+            labels = torch.from_numpy(
+                rng.integers(config.targets.num_clusters, size=(rows, frames))
+            )
             masks = torch.from_numpy(span_mask(rows, frames, mask_spec(config.task), rng))
             yield Batch(waveforms, labels if config.task.needs_labels else None, masks, position)
 

@@ -1,4 +1,5 @@
-"""From the words of ``fedhubert plan`` to what is planned, with a line for each assumption that says where it is from."""
+"""From the words of ``fedhubert plan`` to what is planned, with a line for each assumption that
+says where it is from."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,17 +36,23 @@ class Words(Model):
     @field_validator("hours_per_client", mode="before")
     @classmethod
     def _one_or_a_list(cls, text: Any) -> Any:
-        return [part.strip() for part in text.strip("[]()").split(",")] if isinstance(text, str) else text
+        return (
+            [part.strip() for part in text.strip("[]()").split(",")]
+            if isinstance(text, str)
+            else text
+        )
 
 
 _WORDS = {field.alias or name for name, field in Words.model_fields.items()}
 
 
 def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
-    """Return what is planned, its assumptions (name -> value and where it is from), and whether JSON is asked for.
+    """Return what is planned, its assumptions (name -> value and where it is from), and whether
+    JSON is asked for.
 
     Raises:
-        FedhubertError: a word or setting that is wrong or missing, with the remedy; audio or a teacher that cannot be used.
+        FedhubertError: a word or setting that is wrong or missing, with the remedy; audio or a
+            teacher that cannot be used.
     """
     words: dict[str, Any] = {}
     given: dict[str, Any] = {}
@@ -78,12 +85,19 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
         found = {"audio_s_per_s": measured.trained, "score_audio_s_per_s": measured.scored}
         given, sources = found | given, dict.fromkeys(found, measured.said) | sources
     rates = validate(Rates, given)
-    return inputs_of(config, clients, rates), {"audio": audio, **_said(rates, sources)}, asked.as_json
+    return (
+        inputs_of(config, clients, rates),
+        {"audio": audio, **_said(rates, sources)},
+        asked.as_json,
+    )
 
 
 def _said(rates: Rates, sources: dict[str, str]) -> dict[str, str]:
     """Return each rate's value and where it is from."""
-    values = rates.model_dump() | {"score_audio_s_per_s": rates.scoring, "round_overhead_s": rates.overhead_s}
+    values = rates.model_dump() | {
+        "score_audio_s_per_s": rates.scoring,
+        "round_overhead_s": rates.overhead_s,
+    }
     values["down_mbit_s"] = rates.down_mbit_s or rates.up_mbit_s
     derived = {
         "score_audio_s_per_s": "three times audio_s_per_s",
@@ -91,4 +105,6 @@ def _said(rates: Rates, sources: dict[str, str]) -> dict[str, str]:
         "round_overhead_s": f"the default {'on real sites' if rates.on_sites else 'of a simulation'}",
     }
     sources = dict.fromkeys(values, "the default") | derived | sources
-    return {name: f"{value:.4g}, {sources[name]}" for name, value in values.items() if value is not None}
+    return {
+        name: f"{value:.4g}, {sources[name]}" for name, value in values.items() if value is not None
+    }

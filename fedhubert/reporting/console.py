@@ -1,4 +1,5 @@
-"""What a person sees of a run: log lines in the terminal and in the run's log file, and a progress bar where there is a terminal."""
+"""What a person sees of a run: log lines in the terminal and in the run's log file, and a progress
+bar where there is a terminal."""
 
 import logging
 import sys
@@ -7,13 +8,21 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 LOGGER = "fedhubert"
 
 
 def log_to_terminal(*, verbose: bool = False) -> Console:
-    """Send the project's log lines to standard error; returns the console that progress bars must share."""
+    """Send the project's log lines to standard error; returns the console that progress bars must
+    share."""
     console = Console(stderr=True)
     logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -21,7 +30,11 @@ def log_to_terminal(*, verbose: bool = False) -> Console:
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(
-            console=console, show_level=False, show_path=False, rich_tracebacks=False, log_time_format="%H:%M:%S"
+            console=console,
+            show_level=False,
+            show_path=False,
+            rich_tracebacks=False,
+            log_time_format="%H:%M:%S",
         )
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
@@ -32,15 +45,19 @@ def log_to_terminal(*, verbose: bool = False) -> Console:
 
 
 def output_console(width: int) -> Console:
-    """Return a console for results on standard output, ``width`` columns wide where that is no terminal."""
+    """Return a console for results on standard output, ``width`` columns wide where that is no
+    terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
 
 
 def log_to_file(path: Path) -> logging.Handler:
-    """Also append the project's log lines to ``path``; close the returned handler with :func:`stop_logging_to`."""
+    """Also append the project's log lines to ``path``; close the returned handler with
+    :func:`stop_logging_to`."""
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
+    )
     logger = logging.getLogger(LOGGER)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
@@ -54,7 +71,8 @@ def stop_logging_to(handler: logging.Handler) -> None:
 
 
 class RoundProgress:
-    """A bar of the clients done in the current round, on a terminal; silent otherwise (each round logs a line anyway)."""
+    """A bar of the clients done in the current round, on a terminal; silent otherwise (each round
+    logs a line anyway)."""
 
     def __init__(self, console: Console | None) -> None:
         self._bar: Progress | None = None
@@ -74,7 +92,12 @@ class RoundProgress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -83,4 +106,6 @@ class RoundProgress:
             return
         if self._task is None:
             self._task = self._bar.add_task("", total=asked)
-        self._bar.update(self._task, description=f"round {round_number}", total=asked, completed=done)
+        self._bar.update(
+            self._task, description=f"round {round_number}", total=asked, completed=done
+        )

@@ -1,4 +1,5 @@
-"""What a report knows of a run, read from its folder; whatever a run (an older one, an interrupted one, a baseline) lacks is left out."""
+"""What a report knows of a run, read from its folder; whatever a run (an older one, an interrupted
+one, a baseline) lacks is left out."""
 
 import json
 from collections import Counter
@@ -44,7 +45,11 @@ class RunData:
     def rounds(self) -> list[Event]:
         """The events of its rounds, each number once (the last one told)."""
         return list(
-            {event["round"]: event for event in self.events if event.get("event") == "round" and "round" in event}.values()
+            {
+                event["round"]: event
+                for event in self.events
+                if event.get("event") == "round" and "round" in event
+            }.values()
         )
 
     @property
@@ -53,12 +58,23 @@ class RunData:
 
     @property
     def targets(self) -> Event:
-        return next((event for event in reversed(self.events) if event.get("event") == "targets"), {})
+        return next(
+            (event for event in reversed(self.events) if event.get("event") == "targets"), {}
+        )
 
     @property
     def kind(self) -> str:
         """``federated``, ``central`` or ``local_only``."""
-        return str(next((event.get("kind", "") for event in self.events if event.get("event") == "baseline"), "federated"))
+        return str(
+            next(
+                (
+                    event.get("kind", "")
+                    for event in self.events
+                    if event.get("event") == "baseline"
+                ),
+                "federated",
+            )
+        )
 
     def training(self, figure: str) -> list[tuple[int, float]]:
         """Return (round, figure) of what clients measured while they trained."""
@@ -71,13 +87,21 @@ class RunData:
     def cosines(self) -> list[tuple[int, list[float]]]:
         """Return (round, cosine of each client's update to the mean), for the rounds that tell."""
         found = [
-            (event["round"], [value for client in _clients(event) if (value := _number(client, "cosine_to_mean")) is not None])
+            (
+                event["round"],
+                [
+                    value
+                    for client in _clients(event)
+                    if (value := _number(client, "cosine_to_mean")) is not None
+                ],
+            )
             for event in self.rounds
         ]
         return [(number, values) for number, values in found if values]
 
     def updates(self, figure: str) -> dict[int, float]:
-        """Return client -> mean over its rounds of a figure of its updates: ``update_norm``, ``cosine_to_mean``."""
+        """Return client -> mean over its rounds of a figure of its updates: ``update_norm``,
+        ``cosine_to_mean``."""
         values: dict[int, list[float]] = {}
         for client in (client for event in self.rounds for client in _clients(event)):
             if (value := _number(client, figure)) is not None:
@@ -85,38 +109,61 @@ class RunData:
         return {number: fmean(found) for number, found in values.items()}
 
     def _by_round(self, part: str, figure: str) -> list[tuple[int, float]]:
-        return [(event["round"], value) for event in self.rounds if (value := _number(event.get(part), figure)) is not None]
+        return [
+            (event["round"], value)
+            for event in self.rounds
+            if (value := _number(event.get(part), figure)) is not None
+        ]
 
     def validation(self, figure: str) -> list[tuple[int, float]]:
         """Return (round of the model, figure) on the clients' validation splits."""
-        scored = sorted(validation_by_round([event for event in self.events if _scored(event)]).items())
-        return [(number, value) for number, figures in scored if (value := _number(figures, figure)) is not None]
+        scored = sorted(
+            validation_by_round([event for event in self.events if _scored(event)]).items()
+        )
+        return [
+            (number, value)
+            for number, figures in scored
+            if (value := _number(figures, figure)) is not None
+        ]
 
     def client_scores(self) -> Iterator[tuple[int, dict[int, Score]]]:
         """Yield (round of the model, client -> score), in the order of events."""
         for event in self.events:
             if not _scored(event):
                 continue
-            scores = {client["partition"]: score for client in event.get("clients") or () if (score := _score(client))}
+            scores = {
+                client["partition"]: score
+                for client in event.get("clients") or ()
+                if (score := _score(client))
+            }
             if scores:
                 yield event["validation"]["model_round"], scores
 
     def last_scores(self) -> dict[int, Score]:
-        """Return every client's score of the last model that it scored: of the final one, where the run came to its end."""
+        """Return every client's score of the last model that it scored: of the final one, where the
+        run came to its end."""
         last: dict[int, Score] = {}
         for _, scores in self.client_scores():
             last |= scores
         return last
 
     def participation(self) -> tuple[Counter[int], Counter[int], Counter[tuple[int, str]]]:
-        """Return rounds asked per client, updates used per client, and failures per (client, code)."""
+        """Return rounds asked per client, updates used per client, and failures per (client,
+        code)."""
         asked: Counter[int] = Counter()
         used: Counter[int] = Counter()
         failures: Counter[tuple[int, str]] = Counter()
         for event in self.rounds:
             asked.update(event.get("asked") or ())
-            used.update(client["partition"] for client in event.get("clients") or () if "partition" in client)
-            failures.update((item.get("partition", -1), str(item.get("code", "unknown"))) for item in event.get("failed") or ())
+            used.update(
+                client["partition"]
+                for client in event.get("clients") or ()
+                if "partition" in client
+            )
+            failures.update(
+                (item.get("partition", -1), str(item.get("code", "unknown")))
+                for item in event.get("failed") or ()
+            )
         return asked, used, failures
 
     def bytes_sent(self) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
@@ -131,7 +178,10 @@ class RunData:
 
     def seconds(self) -> dict[str, float]:
         """Return the time of all rounds by phase; empty where the run does not tell."""
-        spent = {phase: sum(_number(event.get("seconds"), phase) or 0.0 for event in self.rounds) for phase in PHASES}
+        spent = {
+            phase: sum(_number(event.get("seconds"), phase) or 0.0 for event in self.rounds)
+            for phase in PHASES
+        }
         whole = sum(_number(event.get("seconds"), "round") or 0.0 for event in self.rounds)
         spent = {phase: seconds for phase, seconds in spent.items() if seconds}
         other = whole - sum(spent.values())
@@ -143,7 +193,8 @@ class RunData:
 
 
 def read_runs(folders: list[Path]) -> list[RunData]:
-    """Read run folders, under names that tell them apart; of a sweep's folder, the runs of its jobs.
+    """Read run folders, under names that tell them apart; of a sweep's folder, the runs of its
+    jobs.
 
     Raises:
         DataError: a folder that holds no run.
@@ -154,10 +205,18 @@ def read_runs(folders: list[Path]) -> list[RunData]:
 
 
 def config_differences(runs: list[RunData]) -> list[tuple[str, list[str]]]:
-    """Return (dotted key, value of each run) of the settings in which runs differ; where a run is kept is no setting."""
+    """Return (dotted key, value of each run) of the settings in which runs differ; where a run is
+    kept is no setting."""
     flat = [dict(_flatten(run.config)) for run in runs]
-    keys = sorted(key for key in {key for values in flat for key in values} if rules_for(key).get("in_report", True))
-    rows = [(key, [_text(values[key]) if key in values else "not set" for values in flat]) for key in keys]
+    keys = sorted(
+        key
+        for key in {key for values in flat for key in values}
+        if rules_for(key).get("in_report", True)
+    )
+    rows = [
+        (key, [_text(values[key]) if key in values else "not set" for values in flat])
+        for key in keys
+    ]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
@@ -165,16 +224,30 @@ def _read(folder: Path, name: str) -> RunData:
     events = list(read_events(folder / "metrics.jsonl"))
     comparison = _json(folder / "compare.json")
     if not events and not comparison:
-        raise DataError(f"{folder} holds no run: there is no metrics.jsonl with events in it, and no compare.json", setting="RUN")
-    return RunData(name, folder, events, _yaml(folder / "config.yaml"), _json(folder / "results.json"), comparison)
+        raise DataError(
+            f"{folder} holds no run: there is no metrics.jsonl with events in it, and no compare.json",
+            setting="RUN",
+        )
+    return RunData(
+        name,
+        folder,
+        events,
+        _yaml(folder / "config.yaml"),
+        _json(folder / "results.json"),
+        comparison,
+    )
 
 
 def _jobs(folder: Path) -> list[Path]:
-    """Return the folders of a sweep's jobs that hold a run, by number; none where ``folder`` is a run or a comparison itself."""
+    """Return the folders of a sweep's jobs that hold a run, by number; none where ``folder`` is a
+    run or a comparison itself."""
     if (folder / "metrics.jsonl").is_file() or (folder / "compare.json").is_file():
         return []
     jobs = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    return sorted((path for path in jobs if (path / "metrics.jsonl").is_file()), key=lambda path: int(path.name))
+    return sorted(
+        (path for path in jobs if (path / "metrics.jsonl").is_file()),
+        key=lambda path: int(path.name),
+    )
 
 
 def _names(folders: list[Path]) -> list[str]:
@@ -194,14 +267,21 @@ def _scored(event: Event) -> bool:
 
 def _score(client: Mapping[str, Any]) -> Score | None:
     frames = _number(client, "validation_masked_frames")
-    loss, correct = _number(client, "validation_cross_entropy_sum"), _number(client, "validation_correct")
+    loss, correct = (
+        _number(client, "validation_cross_entropy_sum"),
+        _number(client, "validation_correct"),
+    )
     if not frames or loss is None or correct is None or "partition" not in client:
         return None
     return Score(loss / frames, correct / frames)
 
 
 def _clients(event: Event) -> list[Any]:
-    return [client for client in event.get("clients") or () if isinstance(client, dict) and "partition" in client]
+    return [
+        client
+        for client in event.get("clients") or ()
+        if isinstance(client, dict) and "partition" in client
+    ]
 
 
 def _number(values: Any, name: str) -> float | None:
@@ -236,4 +316,10 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _text(value: Any) -> str:
-    return "null" if value is None else json.dumps(value) if isinstance(value, (list, bool)) else str(value)
+    return (
+        "null"
+        if value is None
+        else json.dumps(value)
+        if isinstance(value, (list, bool))
+        else str(value)
+    )

@@ -12,7 +12,8 @@ from fedhubert.reporting.report_data import RunData, config_differences
 from fedhubert.reporting.summary import MANY_ROUNDS
 
 MAX_CLIENTS = 40
-"""Rows of a table of clients; of more, those with most failures and then the lowest accuracy are shown."""
+"""Rows of a table of clients; of more, those with most failures and then the lowest accuracy are
+shown."""
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -39,7 +40,9 @@ def render(runs: Sequence[RunData]) -> str:
         ("Probes and clusters", _evaluations(runs)),
         ("Comparison", _comparisons(runs)),
     ]
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
+    body = "".join(
+        f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content
+    )
     names = escape(", ".join(run.name for run in runs))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>fedhubert: {names}</title>'
     return f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body><h1>fedhubert: {names}</h1>{body}</body></html>\n'
@@ -167,13 +170,26 @@ def _participation_of(run: RunData) -> str:
     if not numbers:
         return ""
     scores = run.last_scores()
-    failed = {number: sum(count for (client, _), count in failures.items() if client == number) for number in numbers}
+    failed = {
+        number: sum(count for (client, _), count in failures.items() if client == number)
+        for number in numbers
+    }
     norms, cosines = run.updates("update_norm"), run.updates("cosine_to_mean")
-    accuracy = {number: scores[number].masked_accuracy if number in scores else 1.0 for number in numbers}
-    shown = sorted(sorted(numbers, key=lambda number: (-failed[number], accuracy[number], number))[:MAX_CLIENTS])
+    accuracy = {
+        number: scores[number].masked_accuracy if number in scores else 1.0 for number in numbers
+    }
+    shown = sorted(
+        sorted(numbers, key=lambda number: (-failed[number], accuracy[number], number))[
+            :MAX_CLIENTS
+        ]
+    )
     rows = []
     for number in shown:
-        codes = ", ".join(f"{code} ({count})" for (client, code), count in sorted(failures.items()) if client == number)
+        codes = ", ".join(
+            f"{code} ({count})"
+            for (client, code), count in sorted(failures.items())
+            if client == number
+        )
         name = "whole node" if number < 0 else f"client {number}"
         score = _decimal(accuracy[number]) if number in scores else ""
         norm = f"{norms[number]:.4g}" if number in norms else ""
@@ -200,15 +216,36 @@ def _costs(runs: Sequence[RunData]) -> str:
         if not run.rounds:
             continue
         down, up = run.bytes_sent()
-        full = sum(float(event.get(name) or 0) for event in run.rounds for name in ("bytes_down_fp32", "bytes_up_fp32"))
+        full = sum(
+            float(event.get(name) or 0)
+            for event in run.rounds
+            for name in ("bytes_down_fp32", "bytes_up_fp32")
+        )
         sent = down[-1][1] + up[-1][1]
-        phases = ", ".join(f"{phase.replace('_', ' ')} {duration(seconds)}" for phase, seconds in run.seconds().items())
+        phases = ", ".join(
+            f"{phase.replace('_', ' ')} {duration(seconds)}"
+            for phase, seconds in run.seconds().items()
+        )
         count = len(run.rounds)
         share = f"{sent / full:.1%}" if full else ""
-        rows.append([run.name, f"{down[-1][1] / count / 1e6:.2f}", f"{up[-1][1] / count / 1e6:.2f}", share, phases])
+        rows.append(
+            [
+                run.name,
+                f"{down[-1][1] / count / 1e6:.2f}",
+                f"{up[-1][1] / count / 1e6:.2f}",
+                share,
+                phases,
+            ]
+        )
     if not rows:
         return ""
-    head = ["run", "MB down a round", "MB up a round", "of what fp32 would send", "time of all rounds"]
+    head = [
+        "run",
+        "MB down a round",
+        "MB up a round",
+        "of what fp32 would send",
+        "time of all rounds",
+    ]
     return _plot(report_plots.costs(runs)) + _table(head, rows)
 
 
@@ -226,7 +263,12 @@ def _evaluations(runs: Sequence[RunData]) -> str:
     for run in runs:
         for task, probe in _mapping(run.results.get("probes")).items():
             rows = [
-                [row["encoder"], _layer(row), _decimal(row["accuracy"]), _decimal(row.get("majority"))]
+                [
+                    row["encoder"],
+                    _layer(row),
+                    _decimal(row["accuracy"]),
+                    _decimal(row.get("majority")),
+                ]
                 for row in probe.get("rows", [])
             ]
             title = f"{run.name}: probe for {task} ({probe.get('split', '')})"
@@ -243,7 +285,9 @@ def _evaluations(runs: Sequence[RunData]) -> str:
                 for row in clusters.get("rows", [])
             ]
             title = f"{run.name}: {clusters.get('k', '')} clusters against {task}"
-            parts.append(_table(["features", "layer", "PNMI", "label purity", "cluster purity"], rows, title))
+            parts.append(
+                _table(["features", "layer", "PNMI", "label purity", "cluster purity"], rows, title)
+            )
     return "".join(parts)
 
 
@@ -253,7 +297,15 @@ def _comparisons(runs: Sequence[RunData]) -> str:
         summary = _mapping(run.comparison.get("summary"))
         names = list(dict.fromkeys(name for figures in summary.values() for name in figures))
         rows = [
-            [system, *(f"{figures[name]['mean']:.4f} ± {figures[name]['sd']:.4f}" if name in figures else "" for name in names)]
+            [
+                system,
+                *(
+                    f"{figures[name]['mean']:.4f} ± {figures[name]['sd']:.4f}"
+                    if name in figures
+                    else ""
+                    for name in names
+                ),
+            ]
             for system, figures in summary.items()
             if figures
         ]
@@ -265,7 +317,9 @@ def _comparisons(runs: Sequence[RunData]) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
     titles = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    lines = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f'<div class="wide"><table>{said}<thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
 

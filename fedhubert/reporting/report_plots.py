@@ -14,7 +14,8 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#
 
 
 def curves(runs: Sequence[RunData]) -> str:
-    """Loss and masked accuracy by round: dashed while training, solid on validation splits; dotted, what ignoring the input gives."""
+    """Loss and masked accuracy by round: dashed while training, solid on validation splits; dotted,
+    what ignoring the input gives."""
 
     def draw(left: Axes, right: Axes) -> None:
         for axes, figure, level, title in (
@@ -34,10 +35,14 @@ def curves(runs: Sequence[RunData]) -> str:
 
 
 def distances(runs: Sequence[RunData]) -> str:
-    """How far students are from their teachers, by round: dashed while training, solid on validation splits."""
+    """How far students are from their teachers, by round: dashed while training, solid on
+    validation splits."""
 
     def draw(left: Axes, right: Axes) -> None:
-        for axes, figure, title in ((left, "cosine_distance", "1 - cosine"), (right, "relative_l2", "relative L2 distance")):
+        for axes, figure, title in (
+            (left, "cosine_distance", "1 - cosine"),
+            (right, "relative_l2", "relative L2 distance"),
+        ):
             for number, run in enumerate(runs):
                 _line(axes, run.training(figure), number, linestyle="--", alpha=0.6)
                 _line(axes, run.validation(figure), number, marker="o", label=run.name)
@@ -48,7 +53,8 @@ def distances(runs: Sequence[RunData]) -> str:
 
 
 def clients(runs: Sequence[RunData]) -> str:
-    """Each client's masked accuracy under the last model, sorted; and the worst and best client of each round."""
+    """Each client's masked accuracy under the last model, sorted; and the worst and best client of
+    each round."""
 
     def draw(left: Axes, right: Axes) -> None:
         for number, run in enumerate(runs):
@@ -64,9 +70,19 @@ def clients(runs: Sequence[RunData]) -> str:
             rounds = sorted(spread)
             if rounds:
                 low, high = zip(*(spread[model] for model in rounds), strict=True)
-                right.fill_between(rounds, low, high, color=_colour(number), alpha=0.15, linewidth=0)
-                right.plot(rounds, low, color=_colour(number), linewidth=1.5, label=f"{run.name}: worst client")
-        _finish(left, "clients at or below an accuracy (last model)", "masked accuracy", whole=False)
+                right.fill_between(
+                    rounds, low, high, color=_colour(number), alpha=0.15, linewidth=0
+                )
+                right.plot(
+                    rounds,
+                    low,
+                    color=_colour(number),
+                    linewidth=1.5,
+                    label=f"{run.name}: worst client",
+                )
+        _finish(
+            left, "clients at or below an accuracy (last model)", "masked accuracy", whole=False
+        )
         _finish(right, "worst to best client of each round", "round")
         _legend(left)
         _legend(right)
@@ -75,8 +91,9 @@ def clients(runs: Sequence[RunData]) -> str:
 
 
 def drift(runs: Sequence[RunData]) -> str:
-    """By round: norms of clients' updates (solid) and of their mean (dashed); cosines of two clients' updates (solid), and of
-    each client's to the mean (dashed: the mean over clients; shaded: from the lowest to the highest)."""
+    """By round: norms of clients' updates (solid) and of their mean (dashed); cosines of two
+    clients' updates (solid), and of each client's to the mean (dashed: the mean over clients;
+    shaded: from the lowest to the highest)."""
 
     def draw(left: Axes, right: Axes) -> None:
         for number, run in enumerate(runs):
@@ -87,7 +104,9 @@ def drift(runs: Sequence[RunData]) -> str:
             if cosines := run.cosines():
                 rounds, values = zip(*cosines, strict=True)
                 low, high = map(min, values), map(max, values)
-                right.fill_between(rounds, list(low), list(high), color=_colour(number), alpha=0.15, linewidth=0)
+                right.fill_between(
+                    rounds, list(low), list(high), color=_colour(number), alpha=0.15, linewidth=0
+                )
         _finish(left, "norm of updates and of their mean", "round")
         _finish(right, "cosines: two clients' updates, each to the mean", "round")
         _legend(left)
@@ -103,13 +122,20 @@ def costs(runs: Sequence[RunData]) -> str:
         for number, run in enumerate(runs):
             down, up = run.bytes_sent()
             _line(left, [(x, y / 1e6) for x, y in down], number, label=f"{run.name}: down")
-            _line(left, [(x, y / 1e6) for x, y in up], number, linestyle="--", label=f"{run.name}: up")
+            _line(
+                left, [(x, y / 1e6) for x, y in up], number, linestyle="--", label=f"{run.name}: up"
+            )
         phases = list(dict.fromkeys(phase for run in runs for phase in run.seconds()))
         begun = [0.0] * len(runs)
         for place, phase in enumerate(phases):
             spent = [run.seconds().get(phase, 0.0) for run in runs]
             right.barh(
-                [run.name for run in runs], spent, left=begun, color=_colour(place), height=0.6, label=phase.replace("_", " ")
+                [run.name for run in runs],
+                spent,
+                left=begun,
+                color=_colour(place),
+                height=0.6,
+                label=phase.replace("_", " "),
             )
             begun = [before + more for before, more in zip(begun, spent, strict=True)]
         right.invert_yaxis()
@@ -117,7 +143,13 @@ def costs(runs: Sequence[RunData]) -> str:
         _finish(right, "time of all rounds by phase", "seconds", whole=False)
         _legend(left)
         if phases:  # below, since bars fill the panel
-            right.legend(fontsize=8, frameon=False, ncol=len(phases), loc="upper center", bbox_to_anchor=(0.5, -0.15))
+            right.legend(
+                fontsize=8,
+                frameon=False,
+                ncol=len(phases),
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.15),
+            )
 
     return _figure("Bytes and time", draw)
 
@@ -131,7 +163,13 @@ def _figure(title: str, draw: Callable[[Axes, Axes], None]) -> str:
 
     salt = re.sub(r"\W", "", title)  # keeps the ids of figures on one page apart
     with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9, "font.family": "sans-serif", "text.parse_math": False}
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": salt,
+            "font.size": 9,
+            "font.family": "sans-serif",
+            "text.parse_math": False,
+        }
     ):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
         draw(left, right)
@@ -149,7 +187,8 @@ def _figure(title: str, draw: Callable[[Axes, Axes], None]) -> str:
 
 
 def _line(axes: Axes, points: Sequence[tuple[float, float]], number: int, **style: Any) -> None:
-    """Draw a curve; of many rounds as a running mean, over the values themselves where the line is solid."""
+    """Draw a curve; of many rounds as a running mean, over the values themselves where the line is
+    solid."""
     if len(points) > MANY_ROUNDS:
         if "linestyle" not in style:
             axes.plot(*zip(*points, strict=True), color=_colour(number), linewidth=0.5, alpha=0.25)

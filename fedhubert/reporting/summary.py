@@ -1,4 +1,5 @@
-"""The end of a run: a table of its rounds and a plot of its curves, both made from ``metrics.jsonl`` alone."""
+"""The end of a run: a table of its rounds and a plot of its curves, both made from
+``metrics.jsonl`` alone."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +12,19 @@ from fedhubert.runs.metrics import Event, read_events
 
 
 def validation_by_round(events: list[Event]) -> dict[int, dict[str, Any]]:
-    """Return model round -> federated validation figures (round r's arrive with round r + 1, the last with the final evaluation)."""
-    return {event["validation"]["model_round"]: event["validation"] for event in events if event.get("validation")}
+    """Return model round -> federated validation figures (round r's arrive with round r + 1, the
+    last with the final evaluation)."""
+    return {
+        event["validation"]["model_round"]: event["validation"]
+        for event in events
+        if event.get("validation")
+    }
 
 
 def rounds_table(metrics_file: Path) -> Table:
-    """Return one row per round: training and validation loss and masked accuracy of the round's model (of a student: its distance to the teacher),
-    clients, seconds. Of many rounds only every n-th, and the last."""
+    """Return one row per round: training and validation loss and masked accuracy of the round's
+    model (of a student: its distance to the teacher), clients, seconds. Of many rounds only every
+    n-th, and the last."""
     events = list(read_events(metrics_file))
     validation = validation_by_round(events)
     second, _, short = second_figure(events)
@@ -80,7 +87,8 @@ MANY_ROUNDS = 60
 
 
 def trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the running mean of ``points`` (x, y) over a thirtieth of them around each; at the ends over as many as there are."""
+    """Return the running mean of ``points`` (x, y) over a thirtieth of them around each; at the
+    ends over as many as there are."""
     half = max(1, len(points) // 60)
     values = [y for _, y in points]
     around = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
@@ -88,8 +96,9 @@ def trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def plot_curves(metrics_file: Path, out: Path) -> None:
-    """Draw loss and masked accuracy per round, with the two levels that a model must pass to have learned anything: the entropy of the labels'
-    unigram distribution and the share of the most frequent label. Of a student: its loss and its distance to the teacher."""
+    """Draw loss and masked accuracy per round, with the two levels that a model must pass to have
+    learned anything: the entropy of the labels' unigram distribution and the share of the most
+    frequent label. Of a student: its loss and its distance to the teacher."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,7 +117,10 @@ def plot_curves(metrics_file: Path, out: Path) -> None:
     ):
         training = [(event["round"], event["train"].get(key, math.nan)) for event in rounds]
         scored = [(number, figures.get(key, math.nan)) for number, figures in validation]
-        for points, style, label in ((training, "o-", "train (during the round)"), (scored, "s-", "validation (round's model)")):
+        for points, style, label in (
+            (training, "o-", "train (during the round)"),
+            (scored, "s-", "validation (round's model)"),
+        ):
             if len(points) > MANY_ROUNDS:
                 points, style, label = trend(points), "-", f"{label}, running mean"
             axis.plot(*zip(*points, strict=True) if points else ([], []), style, ms=3, label=label)

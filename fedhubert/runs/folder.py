@@ -15,10 +15,13 @@ from fedhubert.files import on_server
 def resolve_out(config: Config) -> Path:
     """Return the run's folder, absolute.
 
-    ``out`` as given, or ``outputs/<experiment>/<date>-<time>``; a relative path starts from ``FEDHUBERT_HOME`` or, where that is not set, from
-    the working directory of the process that runs the server (the shell of ``fedhubert train``, the SuperLink of ``flwr run``).
+    ``out`` as given, or ``outputs/<experiment>/<date>-<time>``; a relative path starts from
+    ``FEDHUBERT_HOME`` or, where that is not set, from the working directory of the process that
+    runs the server (the shell of ``fedhubert train``, the SuperLink of ``flwr run``).
     """
-    return on_server(config.out or str(Path("outputs", config.experiment, time.strftime("%Y%m%d-%H%M%S"))))
+    return on_server(
+        config.out or str(Path("outputs", config.experiment, time.strftime("%Y%m%d-%H%M%S")))
+    )
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class RunFolder:
     @classmethod
     def of(cls, config: Config) -> "RunFolder":
         out = resolve_out(config)
-        checkpoints = on_server(config.checkpoint_dir) if config.checkpoint_dir else out / "checkpoints"
+        checkpoints = (
+            on_server(config.checkpoint_dir) if config.checkpoint_dir else out / "checkpoints"
+        )
         return cls(out, checkpoints)
 
     @property
@@ -60,11 +65,13 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"cannot write to the run's folder {self.path}: {error.strerror}; choose another with out=...", setting="out"
+                f"cannot write to the run's folder {self.path}: {error.strerror}; choose another with out=...",
+                setting="out",
             ) from None
 
     def run_key(self) -> str:
-        """Return the run's name for its sites: random at the first start, the same after a resume."""
+        """Return the run's name for its sites: random at the first start, the same after a
+        resume."""
         file = self.path / "run.json"
         if not file.is_file():
             file.write_text(json.dumps({"run_key": secrets.token_hex(8)}) + "\n")

@@ -10,7 +10,8 @@ Event = dict[str, Any]
 
 
 def append_event(path: Path, event: Event) -> None:
-    """Append ``event`` as one line and force it to disk; a value that is not finite becomes null."""
+    """Append ``event`` as one line and force it to disk; a value that is not finite becomes
+    null."""
     with path.open("a") as file:
         file.write(json.dumps(_plain(event)) + "\n")
         file.flush()
@@ -33,7 +34,9 @@ def read_events(path: Path) -> Iterator[Event]:
 def keep_events(path: Path, wanted: Callable[[Event], bool]) -> None:
     """Drop the events that are not ``wanted``, so that a resumed run logs each once."""
     temporary = path.with_suffix(".jsonl.tmp")
-    temporary.write_text("".join(json.dumps(event) + "\n" for event in read_events(path) if wanted(event)))
+    temporary.write_text(
+        "".join(json.dumps(event) + "\n" for event in read_events(path) if wanted(event))
+    )
     temporary.replace(path)
 
 

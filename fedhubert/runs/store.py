@@ -51,14 +51,16 @@ class Found:
         """Return the checkpoint, and what was saved for resuming.
 
         Raises:
-            CheckpointError: there is no intact round, it cannot be read, or it was saved without what resuming needs.
+            CheckpointError: there is no intact round, it cannot be read, or it was saved without
+                what resuming needs.
         """
         if self.path is None:
             raise CheckpointError("no intact checkpoint to load")
         resume = resume_path(self.path)
         if not resume.exists():
             raise CheckpointError(
-                f"{self.path} has no {resume.name} beside it: it can be exported, but not resumed", setting="resume"
+                f"{self.path} has no {resume.name} beside it: it can be exported, but not resumed",
+                setting="resume",
             )
         return validated(self.path, load_plain(self.path)), load_plain(resume)
 
@@ -89,11 +91,13 @@ class RoundStore:
     ) -> Path:
         """Write a round; when this returns, it is on the disk. Equal arguments give equal bytes.
 
-        A HuBERT encoder whose sizes are in ``config["model"]`` is also stored under s3prl's names: the same tensors, written once.
+        A HuBERT encoder whose sizes are in ``config["model"]`` is also stored under s3prl's names:
+        the same tensors, written once.
 
         Args:
             round_number: The round that the model comes out of.
-            model_state: ``state_dict`` of the model; floating-point tensors are stored as float32 on the CPU.
+            model_state: ``state_dict`` of the model; floating-point tensors are stored as float32
+                on the CPU.
             config: The run's configuration as plain values (``model_dump(mode="json")``).
             federated_metrics: The round's figures as plain values; NumPy scalars become Python's.
             resume: Plain values and tensors that only resuming needs; None writes no sidecar.
@@ -104,7 +108,9 @@ class RoundStore:
         """
         checkpoint = _checkpoint(round_number, model_state, config, federated_metrics)
         path = self.path(round_number)
-        contents: dict[Path, Any] = {} if resume is None else {resume_path(path): plain(resume, "resume", tensors=True)}
+        contents: dict[Path, Any] = (
+            {} if resume is None else {resume_path(path): plain(resume, "resume", tensors=True)}
+        )
         contents[path] = checkpoint
         with explaining_write_errors(self.folder, setting="checkpoint_dir"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -121,15 +127,19 @@ class RoundStore:
         config: Mapping[str, Any],
         federated_metrics: Mapping[str, Any],
     ) -> Path:
-        """Write ``best_checkpoint.pt``, in the form of a round's and instead of the one that is there; raises like :meth:`save`."""
+        """Write ``best_checkpoint.pt``, in the form of a round's and instead of the one that is
+        there; raises like :meth:`save`."""
         path = self.folder / "best_checkpoint.pt"
         with explaining_write_errors(self.folder, setting="checkpoint_dir"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._write(path, {path: _checkpoint(round_number, model_state, config, federated_metrics)})
+            self._write(
+                path, {path: _checkpoint(round_number, model_state, config, federated_metrics)}
+            )
         return path
 
     def _write(self, path: Path, contents: dict[Path, Any]) -> None:
-        """Write all files under temporary names first: a full disk is met before anything that exists is touched."""
+        """Write all files under temporary names first: a full disk is met before anything that
+        exists is touched."""
         written: list[Path] = []
         try:
             lines = []
@@ -139,7 +149,9 @@ class RoundStore:
             digests = digest_path(path)
             write_temporary(digests, lambda file: file.write("".join(lines).encode()))
             written.insert(0, digests)
-            if path.exists():  # a round saved again: take it away as a whole, so that files of two saves are never seen together
+            # a round saved again: take it away as a whole, so that files of two saves are never
+            # seen together
+            if path.exists():
                 _remove(path)
                 sync_folder(self.folder)
             for target in written[:-1]:
@@ -153,7 +165,8 @@ class RoundStore:
             raise
 
     def latest(self) -> Found:
-        """Return the newest intact round (its sidecar included); reads whole files, changes nothing."""
+        """Return the newest intact round (its sidecar included); reads whole files, changes
+        nothing."""
         rejected: list[tuple[Path, str]] = []
         for number in reversed(self.rounds()):
             path = self.path(number)
@@ -174,17 +187,23 @@ class RoundStore:
                     _remove(self.path(number))
 
     def _remove_leftovers(self) -> None:
-        """Remove what a killed save or prune left: temporary files, and sidecars without their checkpoint."""
+        """Remove what a killed save or prune left: temporary files, and sidecars without their
+        checkpoint."""
         for file in self.folder.iterdir():
             orphan = re.fullmatch(r"(round_\d{3,})_(resume\.pt|checkpoint\.sha256)", file.name)
             named = (f"{TEMPORARY_PREFIX}round_", f"{TEMPORARY_PREFIX}best_")
             temporary = file.name.startswith(named) and file.name.endswith(TEMPORARY_SUFFIX)
-            if temporary or (orphan and not (self.folder / f"{orphan.group(1)}_checkpoint.pt").exists()):
+            if temporary or (
+                orphan and not (self.folder / f"{orphan.group(1)}_checkpoint.pt").exists()
+            ):
                 file.unlink(missing_ok=True)
 
 
 def _checkpoint(
-    round_number: int, model_state: Mapping[str, Tensor], config: Mapping[str, Any], federated_metrics: Mapping[str, Any]
+    round_number: int,
+    model_state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    federated_metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
     model = {name: float32(tensor) for name, tensor in model_state.items()}
     return {

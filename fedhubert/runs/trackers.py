@@ -1,7 +1,8 @@
 """The figures of ``metrics.jsonl`` in TensorBoard, Weights & Biases and MLflow, as they come.
 
-``metrics.jsonl`` stays what is true: when a run goes on after an interruption, trackers are given what it holds, and take what they do not have yet.
-Only totals over clients go to them, and settings without paths. What goes wrong while a run is on costs the tracker, not the run.
+``metrics.jsonl`` stays what is true: when a run goes on after an interruption, trackers are given
+what it holds, and take what they do not have yet. Only totals over clients go to them, and settings
+without paths. What goes wrong while a run is on costs the tracker, not the run.
 """
 
 import importlib.util
@@ -34,7 +35,8 @@ class Tracker(Protocol):
     """A place where figures go."""
 
     def track(self, moment: int, points: list[Point]) -> None:
-        """Take the points of one event. ``moment`` grows from event to event, and is the same for an event that is told again after a resume."""
+        """Take the points of one event. ``moment`` grows from event to event, and is the same for
+        an event that is told again after a resume."""
 
     def close(self) -> None:
         """Finish what is under way."""
@@ -64,7 +66,9 @@ class Trackers:
         ConfigError: a tracker that does not start.
     """
 
-    def __init__(self, config: Config, folder: Path, key: str, events: Iterable[Event] = ()) -> None:
+    def __init__(
+        self, config: Config, folder: Path, key: str, events: Iterable[Event] = ()
+    ) -> None:
         self._offset = config.targets.max_iterations
         self._hide = config.privacy.hides_figures
         self._open: dict[str, Tracker] = {}
@@ -72,10 +76,13 @@ class Trackers:
         for name in config.reporting.trackers:
             try:
                 self._open[name] = _BUILDERS[name](config, folder, key)
-            except Exception as error:  # of libraries that have no common kind: nobody has waited for anything yet
+            except (
+                Exception
+            ) as error:  # of libraries that have no common kind: nobody has waited for anything yet
                 self.close()
                 raise ConfigError(
-                    f"reporting.trackers: {name} does not start: {_said(error)}", setting="reporting.trackers"
+                    f"reporting.trackers: {name} does not start: {_said(error)}",
+                    setting="reporting.trackers",
                 ) from None
         if self._open:
             for event in events:
@@ -89,7 +96,11 @@ class Trackers:
                 tracker.track(self._moment(event), points)
             except Exception as error:
                 del self._open[name]
-                log.warning("tracker %s failed and is left out from here on; metrics.jsonl has all: %s", name, _said(error))
+                log.warning(
+                    "tracker %s failed and is left out from here on; metrics.jsonl has all: %s",
+                    name,
+                    _said(error),
+                )
 
     def close(self) -> None:
         """Let trackers finish."""
@@ -105,13 +116,16 @@ class Trackers:
 
 
 def points_of(event: Event, *, clients_figures: bool = True) -> Iterator[Point]:
-    """Yield the figures of an event that trackers take. Validation is of the model of an earlier round, and stands at that round.
+    """Yield the figures of an event that trackers take. Validation is of the model of an earlier
+    round, and stands at that round.
 
     Without ``clients_figures``: only what the server measures itself, and epsilon.
     """
     kind = event.get("event")
     if kind == "kmeans" and clients_figures:
-        yield from _points("kmeans", event["iteration"], {"inertia_per_frame": event["inertia_per_frame"]})
+        yield from _points(
+            "kmeans", event["iteration"], {"inertia_per_frame": event["inertia_per_frame"]}
+        )
     if kind not in ("round", "final"):
         return
     number: int = event["round"]
@@ -125,8 +139,13 @@ def points_of(event: Event, *, clients_figures: bool = True) -> Iterator[Point]:
     for family in ("train", "drift", "seconds"):
         yield from _points(family, number, event.get(family))
     if kind == "round":
-        used = {"clients": len(event.get("clients") or ()), "failed": len(event.get("failed") or ())}
-        yield from _points("round", number, used | {name: event.get(name) for name in ("bytes_down", "bytes_up")})
+        used = {
+            "clients": len(event.get("clients") or ()),
+            "failed": len(event.get("failed") or ()),
+        }
+        yield from _points(
+            "round", number, used | {name: event.get(name) for name in ("bytes_down", "bytes_up")}
+        )
 
 
 def settings_of(config: Config) -> dict[str, Any]:
@@ -175,7 +194,8 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of Weights & Biases named by the run's key; its own settings come from WANDB_* variables (``WANDB_MODE=offline``)."""
+    """A run of Weights & Biases named by the run's key; its own settings come from WANDB_*
+    variables (``WANDB_MODE=offline``)."""
 
     def __init__(self, config: Config, folder: Path, key: str) -> None:
         import wandb
@@ -187,7 +207,10 @@ class _Wandb:
             dir=str(folder),
             config=settings_of(config),
             resume="allow",
-            settings=wandb.Settings(console="off", disable_code=True, disable_git=True, x_disable_meta=True),  # no command line
+            # no command line
+            settings=wandb.Settings(
+                console="off", disable_code=True, disable_git=True, x_disable_meta=True
+            ),
         )
         self._families: set[str] = set()
 
@@ -199,7 +222,10 @@ class _Wandb:
             self._families.add(family)
         values: dict[str, float] = {}
         for point in points:
-            values |= {f"{point.family}/{point.name}": point.value, f"{point.family}/step": point.step}
+            values |= {
+                f"{point.family}/{point.name}": point.value,
+                f"{point.family}/step": point.step,
+            }
         self._run.log(values, step=moment)
 
     def close(self) -> None:
@@ -207,20 +233,27 @@ class _Wandb:
 
 
 class _Mlflow:
-    """A run of MLflow whose id is kept in the run's folder; the server comes from MLFLOW_TRACKING_URI."""
+    """A run of MLflow whose id is kept in the run's folder; the server comes from
+    MLFLOW_TRACKING_URI."""
 
     def __init__(self, config: Config, folder: Path, key: str) -> None:
         from mlflow import MlflowClient
 
         self._client: Any = MlflowClient()
         found = self._client.get_experiment_by_name(config.reporting.project)
-        experiment = found.experiment_id if found else self._client.create_experiment(config.reporting.project)
+        experiment = (
+            found.experiment_id
+            if found
+            else self._client.create_experiment(config.reporting.project)
+        )
         kept = folder / "mlflow_run_id"
         if kept.is_file():
             self._id = kept.read_text().strip()
             self._client.update_run(self._id, status="RUNNING")
         else:
-            self._id = self._client.create_run(experiment, run_name=f"{config.experiment}/{folder.name}").info.run_id
+            self._id = self._client.create_run(
+                experiment, run_name=f"{config.experiment}/{folder.name}"
+            ).info.run_id
             kept.write_text(self._id + "\n")
             for name, value in settings_of(config).items():
                 self._client.log_param(self._id, name, str(value)[:500])
@@ -230,11 +263,17 @@ class _Mlflow:
         if moment <= self._last:
             return  # told before the interruption
         for point in points:
-            self._client.log_metric(self._id, f"{point.family}/{point.name}", point.value, step=point.step)
+            self._client.log_metric(
+                self._id, f"{point.family}/{point.name}", point.value, step=point.step
+            )
         self._client.log_metric(self._id, "moment", moment, step=moment)
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
 
 
-_BUILDERS: dict[str, Callable[[Config, Path, str], Tracker]] = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+_BUILDERS: dict[str, Callable[[Config, Path, str], Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
+}

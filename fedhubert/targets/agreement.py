@@ -1,4 +1,5 @@
-"""How well pseudo-labels agree with labels that people gave: contingency counts, purity and PNMI (HuBERT, section IV-F)."""
+"""How well pseudo-labels agree with labels that people gave: contingency counts, purity and PNMI
+(HuBERT, section IV-F)."""
 
 import logging
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class Agreement:
     """Figures of a contingency table.
 
     Attributes:
-        label_purity: Share of frames whose label is the most frequent one of their cluster (phone purity in the paper).
+        label_purity: Share of frames whose label is the most frequent one of their cluster (phone
+            purity in the paper).
         cluster_purity: Share of frames whose cluster is the most frequent one of their label.
         pnmi: Mutual information of clusters and labels over the labels' entropy.
         chance_purity: Label purity of a single cluster: the share of the most frequent label.
@@ -34,11 +36,15 @@ class Agreement:
     frames: int
 
 
-def contingency(store: LabelStore, rows: Rows, manifest: Manifest, column: str, values: tuple[str, ...]) -> Counts:
-    """Count frames by cluster and label [K, L]; a label is known by its place in ``values``, others are not counted.
+def contingency(
+    store: LabelStore, rows: Rows, manifest: Manifest, column: str, values: tuple[str, ...]
+) -> Counts:
+    """Count frames by cluster and label [K, L]; a label is known by its place in ``values``, others
+    are not counted.
 
-    A cell is one label for the whole utterance, or a label per frame, separated by spaces, at the store's rate, twice or half of it. Cells that are
-    neither are left out and named in the site's log; so is the whole table (all 0) when the manifest has no such column.
+    A cell is one label for the whole utterance, or a label per frame, separated by spaces, at the
+    store's rate, twice or half of it. Cells that are neither are left out and named in the site's
+    log; so is the whole table (all 0) when the manifest has no such column.
     """
     counts = np.zeros((store.num_clusters, len(values)), np.int64)
     try:
@@ -51,7 +57,11 @@ def contingency(store: LabelStore, rows: Rows, manifest: Manifest, column: str, 
         clusters = store.labels(row)
         labels = _labels(cells[row], len(clusters), place)
         if labels is None:
-            log.warning("%s: column %s holds neither one label nor one per frame", manifest.paths[row], column)
+            log.warning(
+                "%s: column %s holds neither one label nor one per frame",
+                manifest.paths[row],
+                column,
+            )
             continue
         known = labels >= 0
         np.add.at(counts, (clusters[known], labels[known]), 1)
@@ -78,7 +88,8 @@ def agreement(counts_KL: Counts) -> Agreement | None:
 
 
 def _labels(cell: str, frames: int, place: dict[str, int]) -> npt.NDArray[np.int64] | None:
-    """Return the place of each frame's label (-1: not among the values), or None for a cell that does not fit."""
+    """Return the place of each frame's label (-1: not among the values), or None for a cell that
+    does not fit."""
     tokens = [cell] if cell in place else cell.split()
     if len(tokens) <= 1:
         return np.full(frames, place.get(cell, -1))

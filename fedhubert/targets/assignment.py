@@ -1,8 +1,10 @@
 """Nearest centroids, with the same answer for a frame whatever frames stand beside it.
 
-A matrix product may round differently with another block size, thread count or BLAS, so a frame between two centroids could fall either
-way. Here the product only rules out the centroids that are farther by more than its error bound; those that remain (nearly always
-one) are compared through distances that are computed elementwise in float64 with a summation order set by the dimension alone.
+A matrix product may round differently with another block size, thread count or BLAS, so a frame
+between two centroids could fall either way. Here the product only rules out the centroids that are
+farther by more than its error bound; those that remain (nearly always one) are compared through
+distances that are computed elementwise in float64 with a summation order set by the dimension
+alone.
 """
 
 from collections.abc import Iterator
@@ -22,8 +24,11 @@ _CHECKED = 2**14  # frames
 _ROUNDING = 2.0**-53
 
 
-def assign(features_FD: Features, centroids_KD: Features, block_frames: int | None = None) -> tuple[Ids, Distances]:
-    """Return the nearest centroid of each frame (the lowest id among equals) and the squared distance to it.
+def assign(
+    features_FD: Features, centroids_KD: Features, block_frames: int | None = None
+) -> tuple[Ids, Distances]:
+    """Return the nearest centroid of each frame (the lowest id among equals) and the squared
+    distance to it.
 
     Args:
         features_FD: float32 frames.
@@ -44,11 +49,20 @@ def assign(features_FD: Features, centroids_KD: Features, block_frames: int | No
 
 def check_features(features_FD: Features, centroids_KD: Features) -> None:
     """Raise :class:`TargetsError` unless both are finite and of one width."""
-    if features_FD.ndim != 2 or centroids_KD.ndim != 2 or features_FD.shape[1] != centroids_KD.shape[1] or not len(centroids_KD):
+    if (
+        features_FD.ndim != 2
+        or centroids_KD.ndim != 2
+        or features_FD.shape[1] != centroids_KD.shape[1]
+        or not len(centroids_KD)
+    ):
         raise TargetsError(
-            f"features of shape {features_FD.shape} do not fit centroids of shape {centroids_KD.shape}", setting="targets.source"
+            f"features of shape {features_FD.shape} do not fit centroids of shape {centroids_KD.shape}",
+            setting="targets.source",
         )
-    blocks = (features_FD[start : start + _CHECKED] for start in range(0, len(features_FD), _CHECKED))  # features can lie on disk
+    # features can lie on disk
+    blocks = (
+        features_FD[start : start + _CHECKED] for start in range(0, len(features_FD), _CHECKED)
+    )
     if not (all(np.isfinite(block).all() for block in blocks) and np.isfinite(centroids_KD).all()):
         raise TargetsError("features or centroids are not finite", setting="targets.source")
 
@@ -70,10 +84,13 @@ def _assign_block(
     block_FD: Distances, centroids_KD: Distances, transposed_DK: torch.Tensor, norms_K: torch.Tensor
 ) -> tuple[Ids, Distances]:
     frames_FD = torch.from_numpy(block_FD)
-    scores_FK = torch.addmm(norms_K, frames_FD, transposed_DK)  # the squared distance less the frame's own norm
+    # the squared distance less the frame's own norm
+    scores_FK = torch.addmm(norms_K, frames_FD, transposed_DK)
     lowest_F, ids_F = scores_FK.min(dim=1)
-    # A sum of n products errs by at most n * rounding * the sum of their magnitudes, in any order, with or without fused operations; all the
-    # magnitudes are below (|x| + |c|)^2. Two scores and two exact distances err at most four times that; twice that is allowed for here.
+    # A sum of n products errs by at most n * rounding * the sum of their magnitudes, in any order,
+    # with or without fused operations; all the
+    # magnitudes are below (|x| + |c|)^2. Two scores and two exact distances err at most four times
+    # that; twice that is allowed for here.
     reach_F = torch.linalg.vector_norm(frames_FD, dim=1).add_(norms_K.max().sqrt()).square_()
     limit_F = lowest_F + reach_F * (8.0 * (block_FD.shape[1] + 8) * _ROUNDING)
     near_FK = scores_FK <= limit_F[:, None]
@@ -83,7 +100,9 @@ def _assign_block(
     return _decide(near_FK.numpy(), block_FD, centroids_KD)
 
 
-def _decide(near_FK: npt.NDArray[np.bool_], block_FD: Distances, centroids_KD: Distances) -> tuple[Ids, Distances]:
+def _decide(
+    near_FK: npt.NDArray[np.bool_], block_FD: Distances, centroids_KD: Distances
+) -> tuple[Ids, Distances]:
     """Choose among the near centroids of each frame by reproducible distances."""
     frame_P, cluster_P = np.nonzero(near_FK)  # pairs in the order of frames, then clusters
     distance_P = squared_distances(block_FD[frame_P], centroids_KD[cluster_P])
@@ -97,7 +116,8 @@ def _decide(near_FK: npt.NDArray[np.bool_], block_FD: Distances, centroids_KD: D
 def squared_distances(left_PD: Distances, right_PD: Distances) -> Distances:
     """Squared distances [P] between rows, in float64.
 
-    Columns are added in a tree whose shape depends on D alone, by elementwise additions: a row's bits depend on that row alone.
+    Columns are added in a tree whose shape depends on D alone, by elementwise additions: a row's
+    bits depend on that row alone.
     """
     terms = left_PD - right_PD
     terms *= terms

@@ -19,8 +19,8 @@ from fedhubert.models.kept import ENCODER, NO_HEAD, UNUSED, KeptModel, layer_of
 class Extractor(KeptModel):
     """A HuBERT encoder up to one of its layers.
 
-    ``config.num_layers`` is the layer whose output is the feature; ``state`` is the ``state_dict`` of the encoder
-    (``HubertModel.wav2vec2``); ``key`` has 32 hexadecimal digits.
+    ``config.num_layers`` is the layer whose output is the feature; ``state`` is the ``state_dict``
+    of the encoder (``HubertModel.wav2vec2``); ``key`` has 32 hexadecimal digits.
     """
 
     noun = "extractor"
@@ -34,10 +34,12 @@ class Extractor(KeptModel):
 
     @classmethod
     def of(cls, targets: TargetsConfig) -> "Extractor | None":
-        """Read the model that ``targets.source=layer:N`` names, cut down to that layer; None for other sources.
+        """Read the model that ``targets.source=layer:N`` names, cut down to that layer; None for
+        other sources.
 
         Raises:
-            CheckpointError, TargetsError: nothing usable at ``targets.checkpoint``, or a model of fewer layers.
+            CheckpointError, TargetsError: nothing usable at ``targets.checkpoint``, or a model of
+                fewer layers.
         """
         if targets.layer is None:
             return None
@@ -67,13 +69,15 @@ class Extractor(KeptModel):
         return extractor
 
     def build(self) -> HubertModel:
-        """Return the model in evaluation mode, on these weights (not a copy); raises :class:`TargetsError` when they do not fit the shape."""
+        """Return the model in evaluation mode, on these weights (not a copy); raises
+        :class:`TargetsError` when they do not fit the shape."""
         model = build_hubert(self.config, seed=0)
         try:
             model.wav2vec2.load_state_dict(dict(self.state), assign=True)  # no copy
         except RuntimeError as error:
             raise TargetsError(
-                f"the weights in targets.checkpoint do not fit its configuration: {error}", setting="targets.checkpoint"
+                f"the weights in targets.checkpoint do not fit its configuration: {error}",
+                setting="targets.checkpoint",
             ) from None
         return model.eval().requires_grad_(False)
 

@@ -1,4 +1,5 @@
-"""What k-means can see: a source of features, and the bounded sample of them that a client fits on."""
+"""What k-means can see: a source of features, and the bounded sample of them that a client fits
+on."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -35,8 +36,11 @@ class FeatureSource(Protocol):
     def num_frames(self, num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Frames that so many samples at 16 kHz give (elementwise)."""
 
-    def stream(self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0) -> Iterator[Piece]:
-        """Yield (row, first frame, features [frames, dimension]): rows in the order given, the pieces of each from its first frame to its last."""
+    def stream(
+        self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0
+    ) -> Iterator[Piece]:
+        """Yield (row, first frame, features [frames, dimension]): rows in the order given, the
+        pieces of each from its first frame to its last."""
 
 
 def fitting_features(
@@ -50,14 +54,18 @@ def fitting_features(
     source: FeatureSource = MFCC,
     allocate: Allocate = lambda shape: np.empty(shape, np.float32),
 ) -> Features:
-    """Return features [at most max_frames, D] of whole utterances, drawn without replacement among ``rows`` and in the order drawn.
+    """Return features [at most max_frames, D] of whole utterances, drawn without replacement among
+    ``rows`` and in the order drawn.
 
-    Utterances are added while they fit; if the first alone is too long, its beginning is used. What is drawn depends only on the
-    rows' lengths, ``max_frames``, ``seed`` and ``partition``. Memory: what ``allocate`` takes (a file, for example), and a piece per worker.
+    Utterances are added while they fit; if the first alone is too long, its beginning is used. What
+    is drawn depends only on the rows' lengths, ``max_frames``, ``seed`` and ``partition``. Memory:
+    what ``allocate`` takes (a file, for example), and a piece per worker.
     """
     if not len(rows):
         raise TargetsError("no utterance to compute features of", setting="data.manifest")
-    drawn = np.asarray(rows, dtype=np.int64)[generator(seed, purpose, partition).permutation(len(rows))]
+    drawn = np.asarray(rows, dtype=np.int64)[
+        generator(seed, purpose, partition).permutation(len(rows))
+    ]
     ends = np.cumsum(source.num_frames(manifest.lengths(SAMPLE_RATE_HZ)[drawn]))
     count = max(1, int(np.searchsorted(ends, max_frames, side="right")))
     total = min(int(ends[count - 1]), max_frames)
@@ -73,7 +81,8 @@ def fitting_features(
 
 
 def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Features:
-    """Return what ``compute`` puts into the array that it allocates, from the file ``path``: written once, whole or not at all, then mapped.
+    """Return what ``compute`` puts into the array that it allocates, from the file ``path``:
+    written once, whole or not at all, then mapped.
 
     Raises:
         TargetsError: the file cannot be written; its size is set aside before anything is computed.
@@ -103,6 +112,8 @@ def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Featur
         kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
         return kept
     except OSError as error:
-        raise TargetsError(f"cannot keep features in {path.parent}: {error.strerror}", setting="client.state_dir") from None
+        raise TargetsError(
+            f"cannot keep features in {path.parent}: {error.strerror}", setting="client.state_dir"
+        ) from None
     finally:
         scratch.unlink(missing_ok=True)

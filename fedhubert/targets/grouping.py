@@ -1,7 +1,9 @@
-"""Means over groups of similar frames in the place of frames (micro-aggregation), for sites that would show no single frame to k-means.
+"""Means over groups of similar frames in the place of frames (micro-aggregation), for sites that
+would show no single frame to k-means.
 
-Statistics of two iterations differ by the frames that changed their cluster between them, and often that is one. Where k-means only ever sees
-means over groups that stay the same, whatever centroids it is given, all that can be computed from its statistics is made of those means.
+Statistics of two iterations differ by the frames that changed their cluster between them, and often
+that is one. Where k-means only ever sees means over groups that stay the same, whatever centroids
+it is given, all that can be computed from its statistics is made of those means.
 """
 
 import numpy as np
@@ -11,9 +13,11 @@ from fedhubert.targets.statistics import Integers
 
 
 def group(features_FD: Features, min_frames: int) -> tuple[Features, Integers]:
-    """Return the means float32[G, D] and sizes int64[G] of groups of ``min_frames`` frames or a few more; of one group where there are not as many.
+    """Return the means float32[G, D] and sizes int64[G] of groups of ``min_frames`` frames or a few
+    more; of one group where there are not as many.
 
-    Frames are halved again and again across the column in which they spread most (Mondrian: LeFevre et al. 2006), the same way with any threads.
+    Frames are halved again and again across the column in which they spread most (Mondrian: LeFevre
+    et al. 2006), the same way with any threads.
     """
     means, sizes = [], []
     waiting = [(np.arange(len(features_FD)), max(1, len(features_FD) // min_frames))]

@@ -1,11 +1,13 @@
 """Federated k-means: Lloyd's algorithm where the frames stay with the clients.
 
-A client sends weighted local centroids once (:func:`local_seeds`), then per iteration the sums, counts and inertia of its frames under
-the server's centroids (:func:`accumulate`). The server (:class:`FederatedKMeans`) seeds, adds the statistics up and moves the
-centroids. With all clients this is Lloyd's algorithm on the pooled frames, to the bit: the statistics are integers.
+A client sends weighted local centroids once (:func:`local_seeds`), then per iteration the sums,
+counts and inertia of its frames under the server's centroids (:func:`accumulate`). The server
+(:class:`FederatedKMeans`) seeds, adds the statistics up and moves the centroids. With all clients
+this is Lloyd's algorithm on the pooled frames, to the bit: the statistics are integers.
 
-What leaves a client is over at least ``targets.min_frames`` of its frames (:func:`~fedhubert.targets.statistics.too_few`): a mean over a few
-is nearly their features. Frames that are withheld for that are missing from the pool; with ``min_frames=1`` none are.
+What leaves a client is over at least ``targets.min_frames`` of its frames
+(:func:`~fedhubert.targets.statistics.too_few`): a mean over a few is nearly their features. Frames
+that are withheld for that are missing from the pool; with ``min_frames=1`` none are.
 """
 
 import hashlib
@@ -48,8 +50,8 @@ class FederatedKMeans:
         num_clusters: K.
         seed: The run's seed.
         max_iterations: Most steps taken.
-        tolerance: Stop when the inertia per frame falls by less than this fraction between two steps over equally many frames (to
-            within this fraction: how many are withheld varies).
+        tolerance: Stop when the inertia per frame falls by less than this fraction between two
+            steps over equally many frames (to within this fraction: how many are withheld varies).
 
     Attributes:
         centroids: float32[K, D]; None until seeded.
@@ -57,7 +59,9 @@ class FederatedKMeans:
         done: No further step is wanted.
     """
 
-    def __init__(self, num_clusters: int, seed: int, max_iterations: int = 30, tolerance: float = 1e-4) -> None:
+    def __init__(
+        self, num_clusters: int, seed: int, max_iterations: int = 30, tolerance: float = 1e-4
+    ) -> None:
         self.num_clusters = num_clusters
         self.seed_value = seed
         self.max_iterations = max_iterations
@@ -68,15 +72,19 @@ class FederatedKMeans:
         self._last_frames = 0
 
     def seed(self, candidates: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> None:
-        """Choose the first centroids among the clients' (centroids [k, D], frame counts [k]), in whatever order they came.
+        """Choose the first centroids among the clients' (centroids [k, D], frame counts [k]), in
+        whatever order they came.
 
         Raises:
             TargetsError: there are none, or some that no client of this run would send.
         """
-        candidates = [(points, weights) for points, weights in candidates if points.size or weights.size]
+        candidates = [
+            (points, weights) for points, weights in candidates if points.size or weights.size
+        ]
         if not candidates:
             raise TargetsError(
-                "no client sent seeds for k-means: none has enough audio for targets.min_frames", setting="targets.min_frames"
+                "no client sent seeds for k-means: none has enough audio for targets.min_frames",
+                setting="targets.min_frames",
             )
         dimension = candidates[0][0].shape[-1] if candidates[0][0].ndim else 0
         for points, weights in candidates:
@@ -90,21 +98,36 @@ class FederatedKMeans:
                     f"k-means seeds of {points.dtype}{list(points.shape)} with weights {weights.dtype}{list(weights.shape)}",
                     setting="targets.source",
                 )
-            if not (np.abs(points) < _MAX_SEED).all() or ((weights < 1) | (weights >= _MAX_WEIGHT)).any():  # nor NaN
-                raise TargetsError("k-means seeds that are not finite, or with weights below 1", setting="targets.source")
+            # nor NaN
+            if (
+                not (np.abs(points) < _MAX_SEED).all()
+                or ((weights < 1) | (weights >= _MAX_WEIGHT)).any()
+            ):
+                raise TargetsError(
+                    "k-means seeds that are not finite, or with weights below 1",
+                    setting="targets.source",
+                )
         points = np.concatenate([item[0] for item in candidates])
         weights = np.concatenate([item[1] for item in candidates])
-        self.start(seed_centroids(points, weights, self.num_clusters, generator(self.seed_value, "kmeans/seed")))
+        self.start(
+            seed_centroids(
+                points, weights, self.num_clusters, generator(self.seed_value, "kmeans/seed")
+            )
+        )
 
     def start(self, centroids: Features) -> None:
         """Begin from given centroids [K, D]."""
         if centroids.ndim != 2 or len(centroids) != self.num_clusters:
-            raise TargetsError(f"{len(centroids)} centroids where {self.num_clusters} are wanted", setting="targets.num_clusters")
+            raise TargetsError(
+                f"{len(centroids)} centroids where {self.num_clusters} are wanted",
+                setting="targets.num_clusters",
+            )
         self.centroids = np.ascontiguousarray(centroids, dtype=np.float32)
         self.history, self.done, self._last_frames = [], False, 0
 
     def step(self, statistics: KMeansStatistics) -> bool:
-        """Take the clients' added statistics under :attr:`centroids`, move the centroids, and return whether that was the last step.
+        """Take the clients' added statistics under :attr:`centroids`, move the centroids, and
+        return whether that was the last step.
 
         Raises:
             TargetsError: not seeded yet, or statistics of no frames.
@@ -119,7 +142,9 @@ class FederatedKMeans:
         rng = generator(self.seed_value, "kmeans/reseed", len(self.history))
         self.centroids, _ = update_centroids(statistics, self.centroids, rng)
         inertia = statistics.inertia / statistics.num_frames
-        same_frames = abs(statistics.num_frames - self._last_frames) <= self.tolerance * statistics.num_frames
+        same_frames = (
+            abs(statistics.num_frames - self._last_frames) <= self.tolerance * statistics.num_frames
+        )
         settled = bool(self.history) and bool((statistics.counts_K > 0).all()) and same_frames
         converged = settled and self.history[-1] - inertia <= self.tolerance * self.history[-1]
         self.history.append(inertia)
@@ -129,12 +154,19 @@ class FederatedKMeans:
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """All that :meth:`load_state_dict` needs to go on from here, as plain arrays."""
-        centroids = np.zeros((0, 0), np.float32) if self.centroids is None else self.centroids.copy()
+        centroids = (
+            np.zeros((0, 0), np.float32) if self.centroids is None else self.centroids.copy()
+        )
         progress = np.array([self._last_frames, self.done], dtype=np.int64)
-        return {"centroids": centroids, "history": np.array(self.history, dtype=np.float64), "progress": progress}
+        return {
+            "centroids": centroids,
+            "history": np.array(self.history, dtype=np.float64),
+            "progress": progress,
+        }
 
     def load_state_dict(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Inverse of :meth:`state_dict`; raises :class:`TargetsError` when the state is of another number of clusters."""
+        """Inverse of :meth:`state_dict`; raises :class:`TargetsError` when the state is of another
+        number of clusters."""
         if len(state["centroids"]):
             self.start(state["centroids"])
         else:
@@ -144,14 +176,23 @@ class FederatedKMeans:
 
 
 def local_seeds(
-    features_FD: Features, num_clusters: int, seed: int, partition: int, min_frames: int, weights_F: Integers | None = None
+    features_FD: Features,
+    num_clusters: int,
+    seed: int,
+    partition: int,
+    min_frames: int,
+    weights_F: Integers | None = None,
 ) -> tuple[Features, Integers, int]:
-    """Return a client's own centroids float32[k, D], how many of its frames each stands for, int64[k], and how many centroids were withheld.
+    """Return a client's own centroids float32[k, D], how many of its frames each stands for,
+    int64[k], and how many centroids were withheld.
 
-    k is at most ``num_clusters`` and the number of distinct frames, and small enough for ``2 * min_frames`` frames a centroid. A centroid is
-    the mean of the frames that it stands for; those of too few (:func:`~fedhubert.targets.statistics.too_few`) are left out, or all of them.
+    k is at most ``num_clusters`` and the number of distinct frames, and small enough for
+    ``2 * min_frames`` frames a centroid. A centroid is the mean of the frames that it stands for;
+    those of too few (:func:`~fedhubert.targets.statistics.too_few`) are left out, or all of them.
     """
-    points, weights = _distinct(features_FD, np.ones(len(features_FD), np.int64) if weights_F is None else weights_F)
+    points, weights = _distinct(
+        features_FD, np.ones(len(features_FD), np.int64) if weights_F is None else weights_F
+    )
     count = min(num_clusters, len(points), max(1, int(weights.sum()) // (2 * min_frames)))
     centroids = _spread(points, weights, count, generator(seed, "kmeans/local", partition))
     centroids, _ = pooled_lloyd(points, centroids, _LOCAL_ITERATIONS, 0.0, weights=weights)
@@ -161,11 +202,15 @@ def local_seeds(
     return statistics.means_KD[kept].astype(np.float32), statistics.counts_K[kept], int(few.sum())
 
 
-def seed_centroids(candidates_ND: Features, weights_N: Integers, num_clusters: int, rng: np.random.Generator) -> Features:
-    """Return [num_clusters, D]: the best of a few runs of weighted k-means over the candidates, in whatever order they are given.
+def seed_centroids(
+    candidates_ND: Features, weights_N: Integers, num_clusters: int, rng: np.random.Generator
+) -> Features:
+    """Return [num_clusters, D]: the best of a few runs of weighted k-means over the candidates, in
+    whatever order they are given.
 
-    Where there are fewer distinct candidates than clusters, the first centroid is repeated: the copies stay empty in the first step of
-    Lloyd's algorithm, which then puts them where the inertia is largest (:func:`update_centroids`).
+    Where there are fewer distinct candidates than clusters, the first centroid is repeated: the
+    copies stay empty in the first step of Lloyd's algorithm, which then puts them where the inertia
+    is largest (:func:`update_centroids`).
     """
     points, weights = _distinct(candidates_ND, weights_N)
     best, lowest = points[:1], np.inf
@@ -177,13 +222,19 @@ def seed_centroids(candidates_ND: Features, weights_N: Integers, num_clusters: i
     return np.concatenate([best, np.repeat(best[:1], num_clusters - len(best), axis=0)])
 
 
-def update_centroids(statistics: KMeansStatistics, centroids_KD: Features, rng: np.random.Generator) -> tuple[Features, float]:
-    """Return the means of the clusters [K, D] and how far they moved, relative to the norm of the old centroids.
+def update_centroids(
+    statistics: KMeansStatistics, centroids_KD: Features, rng: np.random.Generator
+) -> tuple[Features, float]:
+    """Return the means of the clusters [K, D] and how far they moved, relative to the norm of the
+    old centroids.
 
-    An empty cluster is put beside the mean of the cluster with the largest inertia (the next empty one beside the next, and so on), one
-    standard deviation away in a random direction. No other centroid moves for that, so the inertia cannot rise.
+    An empty cluster is put beside the mean of the cluster with the largest inertia (the next empty
+    one beside the next, and so on), one standard deviation away in a random direction. No other
+    centroid moves for that, so the inertia cannot rise.
     """
-    moved = np.where(statistics.counts_K[:, None] > 0, statistics.means_KD, centroids_KD.astype(np.float64))
+    moved = np.where(
+        statistics.counts_K[:, None] > 0, statistics.means_KD, centroids_KD.astype(np.float64)
+    )
     widest = np.argsort(-statistics.inertia_K, kind="stable")
     widest = widest[statistics.inertia_K[widest] > 0]
     for number, empty in enumerate(np.flatnonzero(statistics.counts_K == 0)):
@@ -194,7 +245,9 @@ def update_centroids(statistics: KMeansStatistics, centroids_KD: Features, rng: 
         direction = rng.standard_normal(moved.shape[1])
         moved[empty] = moved[source] + direction * np.sqrt(variance / np.square(direction).sum())
     new_KD = moved.astype(np.float32)
-    shift = np.linalg.norm(new_KD.astype(np.float64) - centroids_KD) / max(float(np.linalg.norm(centroids_KD)), 1e-30)
+    shift = np.linalg.norm(new_KD.astype(np.float64) - centroids_KD) / max(
+        float(np.linalg.norm(centroids_KD)), 1e-30
+    )
     return new_KD, float(shift)
 
 
@@ -206,7 +259,8 @@ def pooled_lloyd(
     seed: int = 0,
     weights: Integers | None = None,
 ) -> tuple[Features, list[float]]:
-    """Run Lloyd's algorithm on frames held in one place; return the centroids [K, D] and the inertia per frame before each step."""
+    """Run Lloyd's algorithm on frames held in one place; return the centroids [K, D] and the
+    inertia per frame before each step."""
     kmeans = FederatedKMeans(len(centroids_KD), seed, max_iterations, tolerance)
     kmeans.start(centroids_KD)
     assert kmeans.centroids is not None
@@ -216,7 +270,8 @@ def pooled_lloyd(
 
 
 def targets_key(centroids_KD: Features, source_key: str = "") -> str:
-    """Return what names the labels that these centroids give to features of a source ('' for MFCC): the key of every cache of them."""
+    """Return what names the labels that these centroids give to features of a source ('' for MFCC):
+    the key of every cache of them."""
     digest = centroids_hash(centroids_KD)
     return f"{digest}-{source_key}" if source_key else digest
 
@@ -224,40 +279,53 @@ def targets_key(centroids_KD: Features, source_key: str = "") -> str:
 def centroids_hash(centroids_KD: Features) -> str:
     """Return 32 hex digits that stand for these centroids (shape and float32 values)."""
     values = np.ascontiguousarray(centroids_KD, dtype="<f4")
-    return hashlib.blake2b(str(values.shape).encode() + values.tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        str(values.shape).encode() + values.tobytes(), digest_size=16
+    ).hexdigest()
 
 
 def _distinct(points: Features, weights: Integers) -> tuple[Features, Integers]:
     """Merge equal points; the result is sorted, so it does not depend on the order given."""
-    unique, inverse = np.unique(points + np.float32(0.0), axis=0, return_inverse=True)  # adding 0 turns -0 into 0
+    # adding 0 turns -0 into 0
+    unique, inverse = np.unique(points + np.float32(0.0), axis=0, return_inverse=True)
     merged = np.zeros(len(unique), dtype=np.int64)
     np.add.at(merged, inverse.reshape(-1), weights)
     return unique, merged
 
 
-def _spread(points_ND: Features, weights_N: Integers, count: int, rng: np.random.Generator) -> Features:
-    """Choose ``count`` distinct points far from each other: greedy k-means++ (Arthur and Vassilvitskii 2007) with weights.
+def _spread(
+    points_ND: Features, weights_N: Integers, count: int, rng: np.random.Generator
+) -> Features:
+    """Choose ``count`` distinct points far from each other: greedy k-means++ (Arthur and
+    Vassilvitskii 2007) with weights.
 
-    Of 2 + ln(count) points drawn with probability proportional to weight and squared distance, the one that leaves the least inertia
-    is kept, as scikit-learn does.
+    Of 2 + ln(count) points drawn with probability proportional to weight and squared distance, the
+    one that leaves the least inertia is kept, as scikit-learn does.
     """
     points = torch.from_numpy(points_ND.astype(np.float64))
     weights = torch.from_numpy(weights_N.astype(np.float64))
     norms = points.square().sum(dim=1)
     trials = 2 + int(np.log(count))
-    chosen = [int(np.searchsorted(np.cumsum(weights_N), rng.random() * weights_N.sum(), side="right"))]
+    chosen = [
+        int(np.searchsorted(np.cumsum(weights_N), rng.random() * weights_N.sum(), side="right"))
+    ]
     distances = torch.full_like(weights, torch.inf)
     taken = torch.zeros(len(points), dtype=torch.bool)
     while True:
         taken[chosen[-1]] = True
-        distances = torch.minimum(distances, norms + norms[chosen[-1]] - 2.0 * (points @ points[chosen[-1]])).clamp_(min=0.0)
+        distances = torch.minimum(
+            distances, norms + norms[chosen[-1]] - 2.0 * (points @ points[chosen[-1]])
+        ).clamp_(min=0.0)
         distances[taken] = 0.0
         if len(chosen) == count:
             return points_ND[chosen]
         cumulated = torch.cumsum(distances * weights, dim=0).numpy()
         if cumulated[-1] == 0.0:  # what is left lies within rounding of what is chosen
             cumulated = torch.cumsum(~taken, dim=0).double().numpy()
-        drawn = np.minimum(np.searchsorted(cumulated, rng.random(trials) * cumulated[-1], side="right"), len(points) - 1)
+        drawn = np.minimum(
+            np.searchsorted(cumulated, rng.random(trials) * cumulated[-1], side="right"),
+            len(points) - 1,
+        )
         reach = norms + norms[drawn][:, None] - 2.0 * (points[drawn] @ points.T)
         left = (torch.minimum(reach.clamp_(min=0.0), distances) * weights).sum(dim=1)
         chosen.append(int(drawn[int(left.argmin())]))

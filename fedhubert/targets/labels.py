@@ -1,4 +1,5 @@
-"""The pseudo-labels of one client's utterances: assigned to centroids and cached on the site, or precomputed."""
+"""The pseudo-labels of one client's utterances: assigned to centroids and cached on the site, or
+precomputed."""
 
 import hashlib
 import json
@@ -73,7 +74,8 @@ def assigned_labels(
     progress: Callable[[int, int], None] = lambda done, total: None,
     source: FeatureSource = MFCC,
 ) -> LabelStore:
-    """Label ``rows`` with the nearest centroid of each frame; audio is streamed, only ids are kept. ``progress`` counts frames."""
+    """Label ``rows`` with the nearest centroid of each frame; audio is streamed, only ids are kept.
+    ``progress`` counts frames."""
     ends = np.cumsum(source.num_frames(manifest.lengths(SAMPLE_RATE_HZ)[rows])).tolist()
     ids = np.empty(ends[-1] if ends else 0, _id_type(len(centroids_KD)))
     done = 0
@@ -84,11 +86,14 @@ def assigned_labels(
     return LabelStore(ids, _offsets(rows, ends), source.rate_hz, len(centroids_KD))
 
 
-def cached_labels(folder: Path, manifest: Manifest, rows: Rows, key: str, build: Callable[[], LabelStore] | None) -> LabelStore:
+def cached_labels(
+    folder: Path, manifest: Manifest, rows: Rows, key: str, build: Callable[[], LabelStore] | None
+) -> LabelStore:
     """Return labels from the cache ``folder``, or build and keep them there.
 
-    The cache is keyed by ``key`` (the centroids' hash) and the utterances' fingerprint. Ids and header are under one checksum, looked at
-    before anything is parsed: whatever is damaged is built again. Several processes may build and read the same labels at once.
+    The cache is keyed by ``key`` (the centroids' hash) and the utterances' fingerprint. Ids and
+    header are under one checksum, looked at before anything is parsed: whatever is damaged is built
+    again. Several processes may build and read the same labels at once.
 
     Raises:
         TargetsError: not in the cache and ``build`` is None, or the cache cannot be written.
@@ -119,16 +124,21 @@ def cached_labels(folder: Path, manifest: Manifest, rows: Rows, key: str, build:
             file.write(json.dumps({**header, "sha256": digest}).encode())
         os.replace(scratch, path.with_suffix(".json"))
     except OSError as error:
-        raise TargetsError(f"cannot keep labels in {folder}: {error.strerror}", setting="client.state_dir") from None
+        raise TargetsError(
+            f"cannot keep labels in {folder}: {error.strerror}", setting="client.state_dir"
+        ) from None
     return store
 
 
-def precomputed_labels(manifest: Manifest, rows: Rows, labels: str, rate_hz: int, num_clusters: int) -> LabelStore:
-    """Read labels from a ``.km`` file (one line per manifest row), or from a manifest column (``column:NAME``), and check them.
+def precomputed_labels(
+    manifest: Manifest, rows: Rows, labels: str, rate_hz: int, num_clusters: int
+) -> LabelStore:
+    """Read labels from a ``.km`` file (one line per manifest row), or from a manifest column
+    (``column:NAME``), and check them.
 
     Raises:
-        TargetsError: another number of lines than utterances, or rows whose ids do not fit their audio: names the first, counts the others; all
-            are named in the site's log.
+        TargetsError: another number of lines than utterances, or rows whose ids do not fit their
+            audio: names the first, counts the others; all are named in the site's log.
     """
     if labels.startswith("column:"):
         texts = manifest.column(labels.removeprefix("column:"))
@@ -144,36 +154,52 @@ def precomputed_labels(manifest: Manifest, rows: Rows, labels: str, rate_hz: int
     lengths = manifest.lengths(SAMPLE_RATE_HZ)[rows]
     checked = zip(rows.tolist(), lengths.tolist(), ids, strict=True)
     problems = [
-        found for row, length, line in checked if (found := _problem(manifest.paths[row], line, length, rate_hz, num_clusters))
+        found
+        for row, length, line in checked
+        if (found := _problem(manifest.paths[row], line, length, rate_hz, num_clusters))
     ]
     if problems:
         raise _refused(problems)
     ends = np.cumsum([len(line) for line in ids]).tolist()
-    return LabelStore(np.concatenate(ids).astype(_id_type(num_clusters)), _offsets(rows, ends), rate_hz, num_clusters)
+    return LabelStore(
+        np.concatenate(ids).astype(_id_type(num_clusters)),
+        _offsets(rows, ends),
+        rate_hz,
+        num_clusters,
+    )
 
 
 def stated_clusters(labels: str | None) -> int | None:
-    """Return the number of clusters that a ``dict.km.txt`` beside a ``.km`` file names, or None where there is none."""
+    """Return the number of clusters that a ``dict.km.txt`` beside a ``.km`` file names, or None
+    where there is none."""
     if not labels or labels.startswith("column:"):
         return None
     try:
-        return sum(1 for line in Path(labels).expanduser().with_name("dict.km.txt").read_text().splitlines() if line.strip())
+        return sum(
+            1
+            for line in Path(labels).expanduser().with_name("dict.km.txt").read_text().splitlines()
+            if line.strip()
+        )
     except (OSError, UnicodeDecodeError):
         return None
 
 
 def unigram_entropy_nats(counts_K: npt.NDArray[np.int64]) -> float:
-    """Return the entropy of the labels' frequencies: the masked loss of a model that ignores its input."""
+    """Return the entropy of the labels' frequencies: the masked loss of a model that ignores its
+    input."""
     shares = counts_K[counts_K > 0] / max(1, counts_K.sum())
     return float(-(shares * np.log(shares)).sum())
 
 
 def most_frequent_share(counts_K: npt.NDArray[np.int64]) -> float:
-    """Return the share of the most frequent label: the masked accuracy of a model that ignores its input."""
+    """Return the share of the most frequent label: the masked accuracy of a model that ignores its
+    input."""
     return float(counts_K.max() / max(1, counts_K.sum()))
 
 
-def _problem(name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: int, num_clusters: int) -> tuple[str, str] | None:
+def _problem(
+    name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: int, num_clusters: int
+) -> tuple[str, str] | None:
     """Return what is wrong with an utterance's labels and the setting to look at, or None."""
     mfcc_frames = int(num_feature_frames(np.array([num_samples]))[0])
     frames = {100: mfcc_frames, 50: num_frames(num_samples)}
@@ -184,14 +210,21 @@ def _problem(name: str, ids: npt.NDArray[np.int64], num_samples: int, rate_hz: i
             if abs(len(ids) - frames[other]) <= TOLERANCE_FRAMES
             else ""
         )
-        return f"{name}: {len(ids)} labels for {frames[rate_hz]} frames at {rate_hz} Hz{hint}", "targets.label_rate_hz"
+        return (
+            f"{name}: {len(ids)} labels for {frames[rate_hz]} frames at {rate_hz} Hz{hint}",
+            "targets.label_rate_hz",
+        )
     if len(ids) and int(ids.max()) >= num_clusters:
-        return f"{name}: label {int(ids.max())}, but targets.num_clusters is {num_clusters}", "targets.num_clusters"
+        return (
+            f"{name}: label {int(ids.max())}, but targets.num_clusters is {num_clusters}",
+            "targets.num_clusters",
+        )
     return None
 
 
 def _refused(problems: list[tuple[str, str]]) -> TargetsError:
-    """Name the utterances in the site's log, and count them in the code: that alone leaves the site."""
+    """Name the utterances in the site's log, and count them in the code: that alone leaves the
+    site."""
     for text, _ in problems[:_LOGGED]:
         log.error("%s", text)
     text, setting = problems[0]
@@ -206,7 +239,9 @@ def _id_type(num_clusters: int) -> type[np.signedinteger[Any]]:
 
 
 def _offsets(rows: Rows, ends: list[int]) -> dict[int, tuple[int, int]]:
-    return {row: (begin, end) for row, begin, end in zip(rows.tolist(), [0, *ends], ends, strict=False)}
+    return {
+        row: (begin, end) for row, begin, end in zip(rows.tolist(), [0, *ends], ends, strict=False)
+    }
 
 
 def _read_cache(path: Path, rows: Rows) -> LabelStore | None:
@@ -215,8 +250,16 @@ def _read_cache(path: Path, rows: Rows) -> LabelStore | None:
         if header.pop("sha256", None) != _digest(path, header):
             return None
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-        return LabelStore(ids, _offsets(rows, header["ends"]), header["rate_hz"], header["num_clusters"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # TypeError: JSON, but not an object
+        return LabelStore(
+            ids, _offsets(rows, header["ends"]), header["rate_hz"], header["num_clusters"]
+        )
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+    ):  # TypeError: JSON, but not an object
         return None
 
 

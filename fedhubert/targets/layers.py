@@ -1,8 +1,10 @@
-"""Features from a layer of a trained model, at 50 Hz: frame t is the model's frame t of the whole, unpadded utterance.
+"""Features from a layer of a trained model, at 50 Hz: frame t is the model's frame t of the whole,
+unpadded utterance.
 
-Utterances longer than a chunk are cut into chunks of nearly equal length whose frames follow each other without gap or overlap: a chunk that
-begins with frame a begins with sample 320 a. Every chunk goes through the model alone: padding changes what the group norm sees, and so
-each feature. Memory is that of one chunk, whatever the utterance's length.
+Utterances longer than a chunk are cut into chunks of nearly equal length whose frames follow each
+other without gap or overlap: a chunk that begins with frame a begins with sample 320 a. Every chunk
+goes through the model alone: padding changes what the group norm sees, and so each feature. Memory
+is that of one chunk, whatever the utterance's length.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +29,8 @@ from fedhubert.targets.mfcc import Features, Piece
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames [first_frame, first_frame + num_frames) of a manifest row, which ``num_samples`` samples from ``start`` on give."""
+    """Frames [first_frame, first_frame + num_frames) of a manifest row, which ``num_samples``
+    samples from ``start`` on give."""
 
     row: int
     first_frame: int
@@ -37,12 +40,14 @@ class Chunk:
 
 
 def longest_chunk_samples(data: DataConfig) -> int:
-    """Return the longest piece that goes through an extractor at once: as long as the longest training crop."""
+    """Return the longest piece that goes through an extractor at once: as long as the longest
+    training crop."""
     return round(data.max_seconds * data.sample_rate_hz)
 
 
 class LayerFeatures:
-    """The output of an extractor's last layer as a feature source (see :class:`fedhubert.targets.features.FeatureSource`).
+    """The output of an extractor's last layer as a feature source (see
+    :class:`fedhubert.targets.features.FeatureSource`).
 
     Args:
         extractor_key: What :attr:`Extractor.key` is.
@@ -53,7 +58,13 @@ class LayerFeatures:
 
     rate_hz = SAMPLE_RATE_HZ // FRAME_SAMPLES
 
-    def __init__(self, extractor_key: str, load: Callable[[], Extractor], chunk_samples: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        extractor_key: str,
+        load: Callable[[], Extractor],
+        chunk_samples: int,
+        device: torch.device,
+    ) -> None:
         self.key = f"{extractor_key}-{chunk_samples}"
         self._load = load
         self._chunk_samples = chunk_samples
@@ -80,25 +91,39 @@ class LayerFeatures:
         """Frames that ``num_samples`` samples at 16 kHz give (elementwise)."""
         return frames_of(num_samples, self._extractor.config.conv_layers)
 
-    def stream(self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0) -> Iterator[Piece]:
-        """Yield (row, first frame, features) piece after piece; audio is read ahead in threads, the model runs in the caller's.
+    def stream(
+        self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0
+    ) -> Iterator[Piece]:
+        """Yield (row, first frame, features) piece after piece; audio is read ahead in threads, the
+        model runs in the caller's.
 
         Raises:
             DataError: audio that cannot be read or is shorter than the manifest says.
-            TargetsError: audio shorter than a frame, or features that are not finite. Both name the file.
+            TargetsError: audio shorter than a frame, or features that are not finite. Both name the
+                file.
         """
         lengths = manifest.lengths(SAMPLE_RATE_HZ)
         chunks = [
             chunk
             for row in rows
-            for chunk in chunks_of(int(row), int(lengths[row]), self._chunk_samples, self._extractor.config, manifest.paths[row])
+            for chunk in chunks_of(
+                int(row),
+                int(lengths[row]),
+                self._chunk_samples,
+                self._extractor.config,
+                manifest.paths[row],
+            )
         ]
 
         def read(index: int) -> npt.NDArray[np.float32]:
             chunk = chunks[index]
-            return read_audio(manifest.audio_path(chunk.row), SAMPLE_RATE_HZ, chunk.start, chunk.num_samples)
+            return read_audio(
+                manifest.audio_path(chunk.row), SAMPLE_RATE_HZ, chunk.start, chunk.num_samples
+            )
 
-        for chunk, waveform in zip(chunks, map_in_order(read, range(len(chunks)), num_workers), strict=True):
+        for chunk, waveform in zip(
+            chunks, map_in_order(read, range(len(chunks)), num_workers), strict=True
+        ):
             features = self.compute(waveform)
             if not np.isfinite(features).all():
                 raise TargetsError(
@@ -114,15 +139,20 @@ class LayerFeatures:
             return layers[-1][0].float().cpu().numpy()
 
 
-def chunks_of(row: int, num_samples: int, chunk_samples: int, config: ModelConfig, name: str = "") -> Sequence[Chunk]:
-    """Return the chunks of an utterance of ``num_samples`` samples, in order; one if it fits into ``chunk_samples``.
+def chunks_of(
+    row: int, num_samples: int, chunk_samples: int, config: ModelConfig, name: str = ""
+) -> Sequence[Chunk]:
+    """Return the chunks of an utterance of ``num_samples`` samples, in order; one if it fits into
+    ``chunk_samples``.
 
     Raises:
         TargetsError: it is too short for a frame.
     """
     frames = num_frames(num_samples, config.conv_layers)
     if frames == 0:
-        raise TargetsError(f"{name}: {num_samples} samples are too short for one frame", setting="data.min_seconds")
+        raise TargetsError(
+            f"{name}: {num_samples} samples are too short for one frame", setting="data.min_seconds"
+        )
     count = -(-frames // max(1, num_frames(chunk_samples, config.conv_layers)))
     edges = [frames * number // count for number in range(count + 1)]
     window = receptive_samples(config)

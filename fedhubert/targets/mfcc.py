@@ -1,9 +1,11 @@
 """Mel-frequency cepstra with their derivatives: the features behind HuBERT's first pseudo-labels.
 
-Thirteen Kaldi cepstra (25 ms Povey windows every 10 ms, 23 mel bands, no dither, no energy) with first and second differences, 39
-numbers at 100 Hz, from audio scaled to [-1, 1]: what fairseq's ``simple_kmeans`` computes through ``torchaudio.compliance.kaldi.mfcc``
-and ``torchaudio.functional.compute_deltas``. The same steps are taken here with the window, the mel bands and the cosine transform
-computed once and the frames taken in blocks that stay in the processor's cache, which is several times faster and agrees to 2e-4.
+Thirteen Kaldi cepstra (25 ms Povey windows every 10 ms, 23 mel bands, no dither, no energy) with
+first and second differences, 39 numbers at 100 Hz, from audio scaled to [-1, 1]: what fairseq's
+``simple_kmeans`` computes through ``torchaudio.compliance.kaldi.mfcc`` and
+``torchaudio.functional.compute_deltas``. The same steps are taken here with the window, the mel
+bands and the cosine transform computed once and the frames taken in blocks that stay in the
+processor's cache, which is several times faster and agrees to 2e-4.
 """
 
 import functools
@@ -41,13 +43,15 @@ ResultT = TypeVar("ResultT")
 
 
 def num_feature_frames(num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Frames at 100 Hz that ``num_samples`` samples at 16 kHz give (elementwise; 0 where they do not fill a window)."""
+    """Frames at 100 Hz that ``num_samples`` samples at 16 kHz give (elementwise; 0 where they do
+    not fill a window)."""
     samples = np.asarray(num_samples, dtype=np.int64)
     return np.where(samples < _WINDOW, 0, 1 + (samples - _WINDOW) // _SHIFT)
 
 
 def mfcc_features(waveform: npt.NDArray[np.float32]) -> Features:
-    """Return the features [frames, 39] of a waveform [num_samples] at 16 kHz; frames = 1 + (num_samples - 400) // 160.
+    """Return the features [frames, 39] of a waveform [num_samples] at 16 kHz; frames = 1 +
+    (num_samples - 400) // 160.
 
     Raises:
         TargetsError: the waveform is shorter than one window of 400 samples.
@@ -55,22 +59,29 @@ def mfcc_features(waveform: npt.NDArray[np.float32]) -> Features:
     num_frames = int(num_feature_frames(len(waveform)))
     if num_frames == 0:
         raise TargetsError(
-            f"{len(waveform)} samples are less than one feature window of {_WINDOW} (25 ms)", setting="data.min_seconds"
+            f"{len(waveform)} samples are less than one feature window of {_WINDOW} (25 ms)",
+            setting="data.min_seconds",
         )
     features = np.empty((num_frames, NUM_FEATURES), dtype=np.float32)
     cepstra, deltas, accelerations = np.split(features, 3, axis=1)  # views
-    cepstra[:] = _cepstra(torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)), num_frames)
+    cepstra[:] = _cepstra(
+        torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32)), num_frames
+    )
     deltas[:] = _differences(cepstra)
     accelerations[:] = _differences(deltas)
     return features
 
 
-def stream_features(manifest: Manifest, rows: Iterable[int], num_workers: int = 0) -> Iterator[tuple[int, Features]]:
-    """Yield (row, features) of manifest rows in the order given, reading and computing ahead in ``num_workers`` threads (0: none).
+def stream_features(
+    manifest: Manifest, rows: Iterable[int], num_workers: int = 0
+) -> Iterator[tuple[int, Features]]:
+    """Yield (row, features) of manifest rows in the order given, reading and computing ahead in
+    ``num_workers`` threads (0: none).
 
     Raises:
         DataError: audio that cannot be read, or is shorter than the manifest says.
-        TargetsError: audio shorter than a window, or with features that are not finite. Both name the file.
+        TargetsError: audio shorter than a window, or with features that are not finite. Both name
+            the file.
     """
     lengths = manifest.lengths(SAMPLE_RATE_HZ)
 
@@ -89,7 +100,8 @@ def _utterance_features(manifest: Manifest, row: int, num_samples: int) -> Featu
         raise TargetsError(f"{path}: {error}", setting=error.setting) from None
     if not np.isfinite(features).all():
         raise TargetsError(
-            f"{path}: features that are not finite; look at the audio for NaN or extreme values", setting="data.manifest"
+            f"{path}: features that are not finite; look at the audio for NaN or extreme values",
+            setting="data.manifest",
         )
     return features
 
@@ -97,8 +109,9 @@ def _utterance_features(manifest: Manifest, row: int, num_samples: int) -> Featu
 def _cepstra(waveform_N: torch.Tensor, num_frames: int) -> npt.NDArray[np.float32]:
     """Kaldi's cepstra [num_frames, 13].
 
-    Offset removal, pre-emphasis and windowing keep Kaldi's order of operations on each frame: in bands that hold next to nothing (8 kHz
-    recordings resampled to 16 kHz) the result is the logarithm of rounding errors, and any cheaper algebra gives other ones.
+    Offset removal, pre-emphasis and windowing keep Kaldi's order of operations on each frame: in
+    bands that hold next to nothing (8 kHz recordings resampled to 16 kHz) the result is the
+    logarithm of rounding errors, and any cheaper algebra gives other ones.
     """
     window, mels, cosines = _constants()
     frames = waveform_N.as_strided((num_frames, _WINDOW), (_SHIFT, 1))
@@ -112,14 +125,16 @@ def _cepstra(waveform_N: torch.Tensor, num_frames: int) -> npt.NDArray[np.float3
         body = ready[:, 1:_WINDOW]  # the Povey window is 0 at the first sample
         torch.mul(centred[: len(block), :-1], -_PREEMPHASIS, out=body)
         body.add_(centred[: len(block), 1:]).mul_(window[1:])
-        power = torch.view_as_real(torch.fft.rfft(ready)).flatten(1).square_()  # real and imaginary parts side by side
+        # real and imaginary parts side by side
+        power = torch.view_as_real(torch.fft.rfft(ready)).flatten(1).square_()
         log_mels = (power @ mels).clamp_(min=torch.finfo(torch.float32).eps).log_()
         torch.mm(log_mels, cosines, out=cepstra[start : start + _BLOCK])
     return cepstra.numpy()
 
 
 class MfccFeatures:
-    """These features as a source for k-means (see :class:`fedhubert.targets.features.FeatureSource`): an utterance is one piece."""
+    """These features as a source for k-means (see
+    :class:`fedhubert.targets.features.FeatureSource`): an utterance is one piece."""
 
     key = ""
     rate_hz = FEATURE_RATE_HZ
@@ -128,8 +143,12 @@ class MfccFeatures:
     def num_frames(self, num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         return num_feature_frames(num_samples)
 
-    def stream(self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0) -> Iterator[Piece]:
-        return ((row, 0, features) for row, features in stream_features(manifest, rows, num_workers))
+    def stream(
+        self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0
+    ) -> Iterator[Piece]:
+        return (
+            (row, 0, features) for row, features in stream_features(manifest, rows, num_workers)
+        )
 
 
 MFCC = MfccFeatures()
@@ -137,12 +156,21 @@ MFCC = MfccFeatures()
 
 @functools.cache
 def _constants() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Window [400]; mel bands [2 * 257, 23], each row twice (for real and imaginary part); cosine transform with lifter [23, 13]."""
+    """Window [400]; mel bands [2 * 257, 23], each row twice (for real and imaginary part); cosine
+    transform with lifter [23, 13]."""
     window = torch.hann_window(_WINDOW, periodic=False).pow(0.85)
-    bands, _ = kaldi.get_mel_banks(_NUM_MELS, _FFT, float(SAMPLE_RATE_HZ), 20.0, 0.0, 100.0, -500.0, 1.0)
+    bands, _ = kaldi.get_mel_banks(
+        _NUM_MELS, _FFT, float(SAMPLE_RATE_HZ), 20.0, 0.0, 100.0, -500.0, 1.0
+    )
     bands = torch.nn.functional.pad(bands, (0, 1)).T.repeat_interleave(2, dim=0).contiguous()
-    band, cepstrum = torch.arange(_NUM_MELS, dtype=torch.float64), torch.arange(_NUM_CEPSTRA, dtype=torch.float64)
-    cosines = torch.cos(torch.pi / _NUM_MELS * (band[:, None] + 0.5) * cepstrum) * (2.0 / _NUM_MELS) ** 0.5
+    band, cepstrum = (
+        torch.arange(_NUM_MELS, dtype=torch.float64),
+        torch.arange(_NUM_CEPSTRA, dtype=torch.float64),
+    )
+    cosines = (
+        torch.cos(torch.pi / _NUM_MELS * (band[:, None] + 0.5) * cepstrum)
+        * (2.0 / _NUM_MELS) ** 0.5
+    )
     cosines[:, 0] = (1.0 / _NUM_MELS) ** 0.5
     lifter = 1.0 + 0.5 * _LIFTER * torch.sin(torch.pi * cepstrum / _LIFTER)
     return window, bands, (cosines * lifter).float()
@@ -151,5 +179,7 @@ def _constants() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def _differences(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Slope over five frames, edges repeated (``compute_deltas`` with its default window)."""
     padded = np.concatenate([values[:1], values[:1], values, values[-1:], values[-1:]])
-    slope: npt.NDArray[np.float32] = (padded[3:-1] - padded[1:-3] + 2 * (padded[4:] - padded[:-4])) / 10
+    slope: npt.NDArray[np.float32] = (
+        padded[3:-1] - padded[1:-3] + 2 * (padded[4:] - padded[:-4])
+    ) / 10
     return slope

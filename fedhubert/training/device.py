@@ -8,7 +8,8 @@ _KINDS = ("cpu", "cuda", "mps")
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device for ``auto`` (CUDA if there is any, else the CPU), ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+    """Return the device for ``auto`` (CUDA if there is any, else the CPU), ``cpu``, ``cuda``,
+    ``cuda:1`` or ``mps``.
 
     Raises:
         ConfigError: not a device's name, or one that is not there.
@@ -24,7 +25,8 @@ def resolve_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= count:
         raise _unusable(
-            name, f"this machine shows {count} CUDA devices; use auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+            name,
+            f"this machine shows {count} CUDA devices; use auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise _unusable(name, "not available here; use auto or cpu")

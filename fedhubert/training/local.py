@@ -60,7 +60,8 @@ class Progress:
     num_steps: int
 
     def at(self, step: int) -> float:
-        """Return the share of the whole run that is done in the middle of ``step`` (0-based) of this round.
+        """Return the share of the whole run that is done in the middle of ``step`` (0-based) of
+        this round.
 
         The middle, so that a warm-up from zero does not make the first step an idle one.
         """
@@ -82,30 +83,41 @@ def train_locally(
     proximal_mu: float = 0.0,
     objective: Objective | None = None,
 ) -> LocalResult:
-    """Take ``progress.num_steps`` optimiser steps, each on ``client.accumulate`` micro-batches of ``batches``; fewer if these run out.
+    """Take ``progress.num_steps`` optimiser steps, each on ``client.accumulate`` micro-batches of
+    ``batches``; fewer if these run out.
 
-    Gradients of summed losses are added over a step's micro-batches and divided by its frames (masked prediction: its masked ones), as data-parallel
-    fairseq does; then clipped; then stepped. Dropout and layer drop draw from (seed, partition, micro-batch position), so a step gives the same
-    bits wherever it runs. A step that does not fit into the device's memory is taken in smaller pieces, with the same update but for dropout's draws.
+    Gradients of summed losses are added over a step's micro-batches and divided by its frames
+    (masked prediction: its masked ones), as data-parallel fairseq does; then clipped; then stepped.
+    Dropout and layer drop draw from (seed, partition, micro-batch position), so a step gives the
+    same bits wherever it runs. A step that does not fit into the device's memory is taken in
+    smaller pieces, with the same update but for dropout's draws.
 
     Args:
         model: Trained in place on ``device``; left in training mode.
-        batches: Closed at the end, whatever happens; no more of it is consumed than is trained on, but for what is copied ahead to a GPU
-            when ``should_stop`` ends the round.
-        optimizer_state: What an earlier round's result held; not changed. Hyper-parameters are ``client``'s all the same.
+        batches: Closed at the end, whatever happens; no more of it is consumed than is trained on,
+            but for what is copied ahead to a GPU when ``should_stop`` ends the round.
+        optimizer_state: What an earlier round's result held; not changed. Hyper-parameters are
+            ``client``'s all the same.
         should_stop: Asked after every step but the last: a round is at least one step.
-        proximal_mu: FedProx (Li et al. 2020): adds mu / 2 * |w - w_0|^2, w_0 the weights on entry, to the mean loss per masked frame. Being
-            part of the loss, its gradient is clipped, and goes through Adam's moments, with the rest.
+        proximal_mu: FedProx (Li et al. 2020): adds mu / 2 * |w - w_0|^2, w_0 the weights on entry,
+            to the mean loss per masked frame. Being part of the loss, its gradient is clipped, and
+            goes through Adam's moments, with the rest.
         objective: What is learned; None: what ``task`` says, without a teacher.
 
     Raises:
-        TrainingError: no batch; a loss or gradient that is not finite; one utterance, or the optimiser, that does not fit into the
-            device's memory; a kept optimiser state of another model.
+        TrainingError: no batch; a loss or gradient that is not finite; one utterance, or the
+            optimiser, that does not fit into the device's memory; a kept optimiser state of another
+            model.
     """
     started = time.monotonic()
     total, norms, steps, consumed = Sums(), 0.0, 0, 0
     most = progress.num_steps * client.accumulate
-    with _closing(batches), _memory_errors(), _own_rng(device), closing(uploaded(batches, device, most)) as arriving:
+    with (
+        _closing(batches),
+        _memory_errors(),
+        _own_rng(device),
+        closing(uploaded(batches, device, most)) as arriving,
+    ):
         trainer = Trainer(model, client, task, seed, partition, device, proximal_mu, objective)
         if optimizer_state is not None:
             trainer.restore(optimizer_state)
@@ -144,7 +156,8 @@ def evaluate(
     precision: str = "fp32",
     objective: Objective | None = None,
 ) -> EvaluationResult:
-    """Score ``batches`` without dropout or gradients, then close them; the model's mode and the global generator are left as they were."""
+    """Score ``batches`` without dropout or gradients, then close them; the model's mode and the
+    global generator are left as they were."""
     training, total, parts, scored = model.training, Sums(), 1, objective_of(task, objective)
     tallies: list[Tally] = []
     with (

@@ -1,4 +1,5 @@
-"""Tensors on the site's disk, named by what they were computed from; the least recently used go when there are too many."""
+"""Tensors on the site's disk, named by what they were computed from; the least recently used go
+when there are too many."""
 
 import fcntl
 import logging
@@ -22,8 +23,8 @@ _KEEP = 0.9
 class OutputCache:
     """A folder of files of at most ``max_bytes`` together, shared by any number of processes.
 
-    A file is whole or absent. One that cannot be read is removed, and one that cannot be written is not kept: the cache saves time, no result
-    depends on it.
+    A file is whole or absent. One that cannot be read is removed, and one that cannot be written is
+    not kept: the cache saves time, no result depends on it.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -37,7 +38,8 @@ class OutputCache:
             self._give_up(error)
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """Return the tensors of ``key``, mapped from the disk; None where they are not kept. They count as used now."""
+        """Return the tensors of ``key``, mapped from the disk; None where they are not kept. They
+        count as used now."""
         path = self._path(key)
         try:
             tensors = load_file(path)
@@ -59,7 +61,9 @@ class OutputCache:
         try:
             private_folder(path.parent)
             open_here(scratch, "xb", private=True).close()
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+            save_file(
+                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch
+            )
             size = scratch.stat().st_size
             with self._locked() as total:
                 if size > self.max_bytes:

@@ -21,7 +21,11 @@ class ParameterLayout:
 
     @classmethod
     def of(cls, model: nn.Module) -> "ParameterLayout":
-        trainable = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        trainable = [
+            (name, tuple(parameter.shape))
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
         return cls(tuple(name for name, _ in trainable), tuple(shape for _, shape in trainable))
 
     @property
@@ -34,19 +38,26 @@ class ParameterLayout:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of names and shapes: two sides with the same one agree on what each entry of the vector is."""
-        text = "\n".join(f"{name} {shape}" for name, shape in zip(self.names, self.shapes, strict=True))
+        """A hash of names and shapes: two sides with the same one agree on what each entry of the
+        vector is."""
+        text = "\n".join(
+            f"{name} {shape}" for name, shape in zip(self.names, self.shapes, strict=True)
+        )
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_vector(self, model: nn.Module) -> torch.Tensor:
-        """Return a float32 copy of the parameters [P] on the CPU; raises like :meth:`load_vector`."""
+        """Return a float32 copy of the parameters [P] on the CPU; raises like
+        :meth:`load_vector`."""
         vector = torch.empty(self.numel)
-        for view, parameter in zip(self.split(vector).values(), self._parameters(model), strict=True):
+        for view, parameter in zip(
+            self.split(vector).values(), self._parameters(model), strict=True
+        ):
             view.copy_(parameter.detach())
         return vector
 
     def update_of(self, model: nn.Module, start: torch.Tensor) -> torch.Tensor:
-        """Return how far the parameters are from ``start`` [P], as a float32 vector [P] on the CPU; raises like :meth:`load_vector`."""
+        """Return how far the parameters are from ``start`` [P], as a float32 vector [P] on the CPU;
+        raises like :meth:`load_vector`."""
         update = torch.empty(self.numel)
         views, before = self.split(update), self.split(start)
         for name, parameter in zip(self.names, self._parameters(model), strict=True):
@@ -57,7 +68,8 @@ class ParameterLayout:
         """Copy ``vector`` [P] into the model's parameters.
 
         Raises:
-            TrainingError: a vector of another size; a parameter, named, that ``model`` lacks or has in another shape. Nothing is copied then.
+            TrainingError: a vector of another size; a parameter, named, that ``model`` lacks or has
+                in another shape. Nothing is copied then.
         """
         views = self.split(vector)
         with torch.no_grad():
@@ -65,11 +77,18 @@ class ParameterLayout:
                 parameter.copy_(view)
 
     def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return name -> view of ``vector`` [P] in the parameter's shape; raises :class:`TrainingError` for another size."""
+        """Return name -> view of ``vector`` [P] in the parameter's shape; raises
+        :class:`TrainingError` for another size."""
         if vector.shape != (self.numel,):
-            raise TrainingError(f"a vector of shape {tuple(vector.shape)} for {self.numel} parameters", setting="model")
+            raise TrainingError(
+                f"a vector of shape {tuple(vector.shape)} for {self.numel} parameters",
+                setting="model",
+            )
         views = torch.split(vector, self.sizes)
-        return {name: view.view(shape) for name, shape, view in zip(self.names, self.shapes, views, strict=True)}
+        return {
+            name: view.view(shape)
+            for name, shape, view in zip(self.names, self.shapes, views, strict=True)
+        }
 
     def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
         named = dict(model.named_parameters())
@@ -78,7 +97,8 @@ class ParameterLayout:
             if found is None or tuple(found.shape) != shape:
                 has = "lacks it" if found is None else f"has {tuple(found.shape)}"
                 raise TrainingError(
-                    f"parameter {name}: {shape} expected, the model {has}; was it built from another config?", setting="model"
+                    f"parameter {name}: {shape} expected, the model {has}; was it built from another config?",
+                    setting="model",
                 )
         return [named[name] for name in self.names]
 

@@ -4,15 +4,21 @@ from fedhubert.config import ClientConfig
 
 
 def learning_rate(progress: float, client: ClientConfig) -> float:
-    """Return a client's rate at ``progress`` in [0, 1] of the run: ``client.lr`` by :func:`share_of_rate`."""
+    """Return a client's rate at ``progress`` in [0, 1] of the run: ``client.lr`` by
+    :func:`share_of_rate`."""
     return client.lr * share_of_rate(progress, client.warmup_fraction, client.schedule)
 
 
 def share_of_rate(progress: float, warmup_fraction: float, schedule: str) -> float:
     """Return what of the rate is left at ``progress`` in [0, 1] of the run.
 
-    Linear warm-up from 0 over ``warmup_fraction``, then ``linear`` decay to 0 (fairseq's polynomial decay of power 1) or ``constant``.
+    Linear warm-up from 0 over ``warmup_fraction``, then ``linear`` decay to 0 (fairseq's polynomial
+    decay of power 1) or ``constant``.
     """
     if progress < warmup_fraction:
         return progress / warmup_fraction
-    return 1.0 if schedule == "constant" else max(0.0, 1.0 - progress) / max(1.0 - warmup_fraction, 1e-12)
+    return (
+        1.0
+        if schedule == "constant"
+        else max(0.0, 1.0 - progress) / max(1.0 - warmup_fraction, 1e-12)
+    )

@@ -1,4 +1,5 @@
-"""One optimiser step, and one batch's score, on a device whose memory may not hold a whole micro-batch."""
+"""One optimiser step, and one batch's score, on a device whose memory may not hold a whole
+micro-batch."""
 
 import logging
 import math
@@ -26,7 +27,8 @@ _ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 class Figures:
-    """An objective's sums by name; those of masked prediction also as attributes (cross-entropy in nats, over masked frames)."""
+    """An objective's sums by name; those of masked prediction also as attributes (cross-entropy in
+    nats, over masked frames)."""
 
     figures: Mapping[str, float]
 
@@ -45,7 +47,8 @@ class Figures:
 
 @dataclass
 class Sums(Figures):
-    """An objective's figures by name, the frames that its loss is divided by, and seconds of audio, added up."""
+    """An objective's figures by name, the frames that its loss is divided by, and seconds of audio,
+    added up."""
 
     figures: dict[str, float] = field(default_factory=dict)
     frames: int = 0
@@ -59,7 +62,8 @@ class Sums(Figures):
 
 
 class Tally:
-    """Figures of pieces that may still be on their way: adding a piece waits for nothing, reading waits once for all of them."""
+    """Figures of pieces that may still be on their way: adding a piece waits for nothing, reading
+    waits once for all of them."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
@@ -75,25 +79,36 @@ class Tally:
     @property
     def scalars(self) -> list[Tensor]:
         """The figures that are tensors, in a fixed order."""
-        return [value for sums, _, _ in self._pieces for value in sums.values() if isinstance(value, Tensor)]
+        return [
+            value
+            for sums, _, _ in self._pieces
+            for value in sums.values()
+            if isinstance(value, Tensor)
+        ]
 
     def sums(self, values: Sequence[float]) -> Sums:
         """Return the sums, given the values of :attr:`scalars`."""
         total, read = Sums(), iter(values)
         for sums, frames, audio_s in self._pieces:
-            figures = {name: next(read) if isinstance(value, Tensor) else value for name, value in sums.items()}
+            figures = {
+                name: next(read) if isinstance(value, Tensor) else value
+                for name, value in sums.items()
+            }
             total.merge(Sums(figures, frames, audio_s))
         return total
 
 
 def fetch(scalars: Sequence[Tensor]) -> list[float]:
-    """Return the values of scalars that are on one device (integers as such), waiting for it once, and not once for each."""
+    """Return the values of scalars that are on one device (integers as such), waiting for it once,
+    and not once for each."""
     by_type: dict[torch.dtype, list[int]] = {}
     for index, scalar in enumerate(scalars):
         by_type.setdefault(scalar.dtype, []).append(index)
     values = [0.0] * len(scalars)
     for indices in by_type.values():
-        for index, value in zip(indices, torch.stack([scalars[index] for index in indices]).tolist(), strict=True):
+        for index, value in zip(
+            indices, torch.stack([scalars[index] for index in indices]).tolist(), strict=True
+        ):
             values[index] = value
     return values
 
@@ -107,7 +122,9 @@ def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Opt
     """AdamW with weight decay on all parameters, as the recipe has it, or SGD."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if client.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=client.lr, momentum=client.momentum, weight_decay=client.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=client.lr, momentum=client.momentum, weight_decay=client.weight_decay
+        )
     return torch.optim.AdamW(
         parameters,
         lr=client.lr,
@@ -136,31 +153,47 @@ class Trainer:
         self.client, self.seed, self.partition, self.device = client, seed, partition, device
         self.objective = objective_of(task, objective)
         self.optimizer = build_optimizer(model, client)
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=_FIRST_LOSS_SCALE, enabled=client.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(
+            device.type, init_scale=_FIRST_LOSS_SCALE, enabled=client.precision == "fp16"
+        )
         self.parameters: list[torch.nn.Parameter] = self.optimizer.param_groups[0]["params"]
         self.mu = proximal_mu
-        self.anchor = [parameter.detach().clone() for parameter in self.parameters] if proximal_mu else []
+        self.anchor = (
+            [parameter.detach().clone() for parameter in self.parameters] if proximal_mu else []
+        )
         self.parts = 1
 
     def restore(self, kept: Mapping[str, Any]) -> None:
         """Take over the moments of an earlier round, without changing ``kept``."""
         momentum = {"momentum_buffer"} if self.client.momentum else set()
         wanted = _ADAM_STATE if self.client.optimizer == "adamw" else momentum
-        state = {index: {key: value.clone() for key, value in entry.items()} for index, entry in kept["state"].items()}
+        state = {
+            index: {key: value.clone() for key, value in entry.items()}
+            for index, entry in kept["state"].items()
+        }
         for index, entry in state.items():
             shapes = {value.shape for value in entry.values() if value.dim()}
-            if index >= len(self.parameters) or set(entry) != wanted or not shapes <= {self.parameters[index].shape}:
+            if (
+                index >= len(self.parameters)
+                or set(entry) != wanted
+                or not shapes <= {self.parameters[index].shape}
+            ):
                 raise TrainingError(
                     "the optimiser state kept from an earlier round belongs to another model or optimiser: remove it, or set "
                     "client.optimizer_policy=reset",
                     setting="client.optimizer_policy",
                 )
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
 
     def state(self) -> dict[str, Any]:
         """Return the optimiser's ``state_dict`` on the CPU."""
         state = self.optimizer.state_dict()
-        on_cpu = {index: {key: value.cpu() for key, value in entry.items()} for index, entry in state["state"].items()}
+        on_cpu = {
+            index: {key: value.cpu() for key, value in entry.items()}
+            for index, entry in state["state"].items()
+        }
         return {"state": on_cpu, "param_groups": state["param_groups"]}
 
     def step(self, micro_batches: list[Batch], lr: float) -> tuple[Sums, float]:
@@ -173,7 +206,8 @@ class Trainer:
                 self.parts = _halved(self.parts, micro_batches)
                 continue
             count = len(tally.losses)
-            norm, *read = fetch([self._finish(tally.frames), *tally.losses, *tally.scalars])  # the step's one wait
+            # the step's one wait
+            norm, *read = fetch([self._finish(tally.frames), *tally.losses, *tally.scalars])
             for loss in read[:count]:
                 if not math.isfinite(loss):
                     raise _not_finite(f"the loss is {loss}")
@@ -184,14 +218,17 @@ class Trainer:
             self._lower_loss_scale()
 
     def _gradients(self, micro_batches: list[Batch]) -> Tally | None:
-        """Fill the gradients of summed losses, finite or not; None if the device's memory does not suffice.
+        """Fill the gradients of summed losses, finite or not; None if the device's memory does not
+        suffice.
 
         What fails compiled is done again as it is, and so are all further steps of this model.
         """
         self.optimizer.zero_grad(set_to_none=True)
         try:
             return self._accumulated(micro_batches)
-        except torch.OutOfMemoryError:  # this holds the activations: try again only after leaving it
+        except (
+            torch.OutOfMemoryError
+        ):  # this holds the activations: try again only after leaving it
             return None
         except FedhubertError:
             raise
@@ -199,7 +236,10 @@ class Trainer:
             if not self.model.compiled:
                 raise
             failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        log.warning("client.compile: torch.compile failed, so this model trains uncompiled from here on: %s", failure)
+        log.warning(
+            "client.compile: torch.compile failed, so this model trains uncompiled from here on: %s",
+            failure,
+        )
         self.model.set_compiled(False)
         return self._gradients(micro_batches)
 
@@ -207,7 +247,10 @@ class Trainer:
         tally = Tally()
         for batch in micro_batches:
             for number, piece in enumerate(batch.split(self.parts)):
-                _seed(self.device, derive_seed(self.seed, "dropout", self.partition, batch.position, number))
+                _seed(
+                    self.device,
+                    derive_seed(self.seed, "dropout", self.partition, batch.position, number),
+                )
                 tally.add(self._backward(piece), piece)
         return tally
 
@@ -218,14 +261,18 @@ class Trainer:
         return terms
 
     def _finish(self, frames: int) -> Tensor:
-        """Turn the gradients of sums into those of the step's mean loss, clipped; return their norm before, a scalar on the device."""
+        """Turn the gradients of sums into those of the step's mean loss, clipped; return their norm
+        before, a scalar on the device."""
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         torch._foreach_div_(gradients, float(max(1, frames)))
-        for parameter, anchor in zip(self.parameters, self.anchor, strict=False):  # no anchor without a pull
+        # no anchor without a pull
+        for parameter, anchor in zip(self.parameters, self.anchor, strict=False):
             pull = (parameter.detach() - anchor) * self.mu
             parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.client.grad_clip_norm or math.inf)
+        return torch.nn.utils.clip_grad_norm_(
+            self.parameters, self.client.grad_clip_norm or math.inf
+        )
 
     def _lower_loss_scale(self) -> None:
         """Halve the loss scale, to take the same step again: no step is skipped."""
@@ -235,7 +282,9 @@ class Trainer:
         self.scaler.update(scale)
 
 
-def score(model: HubertModel, batch: Batch, objective: Objective, precision: str, parts: int) -> tuple[Tally, int]:
+def score(
+    model: HubertModel, batch: Batch, objective: Objective, precision: str, parts: int
+) -> tuple[Tally, int]:
     """Return a batch's figures, and the ``parts`` that it had to be split into."""
     while True:
         tally = Tally()
@@ -250,7 +299,8 @@ def score(model: HubertModel, batch: Batch, objective: Objective, precision: str
 
 
 def _halved(parts: int, micro_batches: list[Batch]) -> int:
-    """Return the next finer split after memory ran out; raises :class:`TrainingError` when every piece is one utterance already."""
+    """Return the next finer split after memory ran out; raises :class:`TrainingError` when every
+    piece is one utterance already."""
     if parts >= max(len(batch.waveforms_BN) for batch in micro_batches):
         seconds = max(batch.audio_s / len(batch.waveforms_BN) for batch in micro_batches)
         raise TrainingError(
@@ -264,7 +314,9 @@ def _halved(parts: int, micro_batches: list[Batch]) -> int:
 
 
 def _not_finite(what: str) -> TrainingError:
-    return TrainingError(f"{what}: lower client.lr, or train with client.precision=fp32", setting="client.lr")
+    return TrainingError(
+        f"{what}: lower client.lr, or train with client.precision=fp32", setting="client.lr"
+    )
 
 
 def _autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -273,10 +325,12 @@ def _autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """Seed the generators that ``device`` draws from, and no other device's (``torch.manual_seed`` would)."""
+    """Seed the generators that ``device`` draws from, and no other device's (``torch.manual_seed``
+    would)."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
-        torch.cuda.default_generators[index].manual_seed(seed)  # torch.cuda.manual_seed would change the device there and back
+        # torch.cuda.manual_seed would change the device there and back
+        torch.cuda.default_generators[index].manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)

@@ -1,7 +1,9 @@
-"""What the teacher says of a batch: computed crop by crop, rounded to float16, and kept on the site if the task wants it.
+"""What the teacher says of a batch: computed crop by crop, rounded to float16, and kept on the site
+if the task wants it.
 
-A crop goes through the teacher alone: padding would change what the group norm sees, and batch mates can change the last bits of matrix
-products. So what is kept is what would be computed, and results do not depend on the cache.
+A crop goes through the teacher alone: padding would change what the group norm sees, and batch
+mates can change the last bits of matrix products. So what is kept is what would be computed, and
+results do not depend on the cache.
 """
 
 import hashlib
@@ -24,11 +26,18 @@ class Teaching:
 
     Args:
         teacher: Not kept; the model built from it is.
-        task: Which outputs it is asked for: layers; logits; and the convolutions' features, where the student shares them frozen.
+        task: Which outputs it is asked for: layers; logits; and the convolutions' features, where
+            the student shares them frozen.
         cache: Where outputs are kept, if anywhere.
     """
 
-    def __init__(self, teacher: Teacher, task: TaughtTask, device: torch.device, cache: OutputCache | None = None) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        task: TaughtTask,
+        device: torch.device,
+        cache: OutputCache | None = None,
+    ) -> None:
         self.model: HubertModel = teacher.build(device, task.teacher_precision)
         self.cache = cache
         self.computed = 0
@@ -58,19 +67,27 @@ class Teaching:
         rows = self._rows(waveforms_BN)
         # Under the student's bf16 autocast, torch refuses to stack float16.
         with torch.autocast(waveforms_BN.device.type, enabled=False):
-            outputs = {name: _stacked([row[name] for row in rows], waveforms_BN.device).float() for name in rows[0]}
+            outputs = {
+                name: _stacked([row[name] for row in rows], waveforms_BN.device).float()
+                for name in rows[0]
+            }
         layers = {layer: outputs[f"{_LAYER}{layer}"] for layer in self._layers}
         return TeacherOutput(layers, outputs.get(_LOGITS), outputs.get(_CONV))
 
     def _rows(self, waveforms_BN: Tensor) -> list[Mapping[str, Tensor]]:
-        """Return each crop's outputs, from the cache or computed; a GPU is waited for once for the samples and once for the outputs."""
+        """Return each crop's outputs, from the cache or computed; a GPU is waited for once for the
+        samples and once for the outputs."""
         if self.cache is None:
             computed = [self._compute(waveform_N) for waveform_N in waveforms_BN]
             _check_finite(computed)
             return list(computed)
         keys = [self._key(waveform_N) for waveform_N in waveforms_BN.detach().cpu()]
         rows: dict[str, Mapping[str, Tensor] | None] = {key: self.cache.get(key) for key in keys}
-        missing = {key: self._compute(waveforms_BN[keys.index(key)]) for key, row in rows.items() if row is None}
+        missing = {
+            key: self._compute(waveforms_BN[keys.index(key)])
+            for key, row in rows.items()
+            if row is None
+        }
         _check_finite(list(missing.values()))
         for key, row in missing.items():
             self.cache.put(key, row)
@@ -100,20 +117,27 @@ class Teaching:
 
 
 def _stacked(rows: list[Tensor], device: torch.device) -> Tensor:
-    """Return rows of equal shape as one tensor on ``device``; rows that all come from the disk go there in one copy."""
+    """Return rows of equal shape as one tensor on ``device``; rows that all come from the disk go
+    there in one copy."""
     if any(row.device.type != "cpu" for row in rows):
         return torch.stack([row.to(device, non_blocking=True) for row in rows])
     stacked = torch.stack(rows)
-    return (stacked.pin_memory() if device.type == "cuda" else stacked).to(device, non_blocking=True)
+    return (stacked.pin_memory() if device.type == "cuda" else stacked).to(
+        device, non_blocking=True
+    )
 
 
 def _check_finite(rows: list[dict[str, Tensor]]) -> None:
-    """Raise :class:`TrainingError` naming the first output that float16 cannot hold; one wait for all of them."""
+    """Raise :class:`TrainingError` naming the first output that float16 cannot hold; one wait for
+    all of them."""
     named = [(name, torch.isfinite(output).all()) for row in rows for name, output in row.items()]
     if not named:
         return
-    for (name, _), finite in zip(named, torch.stack([finite for _, finite in named]).tolist(), strict=True):
+    for (name, _), finite in zip(
+        named, torch.stack([finite for _, finite in named]).tolist(), strict=True
+    ):
         if not finite:
             raise TrainingError(
-                f"the teacher's {name} has values that float16 cannot hold: use another teacher", setting="task.teacher"
+                f"the teacher's {name} has values that float16 cannot hold: use another teacher",
+                setting="task.teacher",
             )

@@ -1,4 +1,5 @@
-"""Batches on their way to the device: on a GPU, a thread copies them from pinned memory while the card still works on those before."""
+"""Batches on their way to the device: on a GPU, a thread copies them from pinned memory while the
+card still works on those before."""
 
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -18,18 +19,24 @@ class Copier(Protocol):
     """Brings batches to a device, from a thread of its own."""
 
     def send(self, batch: Batch) -> Batch:
-        """Begin to copy (called in the copying thread); return the batch on the device, not to be used before :meth:`receive`."""
+        """Begin to copy (called in the copying thread); return the batch on the device, not to be
+        used before :meth:`receive`."""
         ...
 
     def receive(self, batch: Batch) -> None:
-        """Let what is computed from now on (called in the computing thread) wait for a batch that was sent."""
+        """Let what is computed from now on (called in the computing thread) wait for a batch that
+        was sent."""
         ...
 
 
-def uploaded(batches: Iterator[Batch], device: torch.device, most: int | None = None) -> Generator[Batch, None, None]:
-    """Yield the first ``most`` of ``batches`` (None: all) on ``device``, in order; close it to stop the copying.
+def uploaded(
+    batches: Iterator[Batch], device: torch.device, most: int | None = None
+) -> Generator[Batch, None, None]:
+    """Yield the first ``most`` of ``batches`` (None: all) on ``device``, in order; close it to stop
+    the copying.
 
-    On a GPU up to ``AHEAD`` more are taken than are yielded; elsewhere none. ``batches`` itself is left open.
+    On a GPU up to ``AHEAD`` more are taken than are yielded; elsewhere none. ``batches`` itself is
+    left open.
     """
     wanted = islice(batches, most)
     if device.type == "cuda":
@@ -40,7 +47,8 @@ def uploaded(batches: Iterator[Batch], device: torch.device, most: int | None = 
 
 
 def copied_ahead(batches: Iterator[Batch], copier: Copier) -> Generator[Batch, None, None]:
-    """Yield ``batches``, brought to the device by a thread that stays ``AHEAD`` of the consumer; raises what ``batches`` raises."""
+    """Yield ``batches``, brought to the device by a thread that stays ``AHEAD`` of the consumer;
+    raises what ``batches`` raises."""
 
     def next_sent() -> Batch | None:
         batch = next(batches, None)
@@ -77,4 +85,5 @@ class CudaCopier:
         computing = torch.cuda.current_stream(self._device)
         computing.wait_event(self._events.popleft())
         for tensor in batch.tensors:
-            tensor.record_stream(computing)  # its memory belongs to the copying stream, which must not reuse it too soon
+            # its memory belongs to the copying stream, which must not reuse it too soon
+            tensor.record_stream(computing)

@@ -65,7 +65,11 @@ class Context:
 
     def found(self, step: str, name: str) -> float | None:
         """Return a number that an earlier step has written, if it has."""
-        values = [row["value"] for row in rows(self.out) if row["step"] == step and row.get("figure") == name]
+        values = [
+            row["value"]
+            for row in rows(self.out)
+            if row["step"] == step and row.get("figure") == name
+        ]
         return float(values[-1]) if values else None
 
     @contextmanager
@@ -76,16 +80,32 @@ class Context:
         except Skipped as reason:
             self._record(name, "skipped", str(reason))
         except torch.OutOfMemoryError as error:
-            self._record(name, "skipped", "does not fit into the device's memory: " + str(error).split(". ")[0])
+            self._record(
+                name,
+                "skipped",
+                "does not fit into the device's memory: " + str(error).split(". ")[0],
+            )
         except Exception as error:
             traceback.print_exc()
-            self._record(name, "failed", f"{type(error).__name__}: {error}"[:500], traceback.format_exc().splitlines()[-TAIL:])
+            self._record(
+                name,
+                "failed",
+                f"{type(error).__name__}: {error}"[:500],
+                traceback.format_exc().splitlines()[-TAIL:],
+            )
             self.failed.append(name)
         finally:
             release(self.device)
 
     def _record(self, name: str, status: str, reason: str, tail: list[str] | None = None) -> None:
-        append(self.out, step=self.step, part=name, status=status, reason=reason, **({"tail": tail} if tail else {}))
+        append(
+            self.out,
+            step=self.step,
+            part=name,
+            status=status,
+            reason=reason,
+            **({"tail": tail} if tail else {}),
+        )
         print(f"{self.step}: {name}: {status}: {reason}", flush=True)
 
     def close(self) -> None:
@@ -109,7 +129,9 @@ def need(module: str, package: str | None = None) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:
-        raise Skipped(f"{package or module} cannot be imported here ({type(error).__name__}: {error})") from None
+        raise Skipped(
+            f"{package or module} cannot be imported here ({type(error).__name__}: {error})"
+        ) from None
 
 
 def check(true: bool, what: str) -> None:

@@ -34,7 +34,9 @@ def run(context: Context) -> None:
     )
     for teacher, student, layers in names:
         config, model = configuration(teacher, student, layers, freeze_conv=False)
-        config = config.model_copy(update={"client": config.client.model_copy(update={"precision": "bf16"})})
+        config = config.model_copy(
+            update={"client": config.client.model_copy(update={"precision": "bf16"})}
+        )
         for name, side in _sides(context, config, model, layers).items():
             about = f"{teacher} into {student}, {name}"
             with context.part(about):
@@ -49,16 +51,28 @@ def run(context: Context) -> None:
                     context.figure(f"{about}: peak memory", peak, "GB")
 
 
-def _sides(context: Context, config: Config, model: Any, layers: tuple[int, ...]) -> dict[str, Callable[[Iterator[Batch]], Step]]:
+def _sides(
+    context: Context, config: Config, model: Any, layers: tuple[int, ...]
+) -> dict[str, Callable[[Iterator[Batch]], Step]]:
     cache = context.folder / f"cache-{config.model.name}"
     return {
         "teacher run": lambda batches: _ours(context, config, model, batches, None),
-        "teacher cached": lambda batches: _ours(context, config, model, batches, OutputCache(cache, 10**10)),
-        "s3prl": lambda batches: s3prl_step(config, model, layers, lambda: next(batches), context.device),
+        "teacher cached": lambda batches: _ours(
+            context, config, model, batches, OutputCache(cache, 10**10)
+        ),
+        "s3prl": lambda batches: s3prl_step(
+            config, model, layers, lambda: next(batches), context.device
+        ),
     }
 
 
-def _ours(context: Context, config: Config, model: Any, batches: Iterator[Batch], cache: OutputCache | None) -> Step:
+def _ours(
+    context: Context,
+    config: Config,
+    model: Any,
+    batches: Iterator[Batch],
+    cache: OutputCache | None,
+) -> Step:
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     teacher = Teacher.cut(model.config, state, config.task)
     task = config.task.model_copy(update={"teacher_model": teacher.config})
@@ -72,7 +86,9 @@ def _ours(context: Context, config: Config, model: Any, batches: Iterator[Batch]
 def _batches(context: Context, config: Config) -> Iterator[Batch]:
     batch = noise(config, 2, 0.8) if context.quick else noise(config, 8, 10.0)
     kept = [
-        replace(batch, waveforms_BN=batch.waveforms_BN + 1e-3 * number, labels_BT=None, position=number).to(context.device)
+        replace(
+            batch, waveforms_BN=batch.waveforms_BN + 1e-3 * number, labels_BT=None, position=number
+        ).to(context.device)
         for number in range(_CROPS)
     ]
     if context.cuda:

@@ -14,7 +14,12 @@ PRODUCT = "bf16 product: rate"
 def run(context: Context) -> None:
     """Write what there is, then measure."""
     device = context.device
-    context.figure("device", torch.cuda.get_device_name(device) if context.cuda else platform.processor() or platform.machine())
+    context.figure(
+        "device",
+        torch.cuda.get_device_name(device)
+        if context.cuda
+        else platform.processor() or platform.machine(),
+    )
     context.figure("Python, torch", f"{platform.python_version()}, {torch.__version__}")
     context.figure("CPU cores", os.cpu_count() or 0)
     if context.cuda:
@@ -29,7 +34,9 @@ def run(context: Context) -> None:
         with context.part(name):
             left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             out = torch.empty_like(left)
-            seconds = seconds_each(context, lambda a=left, b=right, c=out: torch.mm(a, b, out=c), for_s=1.5, warm_up=5)
+            seconds = seconds_each(
+                context, lambda a=left, b=right, c=out: torch.mm(a, b, out=c), for_s=1.5, warm_up=5
+            )
             context.figure(name, 2.0 * size**3 / seconds / 1e12, "TFLOP/s", size=size)
             del left, right, out
     with context.part("copies"):
@@ -37,11 +44,15 @@ def run(context: Context) -> None:
         source = torch.empty(megabytes * 2**20, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         seconds = seconds_each(context, lambda: target.copy_(source), for_s=1.0)
-        context.figure("copy on the device: read and written", 2 * source.numel() / seconds / 1e9, "GB/s")
+        context.figure(
+            "copy on the device: read and written", 2 * source.numel() / seconds / 1e9, "GB/s"
+        )
         host = torch.empty(len(source) // 4, dtype=torch.uint8)
         seconds = seconds_each(context, lambda: target[: len(host)].copy_(host), for_s=0.5)
         context.figure("copy from the host, pageable", len(host) / seconds / 1e9, "GB/s")
         if context.cuda:
             pinned = host.pin_memory()
-            seconds = seconds_each(context, lambda: target[: len(host)].copy_(pinned, non_blocking=True), for_s=0.5)
+            seconds = seconds_each(
+                context, lambda: target[: len(host)].copy_(pinned, non_blocking=True), for_s=0.5
+            )
             context.figure("copy from the host, pinned", len(host) / seconds / 1e9, "GB/s")

@@ -22,4 +22,8 @@ def append(folder: Path, **row: Any) -> None:
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Return the lines written so far."""
     path = folder / FIGURES
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.exists()
+        else []
+    )

@@ -46,7 +46,9 @@ def run(context: Context) -> None:
     need("ray")
     need("flwr")
     if context.corpus is None and not context.quick:
-        raise Skipped("no corpus: give --corpus MANIFEST (tests/accelerator/pack.py makes one that travels)")
+        raise Skipped(
+            "no corpus: give --corpus MANIFEST (tests/accelerator/pack.py makes one that travels)"
+        )
     manifest, out = manifest_of(context), context.folder / "run"
     overrides = [
         "experiment=accelerator_small",
@@ -60,16 +62,29 @@ def run(context: Context) -> None:
     overrides += _TOY if context.quick else ()
     rounds = 2 if context.quick else _rounds(context, overrides)
     overrides += [f"federated.num_rounds={rounds}", f"checkpoint.every={max(1, rounds // 4)}"]
-    train(context, overrides, max(20.0, context.left - (10.0 if context.quick else PROBES_S)), may_stop=not context.quick)
+    train(
+        context,
+        overrides,
+        max(20.0, context.left - (10.0 if context.quick else PROBES_S)),
+        may_stop=not context.quick,
+    )
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     played = [event for event in events if event["event"] == "round"]
     check(bool(played), "no round was finished")
     context.figure("rounds", len(played), f"of {rounds}")
-    context.figure("audio heard", sum(one["train_audio_s"] for event in played for one in event["clients"]) / 3600, "h")
+    context.figure(
+        "audio heard",
+        sum(one["train_audio_s"] for event in played for one in event["clients"]) / 3600,
+        "h",
+    )
     for name, event in (("first", played[0]), ("last", played[-1])):
         context.figure(f"validation loss, {name} round", float(event["validation"]["loss"]), "nats")
-        context.figure(f"masked accuracy, {name} round", float(event["validation"]["masked_accuracy"]))
-    context.figure("a round, in the middle", float(played[len(played) // 2]["seconds"]["round"]), "s")
+        context.figure(
+            f"masked accuracy, {name} round", float(event["validation"]["masked_accuracy"])
+        )
+    context.figure(
+        "a round, in the middle", float(played[len(played) // 2]["seconds"]["round"]), "s"
+    )
     with context.part("probes"):
         context.want(8.0)
         _probes(context, manifest, out)
@@ -82,7 +97,12 @@ def _rounds(context: Context, overrides: list[str]) -> int:
     config = compose(overrides)
     speed = measure(config, None, _MEASURE_S)
     context.figure("measured rate of training", speed.trained, "s/s")
-    a_round = config.federated.clients_per_round * config.client.local_steps * config.data.batch_seconds / speed.trained
+    a_round = (
+        config.federated.clients_per_round
+        * config.client.local_steps
+        * config.data.batch_seconds
+        / speed.trained
+    )
     budget = context.left - PROBES_S - _AROUND_S
     return max(4, min(400, int(budget / (a_round + _BETWEEN_S))))
 
@@ -94,11 +114,23 @@ def _probes(context: Context, manifest: Path, out: Path) -> None:
     named = ["--labels", str(labels)] if labels.is_file() else ["--probe", "speaker"]
     results, chosen = context.folder / "probes.json", context.folder / "probes.csv"
     whole = Manifest.read(manifest)
-    tasks = Labels.read(labels).tasks.values() if labels.is_file() else [dict.fromkeys(whole.paths, "")]
+    tasks = (
+        Labels.read(labels).tasks.values() if labels.is_file() else [dict.fromkeys(whole.paths, "")]
+    )
     rows = [row for row, path in enumerate(whole.paths) if any(path in task for task in tasks)]
     few = whole.select(rows[:: -(-len(rows) // (20 if context.quick else _PROBED))])
     few.write(chosen)
-    command = [sys.executable, "-m", "fedhubert.cli", "evaluate", "--checkpoint", str(out), "--manifest", str(chosen), *named]
+    command = [
+        sys.executable,
+        "-m",
+        "fedhubert.cli",
+        "evaluate",
+        "--checkpoint",
+        str(out),
+        "--manifest",
+        str(chosen),
+        *named,
+    ]
     command += [
         "--root",
         str(whole.root),
@@ -112,7 +144,9 @@ def _probes(context: Context, manifest: Path, out: Path) -> None:
         str(results),
     ]
     command += ["--folds", "2"] if context.quick else ["--layers", "0,3,6"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(5.0, context.left - 2.0))
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=max(5.0, context.left - 2.0)
+    )
     print(done.stderr[-2000:], done.stdout[-4000:], flush=True)
     check(done.returncode == 0, f"fedhubert evaluate ended with {done.returncode}")
     found: dict[str, Any] = json.loads(results.read_text())
@@ -123,4 +157,9 @@ def _probes(context: Context, manifest: Path, out: Path) -> None:
                 best[row["encoder"]] = row
         for encoder, row in best.items():
             more = {"layer": row["layer"], "majority": row["majority"], "utterances": row["items"]}
-            context.figure(f"probe of {task}: {encoder}, best layer", float(row["accuracy"]), "accuracy", **more)
+            context.figure(
+                f"probe of {task}: {encoder}, best layer",
+                float(row["accuracy"]),
+                "accuracy",
+                **more,
+            )

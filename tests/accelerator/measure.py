@@ -29,7 +29,9 @@ def seconds_each(context: Context, run: Run, *, for_s: float = 3.0, warm_up: int
         run()
     synchronize(context.device)
     started, count = time.monotonic(), 0
-    while count < (1 if context.quick else 3) or time.monotonic() - started < min(for_s, context.left - 5.0):
+    while count < (1 if context.quick else 3) or time.monotonic() - started < min(
+        for_s, context.left - 5.0
+    ):
         run()
         count += 1
     synchronize(context.device)
@@ -95,21 +97,37 @@ class Busy:
             # NVML counts all cards of the machine; this one is found by its identity.
             handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
             try:
-                handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self._index).uuid}")
+                handle = nvml.nvmlDeviceGetHandleByUUID(
+                    f"GPU-{torch.cuda.get_device_properties(self._index).uuid}"
+                )
             except Exception:
-                print("NVML does not know the card's identity; taking the card of the same number", flush=True)
+                print(
+                    "NVML does not know the card's identity; taking the card of the same number",
+                    flush=True,
+                )
             nvml.nvmlDeviceGetUtilizationRates(handle)
             return lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
         except Exception as error:
-            command = ["nvidia-smi", f"--id={self._index}", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+            command = [
+                "nvidia-smi",
+                f"--id={self._index}",
+                "--query-gpu=utilization.gpu",
+                "--format=csv,noheader,nounits",
+            ]
 
             def ask() -> float:
-                return float(subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout)
+                return float(
+                    subprocess.run(
+                        command, capture_output=True, text=True, timeout=5, check=True
+                    ).stdout
+                )
 
             try:
                 ask()
             except Exception as other:
-                raise Skipped(f"neither NVML ({error}) nor nvidia-smi ({other}) tells the card's load") from None
+                raise Skipped(
+                    f"neither NVML ({error}) nor nvidia-smi ({other}) tells the card's load"
+                ) from None
             return ask
 
 
@@ -123,6 +141,8 @@ def driver() -> str:
     except Exception as error:
         try:
             command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()[0]
+            return subprocess.run(
+                command, capture_output=True, text=True, timeout=10, check=True
+            ).stdout.splitlines()[0]
         except Exception as other:
             raise Skipped(f"neither NVML ({error}) nor nvidia-smi ({other}) tells it") from None

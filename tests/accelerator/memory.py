@@ -63,13 +63,26 @@ def _small_objective(config: Config) -> Any:
     return objective
 
 
-def _gradient(context: Context, config: Config, batch: Batch, objective: Any) -> tuple[torch.Tensor, float | None, int]:
+def _gradient(
+    context: Context, config: Config, batch: Batch, objective: Any
+) -> tuple[torch.Tensor, float | None, int]:
     """Return the update of one plain SGD step [P], its peak memory, and the pieces it took."""
     plain = {"optimizer": "sgd", "weight_decay": 0.0, "grad_clip_norm": 0.0}
     model = build(context, config)
-    trainer = Trainer(model, config.client.model_copy(update=plain), config.task, 0, 0, context.device, 0.0, objective)
+    trainer = Trainer(
+        model,
+        config.client.model_copy(update=plain),
+        config.task,
+        0,
+        0,
+        context.device,
+        0.0,
+        objective,
+    )
     trainer.step([batch], 1e-6)
-    gradient = torch.cat([p.grad.detach().reshape(-1).cpu() for p in trainer.parameters if p.grad is not None])
+    gradient = torch.cat(
+        [p.grad.detach().reshape(-1).cpu() for p in trainer.parameters if p.grad is not None]
+    )
     return gradient, peak_gb(context.device), trainer.parts
 
 
@@ -77,15 +90,29 @@ def _shared(context: Context) -> None:
     """Time steps of one process, then of two at once with half of the card's memory each, as ``simulation.gpus_per_client=0.5`` has them."""
     rates = {}
     for count in (2,) if context.quick else (1, 2):
-        command = [sys.executable, "-c", "import sys; from tests.accelerator.memory import worker; worker(*sys.argv[1:])"]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from tests.accelerator.memory import worker; worker(*sys.argv[1:])",
+        ]
         seconds = 1.0 if context.quick else 4.0
         command += [str(context.device), str(count), str(seconds), str(int(context.quick))]
-        workers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+        workers = [
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            for _ in range(count)
+        ]
         said = [worker.communicate(timeout=max(5.0, context.left))[0] for worker in workers]
-        check(all(worker.returncode == 0 for worker in workers), f"{count} processes: a worker has failed, see the log")
+        check(
+            all(worker.returncode == 0 for worker in workers),
+            f"{count} processes: a worker has failed, see the log",
+        )
         found = [json.loads(text.splitlines()[-1]) for text in said]
         rates[count] = sum(one["audio_s_per_s"] for one in found)
-        context.figure(f"{count} process{'es' if count > 1 else ''} on the card: audio, together", rates[count], "s/s")
+        context.figure(
+            f"{count} process{'es' if count > 1 else ''} on the card: audio, together",
+            rates[count],
+            "s/s",
+        )
         if found[0]["peak_gb"] is not None:
             context.figure(
                 f"{count} process{'es' if count > 1 else ''} on the card: peak memory of each",
@@ -116,4 +143,9 @@ def worker(device: str, count: str, seconds: str, quick: str) -> None:
         steps += 1
     synchronize(context.device)
     taken = time.monotonic() - started
-    print(json.dumps({"audio_s_per_s": steps * batch.audio_s / taken, "peak_gb": peak_gb(context.device)}), flush=True)
+    print(
+        json.dumps(
+            {"audio_s_per_s": steps * batch.audio_s / taken, "peak_gb": peak_gb(context.device)}
+        ),
+        flush=True,
+    )

@@ -44,21 +44,49 @@ def run(context: Context) -> None:
             found = ours(build(context, config), config, there)
         finally:
             full_precision()
-        compare(context, "card in fp32 with TF32, beside the CPU", found, reference, loss=1e-2, gradients=0.2)
+        compare(
+            context,
+            "card in fp32 with TF32, beside the CPU",
+            found,
+            reference,
+            loss=1e-2,
+            gradients=0.2,
+        )
     base = card or reference
     with context.part("card in fp32, beside torchaudio on the card"):
         theirs = peer(config, weights, there)
-        compare(context, "card in fp32, beside torchaudio on the card", base, theirs, loss=1e-4, gradients=1e-2)
+        compare(
+            context,
+            "card in fp32, beside torchaudio on the card",
+            base,
+            theirs,
+            loss=1e-4,
+            gradients=1e-2,
+        )
     for precision, bound in (("bf16", 0.2), ("fp16", 0.1)):
         with context.part(f"{precision} autocast, beside fp32"):
             lower = recipe(context, precision=precision, **NO_DRAWS)
             found = ours(build(context, lower), lower, there)
-            compare(context, f"{precision} autocast, beside fp32", found, base, loss=0.02, gradients=bound)
+            compare(
+                context,
+                f"{precision} autocast, beside fp32",
+                found,
+                base,
+                loss=0.02,
+                gradients=bound,
+            )
     with context.part("activation checkpointing, beside without"):
         model = build(context, config)
         model.set_activation_checkpointing(True)
         found = ours(model, config, there)
-        compare(context, "activation checkpointing, beside without", found, base, loss=1e-5, gradients=1e-3)
+        compare(
+            context,
+            "activation checkpointing, beside without",
+            found,
+            base,
+            loss=1e-5,
+            gradients=1e-3,
+        )
         same = all(torch.equal(found[1][name], base[1][name]) for name in base[1])
         context.figure("activation checkpointing: every gradient has the same bits", same)
     with context.part("compiled, beside as it is"):
@@ -99,9 +127,14 @@ def gradients(model: torch.nn.Module, divisor: float) -> dict[str, Tensor]:
     }
 
 
-def compare(context: Context, name: str, found: Found, expected: Found, *, loss: float, gradients: float) -> None:
+def compare(
+    context: Context, name: str, found: Found, expected: Found, *, loss: float, gradients: float
+) -> None:
     """Write how far two results are apart, and fail beyond the bounds (relative)."""
-    check(found[1].keys() == expected[1].keys(), f"gradients of {found[1].keys() ^ expected[1].keys()} on one side only")
+    check(
+        found[1].keys() == expected[1].keys(),
+        f"gradients of {found[1].keys() ^ expected[1].keys()} on one side only",
+    )
     off = abs(found[0] - expected[0]) / abs(expected[0])
     everything = float(torch.stack([gradient.norm() for gradient in expected[1].values()]).norm())
     errors = {
@@ -109,7 +142,9 @@ def compare(context: Context, name: str, found: Found, expected: Found, *, loss:
         for key, gradient in expected[1].items()
     }
     worst = max(errors, key=lambda key: errors[key])
-    difference = torch.stack([(found[1][key] - gradient).norm() for key, gradient in expected[1].items()]).norm()
+    difference = torch.stack(
+        [(found[1][key] - gradient).norm() for key, gradient in expected[1].items()]
+    ).norm()
     context.figure(f"{name}: loss, relative difference", off)
     context.figure(f"{name}: all gradients, relative difference", float(difference) / everything)
     context.figure(f"{name}: worst gradient, relative difference", errors[worst], worst)

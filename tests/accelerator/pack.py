@@ -44,7 +44,9 @@ def pack(manifest_path: Path, out: Path, max_mb: float) -> Manifest:
     budget = max_mb * 1e6 * 0.97 - labels_bytes
     rows = _chosen(manifest, budget)
     if not len(rows):
-        raise DataError(f"--max-mb {max_mb:g} has no room for a single utterance beside {labels_bytes / 1e6:.1f} MB of labels")
+        raise DataError(
+            f"--max-mb {max_mb:g} has no room for a single utterance beside {labels_bytes / 1e6:.1f} MB of labels"
+        )
     seconds = float(manifest.lengths()[rows].sum()) / _RATE_HZ
     rate = min(_MOST_BPS, max(_LEAST_BPS, (budget - _FILE_BYTES * len(rows)) * 8 / seconds))
     room = budget
@@ -59,7 +61,9 @@ def pack(manifest_path: Path, out: Path, max_mb: float) -> Manifest:
             rows = _chosen(manifest, room)
     kept = manifest.select(rows.tolist())
     rates = np.full(len(rows), _RATE_HZ, np.int32)
-    packed = Manifest(out, [_ogg(path) for path in kept.paths], kept.speakers, lengths, rates, kept.columns)
+    packed = Manifest(
+        out, [_ogg(path) for path in kept.paths], kept.speakers, lengths, rates, kept.columns
+    )
     packed.write(out / "manifest.csv")
     _write_beside(manifest_path, manifest, rows, out)
     _remove_others(out, set(packed.paths))
@@ -81,7 +85,9 @@ def _chosen(manifest: Manifest, room: float) -> Rows:
     return np.sort(np.concatenate(kept)).astype(np.int64)
 
 
-def _encode(manifest: Manifest, rows: Rows, out: Path, rate_bps: float) -> tuple[npt.NDArray[np.int64], int]:
+def _encode(
+    manifest: Manifest, rows: Rows, out: Path, rate_bps: float
+) -> tuple[npt.NDArray[np.int64], int]:
     """Write the audio; return its lengths in samples [n] and its bytes."""
     most, least = _CODEC_BPS
     level = min(1.0, max(0.0, (most - rate_bps) / (most - least)))
@@ -90,7 +96,9 @@ def _encode(manifest: Manifest, rows: Rows, out: Path, rate_bps: float) -> tuple
         path = out / _ogg(manifest.paths[row])
         path.parent.mkdir(parents=True, exist_ok=True)
         samples = read_audio(manifest.audio_path(row), _RATE_HZ)
-        soundfile.write(path, samples, _RATE_HZ, format="OGG", subtype="OPUS", compression_level=level)
+        soundfile.write(
+            path, samples, _RATE_HZ, format="OGG", subtype="OPUS", compression_level=level
+        )
         return soundfile.info(path).frames, path.stat().st_size
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -121,7 +129,9 @@ def _write_beside(manifest_path: Path, manifest: Manifest, rows: Rows, out: Path
         elif file.suffix == ".km":
             lines = file.read_text(encoding="utf-8").splitlines()
             if len(lines) == len(manifest):
-                target.write_text("".join(f"{lines[row]}\n" for row in rows.tolist()), encoding="utf-8")
+                target.write_text(
+                    "".join(f"{lines[row]}\n" for row in rows.tolist()), encoding="utf-8"
+                )
                 written.append(target)
         elif file.suffix == ".md":
             shutil.copyfile(file, target)
@@ -154,12 +164,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.accelerator.pack", description=__doc__)
     parser.add_argument("manifest", type=Path, metavar="MANIFEST")
     parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
-    parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="of all files (default: %(default)s)")
+    parser.add_argument(
+        "--max-mb",
+        type=float,
+        default=20.0,
+        metavar="MB",
+        help="of all files (default: %(default)s)",
+    )
     given = parser.parse_args()
     packed = pack(given.manifest, given.out, given.max_mb)
     size = sum(file.stat().st_size for file in given.out.rglob("*") if file.is_file())
     hours = float(packed.num_samples.sum()) / _RATE_HZ / 3600
-    print(f"{given.out}: {len(packed)} utterances, {len(set(packed.speakers))} speakers, {hours:.2f} h in {size / 1e6:.1f} MB")
+    print(
+        f"{given.out}: {len(packed)} utterances, {len(set(packed.speakers))} speakers, {hours:.2f} h in {size / 1e6:.1f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -30,10 +30,14 @@ def autocast(device: torch.device, precision: str) -> Any:
 
 def fused_adamw(model: torch.nn.Module, client: ClientConfig) -> torch.optim.Optimizer:
     """Return the recipe's optimiser."""
-    return torch.optim.AdamW(model.parameters(), client.lr, client.betas, client.eps, client.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        model.parameters(), client.lr, client.betas, client.eps, client.weight_decay, fused=True
+    )
 
 
-def _step(model: Any, client: ClientConfig, loss_of: Callable[[], torch.Tensor], device: torch.device) -> Step:
+def _step(
+    model: Any, client: ClientConfig, loss_of: Callable[[], torch.Tensor], device: torch.device
+) -> Step:
     optimizer = fused_adamw(model, client)
 
     def step() -> None:
@@ -50,7 +54,11 @@ def _step(model: Any, client: ClientConfig, loss_of: Callable[[], torch.Tensor],
 def torchaudio_model(config: Config, device: torch.device) -> Any:
     """Return ``hubert_pretrain_base`` (or a model of its kind) without the unmasked frames' logits, whose weight in the recipe is 0."""
     share = config.model.feature_grad_mult
-    arguments = {**torchaudio_arguments(config.model), "skip_nomask": True, "feature_grad_mult": None if share == 1.0 else share}
+    arguments = {
+        **torchaudio_arguments(config.model),
+        "skip_nomask": True,
+        "feature_grad_mult": None if share == 1.0 else share,
+    }
     return hubert_pretrain_model(**arguments).to(device).train()
 
 
@@ -59,7 +67,9 @@ def torchaudio_loss(model: Any, batch: Batch, penalty: float) -> tuple[torch.Ten
     assert batch.labels_BT is not None
     masked, _, power = model(batch.waveforms_BN, batch.labels_BT + NUM_SPECIAL_ROWS)
     first = torch.zeros(len(masked), dtype=torch.long, device=masked.device)
-    return F.cross_entropy(masked.float(), first, reduction="sum") + penalty * power * len(masked), len(masked)
+    return F.cross_entropy(masked.float(), first, reduction="sum") + penalty * power * len(
+        masked
+    ), len(masked)
 
 
 def torchaudio_step(config: Config, batch: Batch, compiled: str | None) -> Step:
@@ -68,7 +78,11 @@ def torchaudio_step(config: Config, batch: Batch, compiled: str | None) -> Step:
     model = torchaudio_model(config, device)
     if compiled:  # what depends on chance (masks, layer drop) breaks graphs: the parts are compiled, all layers as one
         wav2vec2 = model.wav2vec2
-        for part in (wav2vec2.feature_extractor, *wav2vec2.encoder.transformer.layers, model.logit_generator):
+        for part in (
+            wav2vec2.feature_extractor,
+            *wav2vec2.encoder.transformer.layers,
+            model.logit_generator,
+        ):
             part.compile(backend=compiled)
 
     def loss() -> torch.Tensor:
@@ -84,7 +98,9 @@ def minimal_hubert_step(config: Config, batch: Batch, compiled: str | None) -> S
     device, labels = batch.waveforms_BN.device, batch.labels_BT
     assert labels is not None
     model = package.HuBERTPretrain(config.model.num_classes)
-    del model.encoder.layers[config.model.num_layers :]  # base is its smallest: none for ours of base, all but a few at toy size
+    del model.encoder.layers[
+        config.model.num_layers :
+    ]  # base is its smallest: none for ours of base, all but a few at toy size
     model.to(device).train()
     model.encoder.layer_drop = 0.0  # off on all sides
     if compiled:
@@ -92,14 +108,20 @@ def minimal_hubert_step(config: Config, batch: Batch, compiled: str | None) -> S
     frames = int(batch.mask_BT.sum())
 
     def loss() -> torch.Tensor:
-        total, _ = model(batch.waveforms_BN, labels + NUM_SPECIAL_ROWS, mask=batch.mask_BT, attention_mask=None)
+        total, _ = model(
+            batch.waveforms_BN, labels + NUM_SPECIAL_ROWS, mask=batch.mask_BT, attention_mask=None
+        )
         return total.sum() / frames
 
     return _step(model, config.client, loss, device)
 
 
 def s3prl_step(
-    config: Config, teacher: Any, layers: Sequence[int], next_batch: Callable[[], Batch], device: torch.device
+    config: Config,
+    teacher: Any,
+    layers: Sequence[int],
+    next_batch: Callable[[], Batch],
+    device: torch.device,
 ) -> Step:
     """Return s3prl's distillation step, the teacher run each time."""
     module = need("s3prl.upstream.distiller.model", "s3prl==0.4.18")

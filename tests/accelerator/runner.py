@@ -78,23 +78,48 @@ class Runner:
             row |= {"status": "failed", "reason": reason, "tail": lines[-TAIL:]}
         append(self._options.out, **row)
         print(
-            "\n".join([*lines[-TAIL:], f"--- {step.name}: {row['status']} in {seconds:g} s {row.get('reason', '')}"]), flush=True
+            "\n".join(
+                [
+                    *lines[-TAIL:],
+                    f"--- {step.name}: {row['status']} in {seconds:g} s {row.get('reason', '')}",
+                ]
+            ),
+            flush=True,
         )
         return str(row["status"])
 
     def _alone(self, step: Step, limit: float, log: Path) -> int | None:
         """Run a step with all that it starts, and return its exit status, or None where it took too long."""
         options = self._options
-        command = [sys.executable, "-m", "tests.accelerator", "--out", str(options.out), "--device", options.device]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.accelerator",
+            "--out",
+            str(options.out),
+            "--device",
+            options.device,
+        ]
         command += ["--step", step.name, "--seconds", f"{limit:.1f}"]
         command += ["--quick"] if options.quick else []
         command += ["--corpus", str(options.corpus)] if options.corpus else []
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         # The cache folder is the run's own: nothing of the machine's user is seen or left.
-        environment = {**os.environ, "PYTHONPATH": path, "FEDHUBERT_CACHE": str(options.out / "cache"), "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "FEDHUBERT_CACHE": str(options.out / "cache"),
+            "PYTHONUNBUFFERED": "1",
+        }
         with log.open("w", encoding="utf-8") as file:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
             )
             try:
                 return self._process.wait(limit)
@@ -145,7 +170,9 @@ def table(out: Path) -> str:
         if not own:
             continue
         ended = ends[-1] if ends else {"status": "not finished", "seconds": 0.0}
-        lines.append(f"{step.name}: {ended['status']} ({ended['seconds']:g} s) {ended.get('reason', '')}".rstrip())
+        lines.append(
+            f"{step.name}: {ended['status']} ({ended['seconds']:g} s) {ended.get('reason', '')}".rstrip()
+        )
         for row in own:
             if "figure" in row:
                 lines.append(f"    {row['figure']:<86} {row['value']!s:>12} {row['unit']}")

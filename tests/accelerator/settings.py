@@ -13,15 +13,25 @@ from tests.benchmarks.step import configuration, noise
 
 TOY = {"feature_grad_mult": 0.1, "pos_conv_groups": 4}
 """Changes of the tiny model. On CPUs with AMX, oneDNN's bf16 convolution of its 16 groups of 12 channels is wrong; of 48 it is right."""
-NO_DRAWS = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0}
+NO_DRAWS = {
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feature_dropout": 0.0,
+    "layer_drop": 0.0,
+}
 
 
-def recipe(context: Context, model: str | None = None, precision: str = "bf16", **changes: Any) -> Config:
+def recipe(
+    context: Context, model: str | None = None, precision: str = "bf16", **changes: Any
+) -> Config:
     """Return the recipe (504 classes, layer drop off) for HuBERT base, or a tiny one at toy size; ``changes`` are of the model."""
     config = configuration("hubert_tiny" if context.quick else model or "hubert_base")
     changes = (TOY if context.quick else {}) | changes
     client = config.client.model_copy(update={"precision": precision})
-    return config.model_copy(update={"client": client, "model": config.model.model_copy(update=changes)})
+    return config.model_copy(
+        update={"client": client, "model": config.model.model_copy(update=changes)}
+    )
 
 
 def crops(context: Context, config: Config, rows: int, seconds: float) -> Batch:

@@ -46,15 +46,26 @@ def run(context: Context) -> None:
         sizes = (2,) if context.quick else (1, 2) if context.left > 40.0 else (1,)
         digests = {workers: _federation(context, workers) for workers in sizes}
         if len(digests) == 2:
-            context.figure("federation: one worker and two give the same bits", len(set(digests.values())) == 1)
+            context.figure(
+                "federation: one worker and two give the same bits", len(set(digests.values())) == 1
+            )
 
 
 def _twice(context: Context, precise: bool, about: str) -> None:
-    command = [sys.executable, "-c", "import sys; from tests.accelerator.simulation import repeated; repeated(*sys.argv[1:])"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from tests.accelerator.simulation import repeated; repeated(*sys.argv[1:])",
+    ]
     command += [str(context.device), str(int(context.quick)), str(int(precise))]
     environment = {**os.environ, **(DETERMINISTIC if precise else {})}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(5.0, min(40.0, context.left - 2.0))
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=max(5.0, min(40.0, context.left - 2.0)),
     )
     print(done.stderr, flush=True)
     check(done.returncode == 0, f"{about}: ended with {done.returncode}: {done.stderr[-400:]}")
@@ -81,13 +92,18 @@ def repeated(device: str, quick: str, precise: str) -> None:
             trainer.step([batch], 1e-4)
         synchronize(context.device)
         taken = (time.monotonic() - started) / (1 if context.quick else _STEPS)
-        digests.append(hashlib.sha256(ParameterLayout.of(model).to_vector(model).numpy().tobytes()).hexdigest())
+        digests.append(
+            hashlib.sha256(ParameterLayout.of(model).to_vector(model).numpy().tobytes()).hexdigest()
+        )
     print(json.dumps({"same": digests[0] == digests[1], "seconds": taken}), flush=True)
 
 
 def _federation(context: Context, workers: int) -> str:
     """Run the demo with that many workers, write its figures, and return a digest of the model."""
-    name, out = f"federation, {workers} worker{'s' if workers > 1 else ''}", context.folder / f"workers{workers}"
+    name, out = (
+        f"federation, {workers} worker{'s' if workers > 1 else ''}",
+        context.folder / f"workers{workers}",
+    )
     rounds, steps = (1, 1) if context.quick else (3, 30)
     overrides = [
         "experiment=demo",
@@ -104,7 +120,12 @@ def _federation(context: Context, workers: int) -> str:
         f"simulation.gpus_per_client={1.0 / workers if context.cuda else 0.0}",
     ]
     if context.quick:
-        overrides += ["federated.num_clients=2", "targets.num_clusters=8", "targets.max_iterations=2", "model.num_layers=1"]
+        overrides += [
+            "federated.num_clients=2",
+            "targets.num_clusters=8",
+            "targets.max_iterations=2",
+            "model.num_layers=1",
+        ]
     busy: Busy | None = None
     if context.cuda:
         with context.part(f"{name}: busy share"):
@@ -115,27 +136,37 @@ def _federation(context: Context, workers: int) -> str:
     played = [event for event in events if event["event"] == "round"]
     check(len(played) == rounds, f"{len(played)} rounds of {rounds}")
     last: Mapping[str, Any] = played[-1]
-    context.figure(f"{name}: a round", sum(event["seconds"]["round"] for event in played) / rounds, "s")
+    context.figure(
+        f"{name}: a round", sum(event["seconds"]["round"] for event in played) / rounds, "s"
+    )
     heard = sum(client["train_audio_s"] for client in last["clients"])
     context.figure(f"{name}: audio", heard / last["seconds"]["round"], "s/s")
     context.figure(f"{name}: loss of the last round", float(last["train"]["loss"]), "nats")
     if busy is not None and not math.isnan(busy.share):
         context.figure(f"{name}: the card is busy, of the whole run's time", busy.share)
-    checkpoint = torch.load(out / "checkpoints" / f"round_{rounds:03d}_checkpoint.pt", map_location="cpu", weights_only=True)
+    checkpoint = torch.load(
+        out / "checkpoints" / f"round_{rounds:03d}_checkpoint.pt",
+        map_location="cpu",
+        weights_only=True,
+    )
     digest = hashlib.sha256()
     for key in sorted(checkpoint["model"]):
         digest.update(checkpoint["model"][key].numpy().tobytes())
     return digest.hexdigest()
 
 
-def train(context: Context, overrides: list[str], limit_s: float | None = None, *, may_stop: bool = False) -> None:
+def train(
+    context: Context, overrides: list[str], limit_s: float | None = None, *, may_stop: bool = False
+) -> None:
     """Run ``fedhubert train``; after ``limit_s`` it is asked to stop, which keeps its last round. Raises where it fails."""
     command = [sys.executable, "-m", "fedhubert.cli", "train", *overrides]
     print(" ".join(command), flush=True)
     limit = max(5.0, context.left - 3.0) if limit_s is None else limit_s
     log = context.folder / "train.log"
     with log.open("a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, text=True
+        )
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:

@@ -29,7 +29,11 @@ def run(context: Context) -> None:
         trainer = _trainer(context, config, compiled is not None)
         return lambda: _stepped(trainer, [batch], config, compiled)
 
-    sides: dict[str, Build] = {"ours": ours, "torchaudio": torchaudio_step, "minimal-hubert": minimal_hubert_step}
+    sides: dict[str, Build] = {
+        "ours": ours,
+        "torchaudio": torchaudio_step,
+        "minimal-hubert": minimal_hubert_step,
+    }
     for compiled in (None, backend(context)):
         for times, size in _SIZES[: 1 if compiled and context.quick else None]:
             for side, made in sides.items():
@@ -37,21 +41,34 @@ def run(context: Context) -> None:
                 with context.part(name):
                     context.want(25.0 if compiled else 8.0)
                     if compiled and context.quick and side != "ours":
-                        raise Skipped("toy sizes: a peer's model takes a compiler minutes on the CPU")
+                        raise Skipped(
+                            "toy sizes: a peer's model takes a compiler minutes on the CPU"
+                        )
                     batch = crops(context, config, times * LONG_ROWS, LONG_SECONDS)
-                    _measure(context, name, made(config, batch, compiled), batch, rate, None if side != "ours" else work)
+                    _measure(
+                        context,
+                        name,
+                        made(config, batch, compiled),
+                        batch,
+                        rate,
+                        None if side != "ours" else work,
+                    )
         if compiled is None:
             with context.part("waits"):
                 trainer = _trainer(context, config, False)
                 batch = crops(context, config, 1, 2.0)
                 for count in (1, 4):
                     times_waited = waits(context, partial(trainer.step, [batch] * count, 1e-6))
-                    context.figure(f"ours: waits for the card in a step of {count} micro-batches", times_waited)
+                    context.figure(
+                        f"ours: waits for the card in a step of {count} micro-batches", times_waited
+                    )
     with context.part("large, 87.5 s"):
         context.want(20.0)
         large = recipe(context, "hubert_large")
         batch = crops(context, large, LONG_ROWS, LONG_SECONDS)
-        _measure(context, "large, 87.5 s", ours(large, batch, None), batch, rate, _flops(context, large))
+        _measure(
+            context, "large, 87.5 s", ours(large, batch, None), batch, rate, _flops(context, large)
+        )
 
 
 def _trainer(context: Context, config: Config, compiled: bool) -> Trainer:
@@ -71,7 +88,9 @@ def _flops(context: Context, config: Config) -> float:
     return flops(config, noise(config, 1, seconds)) / seconds
 
 
-def _measure(context: Context, name: str, step: Step, batch: Batch, rate: float | None, work: float | None) -> None:
+def _measure(
+    context: Context, name: str, step: Step, batch: Batch, rate: float | None, work: float | None
+) -> None:
     seconds = seconds_each(context, step)
     context.figure(f"{name}: audio", batch.audio_s / seconds, "s/s", step_s=round(seconds, 4))
     peak = peak_gb(context.device)

@@ -21,7 +21,13 @@ from fedhubert.runs.store import RoundStore
 from fedhubert.training.central import CentralTrainer, plan_rounds
 from tests.federation.test_equivalences import SMALL, Clients, relative
 
-SGD = ["client.optimizer=sgd", "client.lr=0.5", "client.schedule=constant", "client.warmup_fraction=0", "client.grad_clip_norm=0"]
+SGD = [
+    "client.optimizer=sgd",
+    "client.lr=0.5",
+    "client.schedule=constant",
+    "client.warmup_fraction=0",
+    "client.grad_clip_norm=0",
+]
 NOISE = ["model.dropout=0.1", "model.layer_drop=0.2"]
 
 
@@ -30,7 +36,12 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     folder = tmp_path_factory.mktemp("site")
     manifest = folder / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [*SMALL, f"data.manifest={manifest}", f"data.root={tone_folder}", f"client.state_dir={folder / 'state'}"]
+    return [
+        *SMALL,
+        f"data.manifest={manifest}",
+        f"data.root={tone_folder}",
+        f"client.state_dir={folder / 'state'}",
+    ]
 
 
 def train_federated(clients: Clients, num_rounds: int = 3) -> torch.Tensor:
@@ -49,9 +60,18 @@ def train_centrally(clients: Clients, *, reset_each_round: bool = False) -> torc
     pool.label(lambda event: None, clients.centroids)
     model = build_hubert(clients.config.model, clients.config.seed)
     job = clients.job
-    trainer = CentralTrainer(model, job.client, job.task, job.seed, torch.device("cpu"), reset_each_round=reset_each_round)
+    trainer = CentralTrainer(
+        model,
+        job.client,
+        job.task,
+        job.seed,
+        torch.device("cpu"),
+        reset_each_round=reset_each_round,
+    )
     plans = plan_rounds(pool.rounds(), job.client.accumulate)
-    batches = pool.batches([micro_batch for plan in plans for step in plan.steps for micro_batch in step])
+    batches = pool.batches(
+        [micro_batch for plan in plans for step in plan.steps for micro_batch in step]
+    )
     for plan in plans:
         trainer.train_round(plan, batches, job.num_rounds)
     return clients.layout.to_vector(model)
@@ -68,12 +88,24 @@ def test_with_one_client_it_is_the_federated_run(settings: list[str], accumulate
     assert relative(kept, found, clients.initial()) > 1e-3  # the optimiser's memory does matter
 
 
-def test_where_every_client_takes_one_plain_step_a_round_it_is_the_federated_run(settings: list[str]) -> None:
-    clients = Clients([*settings, *SGD, "client.local_steps=1", "client.weight_decay=0", "federated.client_fraction=1"])
+def test_where_every_client_takes_one_plain_step_a_round_it_is_the_federated_run(
+    settings: list[str],
+) -> None:
+    clients = Clients(
+        [
+            *settings,
+            *SGD,
+            "client.local_steps=1",
+            "client.weight_decay=0",
+            "federated.client_fraction=1",
+        ]
+    )
     assert relative(train_federated(clients), train_centrally(clients), clients.initial()) < 1e-5
 
 
-def test_a_client_alone_is_what_it_sends_in_its_first_round(settings: list[str], tmp_path: Path) -> None:
+def test_a_client_alone_is_what_it_sends_in_its_first_round(
+    settings: list[str], tmp_path: Path
+) -> None:
     steps = ["client.local_steps=3", "federated.num_rounds=1", "federated.client_fraction=1"]
     clients = Clients([*settings, *NOISE, *steps])
     start = clients.initial()
@@ -91,8 +123,12 @@ def test_a_client_alone_is_what_it_sends_in_its_first_round(settings: list[str],
         assert relative(start + update, clients.layout.to_vector(model), start) < 1e-6
         scores[number] = pool.score(model, [number])[number]
     final = events(folder.path)[-1]
-    assert final["validation"] == figures(pool.spec, scores, 1)  # each client's own split under its own model
-    assert len(final["elsewhere"]) == 3 and all(score["clients"] == 3 for score in final["elsewhere"])
+    assert final["validation"] == figures(
+        pool.spec, scores, 1
+    )  # each client's own split under its own model
+    assert len(final["elsewhere"]) == 3 and all(
+        score["clients"] == 3 for score in final["elsewhere"]
+    )
 
 
 def test_baselines_may_have_an_optimiser_of_their_own(settings: list[str], tmp_path: Path) -> None:
@@ -104,7 +140,9 @@ def test_baselines_may_have_an_optimiser_of_their_own(settings: list[str], tmp_p
     for name, asked in (("baseline", baseline_sgd), ("own", own), ("adamw", [])):
         assert main(["central", *settings, *steps, *asked, f"out={tmp_path / name}"]) == 0
         models.append(load_checkpoint(find_checkpoint(tmp_path / name)))
-    first, second, third = (torch.cat([tensor.flatten() for tensor in saved["model"].values()]) for saved in models)
+    first, second, third = (
+        torch.cat([tensor.flatten() for tensor in saved["model"].values()]) for saved in models
+    )
     assert torch.equal(first, second) and not torch.equal(first, third)
     assert models[0]["config"]["client"]["optimizer"] == "sgd"
 
@@ -114,7 +152,10 @@ def events(out: Path) -> list[dict[str, Any]]:
 
 
 def test_an_interrupted_run_keeps_its_last_finished_round(
-    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "central"
     command = ["central", *settings, "client.local_steps=2", "client.device=cpu", f"out={out}"]
@@ -131,7 +172,8 @@ def test_an_interrupted_run_keeps_its_last_finished_round(
     assert main(command) == 130
     assert RoundStore(out / "checkpoints").rounds() == [2]
     saved, whole = (
-        load_checkpoint(find_checkpoint(path)) for path in (out, tmp_path / "whole" / "checkpoints" / "round_002_checkpoint.pt")
+        load_checkpoint(find_checkpoint(path))
+        for path in (out, tmp_path / "whole" / "checkpoints" / "round_002_checkpoint.pt")
     )
     assert all(torch.equal(saved["model"][name], whole["model"][name]) for name in whole["model"])
     monkeypatch.undo()
@@ -151,8 +193,22 @@ def test_an_interrupted_run_keeps_its_last_finished_round(
 def test_same_seed_same_bits(settings: list[str], tmp_path: Path) -> None:
     for name in ("first", "second"):
         workers = "data.num_workers=0" if name == "first" else "data.num_workers=3"
-        assert main(["central", *settings, *NOISE, "client.local_steps=2", workers, f"out={tmp_path / name}"]) == 0
-    first, second = (load_checkpoint(find_checkpoint(tmp_path / name))["model"] for name in ("first", "second"))
+        assert (
+            main(
+                [
+                    "central",
+                    *settings,
+                    *NOISE,
+                    "client.local_steps=2",
+                    workers,
+                    f"out={tmp_path / name}",
+                ]
+            )
+            == 0
+        )
+    first, second = (
+        load_checkpoint(find_checkpoint(tmp_path / name))["model"] for name in ("first", "second")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -165,6 +221,8 @@ def test_same_seed_same_bits(settings: list[str], tmp_path: Path) -> None:
         (["federated.num_client=3"], 1, "federated.num_clients"),
     ],
 )
-def test_bad_calls(arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_calls(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["central", *arguments]) == code
     assert message in capsys.readouterr().err.splitlines()[-1]

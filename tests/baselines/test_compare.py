@@ -18,13 +18,17 @@ def test_mean_and_spread_by_hand() -> None:
 
 def test_overrides_and_flags_may_be_mixed() -> None:
     given = ["experiment=demo", "--phones", "a=b.csv", "seeds=2", "--layers=0,1", "out=x"]
-    assert _split(given) == (["experiment=demo", "seeds=2", "out=x"], ["--phones", "a=b.csv", "--layers=0,1"])
+    assert _split(given) == (
+        ["experiment=demo", "seeds=2", "out=x"],
+        ["--phones", "a=b.csv", "--layers=0,1"],
+    )
     overrides, options = take_options(["local_only=True", "seed=1"])
     assert overrides == ["seed=1"] and options.local_only and not options.reset_each_round
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["seed=1"], "seeds=N"), (["seeds=0"], "from 1 on"), (["seeds=many"], "from 1 on")]
+    ("arguments", "message"),
+    [(["seed=1"], "seeds=N"), (["seeds=0"], "from 1 on"), (["seeds=many"], "from 1 on")],
 )
 def test_bad_calls(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *arguments]) == 1

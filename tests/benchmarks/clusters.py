@@ -34,7 +34,11 @@ def peer_features(waveform: Waveform) -> Features:
     """fairseq's ``MfccFeatureReader``."""
     mfcc = kaldi.mfcc(torch.from_numpy(waveform)[None], sample_frequency=16000, use_energy=False).T
     deltas = torchaudio.functional.compute_deltas(mfcc)
-    features: Features = torch.cat([mfcc, deltas, torchaudio.functional.compute_deltas(deltas)]).T.contiguous().numpy()
+    features: Features = (
+        torch.cat([mfcc, deltas, torchaudio.functional.compute_deltas(deltas)])
+        .T.contiguous()
+        .numpy()
+    )
     return features
 
 
@@ -42,13 +46,22 @@ def ours(clients: Sequence[Features], targets: TargetsConfig) -> Features:
     """Cluster frames that stay with their clients, as the sites and the server do."""
     kmeans = FederatedKMeans(targets.num_clusters, 0, targets.max_iterations, targets.tolerance)
     seeds = [
-        local_seeds(frames[: targets.seed_frames_per_client], targets.num_clusters, 0, number, targets.min_frames)[:2]
+        local_seeds(
+            frames[: targets.seed_frames_per_client],
+            targets.num_clusters,
+            0,
+            number,
+            targets.min_frames,
+        )[:2]
         for number, frames in enumerate(clients)
     ]
     kmeans.seed(seeds)
     while True:
         assert kmeans.centroids is not None
-        parts = [accumulate(frames, kmeans.centroids).without_few(targets.min_frames)[0] for frames in clients]
+        parts = [
+            accumulate(frames, kmeans.centroids).without_few(targets.min_frames)[0]
+            for frames in clients
+        ]
         if kmeans.step(functools.reduce(KMeansStatistics.__add__, parts)):
             return kmeans.centroids
 
@@ -75,7 +88,9 @@ def peer(frames: Features, num_clusters: int) -> Features:
 def peer_assign(frames: Features, centroids: Features) -> npt.NDArray[np.int64]:
     """fairseq's ``ApplyKmeans``."""
     x_FD, centroids_DK = torch.from_numpy(frames), torch.from_numpy(centroids.T.copy())
-    distances_FK = x_FD.pow(2).sum(1, keepdim=True) - 2 * x_FD @ centroids_DK + centroids_DK.pow(2).sum(0)
+    distances_FK = (
+        x_FD.pow(2).sum(1, keepdim=True) - 2 * x_FD @ centroids_DK + centroids_DK.pow(2).sum(0)
+    )
     return distances_FK.argmin(dim=1).numpy()
 
 
@@ -84,7 +99,9 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return call(), time.process_time() - started
 
 
-def compare(waveforms: Sequence[Waveform], num_clients: int, targets: TargetsConfig, repeats: int) -> None:
+def compare(
+    waveforms: Sequence[Waveform], num_clients: int, targets: TargetsConfig, repeats: int
+) -> None:
     """Print CPU seconds of features, clustering and labels, and the inertia of both clusterings on all frames."""
     features = [mfcc_features(waveform) for waveform in waveforms]
     hours = sum(map(len, features)) / FEATURE_RATE_HZ / 3600
@@ -100,11 +117,28 @@ def compare(waveforms: Sequence[Waveform], num_clients: int, targets: TargetsCon
     }
     by_the_hour = in_turn(sides, repeats)
     for what in ("features", "labels"):
-        figure(f"k-means: CPU per hour of audio, {what}", by_the_hour[what] / hours, by_the_hour[f"peer {what}"] / hours, "s")
+        figure(
+            f"k-means: CPU per hour of audio, {what}",
+            by_the_hour[what] / hours,
+            by_the_hour[f"peer {what}"] / hours,
+            "s",
+        )
     about = f"{len(pooled)} frames, {targets.num_clusters} clusters"
-    figure(f"k-means: CPU, {about}, {num_clients} clients, beside MiniBatchKMeans", took, their_took, "s")
-    inertia, their_inertia = (float(assign(pooled, points)[1].mean()) for points in (centroids, theirs))
-    figure(f"k-means: inertia per frame, {about}, beside MiniBatchKMeans", inertia, their_inertia, "squared distance")
+    figure(
+        f"k-means: CPU, {about}, {num_clients} clients, beside MiniBatchKMeans",
+        took,
+        their_took,
+        "s",
+    )
+    inertia, their_inertia = (
+        float(assign(pooled, points)[1].mean()) for points in (centroids, theirs)
+    )
+    figure(
+        f"k-means: inertia per frame, {about}, beside MiniBatchKMeans",
+        inertia,
+        their_inertia,
+        "squared distance",
+    )
 
 
 def speech(manifest: Manifest, minutes: float) -> list[Waveform]:
@@ -122,7 +156,12 @@ def main() -> None:
 
     def from_corpus(given: argparse.Namespace) -> None:
         manifest = Manifest.read(Path(os.environ["FEDHUBERT_CORPUS"]) / "manifest.csv")
-        compare(speech(manifest, given.minutes), given.clients, TargetsConfig(num_clusters=given.clusters), given.repeats)
+        compare(
+            speech(manifest, given.minutes),
+            given.clients,
+            TargetsConfig(num_clusters=given.clusters),
+            given.repeats,
+        )
 
     run(parser, lambda: None, from_corpus)
 

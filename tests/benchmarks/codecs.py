@@ -14,8 +14,16 @@ from typing import Any
 from tests.benchmarks.figures import figure
 
 LOCAL = [  # twenty steps between two exchanges: an update is worth its bytes
-    *("federated.strategy=FedAvg", "federated.bias_correction=none", "federated.server_schedule=constant"),
-    *("federated.server_warmup_fraction=0", "client.schedule=linear", "client.warmup_fraction=0.08"),
+    *(
+        "federated.strategy=FedAvg",
+        "federated.bias_correction=none",
+        "federated.server_schedule=constant",
+    ),
+    *(
+        "federated.server_warmup_fraction=0",
+        "client.schedule=linear",
+        "client.warmup_fraction=0.08",
+    ),
     *("client.optimizer=adamw", "client.lr=1e-3", "client.weight_decay=0.01"),
     *("client.local_steps=20", "client.validation_batches=10", "task.unmasked_weight=0"),
 ]
@@ -37,7 +45,9 @@ def train(out: Path, *overrides: str) -> list[dict[str, Any]]:
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+        raise SystemExit(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}"
+        )
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -46,7 +56,11 @@ def figures(events: list[dict[str, Any]]) -> dict[str, float]:
     rounds = [event for event in events if event["event"] == "round"]
     (final,) = [event for event in events if event["event"] == "final"]
     sent = sum(event["bytes_up"] + event["bytes_down"] for event in rounds)
-    return {"first_loss": rounds[0]["validation"]["loss"], "loss": final["validation"]["loss"], "bytes": sent}
+    return {
+        "first_loss": rounds[0]["validation"]["loss"],
+        "loss": final["validation"]["loss"],
+        "bytes": sent,
+    }
 
 
 def compare(seeds: list[int], out: Path, settings: list[str]) -> None:
@@ -57,7 +71,10 @@ def compare(seeds: list[int], out: Path, settings: list[str]) -> None:
         lossy = figures(train(out / f"int8-{seed}", *same, *LOSSY))
         name = f"int8 up, bf16 down beside float32, {' '.join(settings)}, seed {seed}"
         figure(f"{name}: bytes", lossy["bytes"] / 1e6, exact["bytes"] / 1e6, "MB")
-        fell_by, differs_by = exact["first_loss"] - exact["loss"], abs(lossy["loss"] / exact["loss"] - 1.0)
+        fell_by, differs_by = (
+            exact["first_loss"] - exact["loss"],
+            abs(lossy["loss"] / exact["loss"] - 1.0),
+        )
         figure(
             f"{name}: held-out loss",
             lossy["loss"],

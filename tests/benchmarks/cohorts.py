@@ -120,7 +120,9 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     def main(grid: Grid, context: Context) -> None:
         while len(nodes := list(grid.get_node_ids())) < num_supernodes(config):
             time.sleep(0.1)
-        federation = Federation(StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout)
+        federation = Federation(
+            StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout
+        )
         federation.hosts = {node: list(range(registered)) for node in nodes}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(registered)}
         strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
@@ -130,7 +132,13 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
         assert len(strategy.results[-1].outcome.clients) == clients
 
     store = object_store_bytes(layout.numel, workers, sharded=True)
-    simulate(server_app, client_app, num_supernodes(config), num_workers=workers, object_store_memory=store)
+    simulate(
+        server_app,
+        client_app,
+        num_supernodes(config),
+        num_workers=workers,
+        object_store_memory=store,
+    )
     return times
 
 
@@ -148,14 +156,19 @@ def stock(clients: int, workers: int) -> list[tuple[float, float]]:
         torch.set_num_threads(1)
         kept("model", Linear).load_state_dict(message.content["arrays"].to_torch_state_dict())
         model, _ = step(int(context.node_config["partition-id"]))
-        content = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": BATCH})}
+        content = {
+            "arrays": ArrayRecord(model.state_dict()),
+            "metrics": MetricRecord({"num-examples": BATCH}),
+        }
         return Message(RecordDict(content), reply_to=message)
 
     times: list[tuple[float, float]] = []
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        strategy = FedAvg(
+            fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+        )
         timed(strategy, grid, ArrayRecord(Linear().state_dict()), times)
 
     simulate(server_app, client_app, clients, num_workers=workers)
@@ -183,8 +196,12 @@ def pfl(clients: int, workers: int) -> list[tuple[float, float]]:
             self.started = time.monotonic(), time.process_time()
             return Metrics()
 
-        def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> tuple[bool, Any]:
-            times.append((time.monotonic() - self.started[0], time.process_time() - self.started[1]))
+        def after_central_iteration(
+            self, aggregate_metrics: Any, model: Any, *, central_iteration: int
+        ) -> tuple[bool, Any]:
+            times.append(
+                (time.monotonic() - self.started[0], time.process_time() - self.started[1])
+            )
             self.started = time.monotonic(), time.process_time()
             return False, Metrics()
 
@@ -195,11 +212,16 @@ def pfl(clients: int, workers: int) -> list[tuple[float, float]]:
     dataset = FederatedDataset(lambda client: Dataset(data[client], user_id=str(client)), sampler)
     FederatedAveraging().run(
         algorithm_params=NNAlgorithmParams(
-            central_num_iterations=NUM_ROUNDS, evaluation_frequency=10**6, train_cohort_size=clients, val_cohort_size=0
+            central_num_iterations=NUM_ROUNDS,
+            evaluation_frequency=10**6,
+            train_cohort_size=clients,
+            val_cohort_size=0,
         ),
         backend=SimulatedBackend(training_data=dataset, val_data=dataset),
         model=model,
-        model_train_params=NNTrainHyperParams(local_num_epochs=1, local_learning_rate=LEARNING_RATE, local_batch_size=None),
+        model_train_params=NNTrainHyperParams(
+            local_num_epochs=1, local_learning_rate=LEARNING_RATE, local_batch_size=None
+        ),
         model_eval_params=NNEvalHyperParams(local_batch_size=None),
         callbacks=[Clock()],
     )
@@ -210,7 +232,9 @@ def case(way: str, clients: str, workers: str, *registered: str) -> dict[str, An
     """Run one case in this process."""
     count = int(clients)
     with PeakMemory() as peak:
-        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](count, int(workers), *map(int, registered))
+        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](
+            count, int(workers), *map(int, registered)
+        )
     memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
     about = {"way": way, "clients": count, "workers": int(workers)}
     return {**about, "ms_per_client": min(wall for wall, _ in times) / count * 1e3, **memory}
@@ -227,13 +251,40 @@ def compare(our_clients: list[int], stock_clients: int, pfl_clients: int, regist
     for result in [*mine, *theirs]:
         print(json.dumps(result), flush=True)
     for peer in theirs:
-        our = next(result["ms_per_client"] for result in reversed(mine) if result["workers"] == peer["workers"])
-        figure(f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers", our, peer["ms_per_client"], "ms")
+        our = next(
+            result["ms_per_client"]
+            for result in reversed(mine)
+            if result["workers"] == peer["workers"]
+        )
+        figure(
+            f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers",
+            our,
+            peer["ms_per_client"],
+            "ms",
+        )
     few = case_alone(__spec__.name, "ours", 100, NUM_WORKERS, registered)
-    figure(f"cohort: ms per client, 100 drawn of {registered} registered", few["ms_per_client"], None, "ms")
-    figure(f"cohort: server memory, 100 drawn of {registered} registered", few["driver_mb"] + few["store_mb"], None, "MB")
-    peaks = [round(result["driver_mb"] + result["store_mb"]) for result in mine if result["workers"] == NUM_WORKERS]
-    print(json.dumps({"name": f"cohort: server memory, {our_clients} clients", "ours": peaks, "unit": "MB"}))
+    figure(
+        f"cohort: ms per client, 100 drawn of {registered} registered",
+        few["ms_per_client"],
+        None,
+        "ms",
+    )
+    figure(
+        f"cohort: server memory, 100 drawn of {registered} registered",
+        few["driver_mb"] + few["store_mb"],
+        None,
+        "MB",
+    )
+    peaks = [
+        round(result["driver_mb"] + result["store_mb"])
+        for result in mine
+        if result["workers"] == NUM_WORKERS
+    ]
+    print(
+        json.dumps(
+            {"name": f"cohort: server memory, {our_clients} clients", "ours": peaks, "unit": "MB"}
+        )
+    )
 
 
 def main() -> None:
@@ -245,7 +296,9 @@ def main() -> None:
     run(
         parser,
         case,
-        lambda arguments: compare(arguments.clients, arguments.stock_clients, arguments.pfl_clients, arguments.registered),
+        lambda arguments: compare(
+            arguments.clients, arguments.stock_clients, arguments.pfl_clients, arguments.registered
+        ),
     )
 
 

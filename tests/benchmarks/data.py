@@ -32,24 +32,36 @@ def write_audio(path: Path, rate_hz: int, seconds: float, seed: int) -> int:
     rng, samples = np.random.default_rng(seed), round(rate_hz * seconds)
     time_s = np.arange(samples) / rate_hz
     tone = 0.3 * np.sin(2 * np.pi * (120 + 7 * seed) * time_s) * np.sin(2 * np.pi * 3 * time_s)
-    soundfile.write(path, (tone + 0.02 * rng.standard_normal(samples)).astype(np.float32), rate_hz, subtype="PCM_16")
+    soundfile.write(
+        path,
+        (tone + 0.02 * rng.standard_normal(samples)).astype(np.float32),
+        rate_hz,
+        subtype="PCM_16",
+    )
     return samples
 
 
 def corpus(folder: Path, form: str, rate_hz: int, files: int, seconds: float) -> Manifest:
     """Write files of ``seconds`` to twice that, and return their manifest."""
     paths = [f"{number}.{form}" for number in range(files)]
-    lengths = [write_audio(folder / path, rate_hz, seconds * (1 + number / files), number) for number, path in enumerate(paths)]
+    lengths = [
+        write_audio(folder / path, rate_hz, seconds * (1 + number / files), number)
+        for number, path in enumerate(paths)
+    ]
     return manifest_of(folder, paths, np.array(lengths), rate_hz)
 
 
 def manifest_of(folder: Path, paths: list[str], lengths: Any, rate_hz: int) -> Manifest:
-    return Manifest(folder, paths, ["speaker"] * len(paths), lengths, np.full(len(paths), rate_hz, np.int32), {})
+    return Manifest(
+        folder, paths, ["speaker"] * len(paths), lengths, np.full(len(paths), rate_hz, np.int32), {}
+    )
 
 
 def ours(manifest: Manifest, plan: BatchPlan, data: DataConfig) -> int:
     """Take an epoch's batches as training does; return their samples."""
-    batches = load_batches(manifest, plan, range(plan.num_batches), None, mask_spec(TaskConfig()), data)
+    batches = load_batches(
+        manifest, plan, range(plan.num_batches), None, mask_spec(TaskConfig()), data
+    )
     return sum(batch.waveforms_BN.numel() for batch in batches)
 
 
@@ -74,14 +86,22 @@ def compare_decoding(files: int, seconds: float, repeats: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             manifest = corpus(Path(folder), form, rate_hz, files, seconds)
             loaders = {
-                workers: DataConfig(num_workers=workers, max_seconds=1.5 * seconds, min_seconds=0.25) for workers in range(3)
+                workers: DataConfig(
+                    num_workers=workers, max_seconds=1.5 * seconds, min_seconds=0.25
+                )
+                for workers in range(3)
             }
             plan = BatchPlan(manifest.lengths(), range(files), loaders[0], 0, 0)
             hours = peer(manifest, plan) / SAMPLE_RATE_HZ / 3600
-            sides = {f"{workers}": partial(ours, manifest, plan, data) for workers, data in loaders.items()}
+            sides = {
+                f"{workers}": partial(ours, manifest, plan, data)
+                for workers, data in loaders.items()
+            }
             took = in_turn({**sides, "peer": partial(peer, manifest, plan)}, repeats)
         for workers in loaders:
-            name = f"data: CPU per hour of audio, {form} at {rate_hz // 1000} kHz, {workers} workers"
+            name = (
+                f"data: CPU per hour of audio, {form} at {rate_hz // 1000} kHz, {workers} workers"
+            )
             figure(name, took[str(workers)] / hours, took["peer"] / hours, "s")
 
 
@@ -90,10 +110,21 @@ def compare_long_file(minutes: float, repeats: int) -> None:
     for form in ("flac", "wav"):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"long.{form}"
-            count, start = round(CROP_S * SAMPLE_RATE_HZ), write_audio(path, SAMPLE_RATE_HZ, 60 * minutes, 0) // 2
-            sides = {"crop": partial(read_audio, path, SAMPLE_RATE_HZ, start, count), "all": partial(read_audio, path)}
+            count, start = (
+                round(CROP_S * SAMPLE_RATE_HZ),
+                write_audio(path, SAMPLE_RATE_HZ, 60 * minutes, 0) // 2,
+            )
+            sides = {
+                "crop": partial(read_audio, path, SAMPLE_RATE_HZ, start, count),
+                "all": partial(read_audio, path),
+            }
             took = in_turn(sides, repeats)
-        figure(f"data: CPU, {CROP_S:g} s out of {minutes:g} min of {form}, beside all of it", took["crop"], took["all"], "s")
+        figure(
+            f"data: CPU, {CROP_S:g} s out of {minutes:g} min of {form}, beside all of it",
+            took["crop"],
+            took["all"],
+            "s",
+        )
 
 
 def epoch(rows: int, first: int) -> dict[str, float]:
@@ -101,11 +132,15 @@ def epoch(rows: int, first: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         files = corpus(Path(folder), "wav", SAMPLE_RATE_HZ, 8, 1.0)
         names = [files.paths[row % 8] for row in range(rows)]
-        manifest = manifest_of(files.root, names, files.num_samples[np.arange(rows) % 8], SAMPLE_RATE_HZ)
+        manifest = manifest_of(
+            files.root, names, files.num_samples[np.arange(rows) % 8], SAMPLE_RATE_HZ
+        )
         data = DataConfig(num_workers=1, min_seconds=0.25, batch_seconds=30.0)
         plan = BatchPlan(manifest.lengths(), range(rows), data, 0, 0)
         seen, early = 0, 0.0
-        for batch in load_batches(manifest, plan, range(plan.num_batches), None, mask_spec(TaskConfig()), data):
+        for batch in load_batches(
+            manifest, plan, range(plan.num_batches), None, mask_spec(TaskConfig()), data
+        ):
             seen += len(batch.waveforms_BN)
             early = early or (peak_mb() if seen >= first else 0.0)
     return {"mb": early, "growth_mb": peak_mb() - early}
@@ -134,7 +169,9 @@ def read_manifest(way: str, path: Path) -> dict[str, float]:
 
 def case(what: str, *arguments: str) -> dict[str, float]:
     """One measurement of memory, in this process."""
-    return epoch(*map(int, arguments)) if what == "epoch" else read_manifest(what, Path(arguments[0]))
+    return (
+        epoch(*map(int, arguments)) if what == "epoch" else read_manifest(what, Path(arguments[0]))
+    )
 
 
 def compare_memory(epoch_rows: int, manifest_rows: int) -> None:

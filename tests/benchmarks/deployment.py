@@ -108,8 +108,18 @@ def evaluate(message, context):
 def ours(deployed: Deployment, rounds: int, layers: int) -> list[float]:
     """Return the seconds of each round, without its slowest client's training."""
     out = deployed.folder / "ours"
-    base = ["model=hubert_base", f"model.num_layers={layers}", "targets.num_clusters=500", "data.partition.column=speaker"]
-    quiet = ["checkpoint.every=100", "checkpoint.keep_best=false", "client.validation_batches=1", "data.batch_seconds=1.5"]
+    base = [
+        "model=hubert_base",
+        f"model.num_layers={layers}",
+        "targets.num_clusters=500",
+        "data.partition.column=speaker",
+    ]
+    quiet = [
+        "checkpoint.every=100",
+        "checkpoint.keep_best=false",
+        "client.validation_batches=1",
+        "data.batch_seconds=1.5",
+    ]
     settings = [
         "experiment=research_standard_pretraining",
         *base,
@@ -124,12 +134,17 @@ def ours(deployed: Deployment, rounds: int, layers: int) -> list[float]:
         "data.min_seconds=0.5",
         "data.max_seconds=1.5",
     ]
-    text = " ".join([*settings, *labels, "client.local_steps=1", f"federated.num_rounds={rounds}", f"out={out}"])
+    text = " ".join(
+        [*settings, *labels, "client.local_steps=1", f"federated.num_rounds={rounds}", f"out={out}"]
+    )
     ended = deployed.finish(deployed.submit(Path(__file__).parents[2], f'overrides="{text}"'), 1800)
     assert ended == "finished:completed", deployed.logs()
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     played = [event for event in events if event["event"] == "round"]
-    return [event["seconds"]["round"] - max(client["train_seconds"] for client in event["clients"]) for event in played]
+    return [
+        event["seconds"]["round"] - max(client["train_seconds"] for client in event["clients"])
+        for event in played
+    ]
 
 
 def stock(deployed: Deployment, rounds: int, layers: int) -> list[float]:
@@ -173,8 +188,17 @@ def compare(rounds: int, layers: int) -> None:
             mine, theirs = ours(deployed, rounds, layers), stock(deployed, rounds, layers)
         finally:
             deployed.end()
-    all_rounds = {"rounds": [round(seconds, 1) for seconds in mine], "peer_rounds": [round(seconds, 1) for seconds in theirs]}
-    figure("deployment: overhead of a round, 2 SuperNodes", statistics.median(mine), statistics.median(theirs), "s", **all_rounds)
+    all_rounds = {
+        "rounds": [round(seconds, 1) for seconds in mine],
+        "peer_rounds": [round(seconds, 1) for seconds in theirs],
+    }
+    figure(
+        "deployment: overhead of a round, 2 SuperNodes",
+        statistics.median(mine),
+        statistics.median(theirs),
+        "s",
+        **all_rounds,
+    )
 
 
 def main() -> None:

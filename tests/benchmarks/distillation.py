@@ -40,7 +40,9 @@ S3PRL = "s3prl.upstream.distiller.model"
 HAVE_S3PRL = importlib.util.find_spec("s3prl") is not None
 
 
-def configuration(teacher: str, student: str, layers: tuple[int, ...], freeze_conv: bool) -> tuple[Config, Any]:
+def configuration(
+    teacher: str, student: str, layers: tuple[int, ...], freeze_conv: bool
+) -> tuple[Config, Any]:
     """Return the settings of a distillation, and the teacher's model."""
     named = ",".join(map(str, layers))
     config = compose(
@@ -72,7 +74,9 @@ def ours(config: Config, teacher_model: Any, folder: Path, batches: Iterator[Bat
     model = build_model(config.model, task, seed=1)
     take_over(model, teacher.state, task)
     device = torch.device("cpu")
-    objective = Distillation(task, Teaching(teacher, task, device, OutputCache(folder, task.teacher_cache_bytes)))
+    objective = Distillation(
+        task, Teaching(teacher, task, device, OutputCache(folder, task.teacher_cache_bytes))
+    )
     trainer = Trainer(model, config.client, task, 0, 0, device, 0.0, objective)
     return lambda: trainer.step([next(batches)], config.client.lr)
 
@@ -97,7 +101,9 @@ def peer(config: Config, teacher_model: Any, batches: Iterator[Batch]) -> tuple[
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         student = module.DistillerModel(module.DistillerConfig(settings)).train()
     teacher = teacher_model.wav2vec2.eval()
-    optimizer = torch.optim.AdamW(student.parameters(), client.lr, client.betas, client.eps, client.weight_decay)
+    optimizer = torch.optim.AdamW(
+        student.parameters(), client.lr, client.betas, client.eps, client.weight_decay
+    )
 
     def teach(waveforms_BN: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -109,7 +115,10 @@ def peer(config: Config, teacher_model: Any, batches: Iterator[Batch]) -> tuple[
         optimizer.zero_grad()
         _, _, predicted, _ = student(waveforms_BN, torch.ones_like(waveforms_BN))
         taught = teach(waveforms_BN)
-        loss = F.l1_loss(predicted, taught) - F.logsigmoid(F.cosine_similarity(predicted, taught, dim=-1)).mean()
+        loss = (
+            F.l1_loss(predicted, taught)
+            - F.logsigmoid(F.cosine_similarity(predicted, taught, dim=-1)).mean()
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), client.grad_clip_norm)
         optimizer.step()
@@ -117,9 +126,13 @@ def peer(config: Config, teacher_model: Any, batches: Iterator[Batch]) -> tuple[
     return step, lambda: teach(next(batches).waveforms_BN)
 
 
-def case(way: str, teacher: str, student: str, layers: str, rows: str, seconds: str) -> dict[str, float]:
+def case(
+    way: str, teacher: str, student: str, layers: str, rows: str, seconds: str
+) -> dict[str, float]:
     """Return the peak memory of two steps, above that of both models."""
-    config, model = configuration(teacher, student, tuple(map(int, layers.split(","))), way == "frozen")
+    config, model = configuration(
+        teacher, student, tuple(map(int, layers.split(","))), way == "frozen"
+    )
     batches = crops(config, int(rows), float(seconds))
     with tempfile.TemporaryDirectory() as folder:
         if way == "peer":
@@ -132,7 +145,9 @@ def case(way: str, teacher: str, student: str, layers: str, rows: str, seconds: 
         return {"mb": peak_mb() - before}
 
 
-def compare_time(teacher: str, student: str, layers: tuple[int, ...], rows: int, seconds: float, repeats: int) -> None:
+def compare_time(
+    teacher: str, student: str, layers: tuple[int, ...], rows: int, seconds: float, repeats: int
+) -> None:
     """Print the CPU seconds of a step of the first epoch and of later ones, beside s3prl's, which are all alike."""
     about, sides = f"{teacher} into {student}, {rows} x {seconds:g} s", {}
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +155,9 @@ def compare_time(teacher: str, student: str, layers: tuple[int, ...], rows: int,
             config, model = configuration(teacher, student, layers, freeze)
             kept = Path(folder) / str(freeze)
             sides[f"first epoch{name}"] = ours(config, model, kept, crops(config, rows, seconds))
-            sides[f"later epochs{name}"] = ours(config, model, kept, itertools.repeat(next(crops(config, rows, seconds))))
+            sides[f"later epochs{name}"] = ours(
+                config, model, kept, itertools.repeat(next(crops(config, rows, seconds)))
+            )
         figures = list(sides)
         if HAVE_S3PRL:
             sides["peer"], sides["teacher"] = peer(config, model, crops(config, rows, seconds))
@@ -150,17 +167,32 @@ def compare_time(teacher: str, student: str, layers: tuple[int, ...], rows: int,
     for name in figures:
         figure(f"distillation: CPU, {about}, {name}", took[name], took.get("peer"), "s")
     if HAVE_S3PRL:
-        figure(f"distillation: CPU, {about}, the teacher alone (not a part of ours in later epochs)", took["teacher"], None, "s")
+        figure(
+            f"distillation: CPU, {about}, the teacher alone (not a part of ours in later epochs)",
+            took["teacher"],
+            None,
+            "s",
+        )
 
 
-def compare_memory(teacher: str, student: str, layers: tuple[int, ...], rows: int, seconds: float) -> None:
+def compare_memory(
+    teacher: str, student: str, layers: tuple[int, ...], rows: int, seconds: float
+) -> None:
     """Print the peak memory of the first epoch's steps beside s3prl's."""
     about = f"{teacher} into {student}, {rows} x {seconds:g} s"
     ways = {"whole": "", "frozen": ", frozen convolutions"} | ({"peer": ""} if HAVE_S3PRL else {})
     named = ",".join(map(str, layers))
-    peak = {way: case_alone(__spec__.name, way, teacher, student, named, rows, seconds)["mb"] for way in ways}
+    peak = {
+        way: case_alone(__spec__.name, way, teacher, student, named, rows, seconds)["mb"]
+        for way in ways
+    }
     for way in ("whole", "frozen"):
-        figure(f"distillation: memory above the models, {about}, first epoch{ways[way]}", peak[way], peak.get("peer"), "MB")
+        figure(
+            f"distillation: memory above the models, {about}, first epoch{ways[way]}",
+            peak[way],
+            peak.get("peer"),
+            "MB",
+        )
 
 
 def main() -> None:

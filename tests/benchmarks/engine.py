@@ -78,12 +78,25 @@ def timed(strategy: Any, grid: Any, initial: Any, times: list[tuple[float, float
     strategy.start(grid, initial, num_rounds=NUM_ROUNDS, timeout=600, evaluate_fn=after)
 
 
-def simulate(server_app: Any, client_app: Any, clients: int, num_workers: int = NUM_WORKERS, **options: Any) -> None:
+def simulate(
+    server_app: Any, client_app: Any, clients: int, num_workers: int = NUM_WORKERS, **options: Any
+) -> None:
     import logging
 
     import ray
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    ray.init(num_cpus=num_workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **options)
-    run_simulation(server_app, client_app, clients, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
+    ray.init(
+        num_cpus=num_workers,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **options,
+    )
+    run_simulation(
+        server_app,
+        client_app,
+        clients,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )

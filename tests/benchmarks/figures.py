@@ -13,7 +13,9 @@ from typing import Any
 
 def figure(name: str, ours: float, peer: float | None, unit: str, **more: Any) -> None:
     """Print one figure; ``ratio`` is how many times less ours is."""
-    sides = {"ours": _rounded(ours)} | ({} if peer is None else {"peer": _rounded(peer), "ratio": _rounded(peer / ours)})
+    sides = {"ours": _rounded(ours)} | (
+        {} if peer is None else {"peer": _rounded(peer), "ratio": _rounded(peer / ours)}
+    )
     print(json.dumps({"name": name, **sides, "unit": unit, **more}), flush=True)
 
 
@@ -49,20 +51,36 @@ def free_gb() -> float:
 
 
 def _field(path: str, name: str) -> float:
-    return next(int(line.split()[1]) / 1024 for line in Path(path).read_text().splitlines() if line.startswith(name))
+    return next(
+        int(line.split()[1]) / 1024
+        for line in Path(path).read_text().splitlines()
+        if line.startswith(name)
+    )
 
 
 def case_alone(module: str, *arguments: object) -> dict[str, Any]:
     """Run one case in a process of its own, as an imported module: what ``__main__`` defines travels by value, and clients could keep nothing."""
-    command = [sys.executable, "-c", f"from {module} import main; main()", "case", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        f"from {module} import main; main()",
+        "case",
+        *map(str, arguments),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+        raise SystemExit(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}"
+        )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def run(parser: argparse.ArgumentParser, case: Callable[..., Any], compare: Callable[[argparse.Namespace], None]) -> None:
+def run(
+    parser: argparse.ArgumentParser,
+    case: Callable[..., Any],
+    compare: Callable[[argparse.Namespace], None],
+) -> None:
     """Be a benchmark's ``main``: one case in this process, as :func:`case_alone` asks for it, or else the comparison; on one thread."""
     import torch  # here, so that what starts is timed without it
 

@@ -35,7 +35,13 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
     from fedhubert.training.parameters import ParameterLayout
 
-    config = compose([f"federated.num_clients={clients}", "federated.client_fraction=1", "federated.strategy=FedAvg"])
+    config = compose(
+        [
+            f"federated.num_clients={clients}",
+            "federated.client_fraction=1",
+            "federated.strategy=FedAvg",
+        ]
+    )
     layout = ParameterLayout(("weights",), ((numel,),))
     client_app, server_app = ClientApp(), ServerApp()
 
@@ -47,7 +53,10 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
         info = {"round": request.task.round, "layout": request.task.layout}
         (partition,) = request.task.partitions
         update = _update(numel)
-        arrays = {"update": update, "sketches": sketch_of(torch.from_numpy(update), 0, request.task.round)[None]}
+        arrays = {
+            "update": update,
+            "sketches": sketch_of(torch.from_numpy(update), 0, request.task.round)[None],
+        }
         return protocol.reply_of(message, metrics={partition: metrics}, arrays=arrays, info=info)
 
     times: list[tuple[float, float]] = []
@@ -56,7 +65,9 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     def main(grid: Grid, context: Context) -> None:
         while len(nodes := list(grid.get_node_ids())) < clients:
             time.sleep(0.1)
-        federation = Federation(StreamingGrid(grid, window=messages_in_flight(NUM_WORKERS)), config, "bench", layout)
+        federation = Federation(
+            StreamingGrid(grid, window=messages_in_flight(NUM_WORKERS)), config, "bench", layout
+        )
         federation.hosts = {node: [number] for number, node in enumerate(nodes)}
         federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
         strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
@@ -65,7 +76,12 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
         timed(strategy, federation.grid, initial, times)
         assert all(len(result.outcome.clients) == clients for result in strategy.results)
 
-    simulate(server_app, client_app, clients, object_store_memory=object_store_bytes(numel, NUM_WORKERS, sharded=False))
+    simulate(
+        server_app,
+        client_app,
+        clients,
+        object_store_memory=object_store_bytes(numel, NUM_WORKERS, sharded=False),
+    )
     return times
 
 
@@ -82,13 +98,18 @@ def stock(numel: int, clients: int) -> list[tuple[float, float]]:
     def train(message: Message, context: Context) -> Message:
         model = message.content["arrays"]["weights"].numpy()
         arrays = ArrayRecord({"weights": Array(model + _update(numel))})
-        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+        return Message(
+            RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}),
+            reply_to=message,
+        )
 
     times: list[tuple[float, float]] = []
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        strategy = FedAvg(
+            fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
+        )
         timed(strategy, grid, ArrayRecord({"weights": Array(np.zeros(numel, np.float32))}), times)
 
     simulate(server_app, client_app, clients)
@@ -101,7 +122,9 @@ _kept: dict[int, Any] = {}
 def _update(numel: int) -> Any:
     """An update that each worker makes once."""
     if numel not in _kept:
-        _kept[numel] = np.random.default_rng(0).standard_normal(numel, dtype=np.float32) * np.float32(1e-3)
+        _kept[numel] = np.random.default_rng(0).standard_normal(
+            numel, dtype=np.float32
+        ) * np.float32(1e-3)
     return _kept[numel]
 
 
@@ -112,7 +135,13 @@ def case(way: str, millions: str, clients: str) -> dict[str, Any]:
         times = {"ours": ours, "stock": stock}[way](int(float(millions) * 1e6), count)
     seconds, cpu = min(wall for wall, _ in times) / count, min(cpu for _, cpu in times) / count
     memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
-    return {"way": way, "clients": count, "s_per_update": seconds, "driver_cpu_s_per_update": cpu, **memory}
+    return {
+        "way": way,
+        "clients": count,
+        "s_per_update": seconds,
+        "driver_cpu_s_per_update": cpu,
+        **memory,
+    }
 
 
 def compare(millions: float, our_clients: list[int], stock_clients: list[int]) -> None:
@@ -128,7 +157,11 @@ def compare(millions: float, our_clients: list[int], stock_clients: list[int]) -
         ("round: server memory", max(peaks), last["driver_mb"] + last["store_mb"], "MB"),
     ):
         figure(name, our, peer, unit)
-    spread = {"name": f"round: server memory, {our_clients} clients", "ours": [round(peak) for peak in peaks], "unit": "MB"}
+    spread = {
+        "name": f"round: server memory, {our_clients} clients",
+        "ours": [round(peak) for peak in peaks],
+        "unit": "MB",
+    }
     print(json.dumps({**spread, "spread": round(max(peaks) / min(peaks) - 1, 3)}))
 
 
@@ -137,7 +170,11 @@ def main() -> None:
     parser.add_argument("--millions", type=float, default=95.0)
     parser.add_argument("--clients", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--stock-clients", type=int, nargs="+", default=[2, 4, 6])
-    run(parser, case, lambda arguments: compare(arguments.millions, arguments.clients, arguments.stock_clients))
+    run(
+        parser,
+        case,
+        lambda arguments: compare(arguments.millions, arguments.clients, arguments.stock_clients),
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ def deploy(folder: Path, tones: Path, resident: bool) -> Deployment:
     for number in range(NODES):
         write_site(tones, deployed.folder / f"site-{number}", [f"speaker{number}"])
         deployed.register(number)
-    start, words = (deployed.start_site, "ready:") if resident else (deployed.start_node, "SuperNode ID:")
+    start, words = (
+        (deployed.start_site, "ready:") if resident else (deployed.start_node, "SuperNode ID:")
+    )
     for site in [start(number) for number in range(NODES)]:
         site.wait_for(words)
     return deployed
@@ -32,13 +34,18 @@ def deploy(folder: Path, tones: Path, resident: bool) -> Deployment:
 
 def rounds(deployed: Deployment, out: Path, number: int) -> list[float]:
     """Return the wall time of each round of a run."""
-    ended = deployed.finish(deployed.run(out, f"federated.num_rounds={number}", "checkpoint.every=100"), 1800)
+    ended = deployed.finish(
+        deployed.run(out, f"federated.num_rounds={number}", "checkpoint.every=100"), 1800
+    )
     assert ended == "finished:completed", deployed.logs()
     return [event["seconds"]["round"] for event in events(out) if event["event"] == "round"]
 
 
 def compare(number: int, turns: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="fedhubert-sites-") as name, contextlib.ExitStack() as ending:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedhubert-sites-") as name,
+        contextlib.ExitStack() as ending,
+    ):
         folder = Path(name)
         write_tones(folder / "tones")
         taken: dict[bool, list[float]] = {True: [], False: []}
@@ -50,8 +57,17 @@ def compare(number: int, turns: int) -> None:
             for resident, seconds in taken.items():
                 seconds += rounds(deployed[resident], folder / f"run-{resident}-{turn}", number)
     resident, each = taken[True], taken[False]
-    more = {"rounds": [round(seconds, 1) for seconds in resident], "peer_rounds": [round(seconds, 1) for seconds in each]}
-    figure("sites: a round of three sites, tiny model", statistics.median(resident), statistics.median(each), "s", **more)
+    more = {
+        "rounds": [round(seconds, 1) for seconds in resident],
+        "peer_rounds": [round(seconds, 1) for seconds in each],
+    }
+    figure(
+        "sites: a round of three sites, tiny model",
+        statistics.median(resident),
+        statistics.median(each),
+        "s",
+        **more,
+    )
 
 
 def main() -> None:

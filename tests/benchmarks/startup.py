@@ -38,7 +38,9 @@ SAMPLE = [
 
 def imports_torch() -> bool:
     """Return whether ``fedhubert --help`` imports torch."""
-    said = subprocess.run([HELP[0], "-X", "importtime", *HELP[1:]], check=True, capture_output=True, text=True).stderr
+    said = subprocess.run(
+        [HELP[0], "-X", "importtime", *HELP[1:]], check=True, capture_output=True, text=True
+    ).stderr
     return any(line.rsplit("|", 1)[-1].strip() == "torch" for line in said.splitlines())
 
 
@@ -64,10 +66,23 @@ def first_round(manifest: Manifest, folder: Path, *overrides: str) -> float:
     """Return the seconds from the command to the first event of a round: Ray, the sites, k-means, a step of each client."""
     manifest.write(folder / "manifest.csv")
     out, started = folder / "run", time.monotonic()
-    command = [sys.executable, "-m", "fedhubert.cli", "train", *SAMPLE, f"data.manifest={folder / 'manifest.csv'}", f"out={out}"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedhubert.cli",
+        "train",
+        *SAMPLE,
+        f"data.manifest={folder / 'manifest.csv'}",
+        f"out={out}",
+    ]
     environment = {**os.environ, "FEDHUBERT_CACHE": str(folder / "cache")}
     log = folder / "said.log"
-    with log.open("w") as said, subprocess.Popen([*command, *overrides], stdout=said, stderr=said, env=environment) as process:
+    with (
+        log.open("w") as said,
+        subprocess.Popen(
+            [*command, *overrides], stdout=said, stderr=said, env=environment
+        ) as process,
+    ):
         while process.poll() is None and not _has_round(out / "metrics.jsonl"):
             time.sleep(0.02)
         took = time.monotonic() - started
@@ -92,7 +107,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
 
     def compare(given: argparse.Namespace) -> None:
-        print(json.dumps({"name": "start: fedhubert --help imports torch", "ours": imports_torch()}), flush=True)
+        print(
+            json.dumps({"name": "start: fedhubert --help imports torch", "ours": imports_torch()}),
+            flush=True,
+        )
         compare_commands(given.repeats)
         with tempfile.TemporaryDirectory() as folder:
             manifest = corpus(Path(folder), "wav", 16000, files=50, seconds=2.0)

@@ -19,7 +19,13 @@ from fedhubert.compose import compose
 from fedhubert.config import NUM_SPECIAL_ROWS, Config
 from fedhubert.data.batching import Batch
 from fedhubert.data.loading import mask_spec
-from fedhubert.models.hubert import HubertModel, LogitGenerator, build_hubert, num_frames, torchaudio_arguments
+from fedhubert.models.hubert import (
+    HubertModel,
+    LogitGenerator,
+    build_hubert,
+    num_frames,
+    torchaudio_arguments,
+)
 from fedhubert.models.masking import span_mask
 from fedhubert.objectives.masked_prediction import masked_prediction
 from fedhubert.seeding import generator
@@ -51,9 +57,13 @@ def noise(config: Config, rows: int, seconds: float) -> Batch:
     """Return a batch of equal crops."""
     random, samples = torch.Generator().manual_seed(0), round(seconds * 16000)
     frames = num_frames(samples)
-    labels = torch.randint(config.model.num_classes - NUM_SPECIAL_ROWS, (rows, frames), generator=random)
+    labels = torch.randint(
+        config.model.num_classes - NUM_SPECIAL_ROWS, (rows, frames), generator=random
+    )
     mask = span_mask(rows, frames, mask_spec(config.task), generator(0, "benchmark"))
-    return Batch(0.1 * torch.randn(rows, samples, generator=random), labels, torch.from_numpy(mask), 0)
+    return Batch(
+        0.1 * torch.randn(rows, samples, generator=random), labels, torch.from_numpy(mask), 0
+    )
 
 
 def build_ours(config: Config) -> HubertModel:
@@ -69,14 +79,20 @@ def ours(model: HubertModel, config: Config, batch: Batch) -> Step:
 
 def build_peer(config: Config, lean: bool) -> Any:
     """Return torchaudio's ``hubert_pretrain_base``, or a smaller one of its kind."""
-    arguments = {**torchaudio_arguments(config.model), "skip_nomask": lean, "feature_grad_mult": 0.1}
+    arguments = {
+        **torchaudio_arguments(config.model),
+        "skip_nomask": lean,
+        "feature_grad_mult": 0.1,
+    }
     return hubert_pretrain_model(**arguments).train()
 
 
 def peer(model: Any, config: Config, batch: Batch, lean: bool) -> Step:
     """torchaudio's recipe: its loss, AdamW with the recipe's settings, gradients of the mean over masked frames, clipped."""
     client = config.client
-    optimizer = torch.optim.AdamW(model.parameters(), client.lr, client.betas, client.eps, client.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), client.lr, client.betas, client.eps, client.weight_decay
+    )
     lengths = None if lean else torch.full((len(batch.waveforms_BN),), batch.waveforms_BN.shape[1])
 
     def step() -> None:
@@ -103,10 +119,16 @@ def logits(way: str, config: Config, batch: Batch) -> Step:
     random = torch.Generator().manual_seed(1)
     x_BTD = torch.randn(*mask_BT.shape, model.embed_dim, generator=random).requires_grad_()
     if way == "ours":
-        head: Any = LogitGenerator(model.embed_dim, model.num_classes, model.final_dim, model.logit_temperature)
+        head: Any = LogitGenerator(
+            model.embed_dim, model.num_classes, model.final_dim, model.logit_temperature
+        )
         torch.nn.init.uniform_(head.label_embeddings)
-        return lambda: F.cross_entropy(head(x_BTD[mask_BT]), labels_BT[mask_BT], reduction="sum").backward()
-    head = TorchaudioLogits(model.embed_dim, model.num_classes, model.final_dim, skip_masked=False, skip_nomask=True)
+        return lambda: F.cross_entropy(
+            head(x_BTD[mask_BT]), labels_BT[mask_BT], reduction="sum"
+        ).backward()
+    head = TorchaudioLogits(
+        model.embed_dim, model.num_classes, model.final_dim, skip_masked=False, skip_nomask=True
+    )
     return lambda: _first_is_right(head(x_BTD, labels_BT, mask_BT, ~mask_BT)[0]).backward()
 
 
@@ -117,7 +139,9 @@ def case(what: str, way: str, model: str, rows: str, seconds: str) -> dict[str, 
     if what == "logits":
         step, before = logits(way, config, batch), memory_mb()
     elif way in ("ours", "checkpointed"):
-        checkpointing = config.client.model_copy(update={"activation_checkpointing": way == "checkpointed"})
+        checkpointing = config.client.model_copy(
+            update={"activation_checkpointing": way == "checkpointed"}
+        )
         config = config.model_copy(update={"client": checkpointing})
         built = build_ours(config)
         before = memory_mb()
@@ -140,7 +164,13 @@ def flops(config: Config, batch: Batch) -> float:
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter, torch.no_grad():
         masked_prediction(model, batch, config.task)
     channels, kernel, stride = config.model.conv_layers[0]
-    first = 2 * len(batch.waveforms_BN) * channels * kernel * ((batch.waveforms_BN.shape[1] - kernel) // stride + 1)
+    first = (
+        2
+        * len(batch.waveforms_BN)
+        * channels
+        * kernel
+        * ((batch.waveforms_BN.shape[1] - kernel) // stride + 1)
+    )
     return 3 * counter.get_total_flops() - first
 
 
@@ -166,7 +196,12 @@ def compare_time(model: str, rows: int, seconds: float, repeats: int, size: int 
         repeats,
     )
     figure(f"step: CPU, {about}, beside torchaudio's recipe", took["ours"], took["recipe"], "s")
-    figure(f"step: CPU, {about}, beside torchaudio without unmasked frames and lengths", took["ours"], took["lean"], "s")
+    figure(
+        f"step: CPU, {about}, beside torchaudio without unmasked frames and lengths",
+        took["ours"],
+        took["lean"],
+        "s",
+    )
     rate, needed = operations / took["product"], flops(config, batch)
     figure(
         f"step: CPU, {about}, beside its products alone at the machine's rate",
@@ -182,22 +217,43 @@ def compare_memory(model: str, rows: int, seconds: float) -> None:
     """Print a step's peak memory beside torchaudio's: activations, gradients and AdamW's moments."""
     about = f"{model}, {rows} x {seconds:g} s"
     peak = {way: case_alone(__spec__.name, "step", way, model, rows, seconds)["mb"] for way in WAYS}
-    figure(f"step: memory above the model, {about}, beside torchaudio's recipe", peak["ours"], peak["recipe"], "MB")
-    figure("step: the same, beside torchaudio without unmasked frames and lengths", peak["ours"], peak["lean"], "MB")
+    figure(
+        f"step: memory above the model, {about}, beside torchaudio's recipe",
+        peak["ours"],
+        peak["recipe"],
+        "MB",
+    )
+    figure(
+        "step: the same, beside torchaudio without unmasked frames and lengths",
+        peak["ours"],
+        peak["lean"],
+        "MB",
+    )
     figure("step: the same, activation checkpointing", peak["checkpointed"], peak["recipe"], "MB")
 
 
 def compare_long(model: str, rows: int, seconds: float) -> None:
     """Print the memory that the recipe's whole batch takes: all of ours, beside torchaudio's logits of the masked frames alone."""
     about = f"{model}, {rows} x {seconds:g} s"
-    sides = [case_alone(__spec__.name, "logits", way, model, rows, seconds)["mb"] for way in ("ours", "lean")]
+    sides = [
+        case_alone(__spec__.name, "logits", way, model, rows, seconds)["mb"]
+        for way in ("ours", "lean")
+    ]
     figure(f"logits of the masked frames: memory, {about}", *sides, "MB")
     for way, needed_gb in (("checkpointed", 4.0), ("ours", 14.0)):
         if free_gb() < needed_gb + LEFT_GB:
-            print(f"skipped: {about}, {way}: {free_gb():.0f} GB are free, {needed_gb + LEFT_GB:g} wanted", flush=True)
+            print(
+                f"skipped: {about}, {way}: {free_gb():.0f} GB are free, {needed_gb + LEFT_GB:g} wanted",
+                flush=True,
+            )
             continue
         peak = case_alone(__spec__.name, "long", way, model, rows, seconds)["mb"]
-        figure(f"step: memory above the model, {about}, {way}, and torchaudio's logits alone", peak, sides[1], "MB")
+        figure(
+            f"step: memory above the model, {about}, {way}, and torchaudio's logits alone",
+            peak,
+            sides[1],
+            "MB",
+        )
 
 
 def main() -> None:
@@ -208,7 +264,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
 
     def compare(given: argparse.Namespace) -> None:
-        compare_long(given.model, LONG_ROWS, LONG_SECONDS)  # before this process holds models of its own
+        compare_long(
+            given.model, LONG_ROWS, LONG_SECONDS
+        )  # before this process holds models of its own
         compare_memory(given.model, given.rows, given.seconds)
         compare_time(given.model, given.rows, given.seconds, given.repeats)
 

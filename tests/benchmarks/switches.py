@@ -63,26 +63,43 @@ def trainer_of(config: Config) -> Trainer:
     return Trainer(build_ours(config), config.client, config.task, 0, 0, torch.device("cpu"), 0.0)
 
 
-def compare(model: str, rows: int, seconds: float, repeats: int, left_out: tuple[str, ...] = ()) -> None:
+def compare(
+    model: str, rows: int, seconds: float, repeats: int, left_out: tuple[str, ...] = ()
+) -> None:
     """Print a step under each switch that is not ``left_out``."""
     config = configuration(model)
     batch = noise(config, rows, seconds)
-    bf16 = config.model_copy(update={"client": config.client.model_copy(update={"precision": "bf16"})})
-    no_dropout = config.model_copy(update={"model": config.model.model_copy(update={"attention_dropout": 0.0})})
+    bf16 = config.model_copy(
+        update={"client": config.client.model_copy(update={"precision": "bf16"})}
+    )
+    no_dropout = config.model_copy(
+        update={"model": config.model.model_copy(update={"attention_dropout": 0.0})}
+    )
     for name in ("bf16 autocast", "no attention dropout: torch's fused attention", *SWITCHES):
         if name in left_out:
             continue
-        settings = {"bf16 autocast": bf16, "no attention dropout: torch's fused attention": no_dropout}.get(name, config)
+        settings = {
+            "bf16 autocast": bf16,
+            "no attention dropout: torch's fused attention": no_dropout,
+        }.get(name, config)
         as_it_is, changed = trainer_of(config), trainer_of(settings)
         if name in SWITCHES:
             SWITCHES[name](changed, batch)
         sides = {"ours": as_it_is, "switched": changed}
         try:
-            took = in_turn({side: partial(trainer.step, [batch], 1e-4) for side, trainer in sides.items()}, repeats)
+            took = in_turn(
+                {side: partial(trainer.step, [batch], 1e-4) for side, trainer in sides.items()},
+                repeats,
+            )
         except Exception as error:  # a compiler that is not there
             print(f"skipped: {name}: {str(error).splitlines()[0]}", flush=True)
             continue
-        figure(f"step: CPU, {model}, {rows} x {seconds:g} s, beside {name}", took["ours"], took["switched"], "s")
+        figure(
+            f"step: CPU, {model}, {rows} x {seconds:g} s, beside {name}",
+            took["ours"],
+            took["switched"],
+            "s",
+        )
 
 
 def main() -> None:
@@ -91,7 +108,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
-    run(parser, lambda: None, lambda given: compare(given.model, given.rows, given.seconds, given.repeats))
+    run(
+        parser,
+        lambda: None,
+        lambda given: compare(given.model, given.rows, given.seconds, given.repeats),
+    )
 
 
 if __name__ == "__main__":

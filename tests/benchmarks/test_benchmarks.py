@@ -9,7 +9,17 @@ from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.config import TargetsConfig
 from fedhubert.data.manifest import Manifest
-from tests.benchmarks import clusters, codecs, cohorts, data, distillation, rounds, startup, step, switches
+from tests.benchmarks import (
+    clusters,
+    codecs,
+    cohorts,
+    data,
+    distillation,
+    rounds,
+    startup,
+    step,
+    switches,
+)
 from tests.integration.conftest import SMALL
 
 
@@ -36,7 +46,8 @@ def test_step(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(
-    not distillation.HAVE_S3PRL, reason="s3prl is not installed, whose step this times: pip install -e '.[bench]'"
+    not distillation.HAVE_S3PRL,
+    reason="s3prl is not installed, whose step this times: pip install -e '.[bench]'",
 )
 def test_distillation(capsys: pytest.CaptureFixture[str]) -> None:
     distillation.compare_time("hubert_tiny", "student_tiny", (1, 2), rows=1, seconds=0.5, repeats=1)
@@ -56,7 +67,19 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_clusters(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "manifest.csv")]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                "folder",
+                "--root",
+                str(tone_folder),
+                "--out",
+                str(tmp_path / "manifest.csv"),
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     waveforms = clusters.speech(Manifest.read(tmp_path / "manifest.csv", tone_folder), minutes=1.0)
     clusters.compare(waveforms, num_clients=2, targets=TargetsConfig(num_clusters=4), repeats=1)
@@ -68,13 +91,28 @@ def test_help_imports_no_torch() -> None:
 
 
 @pytest.mark.slow
-def test_commands_and_first_round(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_and_first_round(
+    tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     startup.compare_commands(repeats=1)
     assert len(figures(capsys)) == 2
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]) == 0
+    assert (
+        main(
+            ["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]
+        )
+        == 0
+    )
     manifest = Manifest.read(tmp_path / "tones.csv", tone_folder)
-    small = [*SMALL, f"data.root={tone_folder}", "federated.num_clients=3", "federated.num_rounds=1", "client.local_steps=1"]
-    assert 1.0 < startup.first_round(manifest, tmp_path, *small) < 300  # seconds, most of them imports and Ray
+    small = [
+        *SMALL,
+        f"data.root={tone_folder}",
+        "federated.num_clients=3",
+        "federated.num_rounds=1",
+        "client.local_steps=1",
+    ]
+    assert (
+        1.0 < startup.first_round(manifest, tmp_path, *small) < 300
+    )  # seconds, most of them imports and Ray
 
 
 def test_switches(capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +126,9 @@ def test_rounds(capfd: pytest.CaptureFixture[str]) -> None:
     rounds.compare(0.01, [2], [2])
     ours, stock, *said = lines(capfd.readouterr().out)
     assert (ours["way"], stock["way"]) == ("ours", "stock")
-    assert {"name", "ours", "peer", "ratio", "unit"} <= said[0].keys() & said[1].keys() and len(said) == 3
+    assert {"name", "ours", "peer", "ratio", "unit"} <= said[0].keys() & said[1].keys() and len(
+        said
+    ) == 3
 
 
 @pytest.mark.slow
@@ -102,12 +142,32 @@ def test_cohorts(capfd: pytest.CaptureFixture[str]) -> None:
 def test_codecs_settings_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDHUBERT_CORPUS", str(tmp_path))
     for codec in ([], codecs.LOSSY):
-        assert compose(["experiment=speech_mini", *codecs.LOCAL, *codec]).federated.strategy == "FedAvg"
+        assert (
+            compose(["experiment=speech_mini", *codecs.LOCAL, *codec]).federated.strategy
+            == "FedAvg"
+        )
 
 
 @pytest.mark.slow
-def test_codecs(tone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "manifest.csv")]) == 0
+def test_codecs(
+    tone_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert (
+        main(
+            [
+                "prepare",
+                "folder",
+                "--root",
+                str(tone_folder),
+                "--out",
+                str(tmp_path / "manifest.csv"),
+            ]
+        )
+        == 0
+    )
     monkeypatch.setenv("FEDHUBERT_CORPUS", str(tmp_path))
     capfd.readouterr()
     small = [

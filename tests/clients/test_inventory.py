@@ -51,13 +51,19 @@ def test_surplus_goes_from_the_longest_unused_on_and_leaves_what_is_in_use(state
         assert [item.name for item in surplus(items(state), 12_100)] == ["labels-a", "abc"]
     remove(state, surplus(found, 5020))
     assert sorted(path.name for path in (state / "runs").iterdir()) == ["new"]
-    assert not list((state / "labels").glob("labels-a.*")) and (state / "labels/.labels-b.npy.7.tmp.npy").exists()
+    assert (
+        not list((state / "labels").glob("labels-a.*"))
+        and (state / "labels/.labels-b.npy.7.tmp.npy").exists()
+    )
     assert (state / "site.log").exists()
 
 
 def test_the_command_lists_and_removes(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["state", str(state)]) == 0
-    assert "runs                      0.0 MB" in (listed := capsys.readouterr().out) and "0.000 GB in" in listed
+    assert (
+        "runs                      0.0 MB" in (listed := capsys.readouterr().out)
+        and "0.000 GB in" in listed
+    )
     assert main(["state", str(state), "--unused-days", "65", "--dry-run"]) == 0
     assert "would be removed: 2 of 5 items" in capsys.readouterr().out
     assert len(items(state)) == 5
@@ -68,7 +74,9 @@ def test_the_command_lists_and_removes(state: Path, capsys: pytest.CaptureFixtur
     assert items(state) == [] and (state / "site.log").exists()
 
 
-def test_what_cannot_be_done_is_said(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_done_is_said(
+    state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["state", str(tmp_path / "elsewhere")]) == 1
     assert "is no state folder" in capsys.readouterr().err
     assert main(["state", str(state), "--run", "nothing"]) == 1
@@ -79,7 +87,9 @@ def test_what_cannot_be_done_is_said(state: Path, tmp_path: Path, capsys: pytest
     assert "run new is being trained" in capsys.readouterr().err
 
 
-def test_links_out_of_the_folder_are_left_alone(state: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_links_out_of_the_folder_are_left_alone(
+    state: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     outside = tmp_path_factory.mktemp("outside") / "precious"
     outside.write_text("x")
     (state / "runs/linked").symlink_to(outside.parent)

@@ -15,29 +15,71 @@ NODE = {"partition-id": 1, "num-partitions": 3}
 
 
 def test_the_nodes_own_values_win_and_the_servers_fill_in() -> None:
-    job = client_job(compose(["experiment=demo", "data.manifest=/server/m.csv", "client.device=cuda", "targets.min_frames=30"]))
+    job = client_job(
+        compose(
+            [
+                "experiment=demo",
+                "data.manifest=/server/m.csv",
+                "client.device=cuda",
+                "targets.min_frames=30",
+            ]
+        )
+    )
     theirs, as_done = SiteSettings.read(NODE, job), effective_job(job, NODE)
-    assert (theirs.node, theirs.num_nodes, theirs.own_data, theirs.manifest) == (1, 3, False, "/server/m.csv")
+    assert (theirs.node, theirs.num_nodes, theirs.own_data, theirs.manifest) == (
+        1,
+        3,
+        False,
+        "/server/m.csv",
+    )
     assert as_done == job
-    node = {**NODE, "manifest": "/own.csv", "device": "cpu", "min-frames": "50", "state-max-gb": 2, "state-dir": "/s"}
+    node = {
+        **NODE,
+        "manifest": "/own.csv",
+        "device": "cpu",
+        "min-frames": "50",
+        "state-max-gb": 2,
+        "state-dir": "/s",
+    }
     own, as_done = SiteSettings.read(node, job), effective_job(job, node)
     assert (own.own_data, own.manifest, str(own.state_dir)) == (True, "/own.csv", "/s")
-    assert (as_done.client.device, as_done.targets.min_frames, as_done.client.state_max_gb) == ("cpu", 50, 2.0)
+    assert (as_done.client.device, as_done.targets.min_frames, as_done.client.state_max_gb) == (
+        "cpu",
+        50,
+        2.0,
+    )
     assert effective_job(as_done, node) == as_done and job.client.device == "cuda"
 
 
 def test_a_site_raises_what_protects_it_and_a_server_never_lowers_it() -> None:
     node = {**NODE, "min-frames": 50, "group-frames": 7}
     for servers, holds in ((1, (50, 7)), (60, (60, 60))):
-        job = client_job(compose([f"targets.min_frames={servers}", f"targets.group_frames={servers}", "data.manifest=m"]))
+        job = client_job(
+            compose(
+                [
+                    f"targets.min_frames={servers}",
+                    f"targets.group_frames={servers}",
+                    "data.manifest=m",
+                ]
+            )
+        )
         targets = effective_job(job, node).targets
         assert (targets.min_frames, targets.group_frames) == holds
 
 
-@pytest.mark.parametrize(("node", "holds"), [({}, None), ({"label-column": "text"}, None), ({"label-column": "phone"}, "phone")])
-def test_a_site_with_its_own_manifest_counts_by_a_column_that_it_names_itself(node: dict[str, str], holds: str | None) -> None:
-    job = client_job(compose(["targets.label_column=phone", "targets.label_values=[a,b]", "data.manifest=m"]))
-    assert effective_job(job, {**NODE, **node, "manifest": "/own.csv"}).targets.label_column == holds
+@pytest.mark.parametrize(
+    ("node", "holds"),
+    [({}, None), ({"label-column": "text"}, None), ({"label-column": "phone"}, "phone")],
+)
+def test_a_site_with_its_own_manifest_counts_by_a_column_that_it_names_itself(
+    node: dict[str, str], holds: str | None
+) -> None:
+    job = client_job(
+        compose(["targets.label_column=phone", "targets.label_values=[a,b]", "data.manifest=m"])
+    )
+    assert (
+        effective_job(job, {**NODE, **node, "manifest": "/own.csv"}).targets.label_column == holds
+    )
     assert effective_job(job, {**NODE, **node}).targets.label_column == "phone"
 
 
@@ -53,7 +95,10 @@ def test_a_server_does_not_choose_where_a_site_with_its_own_manifest_keeps_its_s
         ({"partition-id": "one"}, "partition-id='one' in the node's configuration is not a number"),
         ({"min-frames": "few"}, "min-frames='few'"),
         ({"state-max-gb": [1]}, "state-max-gb=[1]"),
-        ({"label-rate-hz": 60}, "label-rate-hz=60 in the node's configuration is neither 50 nor 100"),
+        (
+            {"label-rate-hz": 60},
+            "label-rate-hz=60 in the node's configuration is neither 50 nor 100",
+        ),
     ],
 )
 def test_what_is_no_number_is_named(changes: dict[str, object], said: str) -> None:

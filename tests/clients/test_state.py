@@ -13,9 +13,15 @@ def test_a_site_goes_back_to_the_version_that_the_server_names(tmp_path: Path) -
     folder = StateFolder(tmp_path / "partition")
     assert folder.load(0) == PartitionState()
     for number in (2, 5):
-        folder.save(number, PartitionState({"state": {}, "round": number}, torch.full((3,), float(number))))
+        folder.save(
+            number, PartitionState({"state": {}, "round": number}, torch.full((3,), float(number)))
+        )
     kept = folder.load(2)
-    assert kept.optimizer == {"state": {}, "round": 2} and kept.residual is not None and kept.residual.tolist() == [2.0] * 3
+    assert (
+        kept.optimizer == {"state": {}, "round": 2}
+        and kept.residual is not None
+        and kept.residual.tolist() == [2.0] * 3
+    )
     assert folder.load(5).optimizer == {"state": {}, "round": 5}
 
 

@@ -14,7 +14,11 @@ from fedhubert.config import Config
 from fedhubert.config.catalog import all_keys, defaults
 
 CONF = config_folder()
-GROUPS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name not in ("experiment", "recipe", "sweep"))
+GROUPS = sorted(
+    path
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name not in ("experiment", "recipe", "sweep")
+)
 EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
 
 
@@ -47,7 +51,9 @@ def repeated(path: Path, workplace: Path) -> list[str]:
     """Return what an experiment sets to the value that the composition has without it."""
     shutil.copytree(path.parents[1], workplace, dirs_exist_ok=True)
     bare = {"defaults": OmegaConf.load(path).get("defaults", [])}
-    (workplace / "experiment" / path.name).write_text("# @package _global_\n" + OmegaConf.to_yaml(OmegaConf.create(bare)))
+    (workplace / "experiment" / path.name).write_text(
+        "# @package _global_\n" + OmegaConf.to_yaml(OmegaConf.create(bare))
+    )
     with hydra.initialize_config_dir(str(workplace), version_base="1.3"):
         without = dict(flat(plain(hydra.compose("config", [f"experiment={path.stem}"]))))
     return [key for key, value in stated(path).items() if key in without and without[key] == value]
@@ -79,7 +85,23 @@ def test_what_is_repeated_is_found(tmp_path: Path) -> None:
 
 def test_the_models_defaults_are_choices_like_any_other() -> None:
     choices = group_choices()
-    assert (choices["task"], choices["targets"]) == (["distill", "pretrain"], ["kmeans", "layer", "precomputed"])
-    assert (choices["data"], choices["federated"], choices["client"]) == (["default"], ["standard"], ["standard"])
-    same = compose(["federated=standard", "client=standard", "data=default", "privacy=none", "task=pretrain", "targets=kmeans"])
+    assert (choices["task"], choices["targets"]) == (
+        ["distill", "pretrain"],
+        ["kmeans", "layer", "precomputed"],
+    )
+    assert (choices["data"], choices["federated"], choices["client"]) == (
+        ["default"],
+        ["standard"],
+        ["standard"],
+    )
+    same = compose(
+        [
+            "federated=standard",
+            "client=standard",
+            "data=default",
+            "privacy=none",
+            "task=pretrain",
+            "targets=kmeans",
+        ]
+    )
     assert same == compose([])

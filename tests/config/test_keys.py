@@ -32,7 +32,9 @@ def models(root: type[Model] = Model) -> list[type[Model]]:
 def test_every_key_is_described_and_its_default_is_valid(model: type[Model]) -> None:
     for name, field in model.model_fields.items():
         described = field.description or ""
-        assert 4 < len(described) < 300 and described[-1] in ".)", f"{model.__name__}.{name}: {described!r}"
+        assert 4 < len(described) < 300 and described[-1] in ".)", (
+            f"{model.__name__}.{name}: {described!r}"
+        )
         if not field.is_required():
             schema = TypeAdapter(Annotated[field.annotation, "", *field.metadata])  # type: ignore[name-defined]
             schema.validate_python(field.default, strict=True)
@@ -45,8 +47,14 @@ def test_a_key_without_a_description_is_found() -> None:
 
         silent: int = 2
 
-    assert (Silent.model_fields["told"].description, Silent.model_fields["silent"].description) == ("A number.", None)
-    assert rules_of(Silent.model_fields["told"]) == {"unit": "s"} and rules_of(Silent.model_fields["silent"]) == {}
+    assert (Silent.model_fields["told"].description, Silent.model_fields["silent"].description) == (
+        "A number.",
+        None,
+    )
+    assert (
+        rules_of(Silent.model_fields["told"]) == {"unit": "s"}
+        and rules_of(Silent.model_fields["silent"]) == {}
+    )
 
 
 def test_the_catalogue_has_every_key_of_every_choice() -> None:
@@ -56,12 +64,19 @@ def test_the_catalogue_has_every_key_of_every_choice() -> None:
             assert name in all_keys()
             if all_keys()[name].is_group:
                 assert {f"{name}.{inner}" for inner in value} <= all_keys().keys()
-    assert all_keys()["task.teacher"].choice == "task=distill" and all_keys()["task.min_masks"].choice == ""
+    assert (
+        all_keys()["task.teacher"].choice == "task=distill"
+        and all_keys()["task.min_masks"].choice == ""
+    )
     assert all_keys()["task.objectives.hints"].choice == "task=distill"
 
 
 def test_a_groups_rules_hold_for_its_keys_and_for_names_that_are_gone() -> None:
-    assert rules_for("faults.crash")["resume"] == "free" == rules_for("federated.early_stopping.patience")["resume"]
+    assert (
+        rules_for("faults.crash")["resume"]
+        == "free"
+        == rules_for("federated.early_stopping.patience")["resume"]
+    )
     assert rules_for("checkpoint.of_an_older_version")["resume"] == "free"
     assert rules_for("data.partition.of_an_older_version")["fork"] == ["batches", "labels"]
     assert rules_for("of_an_older_version") == {} == rules_for("client.lr")
@@ -70,10 +85,21 @@ def test_a_groups_rules_hold_for_its_keys_and_for_names_that_are_gone() -> None:
 
 def test_a_resumed_run_may_differ_in_what_the_models_call_free() -> None:
     saved = compose(["experiment=demo"]).model_dump(mode="json")
-    free = ["simulation.num_workers=1", "faults.nan=0.5", "client.device=cuda", "federated.early_stopping.patience=3"]
+    free = [
+        "simulation.num_workers=1",
+        "faults.nan=0.5",
+        "client.device=cuda",
+        "federated.early_stopping.patience=3",
+    ]
     fixed = ["client.lr=0.1", "data.partition.validation_fraction=0.5", "federated.num_rounds=3"]
-    now = compose(["experiment=demo", "out=/elsewhere", "resume=auto", *free, *fixed]).model_dump(mode="json")
-    assert sorted(changes(saved, now)) == ["client.lr", "data.partition.validation_fraction", "federated.num_rounds"]
+    now = compose(["experiment=demo", "out=/elsewhere", "resume=auto", *free, *fixed]).model_dump(
+        mode="json"
+    )
+    assert sorted(changes(saved, now)) == [
+        "client.lr",
+        "data.partition.validation_fraction",
+        "federated.num_rounds",
+    ]
     assert changes({**saved, "teacher_of_old": 1}, saved) == {"teacher_of_old": [1, None]}
 
 
@@ -93,15 +119,26 @@ def test_what_begins_anew_after_a_fork(changed: list[str], anew: set[str]) -> No
 
 
 def test_no_path_is_told_to_trackers_and_none_of_the_servers_to_sites() -> None:
-    texts = {name for name, found in all_keys().items() if found.field.annotation == str | None and found.field.default is None}
+    texts = {
+        name
+        for name, found in all_keys().items()
+        if found.field.annotation == str | None and found.field.default is None
+    }
     assert texts - {name for name in texts if rules_for(name).get("path")} == NO_PATHS
     config = compose(["experiment=demo"])
     assert not {name for name in settings_of(config) if rules_for(name).get("path")}
     assert "client.lr" in settings_of(config)
     hidden = [name for name, found in all_keys().items() if found.rules.get("server_only")]
-    assert hidden and all(name.count(".") == 1 and name.startswith(GROUPS_OF_THE_JOB) for name in hidden)
-    distilling = compose(["experiment=demo_distill", "task.teacher=/secret", "targets.checkpoint=/secret"])
+    assert hidden and all(
+        name.count(".") == 1 and name.startswith(GROUPS_OF_THE_JOB) for name in hidden
+    )
+    distilling = compose(
+        ["experiment=demo_distill", "task.teacher=/secret", "targets.checkpoint=/secret"]
+    )
     job = client_job(distilling)
     for name in hidden:
         group, field = name.split(".")
-        assert getattr(getattr(distilling, group), field) == "/secret" and getattr(getattr(job, group), field) is None
+        assert (
+            getattr(getattr(distilling, group), field) == "/secret"
+            and getattr(getattr(job, group), field) is None
+        )

@@ -15,7 +15,9 @@ from fedhubert.errors import DataError
 def tone(rate_hz: int, seconds: float, channels: int = 1) -> np.ndarray:
     rng = np.random.default_rng(0)
     time_s = np.arange(round(rate_hz * seconds)) / rate_hz
-    samples = 0.4 * np.sin(2 * np.pi * 440 * time_s)[:, None] + 0.01 * rng.standard_normal((len(time_s), channels))
+    samples = 0.4 * np.sin(2 * np.pi * 440 * time_s)[:, None] + 0.01 * rng.standard_normal(
+        (len(time_s), channels)
+    )
     return samples.astype(np.float32)
 
 
@@ -37,28 +39,42 @@ def test_a_crop_equals_the_crop_of_the_whole(tmp_path: Path, rate_hz: int) -> No
     soundfile.write(path, tone(rate_hz, 3.0), rate_hz)
     whole = read_audio(path)
     stored = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
-    np.testing.assert_allclose(whole, torchaudio.functional.resample(stored, rate_hz, 16000).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        whole, torchaudio.functional.resample(stored, rate_hz, 16000).numpy(), atol=1e-4
+    )
     assert len(whole) == -(-len(stored) * 16000 // rate_hz)
-    for start, count in ((0, 1600), (320, 4000), (16000, 16000), (len(whole) - 3200, 3200), (len(whole) - 1, 1)):
+    for start, count in (
+        (0, 1600),
+        (320, 4000),
+        (16000, 16000),
+        (len(whole) - 3200, 3200),
+        (len(whole) - 1, 1),
+    ):
         crop = read_audio(path, start=start, num_samples=count)
         assert len(crop) == count
         np.testing.assert_allclose(crop, whole[start : start + count], atol=1e-4)
 
 
-def test_a_short_crop_of_a_long_file_is_not_a_whole_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_crop_of_a_long_file_is_not_a_whole_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "hour.flac"
     soundfile.write(path, np.zeros(16000 * 600, np.float32), 16000)
     decoded: list[int] = []
     read = soundfile.SoundFile.read
     monkeypatch.setattr(
-        soundfile.SoundFile, "read", lambda self, frames, **kw: decoded.append(frames) or read(self, frames, **kw)
+        soundfile.SoundFile,
+        "read",
+        lambda self, frames, **kw: decoded.append(frames) or read(self, frames, **kw),
     )
     read_audio(path, start=16000 * 500, num_samples=16000)
     assert sum(decoded) == 16000
 
 
 def test_what_cannot_be_read_is_named_with_its_reason(tmp_path: Path) -> None:
-    missing, garbage, empty, cut = (tmp_path / name for name in ("missing.wav", "garbage.wav", "empty.flac", "cut.flac"))
+    missing, garbage, empty, cut = (
+        tmp_path / name for name in ("missing.wav", "garbage.wav", "empty.flac", "cut.flac")
+    )
     garbage.write_bytes(b"this is not audio" * 10)
     empty.write_bytes(b"")
     soundfile.write(cut, tone(16000, 2.0), 16000)

@@ -31,7 +31,9 @@ MASK = mask_spec(TaskConfig())
 
 
 def data_config(**values: Any) -> DataConfig:
-    return DataConfig(**{"min_seconds": 0.5, "max_seconds": 2.0, "batch_seconds": 4.0, "num_workers": 0, **values})
+    return DataConfig(
+        **{"min_seconds": 0.5, "max_seconds": 2.0, "batch_seconds": 4.0, "num_workers": 0, **values}
+    )
 
 
 def lengths_of(*seconds: float) -> npt.NDArray[np.int64]:
@@ -72,7 +74,9 @@ def test_an_epoch_takes_every_utterance_once_within_the_budget(
         assert len(spec.rows) * spec.num_samples <= budget * RATE
         assert not (spec.starts % 320).any()
         assert (spec.starts >= 0).all() and (spec.starts + spec.num_samples <= own).all()
-        assert (np.minimum(own, 2 * RATE) <= 1.15 * spec.num_samples + 1).all()  # little is lost of what fits
+        assert (
+            np.minimum(own, 2 * RATE) <= 1.15 * spec.num_samples + 1
+        ).all()  # little is lost of what fits
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -81,7 +85,9 @@ def test_audio_is_counted_without_reading_any(fixed: bool, positions: range) -> 
     lengths = np.random.default_rng(0).integers(8000, 90000, 40)
     plan = BatchPlan(lengths, np.arange(40), data_config(), 3, 1, fixed_crops=fixed)
     specs = [plan.batch(position) for position in positions]
-    assert plan.audio_s(positions) == sum(len(spec.rows) * spec.num_samples for spec in specs) / RATE
+    assert (
+        plan.audio_s(positions) == sum(len(spec.rows) * spec.num_samples for spec in specs) / RATE
+    )
     assert plan.num_batches < 29
 
 
@@ -97,9 +103,15 @@ def test_epochs_differ_in_order_neighbours_and_crops_but_not_in_length() -> None
     plan = BatchPlan(lengths_of(*rng.uniform(1.0, 4.0, 40)), np.arange(40), data_config(), 0, 0)
     first, second = epoch(plan, 0), epoch(plan, 1)
     assert [spec.num_samples for spec in first] != [spec.num_samples for spec in second]
-    assert {frozenset(spec.rows.tolist()) for spec in first} != {frozenset(spec.rows.tolist()) for spec in second}
+    assert {frozenset(spec.rows.tolist()) for spec in first} != {
+        frozenset(spec.rows.tolist()) for spec in second
+    }
     starts = [
-        sorted((row, start) for spec in specs for row, start in zip(spec.rows, spec.starts, strict=True))
+        sorted(
+            (row, start)
+            for spec in specs
+            for row, start in zip(spec.rows, spec.starts, strict=True)
+        )
         for specs in (first, second)
     ]
     assert starts[0] != starts[1]
@@ -111,25 +123,34 @@ def test_a_position_gives_its_batch_whatever_was_asked_before() -> None:
     asked = {position: plan.batch(position) for position in (50, 3, 120, 4, 0)}
     for position, spec in asked.items():
         again = BatchPlan(lengths, np.arange(30), data_config(), 3, 2).batch(position)
-        assert again.rows.tolist() == spec.rows.tolist() and again.starts.tolist() == spec.starts.tolist()
+        assert (
+            again.rows.tolist() == spec.rows.tolist()
+            and again.starts.tolist() == spec.starts.tolist()
+        )
 
 
 @pytest.mark.parametrize("other", [(1, 0, "train"), (0, 1, "train"), (0, 0, "validation")])
 def test_seed_partition_and_purpose_each_change_the_order(other: tuple[int, int, str]) -> None:
     lengths = np.full(50, RATE)
-    plans = [BatchPlan(lengths, np.arange(50), data_config(), *key) for key in ((0, 0, "train"), other)]
+    plans = [
+        BatchPlan(lengths, np.arange(50), data_config(), *key) for key in ((0, 0, "train"), other)
+    ]
     rows = [np.concatenate([spec.rows for spec in epoch(plan, 0)]).tolist() for plan in plans]
     assert rows[0] != rows[1] and sorted(rows[0]) == sorted(rows[1])
 
 
 def test_nothing_long_enough_is_an_error_that_names_client_and_setting() -> None:
-    with pytest.raises(DataError, match=r"client 4: none of 2 utterances for validation is 0.5 s") as error:
+    with pytest.raises(
+        DataError, match=r"client 4: none of 2 utterances for validation is 0.5 s"
+    ) as error:
         BatchPlan(lengths_of(0.2, 0.3), np.array([0, 1]), data_config(), 0, 4, "validation")
     assert error.value.setting == "data.min_seconds"
 
 
 def test_a_million_utterances_are_planned_in_two_seconds() -> None:
-    lengths = (np.random.default_rng(0).lognormal(1.8, 0.6, 1_000_000).clip(0.5, 35) * RATE).astype(np.int64)
+    lengths = (np.random.default_rng(0).lognormal(1.8, 0.6, 1_000_000).clip(0.5, 35) * RATE).astype(
+        np.int64
+    )
     started = time.perf_counter()
     plan = BatchPlan(lengths, np.arange(len(lengths)), DataConfig(), 0, 0)
     plan.batch(0)
@@ -148,14 +169,19 @@ def test_another_thread_may_ask_for_another_epoch_at_any_time() -> None:
 
         @property
         def _cached(self) -> Any:
-            kept, self._kept = self._kept, (1, *BatchPlan(lengths, np.arange(30), data_config(), 0, 0)._epoch(1))
+            kept, self._kept = (
+                self._kept,
+                (1, *BatchPlan(lengths, np.arange(30), data_config(), 0, 0)._epoch(1)),
+            )
             return kept
 
         @_cached.setter
         def _cached(self, value: Any) -> None:
             self._kept = value
 
-    raced, alone = (plan(lengths, np.arange(30), data_config(), 0, 0) for plan in (Raced, BatchPlan))
+    raced, alone = (
+        plan(lengths, np.arange(30), data_config(), 0, 0) for plan in (Raced, BatchPlan)
+    )
     for position in (0, 1, raced.num_batches, 2):
         assert raced.batch(position).rows.tolist() == alone.batch(position).rows.tolist()
 
@@ -168,7 +194,9 @@ def test_a_batch_splits_into_the_same_utterances() -> None:
     pieces = batch.split(4)
     assert [len(piece.mask_BT) for piece in pieces] == [2, 2, 1]
     for name in ("waveforms_BN", "labels_BT", "mask_BT"):
-        assert torch.equal(torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name))
+        assert torch.equal(
+            torch.cat([getattr(piece, name) for piece in pieces]), getattr(batch, name)
+        )
     assert {piece.position for piece in pieces} == {7}
     assert (batch.num_frames, batch.audio_s) == (10, 4000 / RATE)
     unlabelled = Batch(torch.randn(3, 800), None, torch.ones(3, 2, dtype=torch.bool), 0)
@@ -202,7 +230,11 @@ def counting_labels(rate_hz: int) -> LabelSource:
 
 
 def loader_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fedhubert-loader")]
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith("fedhubert-loader")
+    ]
 
 
 def test_batches_are_the_same_for_any_number_of_workers(tones: Manifest) -> None:
@@ -210,7 +242,16 @@ def test_batches_are_the_same_for_any_number_of_workers(tones: Manifest) -> None
     plan = plan_of(tones, config)
     positions = range(2, 2 + 2 * plan.num_batches)  # crosses two ends of an epoch
     loaded = [
-        list(load_batches(tones, plan_of(tones, config), positions, counting_labels(100), MASK, data_config(num_workers=workers)))
+        list(
+            load_batches(
+                tones,
+                plan_of(tones, config),
+                positions,
+                counting_labels(100),
+                MASK,
+                data_config(num_workers=workers),
+            )
+        )
         for workers in (0, 1, 3)
     ]
     assert [batch.position for batch in loaded[0]] == list(positions)
@@ -223,20 +264,31 @@ def test_batches_are_the_same_for_any_number_of_workers(tones: Manifest) -> None
 
 
 @pytest.mark.parametrize("rate_hz", [50, 100])
-def test_a_batch_holds_the_crops_their_labels_and_masks_of_the_documented_seed(tones: Manifest, rate_hz: int) -> None:
+def test_a_batch_holds_the_crops_their_labels_and_masks_of_the_documented_seed(
+    tones: Manifest, rate_hz: int
+) -> None:
     config = data_config(max_seconds=0.8, batch_seconds=2.5)
     plan = plan_of(tones, config)
-    for batch in load_batches(tones, plan, range(plan.num_batches), counting_labels(rate_hz), MASK, config):
+    for batch in load_batches(
+        tones, plan, range(plan.num_batches), counting_labels(rate_hz), MASK, config
+    ):
         spec, frames = plan.batch(batch.position), num_frames(int(0.8 * RATE))
-        assert batch.waveforms_BN.shape == (len(spec.rows), int(0.8 * RATE)) and batch.waveforms_BN.dtype == torch.float32
+        assert (
+            batch.waveforms_BN.shape == (len(spec.rows), int(0.8 * RATE))
+            and batch.waveforms_BN.dtype == torch.float32
+        )
         assert batch.labels_BT is not None and batch.labels_BT.dtype == torch.int64
         for index, (row, start) in enumerate(zip(spec.rows, spec.starts, strict=True)):
             whole = read_audio(tones.audio_path(row))
             crop = whole[start : start + spec.num_samples]
             np.testing.assert_allclose(batch.waveforms_BN[index].numpy(), crop, atol=1e-4)
             first = (start // 320) * rate_hz // 50
-            assert batch.labels_BT[index].tolist() == [first + number * rate_hz // 50 for number in range(frames)]
-        mask = span_mask(len(spec.rows), frames, MASK, generator(0, "train/mask", 0, batch.position))
+            assert batch.labels_BT[index].tolist() == [
+                first + number * rate_hz // 50 for number in range(frames)
+            ]
+        mask = span_mask(
+            len(spec.rows), frames, MASK, generator(0, "train/mask", 0, batch.position)
+        )
         assert (batch.mask_BT.numpy() == mask).all()
 
 
@@ -246,15 +298,21 @@ def test_loading_goes_on_at_any_position(tones: Manifest) -> None:
     rest = list(load_batches(tones, plan_of(tones, config), range(5, 9), None, MASK, config))
     for one, other in zip(whole[5:], rest, strict=True):
         assert one.position == other.position and one.labels_BT is None
-        assert torch.equal(one.waveforms_BN, other.waveforms_BN) and torch.equal(one.mask_BT, other.mask_BT)
+        assert torch.equal(one.waveforms_BN, other.waveforms_BN) and torch.equal(
+            one.mask_BT, other.mask_BT
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_utterance_that_cannot_be_read_is_named_where_the_batch_is_used(tones: Manifest, tmp_path: Path, workers: int) -> None:
+def test_an_utterance_that_cannot_be_read_is_named_where_the_batch_is_used(
+    tones: Manifest, tmp_path: Path, workers: int
+) -> None:
     for path in tones.paths:
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_bytes((tones.root / path).read_bytes())
-    damaged = Manifest(tmp_path, tones.paths, tones.speakers, tones.num_samples, tones.sample_rates_hz, {})
+    damaged = Manifest(
+        tmp_path, tones.paths, tones.speakers, tones.num_samples, tones.sample_rates_hz, {}
+    )
     (tmp_path / damaged.paths[5]).write_bytes(b"not audio")
     config = data_config(num_workers=workers)
     plan = plan_of(damaged, config)
@@ -267,7 +325,9 @@ def test_an_utterance_that_cannot_be_read_is_named_where_the_batch_is_used(tones
     assert not loader_threads()
 
 
-def test_an_unexpected_error_carries_the_utterance_as_a_note(tones: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_carries_the_utterance_as_a_note(
+    tones: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*args: Any) -> Any:
         raise ZeroDivisionError
 
@@ -285,7 +345,9 @@ def test_labels_that_end_early_are_filled_up_by_two_frames_and_no_more(tones: Ma
     frames = num_frames(int(tones.lengths()[row]))
 
     def load(count: int) -> Iterator[Batch]:
-        return load_batches(tones, plan, [0], LabelSource(lambda _: np.arange(count), 50), MASK, config)
+        return load_batches(
+            tones, plan, [0], LabelSource(lambda _: np.arange(count), 50), MASK, config
+        )
 
     labels = next(load(frames - 2)).labels_BT
     assert labels is not None
@@ -313,9 +375,16 @@ def test_no_more_than_the_prefetch_is_made_ahead(tones: Manifest) -> None:
     assert not loader_threads()
 
 
-def test_closing_waits_for_a_file_not_for_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_waits_for_a_file_not_for_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = Manifest(
-        tmp_path, [f"{n}.wav" for n in range(200)], ["a"] * 200, np.full(200, RATE), np.full(200, RATE, np.int32), {}
+        tmp_path,
+        [f"{n}.wav" for n in range(200)],
+        ["a"] * 200,
+        np.full(200, RATE),
+        np.full(200, RATE, np.int32),
+        {},
     )
 
     def slow(path: Path, rate_hz: int, start: int, num_samples: int) -> npt.NDArray[np.float32]:
@@ -324,7 +393,9 @@ def test_closing_waits_for_a_file_not_for_a_batch(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(loading, "read_audio", slow)
     config = data_config(num_workers=2, batch_seconds=50)  # 50 files, 1 s of sleeping, per batch
-    batches = load_batches(manifest, plan_of(manifest, config), itertools.count(), None, MASK, config)
+    batches = load_batches(
+        manifest, plan_of(manifest, config), itertools.count(), None, MASK, config
+    )
     next(batches)
     started = time.perf_counter()
     batches.close()  # type: ignore[attr-defined]
@@ -333,7 +404,14 @@ def test_closing_waits_for_a_file_not_for_a_batch(tmp_path: Path, monkeypatch: p
 
 
 def test_workers_decode_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = Manifest(tmp_path, [f"{n}.wav" for n in range(40)], ["a"] * 40, np.full(40, RATE), np.full(40, RATE, np.int32), {})
+    manifest = Manifest(
+        tmp_path,
+        [f"{n}.wav" for n in range(40)],
+        ["a"] * 40,
+        np.full(40, RATE),
+        np.full(40, RATE, np.int32),
+        {},
+    )
     waiting = threading.Barrier(3, timeout=5)  # broken, unless three threads read at once
 
     def together(path: Path, rate_hz: int, start: int, num_samples: int) -> npt.NDArray[np.float32]:
@@ -342,7 +420,10 @@ def test_workers_decode_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(loading, "read_audio", together)
     config = data_config(num_workers=3)
-    assert len(list(load_batches(manifest, plan_of(manifest, config), range(9), None, MASK, config))) == 9
+    assert (
+        len(list(load_batches(manifest, plan_of(manifest, config), range(9), None, MASK, config)))
+        == 9
+    )
 
 
 def test_real_speech(corpus: Path) -> None:
@@ -353,4 +434,7 @@ def test_real_speech(corpus: Path) -> None:
     assert all(0.5 <= batch.waveforms_BN.shape[1] / RATE <= 8.0 for batch in batches)
     assert all(bool(batch.waveforms_BN.isfinite().all()) for batch in batches)
     assert all(float(batch.waveforms_BN.std(dim=1).min()) > 1e-4 for batch in batches)
-    assert all(batch.mask_BT.shape == (len(batch.waveforms_BN), num_frames(batch.waveforms_BN.shape[1])) for batch in batches)
+    assert all(
+        batch.mask_BT.shape == (len(batch.waveforms_BN), num_frames(batch.waveforms_BN.shape[1]))
+        for batch in batches
+    )

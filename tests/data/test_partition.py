@@ -19,7 +19,14 @@ def manifest() -> Manifest:
     languages = [["en", "fr", "it"][i % 3] for i in range(count)]
     samples = rng.integers(16000, 160000, count)
     rates = np.full(count, 16000, np.int32)
-    return Manifest(Path("/audio"), [f"{i}.wav" for i in range(count)], speakers, samples, rates, {"language": languages})
+    return Manifest(
+        Path("/audio"),
+        [f"{i}.wav" for i in range(count)],
+        speakers,
+        samples,
+        rates,
+        {"language": languages},
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,7 +39,9 @@ def manifest() -> Manifest:
     ],
     ids=lambda config: config.kind,
 )
-def test_every_utterance_belongs_to_one_client_and_the_seed_decides(manifest: Manifest, config: PartitionConfig) -> None:
+def test_every_utterance_belongs_to_one_client_and_the_seed_decides(
+    manifest: Manifest, config: PartitionConfig
+) -> None:
     parts = partition_rows(manifest, config, 3, seed=1)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(manifest)))
     assert all((np.diff(part) > 0).all() for part in parts)
@@ -40,7 +49,9 @@ def test_every_utterance_belongs_to_one_client_and_the_seed_decides(manifest: Ma
     assert all(np.array_equal(left, right) for left, right in zip(parts, again, strict=True))
     if config.kind != "column":
         other = partition_rows(manifest, config, 3, seed=2)
-        assert any(not np.array_equal(left, right) for left, right in zip(parts, other, strict=True))
+        assert any(
+            not np.array_equal(left, right) for left, right in zip(parts, other, strict=True)
+        )
 
 
 def test_speakers_stay_together_and_audio_is_balanced(manifest: Manifest) -> None:
@@ -53,9 +64,15 @@ def test_speakers_stay_together_and_audio_is_balanced(manifest: Manifest) -> Non
 
 def test_a_small_alpha_is_less_even(manifest: Manifest) -> None:
     def unevenness(alpha: float) -> float:
-        parts = partition_rows(manifest, PartitionConfig(kind="dirichlet", column="language", alpha=alpha), 3, seed=3)
+        parts = partition_rows(
+            manifest, PartitionConfig(kind="dirichlet", column="language", alpha=alpha), 3, seed=3
+        )
         shares = [
-            [sum(manifest.columns["language"][row] == name for row in part) for name in ("en", "fr", "it")] for part in parts
+            [
+                sum(manifest.columns["language"][row] == name for row in part)
+                for name in ("en", "fr", "it")
+            ]
+            for part in parts
         ]
         return float(np.std(shares))
 
@@ -69,10 +86,16 @@ def test_a_small_alpha_is_less_even(manifest: Manifest) -> None:
         (PartitionConfig(kind="column", column="language"), 5, r"3 values \(en, fr, it\)"),
         (PartitionConfig(kind="column", column="accent"), 3, "no column `accent`"),
         (PartitionConfig(), 200, "it needs 2"),
-        (PartitionConfig(kind="dirichlet", column="language", alpha=0.01), 100, "data.partition.alpha"),
+        (
+            PartitionConfig(kind="dirichlet", column="language", alpha=0.01),
+            100,
+            "data.partition.alpha",
+        ),
     ],
 )
-def test_what_cannot_be_is_refused(manifest: Manifest, config: PartitionConfig, clients: int, named: str) -> None:
+def test_what_cannot_be_is_refused(
+    manifest: Manifest, config: PartitionConfig, clients: int, named: str
+) -> None:
     with pytest.raises(DataError, match=named):
         partition_rows(manifest, config, clients, seed=0)
 

@@ -25,17 +25,31 @@ def test_a_folder_becomes_a_manifest_and_bad_files_are_listed(
     (root / "speaker0/garbage.mp3").write_bytes(b"no audio here" * 50)
     soundfile.write(root / "speaker1/blip.wav", np.zeros(1600, np.float32), 16000)
     cut = root / "speaker2/cut.flac"
-    soundfile.write(cut, np.random.default_rng(0).standard_normal(32000).astype(np.float32) * 0.1, 16000)
+    soundfile.write(
+        cut, np.random.default_rng(0).standard_normal(32000).astype(np.float32) * 0.1, 16000
+    )
     cut.write_bytes(cut.read_bytes()[:20000])
     (root / "speaker2/outside.wav").symlink_to("/etc/hostname")
     (root / "notes.txt").write_text("not audio")
     out = tmp_path / "out.csv"
-    assert main(["prepare", "folder", "--root", str(root), "--out", str(out), "--num-workers", "2"]) == 0
+    assert (
+        main(["prepare", "folder", "--root", str(root), "--out", str(out), "--num-workers", "2"])
+        == 0
+    )
     manifest = Manifest.read(out, root)
     assert len(manifest) == 12 and set(manifest.speakers) == {"speaker0", "speaker1", "speaker2"}
-    rejected = {row["path"]: row["reason"] for row in csv.DictReader(out.with_suffix(".rejected.csv").open())}
-    assert set(rejected) == {f"speaker{n}" for n in ("0/empty.wav", "0/garbage.mp3", "1/blip.wav", "2/cut.flac", "2/outside.wav")}
-    assert "empty" in rejected["speaker0/empty.wav"] and "too short: 0.10 s" in rejected["speaker1/blip.wav"]
+    rejected = {
+        row["path"]: row["reason"]
+        for row in csv.DictReader(out.with_suffix(".rejected.csv").open())
+    }
+    assert set(rejected) == {
+        f"speaker{n}"
+        for n in ("0/empty.wav", "0/garbage.mp3", "1/blip.wav", "2/cut.flac", "2/outside.wav")
+    }
+    assert (
+        "empty" in rejected["speaker0/empty.wav"]
+        and "too short: 0.10 s" in rejected["speaker1/blip.wav"]
+    )
     assert "outside the audio root" in rejected["speaker2/outside.wav"]
     captured = capsys.readouterr()
     assert all(path in captured.err for path in rejected)
@@ -43,10 +57,14 @@ def test_a_folder_becomes_a_manifest_and_bad_files_are_listed(
 
 
 def test_nothing_usable_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 1
+    assert (
+        main(["prepare", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 1
+    )
     assert "no audio" in capsys.readouterr().err.splitlines()[-1]
     (tmp_path / "bad.wav").write_bytes(b"bad")
-    assert main(["prepare", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 1
+    assert (
+        main(["prepare", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 1
+    )
     assert "none of the 1 audio files" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "m.csv").exists()
 
@@ -56,7 +74,9 @@ def test_patterns_name_speaker_and_columns(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = {item.path: item for item in scan_folder(tmp_path, "{language}/{speaker}/")}
-    assert found["en/ann/1.wav"].speaker == "ann" and found["fr/bob/2.wav"].columns == {"language": "fr"}
+    assert found["en/ann/1.wav"].speaker == "ann" and found["fr/bob/2.wav"].columns == {
+        "language": "fr"
+    }
     assert found["3.wav"].speaker == "unknown"
     assert {item.speaker for item in scan_folder(tmp_path)} == {"en", "fr", "unknown"}
     with pytest.raises(DataError, match="speaker"):
@@ -68,20 +88,29 @@ def test_a_librispeech_tree(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     soundfile.write(folder / "84-121123-0000.flac", np.ones(16000, np.float32) * 0.1, 16000)
     (folder / "84-121123.trans.txt").write_text("84-121123-0000 GO DO YOU HEAR\n")
-    assert main(["prepare", "librispeech", "--root", str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 0
+    assert (
+        main(["prepare", "librispeech", "--root", str(tmp_path), "--out", str(tmp_path / "m.csv")])
+        == 0
+    )
     manifest = Manifest.read(tmp_path / "m.csv")
     assert (
-        manifest.speakers == ["84"] and manifest.column("text") == ["GO DO YOU HEAR"] and manifest.column("chapter") == ["121123"]
+        manifest.speakers == ["84"]
+        and manifest.column("text") == ["GO DO YOU HEAR"]
+        and manifest.column("chapter") == ["121123"]
     )
 
 
-def test_the_sample_that_is_missing_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_that_is_missing_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEDHUBERT_CACHE", str(tmp_path))
     with pytest.raises(DataError, match="fedhubert prepare sample"):
         resolve_manifest("sample")
 
 
-def test_without_apt_or_network_the_sample_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_apt_or_network_the_sample_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("fedhubert.data.corpora.download_librispeech", _refuse)
     with pytest.raises(DataError, match="prepare folder"):
@@ -93,8 +122,13 @@ def _refuse(root: Path, subset: str) -> Path:
     raise DataError("LibriSpeech dev-clean could not be downloaded: URLError")
 
 
-@pytest.mark.skipif(shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None, reason="no apt-get and dpkg-deb here")
-def test_packages_are_fetched_and_unpacked_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None,
+    reason="no apt-get and dpkg-deb here",
+)
+def test_packages_are_fetched_and_unpacked_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A real package of the layout, built here; apt-get itself is played, since a test must not depend on the network."""
     package = tmp_path / "package"
     voice = package / "usr/share/asterisk/sounds/en_US_f_Allison"
@@ -105,7 +139,11 @@ def test_packages_are_fetched_and_unpacked_whole_or_not_at_all(tmp_path: Path, m
     (package / "DEBIAN/control").write_text(
         "Package: sounds\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: test\n"
     )
-    subprocess.run(["dpkg-deb", "--build", str(package), str(tmp_path / "sounds.deb")], check=True, capture_output=True)
+    subprocess.run(
+        ["dpkg-deb", "--build", str(package), str(tmp_path / "sounds.deb")],
+        check=True,
+        capture_output=True,
+    )
     tools = tmp_path / "tools"
     tools.mkdir()
     script = f'#!/bin/sh\ncase "$*" in *download*) for n in 1 2 3 4 $LAST; do cp {tmp_path / "sounds.deb"} $n.deb; done;; esac\n'

@@ -66,11 +66,18 @@ def free_port() -> int:
 class Running:
     """A process in a session of its own, with its output in a file."""
 
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: list[str], environment: dict[str, str], log: Path
+    ) -> None:
         self.name, self.log = name, log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=log.parent, start_new_session=True
+                command,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+                start_new_session=True,
             )
 
     def text(self) -> str:
@@ -82,7 +89,9 @@ class Running:
         def there() -> bool:
             if text in self.text():
                 return True
-            assert self.popen.poll() is None, f"{self.name} ended with {self.popen.returncode}:\n{self.text()}"
+            assert self.popen.poll() is None, (
+                f"{self.name} ended with {self.popen.returncode}:\n{self.text()}"
+            )
             return False
 
         wait_until(there, f"{text!r} in the output of {self.name}", timeout_s, self.text)
@@ -102,10 +111,14 @@ class Running:
         try:
             return self.popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} goes on after {timeout_s} s:\n{self.text()}") from None
+            raise AssertionError(
+                f"{self.name} goes on after {timeout_s} s:\n{self.text()}"
+            ) from None
 
 
-def wait_until(check: Callable[[], Any], what: str, timeout_s: float, more: Callable[[], str] = str) -> None:
+def wait_until(
+    check: Callable[[], Any], what: str, timeout_s: float, more: Callable[[], str] = str
+) -> None:
     deadline = time.monotonic() + timeout_s
     while not check():
         assert time.monotonic() < deadline, f"no {what} within {timeout_s} s\n{more()}"
@@ -120,7 +133,10 @@ def marked_processes(mark: str) -> Iterator[tuple[int, str]]:
             continue
         try:
             if needle in (folder / "environ").read_bytes().split(b"\0"):
-                yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                yield (
+                    int(folder.name),
+                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
+                )
         except (OSError, ProcessLookupError):
             continue
 
@@ -148,31 +164,59 @@ class Deployment:
             "FEDHUBERT_CACHE": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
         }
-        assert main(["certs", "--out", str(self.certs), "--host", LINE_HOST, "--nodes", str(num_sites + 1)]) == 0
+        assert (
+            main(
+                [
+                    "certs",
+                    "--out",
+                    str(self.certs),
+                    "--host",
+                    LINE_HOST,
+                    "--nodes",
+                    str(num_sites + 1),
+                ]
+            )
+            == 0
+        )
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "test"\n\n[superlink.test]\naddress = "127.0.0.1:{self.port}"\n'
             f'root-certificates = "{self.certs / "ca.crt"}"\n'
         )
 
-    def start(self, name: str, *command: str, inside: str | None = None, modules: Path | None = None) -> Running:
+    def start(
+        self, name: str, *command: str, inside: str | None = None, modules: Path | None = None
+    ) -> Running:
         """Start one of Flower's commands, in network namespace ``inside`` if one is named; ``modules`` come first in Python's path."""
         self.started += 1
         log = self.folder / f"{self.started:02d}-{name}.log"
         prefix = ["ip", "netns", "exec", inside] if inside else []
-        path = os.pathsep.join(filter(None, [str(modules or ""), self.environment.get("PYTHONPATH")]))
+        path = os.pathsep.join(
+            filter(None, [str(modules or ""), self.environment.get("PYTHONPATH")])
+        )
         environment = self.environment | ({"PYTHONPATH": path} if path else {})
         return Running(name, [*prefix, str(BIN / command[0]), *command[1:]], environment, log)
 
     def start_superlink(self) -> Running:
         tls = [f"--ssl-{kind}file={self.certs / file}" for kind, file in TLS_FILES]
-        where = ["--host=127.0.0.1", f"--port={self.port}", f"--database={self.folder / 'superlink.db'}"]
-        superlink = self.start("superlink", "flower-superlink", *tls, *where, "--enable-supernode-auth")
+        where = [
+            "--host=127.0.0.1",
+            f"--port={self.port}",
+            f"--database={self.folder / 'superlink.db'}",
+        ]
+        superlink = self.start(
+            "superlink", "flower-superlink", *tls, *where, "--enable-supernode-auth"
+        )
         superlink.wait_for("Uvicorn running on https://")
         self.superlink = superlink
         return superlink
 
     def start_node(
-        self, number: int, *options: str, superlink: str = "127.0.0.1", port: int | None = None, **how: Any
+        self,
+        number: int,
+        *options: str,
+        superlink: str = "127.0.0.1",
+        port: int | None = None,
+        **how: Any,
     ) -> Running:
         """Start SuperNode ``number``; ``options`` replace those that make it secure."""
         site = self.folder / f"site-{number}"
@@ -182,16 +226,31 @@ class Deployment:
             f"--root-certificates={self.certs / 'ca.crt'}",
             f"--auth-supernode-private-key={self.certs / f'node-{number}.key'}",
         ]
-        where = [f"--superlink={superlink}:{port or self.port}", f"--port={free_port()}", f"--node-config={config}"]
+        where = [
+            f"--superlink={superlink}:{port or self.port}",
+            f"--port={free_port()}",
+            f"--node-config={config}",
+        ]
         return self.start(f"node-{number}", "flower-supernode", *where, *(options or secure), **how)
 
-    def start_site(self, number: int, *options: str, superlink: str = "127.0.0.1", **how: Any) -> Running:
+    def start_site(
+        self, number: int, *options: str, superlink: str = "127.0.0.1", **how: Any
+    ) -> Running:
         """Start site ``number`` by `fedhubert site`; ``options`` replace those that make it secure."""
         site = self.folder / f"site-{number}"
-        secure = [f"--root-certificates={self.certs / 'ca.crt'}", f"--key={self.certs / f'node-{number}.key'}"]
-        what = [f"--superlink={superlink}:{self.port}", f"--number={number}", f"--of={self.num_sites}"]
+        secure = [
+            f"--root-certificates={self.certs / 'ca.crt'}",
+            f"--key={self.certs / f'node-{number}.key'}",
+        ]
+        what = [
+            f"--superlink={superlink}:{self.port}",
+            f"--number={number}",
+            f"--of={self.num_sites}",
+        ]
         where = [f"--manifest={site / 'manifest.csv'}", f"--state-dir={site / 'state'}"]
-        return self.start(f"site-{number}", "fedhubert", "site", *what, *where, *(options or secure), **how)
+        return self.start(
+            f"site-{number}", "fedhubert", "site", *what, *where, *(options or secure), **how
+        )
 
     def restart_node(self, number: int, **how: Any) -> Running:
         """Start the node again and again, as a service manager would, until the SuperLink takes it.
@@ -209,7 +268,14 @@ class Deployment:
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "flwr"), *arguments]
-        return subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            command,
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     def flwr_json(self, *arguments: str) -> Any:
         done = self.flwr(*arguments, "--format", "json")
@@ -217,7 +283,13 @@ class Deployment:
         return json.loads(done.stdout)
 
     def register(self, number: int) -> None:
-        answer = self.flwr_json("supernode", "register", str(self.certs / f"node-{number}.pub"), "--name", f"site-{number}")
+        answer = self.flwr_json(
+            "supernode",
+            "register",
+            str(self.certs / f"node-{number}.pub"),
+            "--name",
+            f"site-{number}",
+        )
         self.registered[str(answer["node-id"])] = number
 
     def nodes(self) -> dict[int | None, str]:
@@ -235,13 +307,24 @@ class Deployment:
         return str(self.flwr_json("run", str(app), "--run-config", run_config)["run-id"])
 
     def status(self, run: str) -> str:
-        return next(str(item["status"]) for item in self.flwr_json("list")["runs"] if str(item["run-id"]) == run)
+        return next(
+            str(item["status"])
+            for item in self.flwr_json("list")["runs"]
+            if str(item["run-id"]) == run
+        )
 
     def finish(self, run: str, timeout_s: float = LONG_S) -> str:
         """Wait until the run has ended and return how."""
         wait_until(lambda: self.processes("flwr-serverapp"), "ServerApp", timeout_s, self.logs)
-        wait_until(lambda: not self.processes("flwr-serverapp"), f"end of run {run}", timeout_s, self.logs)
-        wait_until(lambda: self.status(run).startswith("finished"), f"status of run {run}", timeout_s, self.logs)
+        wait_until(
+            lambda: not self.processes("flwr-serverapp"), f"end of run {run}", timeout_s, self.logs
+        )
+        wait_until(
+            lambda: self.status(run).startswith("finished"),
+            f"status of run {run}",
+            timeout_s,
+            self.logs,
+        )
         return self.status(run)
 
     def processes(self, name: str) -> list[int]:
@@ -249,7 +332,10 @@ class Deployment:
         return [pid for pid, command in marked_processes(self.mark) if name in command]
 
     def logs(self) -> str:
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in sorted(self.folder.glob("*.log")))
+        return "\n".join(
+            f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}"
+            for log in sorted(self.folder.glob("*.log"))
+        )
 
     def end(self) -> None:
         """End every process that carries the mark: politely, then by force."""
@@ -320,7 +406,18 @@ def site_network(deployment: Deployment) -> Iterator[Line]:
     line = Line(f"fedhubert-{tag}", LINE_HOST, f"fh{tag}")
     ip("netns", "add", line.namespace)
     try:
-        ip("link", "add", line.device, "type", "veth", "peer", "name", "uplink", "netns", line.namespace)
+        ip(
+            "link",
+            "add",
+            line.device,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "uplink",
+            "netns",
+            line.namespace,
+        )
         ip("address", "add", f"{LINE_HOST}/30", "dev", line.device)
         ip("link", "set", line.device, "up")
         ip("-n", line.namespace, "address", "add", f"{LINE_SITE}/30", "dev", "uplink")
@@ -373,8 +470,18 @@ def deployment(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def simulated(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's folder of the same training in simulation, over all sites' audio in one manifest."""
     folder = tmp_path_factory.mktemp("simulated")
-    manifest = write_site(tone_folder, folder / "audio", [f"speaker{number}" for number in range(NODES)])
-    command = [sys.executable, "-m", "fedhubert.cli", "train", *SMALL, f"data.manifest={manifest}", f"out={folder / 'run'}"]
+    manifest = write_site(
+        tone_folder, folder / "audio", [f"speaker{number}" for number in range(NODES)]
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "fedhubert.cli",
+        "train",
+        *SMALL,
+        f"data.manifest={manifest}",
+        f"out={folder / 'run'}",
+    ]
     environment = {**os.environ, "FEDHUBERT_CACHE": str(folder / "cache")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -25,13 +25,17 @@ def spoil(protocol: ModuleType) -> None:
             return honest(message, **content)
         number = json.loads(message.content.config_records["request"]["task"])["round"]
         if number == 1:  # far larger than the model
-            return honest(message, **{**content, "arrays": {"update": np.zeros(20_000_000, np.float32)}})
+            return honest(
+                message, **{**content, "arrays": {"update": np.zeros(20_000_000, np.float32)}}
+            )
         answer = honest(message, **content)
         if number == 2:  # a pickle where numbers should be: who reads it runs what it says
             bomb = io.BytesIO()
             np.save(bomb, np.array([Explosive()], dtype=object), allow_pickle=True)
             record = ArrayRecord()
-            record["update"] = Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=bomb.getvalue())
+            record["update"] = Array(
+                dtype="object", shape=(1,), stype="numpy.ndarray", data=bomb.getvalue()
+            )
             answer.content["arrays"] = record
         else:  # records of other kinds under the names that the server looks for
             answer.content["metrics"] = ConfigRecord({"partition": "2", "weight": b"\xff" * 1000})

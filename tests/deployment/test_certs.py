@@ -72,7 +72,9 @@ def test_another_name_and_another_authority_are_refused(made: Path, tmp_path: Pa
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         handshake(made, made, "elsewhere.example")
     assert certs(tmp_path / "other", "--host", "superlink.example") == 0
-    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer|signature failure"):
+    with pytest.raises(
+        ssl.SSLCertVerificationError, match="unable to get local issuer|signature failure"
+    ):
         handshake(made, tmp_path / "other", "superlink.example")
 
 
@@ -87,7 +89,9 @@ def test_nothing_is_replaced_unless_forced(made: Path, capsys: pytest.CaptureFix
     before = contents(made)
     assert certs(made, "--host", "superlink.example", "--nodes", "2") == 0
     assert contents(made) == before and "nothing was changed" in capsys.readouterr().out
-    (made / "ca.key").rename(made.parent / "ca.key")  # kept elsewhere: not needed for another node's key
+    (made / "ca.key").rename(
+        made.parent / "ca.key"
+    )  # kept elsewhere: not needed for another node's key
     assert certs(made, "--nodes", "3") == 0
     after = contents(made)
     assert after.keys() - before.keys() == {"node-2.key", "node-2.pub"}
@@ -114,7 +118,10 @@ def test_the_output_names_the_next_commands(made: Path, capsys: pytest.CaptureFi
     ("arguments", "named"),
     [
         (["--nodes", "2"], "--host NAME"),
-        (["--host", "https://superlink"], "--host https://superlink: neither a host name nor an IP address"),
+        (
+            ["--host", "https://superlink"],
+            "--host https://superlink: neither a host name nor an IP address",
+        ),
         (["--host", "superlink:8000"], "--host superlink:8000"),
         (["--host", "10.1.2.300"], "--host 10.1.2.300"),
         (["--host", ""], "--host "),
@@ -123,13 +130,17 @@ def test_the_output_names_the_next_commands(made: Path, capsys: pytest.CaptureFi
         (["--host", "a", "--days", "9999999"], "--days 9999999"),
     ],
 )
-def test_wrong_calls_write_nothing(tmp_path: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_calls_write_nothing(
+    tmp_path: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert certs(tmp_path / "certs", *arguments) == 1
     assert named in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "certs").exists()
 
 
-def test_files_that_do_not_fit_together_are_named(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_do_not_fit_together_are_named(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def refused(*arguments: str) -> str:
         before = contents(made)
         assert certs(made, *arguments) == 1
@@ -153,7 +164,9 @@ def test_files_that_do_not_fit_together_are_named(made: Path, tmp_path: Path, ca
     assert "ca.key is not the key of ca.crt" in refused("--host", "superlink.example")
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     assert certs(tmp_path / "file/certs", "--host", "superlink") == 1
     assert "cannot write to" in capsys.readouterr().err.splitlines()[-1]

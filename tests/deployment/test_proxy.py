@@ -25,7 +25,9 @@ STRANGER = "127.0.0.9"
 
 pytestmark = [
     pytest.mark.deployment,
-    pytest.mark.skipif(not os.access(NGINX, os.X_OK), reason="no nginx here: apt-get install nginx-light"),
+    pytest.mark.skipif(
+        not os.access(NGINX, os.X_OK), reason="no nginx here: apt-get install nginx-light"
+    ),
 ]
 
 
@@ -46,16 +48,29 @@ class Door:
         for name, value in values.items():
             server = server.replace(f"${{{name}}}", value)
         assert "${" not in server
-        user = "user root; " if os.geteuid() == 0 else ""  # else its worker could not write to the test's folder
+        user = (
+            "user root; " if os.geteuid() == 0 else ""
+        )  # else its worker could not write to the test's folder
         temporary = "".join(
-            f"{kind}_temp_path {folder}/{kind}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+            f"{kind}_temp_path {folder}/{kind}; "
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         (folder / "nginx.conf").write_text(
             f"{user}daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1; events {{ worker_connections 2048; }}\n"
             f"http {{ access_log {folder}/access.log; {temporary}\n{server}\n}}\n"
         )
-        command = [NGINX, "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"), "-p", str(folder)]
-        self.popen = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        command = [
+            NGINX,
+            "-c",
+            str(folder / "nginx.conf"),
+            "-e",
+            str(folder / "error.log"),
+            "-p",
+            str(folder),
+        ]
+        self.popen = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         wait_until(self.answers, "nginx", LONG_S, lambda: str(self.popen.poll()))
 
     def answers(self) -> bool:
@@ -85,7 +100,9 @@ class Door:
 
 
 @pytest.fixture(scope="module")
-def behind(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deployment, Door]]:
+def behind(
+    tone_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Deployment, Door]]:
     """A SuperLink and three sites that know the door's address alone."""
     deployed = Deployment(tmp_path_factory.mktemp("behind"))
     door = None
@@ -96,7 +113,9 @@ def behind(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         door = Door(deployed)
         for number in range(NODES):
             deployed.register(number)
-        deployed.node = {number: deployed.start_node(number, port=door.port) for number in range(NODES)}
+        deployed.node = {
+            number: deployed.start_node(number, port=door.port) for number in range(NODES)
+        }
         for node in deployed.node.values():
             node.wait_for("SuperNode ID:")
         yield deployed, door
@@ -111,11 +130,16 @@ def rounds(out: Path) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if event["event"] == "round"]
 
 
-def test_sites_train_through_the_door_while_strangers_knock(behind: tuple[Deployment, Door], tmp_path: Path) -> None:
+def test_sites_train_through_the_door_while_strangers_knock(
+    behind: tuple[Deployment, Door], tmp_path: Path
+) -> None:
     """A post of 1 GB, 300 connections that say nothing, and a flood of requests: the round goes on, and no client fails."""
     deployed, door = behind
     run = deployed.run(tmp_path / "run")
-    silent = [socket.create_connection(("127.0.0.1", door.port), source_address=(STRANGER, 0)) for _ in range(300)]
+    silent = [
+        socket.create_connection(("127.0.0.1", door.port), source_address=(STRANGER, 0))
+        for _ in range(300)
+    ]
     statuses: list[int] = []
 
     def flood() -> None:
@@ -129,7 +153,9 @@ def test_sites_train_through_the_door_while_strangers_knock(behind: tuple[Deploy
         thread.join()
     assert statuses and not set(statuses) & {200}
     assert deployed.finish(run, 3 * LONG_S) == "finished:completed", deployed.logs()
-    assert [(len(event["clients"]), event["failed"]) for event in rounds(tmp_path / "run")] == [(NODES, [])] * 2
+    assert [(len(event["clients"]), event["failed"]) for event in rounds(tmp_path / "run")] == [
+        (NODES, [])
+    ] * 2
     deadline = time.monotonic() + 30
     for connection in silent:  # let go after 10 s without a word
         connection.settimeout(max(0.1, deadline - time.monotonic()))
@@ -139,9 +165,13 @@ def test_sites_train_through_the_door_while_strangers_knock(behind: tuple[Deploy
 
 def post_of(door: Door, num_bytes: int) -> int | None:
     """Announce a body of so many bytes and send as much of it as is taken; return the status, None where the door closed before one."""
-    raw = socket.create_connection(("127.0.0.1", door.port), source_address=(STRANGER, 0), timeout=60)
+    raw = socket.create_connection(
+        ("127.0.0.1", door.port), source_address=(STRANGER, 0), timeout=60
+    )
     with door.context().wrap_socket(raw, server_hostname="127.0.0.1") as connection:
-        connection.sendall(f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: door\r\nContent-Length: {num_bytes}\r\n\r\n".encode())
+        connection.sendall(
+            f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: door\r\nContent-Length: {num_bytes}\r\n\r\n".encode()
+        )
         answer = b""
         try:
             for _ in range(32):

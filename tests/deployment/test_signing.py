@@ -29,7 +29,10 @@ class Signed:
 
     @property
     def settings(self) -> list[str]:
-        return [f"federated.node_keys={self.enrolled}", f"federated.signing_key={self.deployment.certs / 'coordinator.key'}"]
+        return [
+            f"federated.node_keys={self.enrolled}",
+            f"federated.signing_key={self.deployment.certs / 'coordinator.key'}",
+        ]
 
     def site(self, number: int) -> Path:
         return self.deployment.folder / f"site-{number}"
@@ -58,17 +61,27 @@ def signed(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     deployment = Deployment(tmp_path_factory.mktemp("signed"))
     made = Signed(deployment, deployment.folder / "enrolled")
     try:
-        assert main(["certs", "--coordinator", "--host", LINE_HOST, "--out", str(deployment.certs)]) == 0
+        assert (
+            main(["certs", "--coordinator", "--host", LINE_HOST, "--out", str(deployment.certs)])
+            == 0
+        )
         for number in range(NODES):
             write_site(tone_folder, made.site(number), [f"speaker{number}"])
             keys = made.site(number) / "keys"
             assert main(["certs", "--site", str(number), "--out", str(keys)]) == 0
-            assert main(["certs", "--enrol", *map(str, keys.glob("*.pub")), "--out", str(made.enrolled)]) == 0
+            assert (
+                main(
+                    ["certs", "--enrol", *map(str, keys.glob("*.pub")), "--out", str(made.enrolled)]
+                )
+                == 0
+            )
             shutil.copy(deployment.certs / "coordinator.pub", keys)
         deployment.start_superlink()
         for number in range(NODES):
             public = str(made.enrolled / f"node-{number}.pub")
-            answer = deployment.flwr_json("supernode", "register", public, "--name", f"site-{number}")
+            answer = deployment.flwr_json(
+                "supernode", "register", public, "--name", f"site-{number}"
+            )
             deployment.registered[str(answer["node-id"])] = number
         (victim,) = [node for node, number in deployment.registered.items() if number == 1]
         deployment.environment["FEDHUBERT_TEST_VICTIM"] = victim
@@ -82,20 +95,32 @@ def signed(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         deployment.end()
 
 
-def test_a_registered_site_neither_instructs_nor_answers_for_another(signed: Signed, tmp_path: Path) -> None:
+def test_a_registered_site_neither_instructs_nor_answers_for_another(
+    signed: Signed, tmp_path: Path
+) -> None:
     """Site 2 sends site 1 an instruction in the server's name, and its updates in site 0's: neither has any effect, and the run ends well."""
     deployment, out = signed.deployment, tmp_path / "run"
-    run = deployment.run(out, *signed.settings, "federated.num_rounds=1", "federated.min_clients=2", "federated.round_retries=0")
+    run = deployment.run(
+        out,
+        *signed.settings,
+        "federated.num_rounds=1",
+        "federated.min_clients=2",
+        "federated.round_retries=0",
+    )
     assert deployment.finish(run, PATIENCE_S) == "finished:completed", deployment.logs()
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round"]
     assert [[c["partition"] for c in event["clients"]] for event in rounds] == [[0, 1]]
-    assert [[(item["partition"], item["code"]) for item in event["failed"]] for event in rounds] == [[(2, "signature")]]
+    assert [
+        [(item["partition"], item["code"]) for item in event["failed"]] for event in rounds
+    ] == [[(2, "signature")]]
     assert DONE in deployment.node[2].text(), deployment.logs()
     deployment.node[1].wait_for("ROUND forged")
     assert "the request is not signed" in (signed.site(1) / "state/site.log").read_text()
     assert all(line.get("run") != "forged" for line in signed.audit(1))
-    for number in range(NODES):  # nothing is in the ledger that the coordinator did not sign, and each is once
+    for number in range(
+        NODES
+    ):  # nothing is in the ledger that the coordinator did not sign, and each is once
         lines = (signed.site(number) / f"state/requests-{number}.ledger").read_text().split("\n")
         assert len(set(lines)) == len(lines) > 5
 
@@ -112,8 +137,20 @@ def test_a_run_without_the_coordinators_key_gets_nothing(signed: Signed, tmp_pat
 
 def test_a_revoked_site_is_shut_out(signed: Signed) -> None:
     deployment = signed.deployment
-    command = [sys.executable, "-m", "fedhubert.cli", "certs", "--revoke", "2", "--out", str(signed.enrolled), "--run"]
-    done = subprocess.run(command, env=deployment.environment, capture_output=True, text=True, timeout=LONG_S)
+    command = [
+        sys.executable,
+        "-m",
+        "fedhubert.cli",
+        "certs",
+        "--revoke",
+        "2",
+        "--out",
+        str(signed.enrolled),
+        "--run",
+    ]
+    done = subprocess.run(
+        command, env=deployment.environment, capture_output=True, text=True, timeout=LONG_S
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "flwr supernode unregister" in done.stdout
     assert deployment.nodes() == {0: "online", 1: "online", 2: "unregistered"}

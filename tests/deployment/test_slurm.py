@@ -70,7 +70,12 @@ def start(tmp_path: Path, calls: Path) -> Iterator[Start]:
         (stand_ins / name).write_text(text)
         (stand_ins / name).chmod(0o755)
     calls.touch()
-    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "gpu[01-02]", "SLURM_JOB_NUM_NODES": "2", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "gpu[01-02]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+    }
 
     jobs: list[subprocess.Popen[str]] = []
 
@@ -110,30 +115,53 @@ def wait_for(calls: Path, text: str) -> None:
 
 
 def test_a_training_that_ends_is_not_requeued(start: Start, calls: Path, tmp_path: Path) -> None:
-    job = start("simulation.sbatch", "experiment=demo", "seed=1 2", SLURM_GPUS_ON_NODE="4", CLIENTS_PER_GPU="2")
+    job = start(
+        "simulation.sbatch",
+        "experiment=demo",
+        "seed=1 2",
+        SLURM_GPUS_ON_NODE="4",
+        CLIENTS_PER_GPU="2",
+    )
     assert job.wait(60) == 0
     workers = "simulation.num_workers=8 simulation.gpus_per_client=0.5"
     expected = f"fedhubert train {workers} experiment=demo seed=1 2 out={tmp_path}/outputs/slurm/7 resume=auto"
     assert calls.read_text().splitlines() == [expected, "started"]
 
 
-def test_librispeech_is_the_script_for_simulations_with_its_experiment(start: Start, calls: Path, tmp_path: Path) -> None:
+def test_librispeech_is_the_script_for_simulations_with_its_experiment(
+    start: Start, calls: Path, tmp_path: Path
+) -> None:
     """One process: the signal that the script is sent reaches training, and the job is requeued."""
     (tmp_path / "docker").symlink_to(DOCKER)
-    job = start("librispeech_2gpu.sbatch", "data.manifest=/x.csv", "seed=1 2", SLURM_GPUS_ON_NODE="2", TRAINING_TENTHS="600")
+    job = start(
+        "librispeech_2gpu.sbatch",
+        "data.manifest=/x.csv",
+        "seed=1 2",
+        SLURM_GPUS_ON_NODE="2",
+        TRAINING_TENTHS="600",
+    )
     wait_for(calls, "started")
     os.kill(job.pid, signal.SIGUSR1)
     assert job.wait(60) == 75
     workers = "simulation.num_workers=2 simulation.gpus_per_client=1"
     expected = f"fedhubert train {workers} experiment=librispeech_2gpu data.manifest=/x.csv seed=1 2 out={tmp_path}/outputs/slurm/7 resume=auto"
-    assert calls.read_text().splitlines() == [expected, "started", "training: USR1", "scontrol requeue 7"]
+    assert calls.read_text().splitlines() == [
+        expected,
+        "started",
+        "training: USR1",
+        "scontrol requeue 7",
+    ]
 
 
 @pytest.mark.parametrize("code", ["1", "75"])
-def test_a_training_that_fails_or_was_stopped_by_others_is_not_requeued(start: Start, calls: Path, code: str) -> None:
+def test_a_training_that_fails_or_was_stopped_by_others_is_not_requeued(
+    start: Start, calls: Path, code: str
+) -> None:
     job = start("simulation.sbatch", SLURM_CPUS_PER_TASK="3", TRAINING_CODE=code)
     assert job.wait(60) == int(code)
-    assert "scontrol" not in calls.read_text() and "simulation.num_workers=3 out=" in calls.read_text()
+    assert (
+        "scontrol" not in calls.read_text() and "simulation.num_workers=3 out=" in calls.read_text()
+    )
 
 
 def test_at_the_time_limit_training_is_told_and_the_job_requeued(start: Start, calls: Path) -> None:
@@ -153,7 +181,9 @@ def test_a_cancelled_job_is_not_requeued(start: Start, calls: Path) -> None:
 
 
 def test_requeueing_has_an_end(start: Start, calls: Path) -> None:
-    job = start("simulation.sbatch", TRAINING_TENTHS="600", SLURM_RESTART_COUNT="3", MAX_RESTARTS="3")
+    job = start(
+        "simulation.sbatch", TRAINING_TENTHS="600", SLURM_RESTART_COUNT="3", MAX_RESTARTS="3"
+    )
     wait_for(calls, "started")
     os.kill(job.pid, signal.SIGUSR1)
     _, errors = job.communicate(timeout=60)
@@ -161,18 +191,30 @@ def test_requeueing_has_an_end(start: Start, calls: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished:completed", 0), ("finished:failed", 1)])
-def test_a_superlink_and_a_supernode_a_node(start: Start, calls: Path, tmp_path: Path, status: str, code: int) -> None:
+def test_a_superlink_and_a_supernode_a_node(
+    start: Start, calls: Path, tmp_path: Path, status: str, code: int
+) -> None:
     job = start("deployment.sbatch", "experiment=demo", "seed=1", RUN_STATUS=status)
     assert job.wait(60) == code, job.communicate()
     out = tmp_path / "outputs/slurm/7"
     made = calls.read_text().splitlines()
     assert f"fedhubert certs --out {out}/flower/certs --host gpu01 --nodes 2 --force" in made
-    assert f'flwr run {tmp_path} --format json --run-config overrides="experiment=demo seed=1 out={out} resume=auto"' in made
+    assert (
+        f'flwr run {tmp_path} --format json --run-config overrides="experiment=demo seed=1 out={out} resume=auto"'
+        in made
+    )
     (superlink,) = [line for line in made if line.startswith("flower-superlink")]
-    assert "--enable-supernode-auth" in superlink and f"--ssl-keyfile={out}/flower/certs/server.key" in superlink
+    assert (
+        "--enable-supernode-auth" in superlink
+        and f"--ssl-keyfile={out}/flower/certs/server.key" in superlink
+    )
     nodes = sorted(line for line in made if line.startswith("flower-supernode"))
     for number, line in enumerate(nodes):
-        assert "--superlink gpu01:20007" in line and f"node-{number}.key" in line and "--insecure" not in line
+        assert (
+            "--superlink gpu01:20007" in line
+            and f"node-{number}.key" in line
+            and "--insecure" not in line
+        )
         assert f"partition-id={number} num-partitions=2" in line
     assert len(nodes) == 2 and sum("flwr supernode register" in line for line in made) == 2
     assert 'address = "gpu01:20007"' in (out / "flower/home/config.toml").read_text()
@@ -192,7 +234,9 @@ def test_a_deployment_is_requeued_at_its_time_limit(start: Start, calls: Path) -
 
 
 def test_the_shell_scripts_are_clean() -> None:
-    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
     if shellcheck is None:
         pytest.skip("no shellcheck here: the test extra brings one")
     scripts = [*SCRIPTS.glob("*.sbatch"), *DOCKER.glob("*.sh")]

@@ -20,7 +20,12 @@ from fedhubert.runs.store import RoundStore
 from fedhubert.targets.features import fitting_features
 from fedhubert.targets.kmeans import seed_centroids
 
-DATA = ["data.min_seconds=0.5", "data.max_seconds=1.5", "data.batch_seconds=3", "targets.num_clusters=8"]
+DATA = [
+    "data.min_seconds=0.5",
+    "data.max_seconds=1.5",
+    "data.batch_seconds=3",
+    "targets.num_clusters=8",
+]
 Evaluate = Callable[..., dict[str, Any]]
 
 
@@ -32,14 +37,20 @@ def manifest(tone_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def checkpoint(tiny_model_config: ModelConfig, manifest: Path, tone_folder: Path, tmp_path: Path) -> Path:
+def checkpoint(
+    tiny_model_config: ModelConfig, manifest: Path, tone_folder: Path, tmp_path: Path
+) -> Path:
     """A round of an untrained model, saved as a run would, with centroids of the tones."""
-    config = compose(["experiment=demo", f"data.manifest={manifest}", f"data.root={tone_folder}", *DATA])
+    config = compose(
+        ["experiment=demo", f"data.manifest={manifest}", f"data.root={tone_folder}", *DATA]
+    )
     model = tiny_model_config.model_copy(update={"num_classes": 12})
     config = config.model_copy(update={"model": model})
     listed = Manifest.read(manifest, tone_folder)
     features = fitting_features(listed, np.arange(len(listed)), 3000, 0, 0)
-    centroids = seed_centroids(features, np.ones(len(features), np.int64), 8, np.random.default_rng(0))
+    centroids = seed_centroids(
+        features, np.ones(len(features), np.int64), 8, np.random.default_rng(0)
+    )
     return RoundStore(tmp_path / "run" / "checkpoints").save(
         1,
         build_hubert(model, 0).state_dict(),
@@ -50,12 +61,25 @@ def checkpoint(tiny_model_config: ModelConfig, manifest: Path, tone_folder: Path
 
 
 @pytest.fixture
-def evaluate(checkpoint: Path, manifest: Path, tone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+def evaluate(
+    checkpoint: Path,
+    manifest: Path,
+    tone_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Evaluate:
     monkeypatch.setenv("FEDHUBERT_CACHE", str(tmp_path / "cache"))
 
     def run(*flags: str, source: Path | None = None) -> dict[str, Any]:
         out = tmp_path / "results" / "results.json"
-        named = ["--checkpoint", str(source or checkpoint), "--manifest", str(manifest), "--root", str(tone_folder)]
+        named = [
+            "--checkpoint",
+            str(source or checkpoint),
+            "--manifest",
+            str(manifest),
+            "--root",
+            str(tone_folder),
+        ]
         assert main(["evaluate", *named, "--out", str(out), *flags]) == 0
         return json.loads(out.read_text())
 
@@ -71,13 +95,31 @@ def test_all_sections_of_a_checkpoint(
 ) -> None:
     paths = Manifest.read(manifest).paths
     labels = tmp_path / "labels.csv"
-    labels.write_text("path,task,label\n" + "".join(f"{path},number,{path[-5]}\n" for path in paths))
+    labels.write_text(
+        "path,task,label\n" + "".join(f"{path},number,{path[-5]}\n" for path in paths)
+    )
     phones = tmp_path / "phones.csv"
     lines = [f"{path},0,6000,low\n{path},6000,8000,high\n" for path in paths]
     phones.write_text("path,start_sample,end_sample,phone\n" + "".join(lines))
     probes = ["--probe", "number", "--probe", "speaker", "--purity", "speaker"]
-    results = evaluate("--labels", str(labels), "--phones", str(phones), *probes, "--clusters", "6", "--layers", "0,2")
-    expected = [("mfcc", None), ("random init", 0), ("random init", 2), ("checkpoint", 0), ("checkpoint", 2)]
+    results = evaluate(
+        "--labels",
+        str(labels),
+        "--phones",
+        str(phones),
+        *probes,
+        "--clusters",
+        "6",
+        "--layers",
+        "0,2",
+    )
+    expected = [
+        ("mfcc", None),
+        ("random init", 0),
+        ("random init", 2),
+        ("checkpoint", 0),
+        ("checkpoint", 2),
+    ]
     for kind, task in (
         ("probes", "number"),
         ("probes", "speaker"),
@@ -93,42 +135,90 @@ def test_all_sections_of_a_checkpoint(
     assert results["masked"]["utterances"] == 12 and results["masked"]["loss"] > 0
     assert 0 < results["masked"]["entropy_nats"] < np.log(8) + 1e-9
     shown = capsys.readouterr()
-    assert "Probe: number (12 items, 4 labels, speaker-disjoint)" in shown.out and "random init" in shown.out
-    assert "phone: checkpoint: 0 of 12 utterances" in shown.err  # plain lines where there is no terminal
+    assert (
+        "Probe: number (12 items, 4 labels, speaker-disjoint)" in shown.out
+        and "random init" in shown.out
+    )
+    assert (
+        "phone: checkpoint: 0 of 12 utterances" in shown.err
+    )  # plain lines where there is no terminal
 
 
 def test_the_same_call_gives_the_same_figures_with_and_without_cache(evaluate: Evaluate) -> None:
     flags = ("--probe", "speaker", "--purity", "speaker", "--clusters", "5")
-    first, second, uncached = evaluate(*flags), evaluate(*flags), evaluate(*flags, "--cache-gb", "0")
+    first, second, uncached = (
+        evaluate(*flags),
+        evaluate(*flags),
+        evaluate(*flags, "--cache-gb", "0"),
+    )
     speeds = [results["encoder"].pop("audio_s_per_s") for results in (first, second, uncached)]
     assert first == second == uncached
     assert all(10 < speed < 1e6 for speed in speeds)
 
 
-def test_an_export_has_the_figures_of_its_checkpoint(evaluate: Evaluate, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_export_has_the_figures_of_its_checkpoint(
+    evaluate: Evaluate, checkpoint: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "huggingface"
-    assert main(["export", "--checkpoint", str(checkpoint), "--format", "huggingface", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "export",
+                "--checkpoint",
+                str(checkpoint),
+                "--format",
+                "huggingface",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     ours, theirs = evaluate("--probe", "speaker"), evaluate("--probe", "speaker", source=out)
     assert ours["probes"] == theirs["probes"]
     assert "skipped" not in ours["masked"] and "skipped" in theirs["masked"]
 
 
 def test_probes_fitted_on_another_manifest_leave_out_its_shared_speakers(
-    evaluate: Evaluate, manifest: Path, tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluate: Evaluate,
+    manifest: Path,
+    tone_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The training manifest has all three speakers; the evaluated one is two of them, so one is left to fit on."""
     lines = manifest.read_text().splitlines()
-    manifest.write_text("\n".join([lines[0], *(line for line in lines[1:] if "speaker0" not in line)]) + "\n")
+    manifest.write_text(
+        "\n".join([lines[0], *(line for line in lines[1:] if "speaker0" not in line)]) + "\n"
+    )
     train, train_labels = tmp_path / "train.csv", tmp_path / "labels.csv"
     train.write_text("\n".join(lines) + "\n")
     paths = [row["path"] for row in csv.DictReader(lines)]
-    train_labels.write_text("path,task,label\n" + "".join(f"{path},number,{path[-5]}\n" for path in paths))
-    flags = ["--labels", str(train_labels), "--train-manifest", str(train), "--train-root", str(tone_folder)]
+    train_labels.write_text(
+        "path,task,label\n" + "".join(f"{path},number,{path[-5]}\n" for path in paths)
+    )
+    flags = [
+        "--labels",
+        str(train_labels),
+        "--train-manifest",
+        str(train),
+        "--train-root",
+        str(tone_folder),
+    ]
     results = evaluate(*flags, "--train-labels", str(train_labels))
     assert results["probes"]["number"]["rows"][0]["items"] == 8
     assert results["probes"]["number"]["split"].endswith("fitted on the training manifest")
-    train.write_text("\n".join([lines[0], *(line for line in lines[1:] if "speaker0" not in line)]) + "\n")
-    named = ["--checkpoint", str(tmp_path / "run"), "--manifest", str(manifest), "--root", str(tone_folder)]
+    train.write_text(
+        "\n".join([lines[0], *(line for line in lines[1:] if "speaker0" not in line)]) + "\n"
+    )
+    named = [
+        "--checkpoint",
+        str(tmp_path / "run"),
+        "--manifest",
+        str(manifest),
+        "--root",
+        str(tone_folder),
+    ]
     assert main(["evaluate", *named, *flags, "--train-labels", str(train_labels)]) == 1
     assert "probes need other ones" in capsys.readouterr().err
 
@@ -144,16 +234,30 @@ def test_probes_fitted_on_another_manifest_leave_out_its_shared_speakers(
     ],
 )
 def test_bad_calls_say_what_is_wrong(
-    flags: list[str], message: str, checkpoint: Path, manifest: Path, tone_folder: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    message: str,
+    checkpoint: Path,
+    manifest: Path,
+    tone_folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    named = ["--checkpoint", str(checkpoint), "--manifest", str(manifest), "--root", str(tone_folder)]
+    named = [
+        "--checkpoint",
+        str(checkpoint),
+        "--manifest",
+        str(manifest),
+        "--root",
+        str(tone_folder),
+    ]
     assert main(["evaluate", *named, *flags]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("fedhubert: ") and message in last
 
 
 @pytest.mark.slow
-def test_reference_values_on_real_speech(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_values_on_real_speech(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where single-frame probes of MFCC and of an untrained model of this size stand on aligned LibriSpeech of five speakers."""
     named = os.environ.get("FEDHUBERT_EVAL")
     if not named:

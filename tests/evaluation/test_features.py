@@ -42,13 +42,21 @@ def manifest(tone_folder: Path, tmp_path: Path) -> Manifest:
 def folder(tiny_model_config: ModelConfig, tmp_path: Path) -> Path:
     out = tmp_path / "huggingface"
     out.mkdir()
-    write_huggingface(Source(tiny_model_config, build_hubert(tiny_model_config, 3).state_dict(), {}, 1, {}), out)
+    write_huggingface(
+        Source(tiny_model_config, build_hubert(tiny_model_config, 3).state_dict(), {}, 1, {}), out
+    )
     return out
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_layers_are_those_of_transformers(tiny_model_config: ModelConfig, norm_first: bool, tmp_path: Path) -> None:
-    changes = {"layer_norm_first": norm_first, "conv_norm": "layer_norm" if norm_first else "group_norm", "conv_bias": norm_first}
+def test_layers_are_those_of_transformers(
+    tiny_model_config: ModelConfig, norm_first: bool, tmp_path: Path
+) -> None:
+    changes = {
+        "layer_norm_first": norm_first,
+        "conv_norm": "layer_norm" if norm_first else "group_norm",
+        "conv_bias": norm_first,
+    }
     config = tiny_model_config.model_copy(update=changes)
     write_huggingface(Source(config, build_hubert(config, 3).state_dict(), {}, 1, {}), tmp_path)
     reference = TransformersHubert.from_pretrained(tmp_path).eval()
@@ -64,10 +72,14 @@ def test_layers_are_those_of_transformers(tiny_model_config: ModelConfig, norm_f
 
 
 def test_a_folder_that_asks_for_normalised_audio_gets_it(folder: Path) -> None:
-    waveform = 0.01 * np.random.default_rng(0).standard_normal(8000).astype(np.float32) + np.float32(0.2)
+    waveform = 0.01 * np.random.default_rng(0).standard_normal(8000).astype(
+        np.float32
+    ) + np.float32(0.2)
     plain = load_encoder(folder)[0]
     settings = folder / "preprocessor_config.json"
-    settings.write_text(settings.read_text().replace('"do_normalize": false', '"do_normalize": true'))
+    settings.write_text(
+        settings.read_text().replace('"do_normalize": false', '"do_normalize": true')
+    )
     normalising = load_encoder(folder)[0]
     scaled = (waveform - waveform.mean()) / waveform.std()
     assert np.allclose(normalising.forward(waveform)[2], plain.forward(scaled)[2], atol=1e-4)
@@ -97,7 +109,9 @@ def counting(encoder: Encoder, calls: list[int]) -> Encoder:
     return Encoder(encoder.name, encoder.key, encoder.layers, forward)
 
 
-def test_cached_features_are_those_computed_and_are_computed_once(manifest: Manifest, folder: Path, tmp_path: Path) -> None:
+def test_cached_features_are_those_computed_and_are_computed_once(
+    manifest: Manifest, folder: Path, tmp_path: Path
+) -> None:
     calls: list[int] = []
     encoder = counting(load_encoder(folder)[0], calls)
     rows = np.arange(len(manifest))
@@ -107,12 +121,16 @@ def test_cached_features_are_those_computed_and_are_computed_once(manifest: Mani
     assert np.array_equal(fresh, again) and len(calls) == len(manifest)
     chosen = {3: np.array([0, 4, 5]), 1: np.array([2])}
     frames = Extractor(encoder, (2,), manifest, FeatureCache(tmp_path / "cache")).frames(chosen)
-    uncached = Extractor(encoder, (2,), manifest, FeatureCache(tmp_path / "none", max_bytes=0)).frames(chosen)
+    uncached = Extractor(
+        encoder, (2,), manifest, FeatureCache(tmp_path / "none", max_bytes=0)
+    ).frames(chosen)
     assert frames.shape == (1, 4, 48) and np.array_equal(frames, uncached)
     assert not (tmp_path / "none").exists()
 
 
-def test_other_audio_layers_or_weights_are_not_taken_from_the_cache(manifest: Manifest, folder: Path, tmp_path: Path) -> None:
+def test_other_audio_layers_or_weights_are_not_taken_from_the_cache(
+    manifest: Manifest, folder: Path, tmp_path: Path
+) -> None:
     calls: list[int] = []
     trained, untrained = (counting(encoder, calls) for encoder in load_encoder(folder))
     cache = FeatureCache(tmp_path / "cache")
@@ -121,13 +139,19 @@ def test_other_audio_layers_or_weights_are_not_taken_from_the_cache(manifest: Ma
     other_layer = Extractor(trained, (2,), manifest, cache).pooled(rows)
     other_weights = Extractor(untrained, (1,), manifest, cache).pooled(rows)
     samples, rate = soundfile.read(manifest.audio_path(0), dtype="float32")
-    soundfile.write(manifest.audio_path(0), 0.5 * samples[::-1], rate, subtype="PCM_16")  # same name, length and rate
+    soundfile.write(
+        manifest.audio_path(0), 0.5 * samples[::-1], rate, subtype="PCM_16"
+    )  # same name, length and rate
     other_audio = Extractor(trained, (1,), manifest, cache).pooled(rows)
     assert len(calls) == 4
-    assert all(not np.array_equal(first, other) for other in (other_layer, other_weights, other_audio))
+    assert all(
+        not np.array_equal(first, other) for other in (other_layer, other_weights, other_audio)
+    )
 
 
-def test_damaged_and_misshapen_entries_are_computed_again(manifest: Manifest, folder: Path, tmp_path: Path) -> None:
+def test_damaged_and_misshapen_entries_are_computed_again(
+    manifest: Manifest, folder: Path, tmp_path: Path
+) -> None:
     calls: list[int] = []
     encoder = counting(load_encoder(folder)[0], calls)
     extractor = Extractor(encoder, (1,), manifest, FeatureCache(tmp_path / "cache"))
@@ -163,7 +187,9 @@ def test_the_cache_stays_within_its_bound_and_drops_the_least_recently_used(tmp_
 
 def test_labels_in_both_forms_and_manifest_columns(manifest: Manifest, tmp_path: Path) -> None:
     long, wide = tmp_path / "long.csv", tmp_path / "wide.csv"
-    long.write_text(f"path,task,label\n{manifest.paths[1]},digit,7\n{manifest.paths[0]},mood,good\n")
+    long.write_text(
+        f"path,task,label\n{manifest.paths[1]},digit,7\n{manifest.paths[0]},mood,good\n"
+    )
     wide.write_text(f"path,digit,mood\n{manifest.paths[1]},7,\n{manifest.paths[0]},,good\n")
     for path in (long, wide):
         labels = Labels.read(path)
@@ -198,9 +224,16 @@ def test_bad_labels_are_refused(text: str, message: str, tmp_path: Path) -> None
 def test_frames_have_the_phone_at_their_centre(manifest: Manifest, tmp_path: Path) -> None:
     """Centres of frames 0, 1, 2, 3 are the samples 200, 520, 840, 1160 at 16 kHz; half of that in a file of 8 kHz."""
     path = tmp_path / "phones.csv"
-    high, low = manifest.paths.index("speaker0/utterance0.wav"), manifest.paths.index("speaker0/utterance3.wav")
+    high, low = (
+        manifest.paths.index("speaker0/utterance0.wav"),
+        manifest.paths.index("speaker0/utterance3.wav"),
+    )
     lines = ["path,start_sample,end_sample,phone"]
-    lines += [f"{manifest.paths[high]},520,841,B", f"{manifest.paths[high]},0,520,A", f"{manifest.paths[low]},100,421,C"]
+    lines += [
+        f"{manifest.paths[high]},520,841,B",
+        f"{manifest.paths[high]},0,520,A",
+        f"{manifest.paths[low]},100,421,C",
+    ]
     path.write_text("\n".join(lines) + "\n")
     frames = Alignment.read(path).frames(manifest)
     assert frames[high][0].tolist() == [0, 1, 2] and frames[high][1] == ["A", "B", "B"]
@@ -210,7 +243,13 @@ def test_frames_have_the_phone_at_their_centre(manifest: Manifest, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("a,5,5,X", "line 2"), ("a,-1,5,X", "line 2"), ("a,x,5,X", "line 2"), ("a,0,5,", "line 2"), ("a,0,5,X\na,4,9,Y", "overlap")],
+    [
+        ("a,5,5,X", "line 2"),
+        ("a,-1,5,X", "line 2"),
+        ("a,x,5,X", "line 2"),
+        ("a,0,5,", "line 2"),
+        ("a,0,5,X\na,4,9,Y", "overlap"),
+    ],
 )
 def test_bad_alignments_are_refused(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "phones.csv"

@@ -35,7 +35,12 @@ def test_probe_is_linear_and_blind_to_scale() -> None:
     exclusive_or = (signs[:, 0] * signs[:, 1] > 0).astype(np.int64)
     first = (signs[:, 0] > 0).astype(np.int64)
     assert linear_probe(features, exclusive_or, halves(400)).accuracy < 0.65
-    assert linear_probe(features * np.float32([1e-4, 1e4]) + np.float32(3), first, halves(400)).accuracy == 1.0
+    assert (
+        linear_probe(
+            features * np.float32([1e-4, 1e4]) + np.float32(3), first, halves(400)
+        ).accuracy
+        == 1.0
+    )
 
 
 def test_majority_is_that_of_the_items_fitted_on() -> None:
@@ -47,7 +52,9 @@ def test_majority_is_that_of_the_items_fitted_on() -> None:
 
 def test_a_single_label_is_refused() -> None:
     with pytest.raises(DataError, match="at least two labels"):
-        linear_probe(np.zeros((4, 2), np.float32), np.array([0, 0, 1, 1]), [(np.arange(2), np.arange(2, 4))])
+        linear_probe(
+            np.zeros((4, 2), np.float32), np.array([0, 0, 1, 1]), [(np.arange(2), np.arange(2, 4))]
+        )
 
 
 def test_no_speaker_is_on_both_sides() -> None:
@@ -95,18 +102,24 @@ def test_agreement_at_its_ends_and_against_scikit_learn() -> None:
     clusters, phones = rng.integers(0, 20, 3000), rng.integers(0, 7, 3000)
     clusters[phones == 3] = 11
     entropy = mutual_info_score(phones, phones)
-    assert compare(clusters, phones).pnmi == pytest.approx(mutual_info_score(phones, clusters) / entropy, rel=1e-9)
+    assert compare(clusters, phones).pnmi == pytest.approx(
+        mutual_info_score(phones, clusters) / entropy, rel=1e-9
+    )
 
 
 def test_clusters_find_separate_clouds() -> None:
     rng = np.random.default_rng(3)
     labels = np.repeat(np.arange(5), 60)
-    features = (10.0 * rng.standard_normal((5, 6))[labels] + 0.1 * rng.standard_normal((300, 6))).astype(np.float32)
+    features = (
+        10.0 * rng.standard_normal((5, 6))[labels] + 0.1 * rng.standard_normal((300, 6))
+    ).astype(np.float32)
     assert compare(cluster_frames(features, 5, seed=0), labels).pnmi == pytest.approx(1.0)
     assert len(np.unique(cluster_frames(features[:3], 10, seed=0))) == 3
 
 
-def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ConfigError, match=r"pip install 'fedhubert\[eval\]'"):
         linear_probe(np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), halves(4))

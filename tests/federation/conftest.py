@@ -50,9 +50,22 @@ def reply(node: int, update: Any = None, **changes: Any) -> Message:
     """The reply of node 100 + p, which trains partition p: by default an update of p + 1 everywhere, weight 10."""
     request = Message(RecordDict(), node, "train.round")
     update = np.full(NUMEL, node - 99, np.float32) if update is None else update
-    norm = float(np.linalg.norm(update.astype(np.float64))) if isinstance(update, np.ndarray) else 1.0
-    values = {"partition": node - 100, "weight": 10, "train_micro_batches": 4, "train_steps": 4, "update_norm": norm}
-    values |= {"train_audio_s": 1.0, "train_cross_entropy_sum": 30.0, "train_masked_frames": 10, "train_correct": 1}
+    norm = (
+        float(np.linalg.norm(update.astype(np.float64))) if isinstance(update, np.ndarray) else 1.0
+    )
+    values = {
+        "partition": node - 100,
+        "weight": 10,
+        "train_micro_batches": 4,
+        "train_steps": 4,
+        "update_norm": norm,
+    }
+    values |= {
+        "train_audio_s": 1.0,
+        "train_cross_entropy_sum": 30.0,
+        "train_masked_frames": 10,
+        "train_correct": 1,
+    }
     values |= {"round": 1, "layout": LAYOUT.fingerprint} | changes
     if not math.isfinite(values["update_norm"]):
         values["update_norm"] = 1.0  # what a client that hides it would say
@@ -124,7 +137,9 @@ class Played:
                 releases=journal.releases if journal else dict,
             )
             self.privacy = CentralPrivacy(self.config, Secret(secret), ledger)
-        self.rounds = Rounds(self.federation, optimizer, state=RoundState(), journal=journal, privacy=self.privacy)
+        self.rounds = Rounds(
+            self.federation, optimizer, state=RoundState(), journal=journal, privacy=self.privacy
+        )
         self.models = [np.zeros(NUMEL, np.float32)]
         self.outcomes: list[Any] = []
 
@@ -139,5 +154,11 @@ class Played:
         patient = self.config.federated.model_copy(update={"round_timeout_s": timeout_s})
         self.federation.config = self.config.model_copy(update={"federated": patient})
         first = len(self.outcomes) + 1
-        run_rounds(self.rounds, torch.from_numpy(self.models[-1].copy()), first, first + num_rounds - 1, after)
+        run_rounds(
+            self.rounds,
+            torch.from_numpy(self.models[-1].copy()),
+            first,
+            first + num_rounds - 1,
+            after,
+        )
         return self.models[-1]

@@ -33,7 +33,9 @@ class InProcessGrid(HandMadeGrid):
         requests, answers: All messages and their replies so far.
     """
 
-    def __init__(self, node_configs: list[dict[str, str | int]], order: Callable[[int], float] | None = None) -> None:
+    def __init__(
+        self, node_configs: list[dict[str, str | int]], order: Callable[[int], float] | None = None
+    ) -> None:
         self.order = order
         self.due: dict[str, float] = {}
         self.configs = {100 + number: config for number, config in enumerate(node_configs)}
@@ -70,10 +72,16 @@ class InProcessGrid(HandMadeGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         first = min((self.due[number] for number in self.replies), default=0.0)
-        return [self.replies.pop(number) for number in message_ids if number in self.replies and self.due[number] <= first]
+        return [
+            self.replies.pop(number)
+            for number in message_ids
+            if number in self.replies and self.due[number] <= first
+        ]
 
 
-def federation(overrides: list[str], node_configs: list[dict[str, str | int]]) -> tuple[Federation, InProcessGrid]:
+def federation(
+    overrides: list[str], node_configs: list[dict[str, str | int]]
+) -> tuple[Federation, InProcessGrid]:
     """Return a federation that is not yet connected, and the grid below it."""
     config, grid = compose(overrides), InProcessGrid(node_configs)
     layout = ParameterLayout.of(build_hubert(config.model, config.seed))

@@ -55,16 +55,29 @@ class LeakScanner:
         waveforms = [wave for site in sites for wave in _at_other_rates(site)]
         self._signatures = np.unique(np.concatenate([_signatures(wave) for wave in waveforms]))
         self._words = {
-            dtype: np.unique(np.concatenate([_words(np.ascontiguousarray(_as(wave, dtype))) for wave in waveforms]))
+            dtype: np.unique(
+                np.concatenate(
+                    [_words(np.ascontiguousarray(_as(wave, dtype))) for wave in waveforms]
+                )
+            )
             for dtype in ("<i2", "<f4", "<f8")
         }
-        self._features = [_Rows(np.concatenate(parts)) for parts in zip(*(site.features for site in sites), strict=True)]
+        self._features = [
+            _Rows(np.concatenate(parts))
+            for parts in zip(*(site.features for site in sites), strict=True)
+        ]
         sequences = [ids[::step] for site in sites for ids in site.labels for step in (1, 2)]
         self._label_keys = (
-            np.unique(np.concatenate([_label_keys(ids) for ids in sequences])) if sequences else np.zeros(0, np.uint64)
+            np.unique(np.concatenate([_label_keys(ids) for ids in sequences]))
+            if sequences
+            else np.zeros(0, np.uint64)
         )
         self._vectors = [vector for site in sites for vector in _per_utterance(site)]
-        self._single = np.unique(np.concatenate([vector for name, vector in self._vectors if name in ("samples", "seconds")]))
+        self._single = np.unique(
+            np.concatenate(
+                [vector for name, vector in self._vectors if name in ("samples", "seconds")]
+            )
+        )
         self._lengths = {len(site.waveforms) for site in sites} | {site.num_train for site in sites}
         self._lengths.add(sum(len(site.waveforms) for site in sites))
 
@@ -75,19 +88,29 @@ class LeakScanner:
             found |= self._scan_array(name, values)
         if message.has_content():
             for record in message.content.metric_records.values():
-                scalars = [value for column in record.values() for value in (column if isinstance(column, list) else [column])]
+                scalars = [
+                    value
+                    for column in record.values()
+                    for value in (column if isinstance(column, list) else [column])
+                ]
                 found |= {"utterances"} if np.isin(scalars, self._single).any() else set()
         return found
 
     def scan_bytes(self, blob: bytes) -> set[str]:
         """Look for names in several encodings, and for samples as they lie in memory."""
         lower = blob.lower()
-        found = {kind for kind, marker in MARKERS.items() if any(form in lower for form in _encodings(marker))}
+        found = {
+            kind
+            for kind, marker in MARKERS.items()
+            if any(form in lower for form in _encodings(marker))
+        }
         for dtype, words in self._words.items():
             for offset in range(np.dtype(dtype).itemsize):
                 there = np.frombuffer(blob, "<u8", (len(blob) - offset) // 8, offset)
                 hit = _among(there, words)
-                if (hit[:-2] & hit[1:-1] & hit[2:]).any():  # one after the other: single words can be anything
+                if (
+                    hit[:-2] & hit[1:-1] & hit[2:]
+                ).any():  # one after the other: single words can be anything
                     found.add("audio")
         return found
 
@@ -152,7 +175,9 @@ def _flattened(values: Array) -> Iterator[Array]:
     if values.ndim == 2:
         forms.append(values.T.reshape(-1))
     if values.dtype == np.int16:
-        forms.append(torch.from_numpy(values.reshape(-1).copy()).view(torch.bfloat16).double().numpy())
+        forms.append(
+            torch.from_numpy(values.reshape(-1).copy()).view(torch.bfloat16).double().numpy()
+        )
     yield from (np.nan_to_num(form.astype(np.float64)) for form in forms)
 
 
@@ -164,7 +189,11 @@ def _on_grids(flat: Array) -> Iterator[Array]:
 
 
 def _as(wave: Array, dtype: str) -> Array:
-    return np.rint(wave * 32768).clip(-32768, 32767).astype(dtype) if dtype == "<i2" else wave.astype(dtype)
+    return (
+        np.rint(wave * 32768).clip(-32768, 32767).astype(dtype)
+        if dtype == "<i2"
+        else wave.astype(dtype)
+    )
 
 
 def _at_other_rates(site: Site) -> Iterator[Array]:
@@ -188,8 +217,12 @@ def _signatures(values: Array) -> Array:
 def _words(values: Array) -> Array:
     """All runs of samples that fill eight bytes."""
     per_word = 8 // values.itemsize
-    windows = np.lib.stride_tricks.sliding_window_view(values, per_word)[: len(values) - per_word + 1]
-    windows = windows[(np.abs(windows) > (8 if values.itemsize == 2 else 0)).all(axis=1)]  # not what any small integer is
+    windows = np.lib.stride_tricks.sliding_window_view(values, per_word)[
+        : len(values) - per_word + 1
+    ]
+    windows = windows[
+        (np.abs(windows) > (8 if values.itemsize == 2 else 0)).all(axis=1)
+    ]  # not what any small integer is
     return np.ascontiguousarray(windows).view("<u8").reshape(-1)
 
 
@@ -216,7 +249,9 @@ def _label_keys(values: Array) -> Array:
         return np.zeros(0, np.uint64)
     possible = (values >= 0) & (values < 8) & (values == np.rint(values))
     windows = np.lib.stride_tricks.sliding_window_view(values, _LABELS)
-    windows = windows[np.lib.stride_tricks.sliding_window_view(possible, _LABELS).all(axis=1)].astype(np.uint64)
+    windows = windows[
+        np.lib.stride_tricks.sliding_window_view(possible, _LABELS).all(axis=1)
+    ].astype(np.uint64)
     varied = (np.diff(np.sort(windows, axis=1), axis=1) > 0).sum(axis=1) >= 3
     return windows[varied] @ (np.uint64(1) << (3 * np.arange(_LABELS, dtype=np.uint64)))
 

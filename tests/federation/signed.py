@@ -74,7 +74,11 @@ class SignedGrid(InProcessGrid):
     """Node 100 + n is site n, with its keys; ``tamper`` changes a request or reply on its way, or returns another."""
 
     def __init__(
-        self, keys: Keys, state: Path, more: dict[str, str | int] | None = None, node_configs: list[Any] | None = None
+        self,
+        keys: Keys,
+        state: Path,
+        more: dict[str, str | int] | None = None,
+        node_configs: list[Any] | None = None,
     ) -> None:
         configs = node_configs or [keys.node_config(number, state) for number in range(NODES)]
         super().__init__([{**config, **(more or {})} for config in configs])
@@ -86,7 +90,11 @@ class SignedGrid(InProcessGrid):
         return [node_info(node, self.held[node - 100]) for node in self.get_node_ids()]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = list(super().push_messages(self.on_request(message.metadata.dst_node_id, message) for message in messages))
+        ids = list(
+            super().push_messages(
+                self.on_request(message.metadata.dst_node_id, message) for message in messages
+            )
+        )
         for number in ids:
             if number in self.replies:
                 reply = self.replies[number]

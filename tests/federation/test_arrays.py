@@ -21,7 +21,11 @@ class Uncached(HeldArray):
 @pytest.mark.parametrize("kind", [HeldArray, Uncached])
 def test_on_the_wire_a_held_array_is_an_ordinary_one(kind: type[LazyArray]) -> None:
     values = np.arange(5000, dtype=np.float32).reshape(50, 100)
-    held, plain = (RecordDict({"arrays": record_of(model=array)}) for array in (kind(values), Array(values)))
+    held, plain = (
+        RecordDict({"arrays": record_of(model=array)}) for array in (kind(values), Array(values))
+    )
     sent = deflated(held)
     assert sent == deflated(plain)
-    assert np.array_equal(inflated(held.object_id, sent).array_records["arrays"]["model"].numpy(), values)
+    assert np.array_equal(
+        inflated(held.object_id, sent).array_records["arrays"]["model"].numpy(), values
+    )

@@ -10,7 +10,13 @@ from fedhubert.federation.updates.exact_sum import UpdateRejected
 SHAPES = ((6, 5, 3), (7,), (4, 2), ())
 NUMEL = 6 * 15 + 7 + 8 + 1
 RANGES = torch.cat(
-    [torch.linspace(1e-6, 1e-2, 6).repeat_interleave(15), torch.ones(7), torch.zeros(4), torch.ones(4), torch.ones(1)]
+    [
+        torch.linspace(1e-6, 1e-2, 6).repeat_interleave(15),
+        torch.ones(7),
+        torch.zeros(4),
+        torch.ones(4),
+        torch.ones(1),
+    ]
 )
 
 
@@ -24,8 +30,13 @@ def test_float32_travels_as_it_is(vector: torch.Tensor) -> None:
     assert torch.equal(decode("fp32", encode("fp32", vector, SHAPES), SHAPES), vector)
 
 
-@pytest.mark.parametrize(("codec", "bytes_each", "error"), [("bf16", 2, 2**-8), ("fp16", 2, 2**-11), ("int8", 1, 1 / 127)])
-def test_lossy_codecs_keep_to_their_error(vector: torch.Tensor, codec: str, bytes_each: int, error: float) -> None:
+@pytest.mark.parametrize(
+    ("codec", "bytes_each", "error"),
+    [("bf16", 2, 2**-8), ("fp16", 2, 2**-11), ("int8", 1, 1 / 127)],
+)
+def test_lossy_codecs_keep_to_their_error(
+    vector: torch.Tensor, codec: str, bytes_each: int, error: float
+) -> None:
     arrays = encode(codec, vector, SHAPES, seed=3)  # type: ignore[arg-type]
     assert arrays["update"].nbytes == bytes_each * NUMEL
     decoded = decode(codec, arrays, SHAPES)  # type: ignore[arg-type]
@@ -47,9 +58,13 @@ def test_bytes_are_known_beforehand(vector: torch.Tensor, codec: str) -> None:
 
 
 def test_int8_rounds_without_bias_and_by_its_seed(vector: torch.Tensor) -> None:
-    mean = torch.stack([decode("int8", encode("int8", vector, SHAPES, seed), SHAPES) for seed in range(400)]).mean(dim=0)
+    mean = torch.stack(
+        [decode("int8", encode("int8", vector, SHAPES, seed), SHAPES) for seed in range(400)]
+    ).mean(dim=0)
     step = RANGES * 4 / 127
-    assert bool(((mean - vector).abs() <= step * 0.2).all())  # a tenth of a step is four standard errors
+    assert bool(
+        ((mean - vector).abs() <= step * 0.2).all()
+    )  # a tenth of a step is four standard errors
     one, same, other = (encode("int8", vector, SHAPES, seed)["update"] for seed in (1, 1, 2))
     assert np.array_equal(one, same) and not np.array_equal(one, other)
 

@@ -36,8 +36,19 @@ from fedhubert.training.parameters import ParameterLayout
 CLUSTERS = 6
 SMALL = [
     "model.conv_layers=[[16,10,5],[16,3,2],[16,3,2],[16,3,2],[16,3,2],[16,2,2],[16,2,2]]",
-    *("model.embed_dim=32", "model.ffn_dim=64", "model.num_heads=2", "model.pos_conv_kernel=16", "model.pos_conv_groups=4"),
-    *("data.min_seconds=0.5", "data.max_seconds=1.5", "data.batch_seconds=3", f"targets.num_clusters={CLUSTERS}"),
+    *(
+        "model.embed_dim=32",
+        "model.ffn_dim=64",
+        "model.num_heads=2",
+        "model.pos_conv_kernel=16",
+        "model.pos_conv_groups=4",
+    ),
+    *(
+        "data.min_seconds=0.5",
+        "data.max_seconds=1.5",
+        "data.batch_seconds=3",
+        f"targets.num_clusters={CLUSTERS}",
+    ),
     *("data.partition.kind=speaker", "federated.num_clients=3", "federated.num_rounds=3"),
 ]
 
@@ -47,7 +58,12 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     folder = tmp_path_factory.mktemp("site")
     manifest = folder / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [*SMALL, f"data.manifest={manifest}", f"data.root={tone_folder}", f"client.state_dir={folder / 'state'}"]
+    return [
+        *SMALL,
+        f"data.manifest={manifest}",
+        f"data.root={tone_folder}",
+        f"client.state_dir={folder / 'state'}",
+    ]
 
 
 class Clients:
@@ -58,7 +74,12 @@ class Clients:
         self.job: ClientJob = client_job(self.config)
         self.node = {"partition-id": 0, "num-partitions": 1}
         site = open_site(self.job, self.node)
-        features = np.concatenate([site.fitting_features(site.partition(number)) for number in range(self.job.num_clients)])
+        features = np.concatenate(
+            [
+                site.fitting_features(site.partition(number))
+                for number in range(self.job.num_clients)
+            ]
+        )
         self.centroids = kmeans.local_seeds(features, CLUSTERS, 0, 0, 1)[0]
         assert len(self.centroids) == CLUSTERS
         self.key = kmeans.centroids_hash(self.centroids)
@@ -103,8 +124,12 @@ class Clients:
         assert isinstance(trained, Trained)
         return trained
 
-    def flat_mean(self, model: torch.Tensor, number: int, positions: dict[int, int]) -> torch.Tensor:
-        return self.mean(model, number, [[partition] for partition in range(self.job.num_clients)], positions)
+    def flat_mean(
+        self, model: torch.Tensor, number: int, positions: dict[int, int]
+    ) -> torch.Tensor:
+        return self.mean(
+            model, number, [[partition] for partition in range(self.job.num_clients)], positions
+        )
 
     def limits(self) -> RoundLimits:
         """Return what the server would believe of these clients, however long their updates are."""
@@ -121,12 +146,16 @@ class Clients:
             }
         return RoundLimits(self.config, described, norm=math.inf)
 
-    def mean(self, model: torch.Tensor, number: int, shards: list[list[int]], positions: dict[int, int]) -> torch.Tensor:
+    def mean(
+        self, model: torch.Tensor, number: int, shards: list[list[int]], positions: dict[int, int]
+    ) -> torch.Tensor:
         """Return what the server makes of the replies of nodes that host ``shards``."""
         outcome = RoundOutcome(number, list(range(self.job.num_clients)))
         total = ExactSum(self.layout.numel)
         about = {"total": total, "seed": self.config.seed}
-        fold = RoundFold(self.config.federated, 0.0, self.layout, model, outcome, self.limits(), **about)
+        fold = RoundFold(
+            self.config.federated, 0.0, self.layout, model, outcome, self.limits(), **about
+        )
         fold.expect(dict(enumerate(shards)))
         for node, shard in enumerate(shards):
             fold.add(Reply(node, self.round(model, number, shard, positions)))
@@ -138,7 +167,11 @@ class Clients:
         plan = self.site.partition(partition).train_plan
         labels = self.site.labels(self.site.partition(partition), self.key)
         source = LabelSource(labels.labels, labels.rate_hz)
-        return list(load_batches(self.site.manifest, plan, positions, source, mask_spec(self.job.task), self.job.data))
+        return list(
+            load_batches(
+                self.site.manifest, plan, positions, source, mask_spec(self.job.task), self.job.data
+            )
+        )
 
 
 def relative(left: torch.Tensor, right: torch.Tensor, start: torch.Tensor) -> float:
@@ -148,7 +181,9 @@ def relative(left: torch.Tensor, right: torch.Tensor, start: torch.Tensor) -> fl
 
 def test_one_client_with_server_rate_one_is_central_training(settings: list[str]) -> None:
     """Three rounds with dropout on and a fresh optimiser each round, against the same stream trained in one place."""
-    clients = Clients([*settings, "client.local_steps=3", "model.dropout=0.1", "model.layer_drop=0.2"])
+    clients = Clients(
+        [*settings, "client.local_steps=3", "model.dropout=0.1", "model.layer_drop=0.2"]
+    )
     start = model = clients.initial()
     server, position = FedAvg(FederatedConfig()), 0
     central = clients.model()
@@ -172,7 +207,9 @@ def test_one_client_with_server_rate_one_is_central_training(settings: list[str]
     assert relative(model, clients.layout.to_vector(central), start) < 1e-5
 
 
-def test_one_plain_sgd_step_of_each_client_is_one_accumulated_central_step(settings: list[str]) -> None:
+def test_one_plain_sgd_step_of_each_client_is_one_accumulated_central_step(
+    settings: list[str],
+) -> None:
     sgd = [
         "client.optimizer=sgd",
         "client.lr=0.5",
@@ -198,7 +235,9 @@ def test_one_plain_sgd_step_of_each_client_is_one_accumulated_central_step(setti
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
-def test_a_shards_partial_sum_has_the_bits_of_the_flat_round(settings: list[str], codec: str, tmp_path: Path) -> None:
+def test_a_shards_partial_sum_has_the_bits_of_the_flat_round(
+    settings: list[str], codec: str, tmp_path: Path
+) -> None:
     run = [
         *settings,
         "client.local_steps=2",
@@ -224,13 +263,21 @@ def test_fednova_with_equal_steps_is_fedavg(settings: list[str]) -> None:
     assert float((nova - plain).norm() / plain.norm()) < 1e-6
 
 
-def test_what_int8_leaves_over_comes_with_the_next_update(settings: list[str], tmp_path: Path) -> None:
+def test_what_int8_leaves_over_comes_with_the_next_update(
+    settings: list[str], tmp_path: Path
+) -> None:
     """Error feedback: over rounds, the sum of what was sent differs from the sum of the updates by one left-over, not by many."""
     state = f"client.state_dir={tmp_path}"
     lossy = Clients([*settings, state, "client.local_steps=1", "federated.update_codec=int8"])
     exact = Clients([*settings, state, "client.local_steps=1"])
-    start, total, sent = lossy.initial(), torch.zeros(lossy.layout.numel), torch.zeros(lossy.layout.numel)
-    for number in range(1, 9):  # the same model and batch each time: the same update, rounded another way each time
+    start, total, sent = (
+        lossy.initial(),
+        torch.zeros(lossy.layout.numel),
+        torch.zeros(lossy.layout.numel),
+    )
+    for number in range(
+        1, 9
+    ):  # the same model and batch each time: the same update, rounded another way each time
         lossy.site_rounds = {0: number - 1}
         handled = lossy.round(start, number, [0], {})
         sent += decode("int8", handled.arrays, lossy.layout.shapes)
@@ -241,7 +288,9 @@ def test_what_int8_leaves_over_comes_with_the_next_update(settings: list[str], t
     assert float((sent - total).norm()) < 0.1 * float(total.norm())
 
 
-def test_a_client_that_trains_too_long_sends_what_it_has_and_can_repeat_it(settings: list[str]) -> None:
+def test_a_client_that_trains_too_long_sends_what_it_has_and_can_repeat_it(
+    settings: list[str],
+) -> None:
     clients = Clients([*settings, "client.local_steps=1000000", "client.max_seconds=0.5"])
     start = clients.initial()
     handled = clients.round(start, 1, [0], {})
@@ -256,7 +305,9 @@ def test_a_client_that_trains_too_long_sends_what_it_has_and_can_repeat_it(setti
 def test_a_node_leaves_out_clients_for_which_its_time_does_not_suffice(settings: list[str]) -> None:
     clients = Clients([*settings, "client.local_steps=2"])
     clients.budget_s = 1e-3
-    handled = clients.round(clients.initial(), 1, [0, 1, 2], {}, failures={1: "no_time", 2: "no_time"})
+    handled = clients.round(
+        clients.initial(), 1, [0, 1, 2], {}, failures={1: "no_time", 2: "no_time"}
+    )
     assert list(handled.metrics) == [0] and "sum" in handled.arrays
 
 
@@ -264,7 +315,9 @@ def test_a_node_keeps_bad_updates_out_of_its_sum(settings: list[str]) -> None:
     clients = Clients([*settings, "client.local_steps=2", "federated.strategy=FedAvg"])
     start = clients.initial()
     clients.flat_mean(start, 1, {})
-    norms = {partition: metrics["update_norm"] for partition, metrics in clients.outcome.clients.items()}
+    norms = {
+        partition: metrics["update_norm"] for partition, metrics in clients.outcome.clients.items()
+    }
     longest = max(norms, key=lambda partition: norms[partition])
     clients.norm_limit = sorted(norms.values())[1]
     handled = clients.round(start, 1, [0, 1, 2], {}, failures={longest: "update_norm"})
@@ -278,12 +331,16 @@ def test_injected_faults_look_like_real_ones(settings: list[str]) -> None:
         outcome = RoundOutcome(1, [0, 1, 2])
         total, seed = ExactSum(clients.layout.numel), clients.config.seed
         about = {"total": total, "seed": seed}
-        fold = RoundFold(clients.config.federated, 0.0, clients.layout, start, outcome, clients.limits(), **about)
+        fold = RoundFold(
+            clients.config.federated, 0.0, clients.layout, start, outcome, clients.limits(), **about
+        )
         fold.expect({0: [0], 1: [1], 2: [2]})
         for partition in range(3):
             handled = clients.round(start, 1, [partition], {})
             fold.add(Reply(partition, handled))
-        assert {failure.code for failure in outcome.failures} == codes and 0 < len(outcome.clients) < 3, fault
+        assert {failure.code for failure in outcome.failures} == codes and 0 < len(
+            outcome.clients
+        ) < 3, fault
     clients = Clients([*settings, "client.local_steps=1", "faults.crash=1.0"])
     with pytest.raises(InjectedCrash):
         clients.round(start, 1, [0], {})
@@ -298,14 +355,21 @@ def test_fedprox_without_its_term_is_fedavg_and_with_it_stays_closer(settings: l
     steps = "client.local_steps=4"
     start = Clients([*settings, steps]).initial()
     plain = Clients([*settings, steps, "federated.strategy=FedAvg"]).flat_mean(start, 1, {})
-    none = Clients([*settings, steps, "federated.strategy=FedProx", "federated.proximal_mu=0"]).flat_mean(start, 1, {})
-    strong = Clients([*settings, steps, "federated.strategy=FedProx", "federated.proximal_mu=50"]).flat_mean(start, 1, {})
+    none = Clients(
+        [*settings, steps, "federated.strategy=FedProx", "federated.proximal_mu=0"]
+    ).flat_mean(start, 1, {})
+    strong = Clients(
+        [*settings, steps, "federated.strategy=FedProx", "federated.proximal_mu=50"]
+    ).flat_mean(start, 1, {})
     assert torch.equal(plain, none)
     assert float(strong.norm()) < float(plain.norm())
 
 
 def test_the_weight_of_an_update_is_what_the_configuration_says(settings: list[str]) -> None:
-    for weight_by, expected in (("uniform", lambda m: 1), ("frames", lambda m: m["train_masked_frames"])):
+    for weight_by, expected in (
+        ("uniform", lambda m: 1),
+        ("frames", lambda m: m["train_masked_frames"]),
+    ):
         clients = Clients([*settings, "client.local_steps=1", f"federated.weight_by={weight_by}"])
         handled = clients.round(clients.initial(), 1, [0], {})
         assert handled.metrics[0]["weight"] == expected(handled.metrics[0])
@@ -322,8 +386,13 @@ def test_fednova_is_exact_for_sgd_with_momentum(settings: list[str]) -> None:
         "client.local_steps=4",
     ]
     start = Clients(sgd).initial()
-    plain, nova = (Clients([*sgd, f"federated.strategy={name}"]).round(start, 1, [0], {}) for name in ("FedAvg", "FedNova"))
-    without = Clients([*sgd, "federated.strategy=FedAvg", "client.momentum=0"]).round(start, 1, [0], {})
+    plain, nova = (
+        Clients([*sgd, f"federated.strategy={name}"]).round(start, 1, [0], {})
+        for name in ("FedAvg", "FedNova")
+    )
+    without = Clients([*sgd, "federated.strategy=FedAvg", "client.momentum=0"]).round(
+        start, 1, [0], {}
+    )
     update = torch.from_numpy(plain.arrays["update"])
     scaled = torch.from_numpy(nova.arrays["update"]) * effective_steps(4, 0.9)
     torch.testing.assert_close(scaled, update, rtol=1e-5, atol=1e-8)

@@ -6,13 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from fedhubert.federation.updates.exact_sum import GRID_BITS, MAX_WEIGHT, ExactSum, PartialSum, UpdateRejected, measure
+from fedhubert.federation.updates.exact_sum import (
+    GRID_BITS,
+    MAX_WEIGHT,
+    ExactSum,
+    PartialSum,
+    UpdateRejected,
+    measure,
+)
 
 
-def updates(count: int, numel: int = 300_000, scale: float = 1e-2) -> list[tuple[torch.Tensor, int]]:
+def updates(
+    count: int, numel: int = 300_000, scale: float = 1e-2
+) -> list[tuple[torch.Tensor, int]]:
     generator = torch.Generator().manual_seed(7)
     return [
-        (torch.randn(numel, generator=generator) * scale, int(torch.randint(1, 50_000, (1,), generator=generator)))
+        (
+            torch.randn(numel, generator=generator) * scale,
+            int(torch.randint(1, 50_000, (1,), generator=generator)),
+        )
         for _ in range(count)
     ]
 
@@ -39,14 +51,19 @@ def test_any_order_and_any_shards_give_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_sum_is_every_products_nearest_integer_whether_or_not_an_update_waits_for_another(count: int) -> None:
+def test_the_sum_is_every_products_nearest_integer_whether_or_not_an_update_waits_for_another(
+    count: int,
+) -> None:
     parts = updates(count, numel=70_001)
     expected = sum(
-        np.rint(update.numpy().astype(np.float64) * (weight * 2.0**GRID_BITS)).astype(np.int64) for update, weight in parts
+        np.rint(update.numpy().astype(np.float64) * (weight * 2.0**GRID_BITS)).astype(np.int64)
+        for update, weight in parts
     )
     fold = total_of(parts)
     assert np.array_equal(fold.partial().total.numpy(), expected)
-    assert torch.equal(fold.mean(), total_of(parts).mean()) and torch.equal(fold.mean(), fold.mean())
+    assert torch.equal(fold.mean(), total_of(parts).mean()) and torch.equal(
+        fold.mean(), fold.mean()
+    )
 
 
 def test_a_cleared_sum_is_a_new_one() -> None:
@@ -79,14 +96,18 @@ def test_one_entry_that_is_not_finite_makes_a_magnitude_so(where: int) -> None:
     for value in (float("nan"), float("inf"), float("-inf")):
         vector = torch.zeros(70_001)
         vector[where] = value
-        assert not math.isfinite(measure(vector).peak) and not math.isfinite(measure(vector).norm), value
+        assert not math.isfinite(measure(vector).peak) and not math.isfinite(
+            measure(vector).norm
+        ), value
     assert measure(torch.full((5000,), 1e25)).norm == math.inf  # squares are float32
     assert measure(torch.empty(0)).peak == measure(torch.empty(0)).norm == 0.0
 
 
 def test_mean_agrees_with_float64() -> None:
     parts = updates(20)
-    reference = sum(update.double() * weight for update, weight in parts) / sum(weight for _, weight in parts)
+    reference = sum(update.double() * weight for update, weight in parts) / sum(
+        weight for _, weight in parts
+    )
     error = (total_of(parts).mean().double() - reference).abs().max() / reference.abs().max()
     assert float(error) < 1e-6
 
@@ -113,7 +134,9 @@ def test_both_rounding_paths_give_the_same_integers() -> None:
         (torch.full((2,), 1e30), 1, "range"),
     ],
 )
-def test_a_rejected_update_leaves_the_sum_as_it_was(update: torch.Tensor, weight: int, reason: str) -> None:
+def test_a_rejected_update_leaves_the_sum_as_it_was(
+    update: torch.Tensor, weight: int, reason: str
+) -> None:
     fold = total_of([(torch.tensor([1.0, 2.0]), 4)])
     before = fold.partial().total.clone()
     with pytest.raises(UpdateRejected) as rejected:

@@ -28,9 +28,19 @@ def test_the_mean_cosine_of_two_updates_is_that_of_all_pairs(strategy: str) -> N
     def answer(node: int, task: dict[str, Any]) -> Message:
         return reply(node, updates[node - 100], weight=weights[node - 100], round=task["round"])
 
-    played = Played(["federated.num_clients=6", "federated.client_fraction=1", f"federated.strategy={strategy}"], answer)
+    played = Played(
+        [
+            "federated.num_clients=6",
+            "federated.client_fraction=1",
+            f"federated.strategy={strategy}",
+        ],
+        answer,
+    )
     played.run(1)
-    lengths = [weight * float(np.linalg.norm(update)) for weight, update in zip(weights, updates, strict=True)]
+    lengths = [
+        weight * float(np.linalg.norm(update))
+        for weight, update in zip(weights, updates, strict=True)
+    ]
     pairs = list(combinations(range(6), 2))
     weighted = [lengths[i] * lengths[j] for i, j in pairs]
     expected = np.average([cosine(updates[i], updates[j]) for i, j in pairs], weights=weighted)
@@ -67,7 +77,11 @@ def test_fairness_counts_every_client_the_same() -> None:
 
 def test_fairness_goes_by_accuracy_or_else_by_loss() -> None:
     def scored(correct: int) -> dict[str, int | float]:
-        return {"validation_cross_entropy_sum": 9.0, "validation_masked_frames": 100 * correct, "validation_correct": correct**2}
+        return {
+            "validation_cross_entropy_sum": 9.0,
+            "validation_masked_frames": 100 * correct,
+            "validation_correct": correct**2,
+        }
 
     outcome = RoundOutcome(1, [0, 1], {0: scored(10), 1: scored(30)})
     assert fairness_of(outcome, spec_of(TaskConfig())) == {
@@ -77,7 +91,9 @@ def test_fairness_goes_by_accuracy_or_else_by_loss() -> None:
         "spread": pytest.approx(0.1),
         "clients": 2,
     }
-    students = {number: {"validation_loss_sum": 10.0 * number, "validation_frames": 10} for number in (1, 2)}
+    students = {
+        number: {"validation_loss_sum": 10.0 * number, "validation_frames": 10} for number in (1, 2)
+    }
     assert fairness_of(RoundOutcome(1, [1, 2], dict(students)), spec_of(DistillConfig())) == {
         "figure": "loss",
         "mean": 1.5,
@@ -90,9 +106,16 @@ def test_fairness_goes_by_accuracy_or_else_by_loss() -> None:
 
 def test_a_private_round_tells_nothing_of_the_sum_without_its_noise() -> None:
     def answer(node: int, task: dict[str, Any]) -> Message:
-        return reply(node, np.full(NUMEL, 0.1, np.float32), weight=1, round=task["round"], update_unclipped=1)
+        return reply(
+            node, np.full(NUMEL, 0.1, np.float32), weight=1, round=task["round"], update_unclipped=1
+        )
 
-    private = ["privacy=central", "privacy.clip_norm=1", "federated.num_clients=4", "federated.client_fraction=1"]
+    private = [
+        "privacy=central",
+        "privacy.clip_norm=1",
+        "federated.num_clients=4",
+        "federated.client_fraction=1",
+    ]
     played = Played([*private, "federated.strategy=FedAvg"], answer)
     played.run(1)
     assert len(played.outcomes[0].clients) == 4 and played.outcomes[0].drift == {}

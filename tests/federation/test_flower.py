@@ -8,7 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from fedhubert.federation.wire import flower
-from fedhubert.federation.wire.flower import UnsupportedFlower, is_simulated, mend_workers, public_keys, supported
+from fedhubert.federation.wire.flower import (
+    UnsupportedFlower,
+    is_simulated,
+    mend_workers,
+    public_keys,
+    supported,
+)
 from tests.flower import node_info
 
 from .in_process import InProcessGrid
@@ -27,13 +33,19 @@ class Keyed(InProcessGrid):
         return [node_info(node, b"key") for node in self.configs]
 
 
-def test_a_real_server_goes_on_where_the_simulations_grid_has_moved(moved: Move, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_real_server_goes_on_where_the_simulations_grid_has_moved(
+    moved: Move, caplog: pytest.LogCaptureFixture
+) -> None:
     assert not is_simulated(InProcessGrid([])) and not caplog.messages
     moved("flwr.superlink.grid")
     with caplog.at_level(logging.WARNING, "fedhubert"):
         assert not is_simulated(InProcessGrid([]))
     (said,) = caplog.messages
-    assert "has no flwr.superlink.grid.InMemoryGrid" in said and supported() in said and "real sites" in said
+    assert (
+        "has no flwr.superlink.grid.InMemoryGrid" in said
+        and supported() in said
+        and "real sites" in said
+    )
 
 
 def test_keys_that_are_not_said_stop_what_depends_on_them() -> None:
@@ -41,7 +53,8 @@ def test_keys_that_are_not_said_stop_what_depends_on_them() -> None:
     grid = Keyed([{}])
     grid.get_nodes = lambda: [object()]  # type: ignore[method-assign]
     with pytest.raises(
-        UnsupportedFlower, match=r"no NodeInfo.public_key, which federated.node_keys needs; fedhubert supports flwr"
+        UnsupportedFlower,
+        match=r"no NodeInfo.public_key, which federated.node_keys needs; fedhubert supports flwr",
     ):
         public_keys(grid)
 
@@ -52,19 +65,27 @@ def test_a_simulation_goes_on_where_its_workers_cannot_be_mended(
     monkeypatch.setitem(sys.modules, "flwr.simulation.app", sys)
     moved("flwr.server.superlink.fleet.vce.backend.raybackend")
     mend_workers()
-    assert "raybackend.ClientAppActor" in caplog.text and "a worker that dies is not replaced" in caplog.text
+    assert (
+        "raybackend.ClientAppActor" in caplog.text
+        and "a worker that dies is not replaced" in caplog.text
+    )
 
 
 def test_a_site_that_simulates_nothing_imports_nothing_for_it() -> None:
-    probe = (
-        "import sys; import client_app.app; print(sorted({'ray', 'flwr.simulation', 'flwr.superlink.grid'} & set(sys.modules)))"
+    probe = "import sys; import client_app.app; print(sorted({'ray', 'flwr.simulation', 'flwr.superlink.grid'} & set(sys.modules)))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
     )
-    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_a_flower_without_the_public_classes_is_an_error_by_name() -> None:
     probe = f"import flwr.app; del flwr.app.Array; import {flower.__name__}"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
     last = done.stderr.splitlines()[-1]
     assert "UnsupportedFlower" in last and "'Array' from 'flwr.app'" in last and supported() in last
     assert supported().startswith("flwr") and ">=" in supported()

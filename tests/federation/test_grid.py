@@ -43,14 +43,20 @@ def requests(*nodes: int) -> Iterator[Message]:
 def test_replies_come_as_they_arrive_and_a_window_bounds_what_is_in_flight() -> None:
     inner = PlayedGrid({1: 5, **dict.fromkeys(range(2, 11), 0)})
     grid = StreamingGrid(inner, window=3)  # type: ignore[arg-type]
-    order = [message.metadata.src_node_id for message in grid.send_and_receive(requests(*range(1, 11)), timeout=30)]
+    order = [
+        message.metadata.src_node_id
+        for message in grid.send_and_receive(requests(*range(1, 11)), timeout=30)
+    ]
     assert sorted(order) == list(range(1, 11)) and order[0] != 1
     assert inner.most <= 3 and grid.unanswered == []
 
 
 def test_who_does_not_answer_is_left_out_at_the_deadline() -> None:
     grid = StreamingGrid(PlayedGrid({1: 0, 2: None, 3: 0}), window=8)  # type: ignore[arg-type]
-    heard = [message.metadata.src_node_id for message in grid.send_and_receive(requests(1, 2, 3), timeout=0.3)]
+    heard = [
+        message.metadata.src_node_id
+        for message in grid.send_and_receive(requests(1, 2, 3), timeout=0.3)
+    ]
     assert sorted(heard) == [1, 3] and grid.unanswered == [2]
 
 
@@ -61,7 +67,9 @@ def test_replies_that_come_too_late_do_not_pile_up() -> None:
     assert next(first).metadata.src_node_id == 1
     first.close()  # enough: node 2 is not waited for
     assert list(inner.waiting) == ["2"]
-    assert [message.metadata.src_node_id for message in grid.send_and_receive(requests(3), timeout=30)] == [3]
+    assert [
+        message.metadata.src_node_id for message in grid.send_and_receive(requests(3), timeout=30)
+    ] == [3]
     assert inner.waiting == {}
 
 
@@ -88,7 +96,9 @@ def test_what_a_reply_refers_to_is_let_go_though_the_message_is_still_held() -> 
             yield message
 
     inner.pull_messages = pull  # type: ignore[method-assign]
-    for number, _ in enumerate(StreamingGrid(inner).send_and_receive(requests(0, 1, 2), timeout=30)):  # type: ignore[arg-type]
+    for number, _ in enumerate(
+        StreamingGrid(inner).send_and_receive(requests(0, 1, 2), timeout=30)
+    ):  # type: ignore[arg-type]
         assert len(held) == number + 1
         assert sum(reference() is not None for reference in alive) == len(alive) - number
     assert not any(reference() for reference in alive)

@@ -36,9 +36,24 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def overrides(tone_folder: Path, keys: Path, tmp_path: Path) -> list[str]:
     identify()
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]) == 0
-    data = [f"data.manifest={tmp_path / 'tones.csv'}", f"data.root={tone_folder}", "data.min_seconds=0.5"]
-    return [*SMALL, *data, f"federated.num_clients={NODES}", f"federated.node_keys={keys}", "federated.connect_timeout_s=0.5"]
+    assert (
+        main(
+            ["prepare", "folder", "--root", str(tone_folder), "--out", str(tmp_path / "tones.csv")]
+        )
+        == 0
+    )
+    data = [
+        f"data.manifest={tmp_path / 'tones.csv'}",
+        f"data.root={tone_folder}",
+        "data.min_seconds=0.5",
+    ]
+    return [
+        *SMALL,
+        *data,
+        f"federated.num_clients={NODES}",
+        f"federated.node_keys={keys}",
+        "federated.connect_timeout_s=0.5",
+    ]
 
 
 class KeyedGrid(InProcessGrid):
@@ -46,9 +61,19 @@ class KeyedGrid(InProcessGrid):
 
     def __init__(self, keys: Path, nodes: list[tuple[int, int]], state: Path) -> None:
         super().__init__(
-            [{"partition-id": claimed, "num-partitions": NODES, "state-dir": str(state / str(claimed))} for claimed, _ in nodes]
+            [
+                {
+                    "partition-id": claimed,
+                    "num-partitions": NODES,
+                    "state-dir": str(state / str(claimed)),
+                }
+                for claimed, _ in nodes
+            ]
         )
-        self.held = {node: public_key(keys / f"node-{held}.key") for node, (_, held) in zip(self.configs, nodes, strict=True)}
+        self.held = {
+            node: public_key(keys / f"node-{held}.key")
+            for node, (_, held) in zip(self.configs, nodes, strict=True)
+        }
 
     def get_nodes(self) -> Iterable[Any]:
         return [node_info(node, self.held[node]) for node in self.get_node_ids()]
@@ -62,10 +87,17 @@ def public_key(path: Path) -> bytes:
 
 def federation(overrides: list[str], grid: InProcessGrid) -> Federation:
     config = compose(overrides)
-    return Federation(StreamingGrid(grid), config, "run", ParameterLayout.of(build_hubert(config.model, config.seed)))
+    return Federation(
+        StreamingGrid(grid),
+        config,
+        "run",
+        ParameterLayout.of(build_hubert(config.model, config.seed)),
+    )
 
 
-def test_nodes_with_their_own_keys_make_the_federation(overrides: list[str], keys: Path, tmp_path: Path) -> None:
+def test_nodes_with_their_own_keys_make_the_federation(
+    overrides: list[str], keys: Path, tmp_path: Path
+) -> None:
     made = federation(overrides, KeyedGrid(keys, [(2, 2), (0, 0), (1, 1)], tmp_path))
     connect(made)
     assert made.hosts == {101: [0], 102: [1], 100: [2]}
@@ -73,21 +105,32 @@ def test_nodes_with_their_own_keys_make_the_federation(overrides: list[str], key
 
 @pytest.mark.parametrize("impostor", [(0, 1), (1, NODES)], ids=["registered", "unknown"])
 def test_who_claims_another_number_is_left_out(
-    impostor: tuple[int, int], overrides: list[str], keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    impostor: tuple[int, int],
+    overrides: list[str],
+    keys: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     grid = KeyedGrid(keys, [impostor, (0, 0), (2, 2)], tmp_path)
-    with pytest.raises(FederationError, match=r"2 of 3 nodes connected.*\(1 others have no key of federated.node_keys"):
+    with pytest.raises(
+        FederationError,
+        match=r"2 of 3 nodes connected.*\(1 others have no key of federated.node_keys",
+    ):
         connect(federation(overrides, grid))
     made = federation([*overrides, "federated.min_clients=2"], grid)
     with caplog.at_level(logging.WARNING, "fedhubert"):
         connect(made)
     assert made.hosts == {101: [0], 102: [2]}
-    assert ("it says that it is node 0, and has the key of node 1" in caplog.text) == (impostor == (0, 1))
+    assert ("it says that it is node 0, and has the key of node 1" in caplog.text) == (
+        impostor == (0, 1)
+    )
     refresh(made)
     assert made.hosts == {101: [0], 102: [2]}
 
 
-def test_an_impostor_that_comes_later_is_left_out(overrides: list[str], keys: Path, tmp_path: Path) -> None:
+def test_an_impostor_that_comes_later_is_left_out(
+    overrides: list[str], keys: Path, tmp_path: Path
+) -> None:
     grid = KeyedGrid(keys, [(0, 0), (1, 1), (2, 2)], tmp_path)
     late = grid.configs.pop(102)
     made = federation([*overrides, "federated.min_clients=2"], grid)
@@ -102,7 +145,9 @@ def test_an_impostor_that_comes_later_is_left_out(overrides: list[str], keys: Pa
     assert made.hosts == {100: [0], 101: [1], 102: [2]}
 
 
-def test_a_folder_without_usable_keys_is_named(overrides: list[str], keys: Path, tmp_path: Path) -> None:
+def test_a_folder_without_usable_keys_is_named(
+    overrides: list[str], keys: Path, tmp_path: Path
+) -> None:
     grid, folder = InProcessGrid([]), tmp_path / "keys"
     folder.mkdir()
     settings = [*overrides, f"federated.node_keys={folder}"]

@@ -28,7 +28,9 @@ def job_of(*overrides: str) -> ClientJob:
 
 
 def kinds(job: ClientJob, clip_norm: float | None = None) -> list[type]:
-    return [type(step) for step in steps_of(job, SHAPES, local_steps=2, clip_norm=clip_norm, seed=1)]
+    return [
+        type(step) for step in steps_of(job, SHAPES, local_steps=2, clip_norm=clip_norm, seed=1)
+    ]
 
 
 def vector(seed: int) -> torch.Tensor:
@@ -54,10 +56,14 @@ def test_all_steps_by_hand(clip_norm: float) -> None:
     )
     steps = steps_of(job, SHAPES, local_steps=2, clip_norm=clip_norm, seed=1)
     sent = run_steps(Outgoing(vector(0), residual=vector(1)), steps)
-    wanted = vector(0) / (2 + 0.5) + vector(1)  # the first gradient counts 1.5 times, the second once
+    wanted = vector(0) / (2 + 0.5) + vector(
+        1
+    )  # the first gradient counts 1.5 times, the second once
     norm = float(wanted.norm())
     expected = wanted * min(1.0, clip_norm / norm)
-    assert sent.residual is not None and sent.figures == {"update_unclipped": int(norm <= clip_norm)}
+    assert sent.residual is not None and sent.figures == {
+        "update_unclipped": int(norm <= clip_norm)
+    }
     torch.testing.assert_close(sent.update + sent.residual, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(decode("int8", sent.arrays, SHAPES), sent.update)
     assert 0 < float(sent.residual.abs().max()) < float(expected.abs().max()) / 100
@@ -68,7 +74,11 @@ def test_without_a_lossy_codec_what_was_kept_stays_and_nothing_is_added() -> Non
         Outgoing(vector(0), residual=vector(1)),
         steps_of(job_of(), SHAPES, local_steps=2, clip_norm=None, seed=1),
     )
-    assert torch.equal(sent.update, vector(0)) and sent.residual is not None and torch.equal(sent.residual, vector(1))
+    assert (
+        torch.equal(sent.update, vector(0))
+        and sent.residual is not None
+        and torch.equal(sent.residual, vector(1))
+    )
     assert sent.figures == {} and set(sent.arrays) == {"update"}
 
 

@@ -20,26 +20,34 @@ def gaussian_epsilon(noise: float) -> float:
     """Of one Gaussian mechanism without sampling, by the closed form of its delta (Balle and Wang 2018, theorem 8)."""
 
     def excess(epsilon: float) -> float:
-        lost = norm.logcdf(-0.5 / noise - epsilon * noise) + epsilon  # as a logarithm: e**epsilon alone can be too large
+        lost = (
+            norm.logcdf(-0.5 / noise - epsilon * noise) + epsilon
+        )  # as a logarithm: e**epsilon alone can be too large
         return float(norm.cdf(0.5 / noise - epsilon * noise) - math.exp(lost) - DELTA)
 
     return float(brentq(excess, 0.0, 0.5 / noise**2 + 10.0 / noise))
 
 
 @pytest.mark.parametrize(("noise", "rounds"), [(1.0, 1), (0.7, 3), (4.0, 100), (0.05, 7)])
-def test_without_sampling_rounds_are_one_gaussian_with_less_noise(noise: float, rounds: int) -> None:
+def test_without_sampling_rounds_are_one_gaussian_with_less_noise(
+    noise: float, rounds: int
+) -> None:
     """n releases with noise z are exactly one with z / sqrt(n)."""
     exact = gaussian_epsilon(noise / math.sqrt(rounds))
     ours = epsilon_of(((1.0, noise, rounds),), DELTA)
     assert exact <= ours <= exact * 1.001 + 1e-3
 
 
-@pytest.mark.parametrize(("sampling", "noise", "rounds"), [(0.5, 1.0, 20), (0.1, 0.8, 100), (0.01, 1.0, 1000)])
+@pytest.mark.parametrize(
+    ("sampling", "noise", "rounds"), [(0.5, 1.0, 20), (0.1, 0.8, 100), (0.01, 1.0, 1000)]
+)
 def test_with_sampling_it_is_below_what_renyi_accounting_guarantees_and_not_by_much(
     sampling: float, noise: float, rounds: int
 ) -> None:
     renyi = RdpAccountant(list(range(2, 64)))
-    renyi.compose(dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise)), rounds)
+    renyi.compose(
+        dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise)), rounds
+    )
     ours = epsilon_of(((sampling, noise, rounds),), DELTA)
     assert 0.7 * renyi.get_epsilon(DELTA) < ours < renyi.get_epsilon(DELTA)
     assert ours < gaussian_epsilon(noise / math.sqrt(rounds))
@@ -49,7 +57,10 @@ def test_rounds_of_several_kinds_add_up_as_in_dp_accountings_own_accountant() ->
     spent = ((0.5, 1.0, 4), (0.5, 1.0 / math.sqrt(2.0), 1), (0.2, 3.0, 7))
     accountant = PLDAccountant()
     for sampling, noise, rounds in spent:
-        accountant.compose(dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise)), rounds)
+        accountant.compose(
+            dp_accounting.PoissonSampledDpEvent(sampling, dp_accounting.GaussianDpEvent(noise)),
+            rounds,
+        )
     assert epsilon_of(spent, DELTA) == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
 
 
@@ -75,7 +86,9 @@ def test_clipping_alone_has_no_epsilon() -> None:
     assert epsilon_of((), DELTA) == 0.0
 
 
-def test_the_ledger_counts_a_replayed_round_once_and_another_outcome_of_it_twice(tmp_path: Path) -> None:
+def test_the_ledger_counts_a_replayed_round_once_and_another_outcome_of_it_twice(
+    tmp_path: Path,
+) -> None:
     journal = Journal(tmp_path)
     for number, tag in ((1, "aa"), (2, "bb"), (3, "cc"), (3, "cc"), (2, "dd")):
         journal.write(Entry(number, [0], {0: 1}, release=tag))

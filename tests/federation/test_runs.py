@@ -36,7 +36,9 @@ def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 
 
 def play(config: Config, nodes: int = 3, order: Callable[[int], float] | None = None) -> RunResult:
-    configs: list[dict[str, str | int]] = [{"partition-id": number, "num-partitions": nodes} for number in range(nodes)]
+    configs: list[dict[str, str | int]] = [
+        {"partition-id": number, "num-partitions": nodes} for number in range(nodes)
+    ]
     return run_federation(InProcessGrid(configs, order), config)
 
 
@@ -50,7 +52,9 @@ def run(data: list[str], tmp_path: Path) -> Run:
 
 
 def events(result: RunResult) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (result.folder.path / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (result.folder.path / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def rounds(result: RunResult) -> list[dict[str, Any]]:
@@ -58,12 +62,18 @@ def rounds(result: RunResult) -> list[dict[str, Any]]:
 
 
 def model(result: RunResult) -> torch.Tensor:
-    return torch.cat([tensor.flatten() for tensor in load_checkpoint(result.checkpoint)["model"].values()])
+    return torch.cat(
+        [tensor.flatten() for tensor in load_checkpoint(result.checkpoint)["model"].values()]
+    )
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 def test_order_of_arrival_and_shards_change_no_bit(run: Run, codec: str) -> None:
-    settings = [f"federated.update_codec={codec}", "federated.strategy=FedYogi", "federated.num_rounds=2"]
+    settings = [
+        f"federated.update_codec={codec}",
+        "federated.strategy=FedYogi",
+        "federated.num_rounds=2",
+    ]
     expected = model(run("plain", *settings))
     for name, order in (
         ("reversed", lambda node: -node),
@@ -76,15 +86,29 @@ def test_order_of_arrival_and_shards_change_no_bit(run: Run, codec: str) -> None
 
 
 def test_rounds_score_some_of_the_validation_split_and_the_end_all_of_it(run: Run) -> None:
-    settings = ["federated.num_rounds=1", "federated.client_fraction=1", "data.partition.validation_fraction=0.5"]
+    settings = [
+        "federated.num_rounds=1",
+        "federated.client_fraction=1",
+        "data.partition.validation_fraction=0.5",
+    ]
     some = events(run("some", *settings, "client.validation_batches=1"))
     every = events(run("every", *settings, "client.validation_batches=0"))
-    frames = [[event["validation"]["masked_frames"] for event in told if event.get("validation")] for told in (some, every)]
+    frames = [
+        [event["validation"]["masked_frames"] for event in told if event.get("validation")]
+        for told in (some, every)
+    ]
     assert frames[0][0] < frames[1][0] == frames[1][1] == frames[0][1]
 
 
 def test_bytes_before_and_after_the_codecs_are_reported(run: Run) -> None:
-    (event,) = rounds(run("run", "federated.update_codec=int8", "federated.broadcast_codec=bf16", "federated.num_rounds=1"))
+    (event,) = rounds(
+        run(
+            "run",
+            "federated.update_codec=int8",
+            "federated.broadcast_codec=bf16",
+            "federated.num_rounds=1",
+        )
+    )
     sketches = 4 * NUM_SUMS * len(event["clients"])
     up, up_fp32 = event["bytes_up"] - sketches, event["bytes_up_fp32"] - sketches
     assert event["bytes_down"] * 2 == event["bytes_down_fp32"] == up_fp32
@@ -97,13 +121,21 @@ def test_the_model_card_says_of_which_data_and_targets(run: Run, tmp_path: Path)
     card = (tmp_path / "exported/README.md").read_text()
     (targets,) = [event for event in events(result) if event["event"] == "targets"]
     assert f"| 1.targets.key | {targets['key']} |" in card
-    said = re.search(r"3 clients on 3 nodes: (\d+) utterances", (tmp_path / "run/federated_training.log").read_text())
+    said = re.search(
+        r"3 clients on 3 nodes: (\d+) utterances",
+        (tmp_path / "run/federated_training.log").read_text(),
+    )
     assert said and f"| utterances | {said.group(1)} |" in card and "| clients | 3 |" in card
 
 
 def test_early_stopping_ends_with_a_checkpoint_and_its_evaluation(run: Run) -> None:
     """A rate of zero improves nothing: round 1's model stays the best, and two rounds later it is over."""
-    stop = ["federated.early_stopping.patience=2", "client.lr=1e-12", "federated.num_rounds=9", "checkpoint.every=50"]
+    stop = [
+        "federated.early_stopping.patience=2",
+        "client.lr=1e-12",
+        "federated.num_rounds=9",
+        "checkpoint.every=50",
+    ]
     result = run("run", *stop, "federated.early_stopping.min_delta=0.5")
     assert [event["round"] for event in rounds(result)] == [1, 2, 3, 4]
     assert result.checkpoint.name == "round_004_checkpoint.pt" and result.checkpoint.is_file()
@@ -114,14 +146,18 @@ def test_early_stopping_ends_with_a_checkpoint_and_its_evaluation(run: Run) -> N
 
 def test_the_best_model_is_kept_beside_the_last_ones(run: Run) -> None:
     result = run("run", "federated.num_rounds=4", "client.lr=1e-2", "checkpoint.every=50")
-    figures = {event["validation"]["model_round"]: event["validation"]["loss"] for event in rounds(result)}
+    figures = {
+        event["validation"]["model_round"]: event["validation"]["loss"] for event in rounds(result)
+    }
     del figures[0]
     best = load_checkpoint(result.folder.checkpoints / "best_checkpoint.pt")
     assert best["round"] == min(figures, key=lambda number: figures[number])
     assert len(list(result.folder.checkpoints.glob("round_*_checkpoint.pt"))) == 1
 
 
-def test_a_partition_whose_data_changed_is_refused_on_resume(run: Run, data: list[str], tmp_path: Path) -> None:
+def test_a_partition_whose_data_changed_is_refused_on_resume(
+    run: Run, data: list[str], tmp_path: Path
+) -> None:
     manifest = tmp_path / "own.csv"
     shutil.copy(data[0].removeprefix("data.manifest="), manifest)
     own = [f"data.manifest={manifest}", "federated.num_rounds=2"]
@@ -131,11 +167,15 @@ def test_a_partition_whose_data_changed_is_refused_on_resume(run: Run, data: lis
     lines = manifest.read_text().splitlines()
     changed = next(number for number, line in enumerate(lines) if line.startswith("speaker1/"))
     manifest.write_text("\n".join(lines[:changed] + lines[changed + 1 :]) + "\n")
-    with pytest.raises(FederationError, match=r"data_has_changed_since_the_run_began \(see data.manifest\)"):
+    with pytest.raises(
+        FederationError, match=r"data_has_changed_since_the_run_began \(see data.manifest\)"
+    ):
         run("run", *own, "resume=auto")
 
 
-def test_a_folder_that_another_run_is_writing_to_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_another_run_is_writing_to_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "LOCK_PATIENCE_S", 0.1)
     with (
         files.exclusively(tmp_path / "run/checkpoints", setting="out"),
@@ -152,9 +192,16 @@ def test_a_partition_that_another_process_is_training_fails_alone(
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text('{"run_key": "abc"}')
     with files.exclusively(tmp_path / "state/runs/abc/partition_00001", setting="client.state_dir"):
-        result = run("run", "federated.num_rounds=1", "federated.update_codec=int8", "federated.min_clients=2")
+        result = run(
+            "run",
+            "federated.num_rounds=1",
+            "federated.update_codec=int8",
+            "federated.min_clients=2",
+        )
     (event,) = rounds(result)
-    assert event["failed"] == [{"partition": 1, "code": "folder_in_use", "setting": "client.state_dir"}]
+    assert event["failed"] == [
+        {"partition": 1, "code": "folder_in_use", "setting": "client.state_dir"}
+    ]
     assert [client["partition"] for client in event["clients"]] == [0, 2]
 
 
@@ -162,7 +209,9 @@ def test_a_full_state_folder_makes_room_and_keeps_this_run(run: Run, tmp_path: P
     old = tmp_path / "state/runs/old/partition_00000/round_00001.pt"
     old.parent.mkdir(parents=True)
     old.write_bytes(bytes(3_000_000))
-    result = run("run", "federated.num_rounds=1", "client.state_max_gb=0.002", "federated.update_codec=int8")
+    result = run(
+        "run", "federated.num_rounds=1", "client.state_max_gb=0.002", "federated.update_codec=int8"
+    )
     assert not old.parent.parent.exists()
     assert list((tmp_path / "state/runs" / result.folder.run_key()).rglob("round_00001.pt"))
 
@@ -175,22 +224,39 @@ def test_crashing_nodes_are_outlived(run: Run) -> None:
 
 @pytest.mark.parametrize("strategy", ["FedMedian", "FedTrimmedAvg"])
 def test_robust_strategies_run(run: Run, strategy: str) -> None:
-    assert run("run", f"federated.strategy={strategy}", "federated.num_rounds=2").validation["loss"] > 0
+    assert (
+        run("run", f"federated.strategy={strategy}", "federated.num_rounds=2").validation["loss"]
+        > 0
+    )
     with pytest.raises(FederationError, match="every client's own update"):
         run("shards", f"federated.strategy={strategy}", nodes=2)
 
 
-def test_a_fork_goes_on_under_other_settings_and_says_where_it_comes_from(run: Run, tmp_path: Path) -> None:
+def test_a_fork_goes_on_under_other_settings_and_says_where_it_comes_from(
+    run: Run, tmp_path: Path
+) -> None:
     source = run("source", "federated.strategy=FedAdam", "federated.num_rounds=3")
-    overrides = [f"out={tmp_path / 'fork'}", "federated.num_rounds=4", "federated.strategy=FedAvg", "client.lr=1e-4"]
+    overrides = [
+        f"out={tmp_path / 'fork'}",
+        "federated.num_rounds=4",
+        "federated.strategy=FedAvg",
+        "client.lr=1e-4",
+    ]
     config = fork(source.folder.path, overrides, round_number=2)
     assert config.client.lr == 1e-4 and config.resume == "auto"
     result = play(config)
     assert [event["round"] for event in rounds(result)] == [1, 2, 3, 4]
     targets, entry = load_checkpoint(result.checkpoint)["federated_metrics"]["lineage"]
     assert len(targets["targets"]["key"]) == 32
-    assert entry["round"] == 2 and set(entry["changed"]) == {"federated.num_rounds", "federated.strategy", "client.lr"}
-    assert entry["changed"]["client.lr"] == [load_checkpoint(source.checkpoint)["config"]["client"]["lr"], 1e-4]
+    assert entry["round"] == 2 and set(entry["changed"]) == {
+        "federated.num_rounds",
+        "federated.strategy",
+        "client.lr",
+    }
+    assert entry["changed"]["client.lr"] == [
+        load_checkpoint(source.checkpoint)["config"]["client"]["lr"],
+        1e-4,
+    ]
     assert fork(source.folder.path, overrides, round_number=2) == config  # the same command goes on
     with pytest.raises(ConfigError, match="another run"):
         fork(source.folder.path, overrides, round_number=3)

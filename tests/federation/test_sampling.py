@@ -37,8 +37,13 @@ def test_reshuffled_cohorts_ask_everyone_once_before_anyone_twice() -> None:
     ]
     config = compose(settings)
     rounds = [asking_order(config, number) for number in range(1, 41)]
-    assert all(sorted(order) == list(range(10)) for order in rounds)  # a retry finds the others further down
-    cycles = [[client for order in rounds[start : start + 4] for client in order[:3]] for start in range(0, 40, 4)]
+    assert all(
+        sorted(order) == list(range(10)) for order in rounds
+    )  # a retry finds the others further down
+    cycles = [
+        [client for order in rounds[start : start + 4] for client in order[:3]]
+        for start in range(0, 40, 4)
+    ]
     assert all(len(set(cycle[:10])) == 10 for cycle in cycles)
     assert len({tuple(cycle) for cycle in cycles}) == 10  # another permutation each time
     assert rounds == [asking_order(config, number) for number in range(1, 41)]

@@ -20,7 +20,13 @@ from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.server.dry_run import describe_federation
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import PROTOCOL_VERSION, Describe, Label, SeedKMeans, SendExtractor
+from fedhubert.federation.wire.messages import (
+    PROTOCOL_VERSION,
+    Describe,
+    Label,
+    SeedKMeans,
+    SendExtractor,
+)
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
 from fedhubert.targets import kmeans
@@ -43,7 +49,13 @@ def app_identity() -> None:
 def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [*SMALL, "model.num_layers=3", f"data.manifest={manifest}", f"data.root={tone_folder}", "data.min_seconds=0.5"]
+    return [
+        *SMALL,
+        "model.num_layers=3",
+        f"data.manifest={manifest}",
+        f"data.root={tone_folder}",
+        "data.min_seconds=0.5",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +65,13 @@ def checkpoint(data: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path
     model = build_hubert(config.model, seed=7)
     run = tmp_path_factory.mktemp("first")
     store = RoundStore(run / "checkpoints")
-    store.save(4, model.state_dict(), config=config.model_dump(mode="json"), federated_metrics={}, resume=None)
+    store.save(
+        4,
+        model.state_dict(),
+        config=config.model_dump(mode="json"),
+        federated_metrics={},
+        resume=None,
+    )
     return run
 
 
@@ -71,7 +89,9 @@ def overrides(data: Settings, checkpoint: Path, tmp_path: Path) -> Settings:
 
 def nodes(**changes: str | int) -> list[dict[str, str | int]]:
     """Node configurations; ``changes`` are those of node 1."""
-    configs: list[dict[str, str | int]] = [{"partition-id": number, "num-partitions": NODES} for number in range(NODES)]
+    configs: list[dict[str, str | int]] = [
+        {"partition-id": number, "num-partitions": NODES} for number in range(NODES)
+    ]
     configs[1] |= {key.replace("_", "-"): value for key, value in changes.items()}
     return configs
 
@@ -102,7 +122,9 @@ def test_clusters_are_those_of_pooled_lloyd_on_the_models_own_features(
     config = compose([*overrides, "data.max_seconds=3"])
     theirs = site.open_site(client_job(config), nodes()[0])
     trained = torch.load(checkpoint / "checkpoints/round_004_checkpoint.pt", weights_only=True)
-    model = build_hubert(compose([*overrides, "model.embed_dim=48", "model.num_heads=4"]).model, seed=0)
+    model = build_hubert(
+        compose([*overrides, "model.embed_dim=48", "model.num_heads=4"]).model, seed=0
+    )
     model.load_state_dict(trained["model"])
     model.eval()
 
@@ -117,7 +139,11 @@ def test_clusters_are_those_of_pooled_lloyd_on_the_models_own_features(
         pooled += [features(row) for row in partition.train_rows.tolist()]
         # Local seeds depend on the order of the frames: that order is the site's.
         sample = theirs.fitting_features(partition, events[0]["hash"])
-        seeds.append(kmeans.local_seeds(np.array(sample), config.targets.num_clusters, config.seed, number, 1)[:2])
+        seeds.append(
+            kmeans.local_seeds(
+                np.array(sample), config.targets.num_clusters, config.seed, number, 1
+            )[:2]
+        )
     solver = kmeans.FederatedKMeans(config.targets.num_clusters, config.seed)
     solver.seed(seeds)
     centroids, history = kmeans.pooled_lloyd(np.concatenate(pooled), solver.centroids, 4, 0.0)
@@ -134,16 +160,26 @@ def test_clusters_are_those_of_pooled_lloyd_on_the_models_own_features(
     )
 
 
-def test_the_model_travels_once_and_only_up_to_its_layer(overrides: Settings, tmp_path: Path) -> None:
+def test_the_model_travels_once_and_only_up_to_its_layer(
+    overrides: Settings, tmp_path: Path
+) -> None:
     """Node 1 has a state folder of its own; nodes 0 and 2 share one."""
     configs = nodes(state_dir=str(tmp_path / "own"))
     _, events, grid = run_targets(overrides, configs)
     event = events[0]
-    assert (event["event"], event["layer"], event["nodes"], event["sent_to"]) == ("extractor", 2, 3, 2)
+    assert (event["event"], event["layer"], event["nodes"], event["sent_to"]) == (
+        "extractor",
+        2,
+        3,
+        2,
+    )
     sent = {node: grid.sent[node, SendExtractor.KIND] for node in (100, 101, 102)}
     two_layers = {100: event["bytes_down"] // 2, 101: event["bytes_down"] // 2, 102: 0}
     assert sent == two_layers
-    whole = sum(tensor.numel() * 4 for tensor in build_hubert(compose(overrides).model, 0).state_dict().values())
+    whole = sum(
+        tensor.numel() * 4
+        for tensor in build_hubert(compose(overrides).model, 0).state_dict().values()
+    )
     assert 0 < sent[100] < 2.5 * whole  # 48 wide, 2 of 3 layers, no head
     _, events, grid = run_targets(overrides, configs)
     assert events[0]["bytes_down"] == 0 and grid.kinds[SendExtractor.KIND] == 0
@@ -152,7 +188,9 @@ def test_the_model_travels_once_and_only_up_to_its_layer(overrides: Settings, tm
     assert not list(tmp_path.rglob("features/*"))  # the sample is gone once labels are made
 
 
-def test_a_damaged_extractor_is_sent_again_and_damaged_labels_are_made_again(overrides: Settings, tmp_path: Path) -> None:
+def test_a_damaged_extractor_is_sent_again_and_damaged_labels_are_made_again(
+    overrides: Settings, tmp_path: Path
+) -> None:
     first, _, _ = run_targets(overrides)
     (kept,) = (tmp_path / "state/extractors").iterdir()
     whole = kept.read_bytes()
@@ -167,16 +205,25 @@ def test_a_damaged_extractor_is_sent_again_and_damaged_labels_are_made_again(ove
         assert again.key == first.key and np.array_equal(again.train_counts, first.train_counts)
 
 
-def test_agreement_is_counted_where_the_labels_are_and_their_names_stay(overrides: Settings) -> None:
+def test_agreement_is_counted_where_the_labels_are_and_their_names_stay(
+    overrides: Settings,
+) -> None:
     column = ["targets.label_column=speaker", "targets.label_values=[speaker2,speaker0]"]
     targets, _, grid = run_targets([*overrides, *column])
     found = targets.event()["agreement"]
     assert 0.5 <= found["chance_purity"] <= found["label_purity"] <= 1 and 0 <= found["pnmi"] <= 1
-    assert found["frames"] == pytest.approx((targets.train_counts.sum() + targets.validation_counts.sum()) * 2 / 3, rel=0.01)
+    assert found["frames"] == pytest.approx(
+        (targets.train_counts.sum() + targets.validation_counts.sum()) * 2 / 3, rel=0.01
+    )
     for reply in grid.answers:
-        for record in (*reply.content.config_records.values(), *reply.content.metric_records.values()):
+        for record in (
+            *reply.content.config_records.values(),
+            *reply.content.metric_records.values(),
+        ):
             assert "speaker" not in json.dumps(dict(record), default=str)
-    targets, _, _ = run_targets([*overrides, "targets.label_column=nothing", "targets.label_values=[a]"])
+    targets, _, _ = run_targets(
+        [*overrides, "targets.label_column=nothing", "targets.label_values=[a]"]
+    )
     assert targets.event()["agreement"] is None
 
 
@@ -201,20 +248,36 @@ def km(folder: Path, manifest_overrides: Settings, clusters: int, short: int = 0
     """Write 50-Hz labels for the tones and a dictionary of ``clusters``; the first ``short`` lines lack ten labels."""
     config = compose(manifest_overrides)
     lengths = site.open_site(client_job(config), nodes()[0]).manifest.lengths()
-    lines = [" ".join(["1"] * ((int(length) - 400) // 320 + 1 - 10 * (row < short))) for row, length in enumerate(lengths)]
+    lines = [
+        " ".join(["1"] * ((int(length) - 400) // 320 + 1 - 10 * (row < short)))
+        for row, length in enumerate(lengths)
+    ]
     folder.mkdir()
     (folder / "train.km").write_text("\n".join(lines) + "\n")
     (folder / "dict.km.txt").write_text("".join(f"{cluster} 1\n" for cluster in range(clusters)))
     return str(folder / "train.km")
 
 
-def test_sites_that_differ_are_refused_by_name_with_the_remedy(data: Settings, tmp_path: Path) -> None:
+def test_sites_that_differ_are_refused_by_name_with_the_remedy(
+    data: Settings, tmp_path: Path
+) -> None:
     labels = km(tmp_path / "labels", data, 6)
-    settings = [*data, *PRECOMPUTED, f"targets.labels={labels}", f"client.state_dir={tmp_path / 'state'}"]
+    settings = [
+        *data,
+        *PRECOMPUTED,
+        f"targets.labels={labels}",
+        f"client.state_dir={tmp_path / 'state'}",
+    ]
     connect(federation(settings, nodes())[0])
     cases: list[tuple[dict[str, str | int], str]] = [
-        ({"label_rate_hz": 100}, r"label rate in Hz: site 1 has 100, the server 50: .*targets\.label_rate_hz"),
-        ({"labels": km(tmp_path / "more", data, 9)}, r"number of clusters: site 1 has 9, the server 6: .*targets\.num_clusters"),
+        (
+            {"label_rate_hz": 100},
+            r"label rate in Hz: site 1 has 100, the server 50: .*targets\.label_rate_hz",
+        ),
+        (
+            {"labels": km(tmp_path / "more", data, 9)},
+            r"number of clusters: site 1 has 9, the server 6: .*targets\.num_clusters",
+        ),
     ]
     for changes, text in cases:
         with pytest.raises(FederationError, match=text):
@@ -222,7 +285,10 @@ def test_sites_that_differ_are_refused_by_name_with_the_remedy(data: Settings, t
     configs = nodes(centroids_hash="aa")
     connect(federation(settings, configs)[0])  # only one site states it
     configs[2]["centroids-hash"] = "bb"
-    with pytest.raises(FederationError, match="hash of the centroids: site 2 has bb, another site aa: .*one set of centroids"):
+    with pytest.raises(
+        FederationError,
+        match="hash of the centroids: site 2 has bb, another site aa: .*one set of centroids",
+    ):
         connect(federation(settings, configs)[0])
 
 
@@ -240,7 +306,9 @@ def test_versions_sample_rates_and_models_that_differ_are_named() -> None:
 
 
 @pytest.mark.parametrize("where", ["site", "server"])
-def test_other_versions_are_named_with_the_site(data: Settings, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_other_versions_are_named_with_the_site(
+    data: Settings, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     run, grid = federation(data, nodes())
     push = grid.push_messages
 
@@ -254,25 +322,44 @@ def test_other_versions_are_named_with_the_site(data: Settings, monkeypatch: pyt
             return push(messages)
 
     grid.push_messages = other_version  # type: ignore[method-assign]
-    text = f"protocol: site 0 has {PROTOCOL_VERSION + 5}" if where == "site" else f"site 0 has 9.9.9, the server {__version__}"
+    text = (
+        f"protocol: site 0 has {PROTOCOL_VERSION + 5}"
+        if where == "site"
+        else f"site 0 has 9.9.9, the server {__version__}"
+    )
     with pytest.raises(FederationError, match=text):
         connect(run)
 
 
-def test_labels_that_do_not_fit_are_named_on_the_site_and_counted_to_the_server(data: Settings, tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_are_named_on_the_site_and_counted_to_the_server(
+    data: Settings, tmp_path: Path
+) -> None:
     labels = km(tmp_path / "short", data, 6, short=2)
-    settings = [*data, *PRECOMPUTED, f"targets.labels={labels}", f"client.state_dir={tmp_path / 'state'}"]
+    settings = [
+        *data,
+        *PRECOMPUTED,
+        f"targets.labels={labels}",
+        f"client.state_dir={tmp_path / 'state'}",
+    ]
     with pytest.raises(FederationError, match="labels_do_not_fit_2_utterances") as error:
         run_targets(settings)
     assert "wav" not in str(error.value) and "client" in str(error.value)
     told = (tmp_path / "state/site.log").read_text()
-    assert "speaker0/utterance0.wav" in told and "speaker0/utterance1.wav" in told and "utterance2.wav" not in told
+    assert (
+        "speaker0/utterance0.wav" in told
+        and "speaker0/utterance1.wav" in told
+        and "utterance2.wav" not in told
+    )
 
 
-def test_a_dry_run_describes_every_client_and_leaves_nothing(overrides: Settings, tmp_path: Path) -> None:
+def test_a_dry_run_describes_every_client_and_leaves_nothing(
+    overrides: Settings, tmp_path: Path
+) -> None:
     run, grid = federation([*overrides, f"out={tmp_path / 'out'}"], nodes())
     table = describe_federation(run.grid, run.config)
     assert table.row_count == NODES + 1 and set(grid.kinds) == {Describe.KIND}
-    (utterances,) = [list(column.cells) for column in table.columns if column.header == "train utterances"]
+    (utterances,) = [
+        list(column.cells) for column in table.columns if column.header == "train utterances"
+    ]
     assert sum(map(int, utterances[:-1])) == int(utterances[-1]) == 9
     assert not (tmp_path / "out").exists()

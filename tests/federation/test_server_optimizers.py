@@ -24,7 +24,9 @@ from tests.flower import identify
 
 def test_fedavg_at_rate_one_is_the_mean_of_the_clients() -> None:
     model = torch.tensor([1.0, -2.0])
-    assert torch.equal(FedAvg(FederatedConfig()).step(model, torch.tensor([0.5, 0.25])), torch.tensor([1.5, -1.75]))
+    assert torch.equal(
+        FedAvg(FederatedConfig()).step(model, torch.tensor([0.5, 0.25])), torch.tensor([1.5, -1.75])
+    )
 
 
 def test_fedadam_by_hand_for_two_steps() -> None:
@@ -52,7 +54,14 @@ def test_fedadam_by_hand_for_two_steps() -> None:
 def test_three_rounds_agree_with_flowers_own_class(strategy: str, theirs: Any) -> None:
     eta, tau, betas = 0.01, 0.001, {"beta1": 0.9, "beta2": 0.999}
     correction = "flower" if strategy == "FedAdam" else "none"
-    config = FederatedConfig(strategy=strategy, eta=eta, tau=tau, bias_correction=correction, server_learning_rate=0.5, **betas)  # type: ignore[arg-type]
+    config = FederatedConfig(
+        strategy=strategy,
+        eta=eta,
+        tau=tau,
+        bias_correction=correction,
+        server_learning_rate=0.5,
+        **betas,
+    )  # type: ignore[arg-type]
     ours = strategy_of(config, 3)
     if isinstance(ours, Adaptive):
         ours.state["v"].zero_()
@@ -65,15 +74,23 @@ def test_three_rounds_agree_with_flowers_own_class(strategy: str, theirs: Any) -
         options = {"server_learning_rate": 0.5, "server_momentum": 0.9}
     model = np.array([0.3, -0.1, 0.7], np.float32)
     reference = theirs(**options)
-    reference.current_arrays = ArrayRecord({"w": Array(model)}) if strategy == "FedAvgM" else {"w": model}
-    for round_number, update in ((1, [0.02, -0.05, 0.001]), (2, [-0.01, 0.03, 0.002]), (3, [0.004, 0.02, -0.03])):
+    reference.current_arrays = (
+        ArrayRecord({"w": Array(model)}) if strategy == "FedAvgM" else {"w": model}
+    )
+    for round_number, update in (
+        (1, [0.02, -0.05, 0.001]),
+        (2, [-0.01, 0.03, 0.002]),
+        (3, [0.004, 0.02, -0.03]),
+    ):
         local = model + np.array(update, np.float32)
         expected, _ = reference.aggregate_train(round_number, [flower_reply(local)])
         stepped = ours.step(torch.from_numpy(model), torch.from_numpy(local - model))
         assert stepped.dtype == torch.float32
         np.testing.assert_allclose(stepped.numpy(), expected["w"].numpy(), rtol=2e-5)
         model = stepped.numpy()
-        reference.current_arrays = ArrayRecord({"w": Array(model)}) if strategy == "FedAvgM" else {"w": model}
+        reference.current_arrays = (
+            ArrayRecord({"w": Array(model)}) if strategy == "FedAvgM" else {"w": model}
+        )
 
 
 def test_novas_coefficient_is_the_sum_of_the_weights_of_the_gradients() -> None:
@@ -85,19 +102,26 @@ def test_novas_coefficient_is_the_sum_of_the_weights_of_the_gradients() -> None:
             for _ in range(steps):
                 parameter.grad = torch.ones_like(parameter)
                 sgd.step()
-            assert effective_steps(steps, momentum) == pytest.approx(-float(parameter.detach()) / 0.1)
+            assert effective_steps(steps, momentum) == pytest.approx(
+                -float(parameter.detach()) / 0.1
+            )
 
 
 def flower_reply(weights: np.ndarray) -> Message:
     identify()
-    content = {"arrays": ArrayRecord({"w": Array(weights)}), "metrics": MetricRecord({"num-examples": 1})}
+    content = {
+        "arrays": ArrayRecord({"w": Array(weights)}),
+        "metrics": MetricRecord({"num-examples": 1}),
+    }
     return Message(RecordDict(content), reply_to=Message(RecordDict(), 1, "train"))
 
 
 def test_momentum_by_hand_and_as_torchs_sgd() -> None:
     """With the negated update as gradient, FedAvgM is torch.optim.SGD with momentum, Nesterov's included."""
     for nesterov in (False, True):
-        ours = FedAvgM(FederatedConfig(server_learning_rate=0.7, server_momentum=0.9, nesterov=nesterov), 2)
+        ours = FedAvgM(
+            FederatedConfig(server_learning_rate=0.7, server_momentum=0.9, nesterov=nesterov), 2
+        )
         theirs = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
         sgd = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=nesterov)
         model = theirs.detach().clone()
@@ -115,7 +139,9 @@ def test_momentum_by_hand_and_as_torchs_sgd() -> None:
         (FedAdagrad, lambda v, d: v + d**2),
     ],
 )
-def test_yogi_and_adagrad_by_hand(optimizer: type[Adaptive], second_moment: Callable[[float, float], float]) -> None:
+def test_yogi_and_adagrad_by_hand(
+    optimizer: type[Adaptive], second_moment: Callable[[float, float], float]
+) -> None:
     ours = optimizer(FederatedConfig(eta=0.1, beta1=0.9, beta2=0.99, tau=0.01), 1)
     model, m, v = 2.0, 0.0, 0.01**2
     stepped = torch.tensor([2.0])
@@ -131,7 +157,11 @@ def test_every_strategy_is_found_keeps_what_it_says_and_costs_nothing_to_ask(str
     config = FederatedConfig.model_validate({"strategy": strategy, "min_clients": 5})
     found = strategy_of(config, 1000)
     assert type(found).__name__ == strategy
-    assert sum(len(kept) == 1000 for kept in found.state.values()) == found.vectors_kept == len(found.state)
+    assert (
+        sum(len(kept) == 1000 for kept in found.state.values())
+        == found.vectors_kept
+        == len(found.state)
+    )
     assert not any(kept.numel() for kept in strategy_of(config).state.values())
 
 
@@ -164,7 +194,9 @@ def test_on_gradients_fedadam_with_a_schedule_is_central_adam() -> None:
         power = number + 1  # Flower's corrections are those of the next step
         corrected = (1 - config.beta2**power) ** 0.5 / (1 - config.beta1**power)
         torchs = (1 - config.beta2**number) ** 0.5 / (1 - config.beta1**number)
-        central.param_groups[0]["lr"] = config.eta * server_share(config, number) * corrected / torchs
+        central.param_groups[0]["lr"] = (
+            config.eta * server_share(config, number) * corrected / torchs
+        )
         parameter.grad = gradient.clone()
         central.step()
         model = server.step(model, -gradient, server_share(config, number))
@@ -177,7 +209,9 @@ def test_a_share_of_the_rate_is_a_share_of_the_step(strategy: str) -> None:
     model, update = torch.ones(4), torch.tensor([0.5, -1.0, 2.0, 0.0])
     mean = update.clone()
     stepped = strategy_of(config, 4).step(model, mean)
-    assert stepped.data_ptr() == mean.data_ptr() and torch.equal(model, torch.ones(4))  # no vector more than there must be
+    assert stepped.data_ptr() == mean.data_ptr() and torch.equal(
+        model, torch.ones(4)
+    )  # no vector more than there must be
     whole = stepped - model
     half = strategy_of(config, 4).step(model, update.clone(), 0.5) - model
     torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-6)
@@ -187,5 +221,11 @@ def test_a_share_of_the_rate_is_a_share_of_the_step(strategy: str) -> None:
 def test_the_servers_share_by_hand() -> None:
     config = FederatedConfig(num_rounds=10, server_schedule="linear", server_warmup_fraction=0.2)
     shares = [server_share(config, number) for number in range(1, 11)]
-    assert shares == pytest.approx([0.25, 0.75, 0.9375, 0.8125, 0.6875, 0.5625, 0.4375, 0.3125, 0.1875, 0.0625])
-    assert [server_share(FederatedConfig(num_rounds=3), number) for number in (1, 2, 3)] == [1.0, 1.0, 1.0]
+    assert shares == pytest.approx(
+        [0.25, 0.75, 0.9375, 0.8125, 0.6875, 0.5625, 0.4375, 0.3125, 0.1875, 0.0625]
+    )
+    assert [server_share(FederatedConfig(num_rounds=3), number) for number in (1, 2, 3)] == [
+        1.0,
+        1.0,
+        1.0,
+    ]

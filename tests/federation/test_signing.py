@@ -29,7 +29,16 @@ from fedhubert.federation.site.request_ledger import RequestLedger
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import arrays, protocol, signing
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.federation.wire.messages import Describe, Description, Failure, Instruction, Label, StepKMeans, Train, Trained
+from fedhubert.federation.wire.messages import (
+    Describe,
+    Description,
+    Failure,
+    Instruction,
+    Label,
+    StepKMeans,
+    Train,
+    Trained,
+)
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout
@@ -41,7 +50,12 @@ from .test_equivalences import SMALL
 
 JOB = client_job(compose(["experiment=demo", *SMALL])).model_dump_json()
 TRAIN = Train(
-    round=3, attempt=1, partitions=(1,), positions={1: 4}, layout="abc", arrays={"model": np.arange(6, dtype=np.float32)}
+    round=3,
+    attempt=1,
+    partitions=(1,),
+    positions={1: 4},
+    layout="abc",
+    arrays={"model": np.arange(6, dtype=np.float32)},
 )
 HOUR_S = 3600.0
 
@@ -58,14 +72,23 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 def unsigned(instruction: Instruction = TRAIN, node_id: int = 101) -> Message:
-    return protocol.request(node_id, instruction, job_json=JOB, run_key="run", group="3", ttl_s=60.0)
+    return protocol.request(
+        node_id, instruction, job_json=JOB, run_key="run", group="3", ttl_s=60.0
+    )
 
 
 def signed(
-    keys: Keys, instruction: Instruction = TRAIN, *, node: int = 1, by: str = "coordinator", life_s: float = HOUR_S
+    keys: Keys,
+    instruction: Instruction = TRAIN,
+    *,
+    node: int = 1,
+    by: str = "coordinator",
+    life_s: float = HOUR_S,
 ) -> Message:
     message = unsigned(instruction, 100 + node)
-    signing.sign_request(message, node, life_s, read_signing_key(keys.folder / f"{by}.key", setting="x"))
+    signing.sign_request(
+        message, node, life_s, read_signing_key(keys.folder / f"{by}.key", setting="x")
+    )
     return message
 
 
@@ -77,7 +100,9 @@ def arrived(message: Message) -> Message:
 
 def with_content(message: Message, content: RecordDict, kind: str = "", group: str = "") -> Message:
     about = message.metadata
-    return Message(content, about.dst_node_id, kind or about.message_type, group_id=group or about.group_id)
+    return Message(
+        content, about.dst_node_id, kind or about.message_type, group_id=group or about.group_id
+    )
 
 
 def site(keys: Keys, state: Path, number: int = 1) -> SignedRequests:
@@ -96,7 +121,9 @@ def refusal(admission: SignedRequests, message: Message) -> str:
 # ---------------------------------------------------------------- requests
 
 
-def test_what_the_coordinator_signed_is_answered_also_after_a_wire(keys: Keys, tmp_path: Path) -> None:
+def test_what_the_coordinator_signed_is_answered_also_after_a_wire(
+    keys: Keys, tmp_path: Path
+) -> None:
     admission = site(keys, tmp_path)
     assert refusal(admission, signed(keys)) == ""
     assert refusal(admission, arrived(signed(keys))) == ""
@@ -110,8 +137,15 @@ def test_what_the_coordinator_signed_is_answered_also_after_a_wire(keys: Keys, t
 
 def test_an_array_is_the_same_however_it_lies_in_memory(keys: Keys, tmp_path: Path) -> None:
     columns = np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4))
-    assert refusal(site(keys, tmp_path), arrived(signed(keys, StepKMeans(arrays={"centroids": columns})))) == ""
-    assert arrays.sha256_of_ndarray(columns) == arrays.sha256_of_ndarray(np.ascontiguousarray(columns))
+    assert (
+        refusal(
+            site(keys, tmp_path), arrived(signed(keys, StepKMeans(arrays={"centroids": columns})))
+        )
+        == ""
+    )
+    assert arrays.sha256_of_ndarray(columns) == arrays.sha256_of_ndarray(
+        np.ascontiguousarray(columns)
+    )
 
 
 @pytest.mark.parametrize("by", ["stranger", "site-0", "site-1"])
@@ -123,7 +157,9 @@ def test_what_nobody_signed_is_refused(keys: Keys, tmp_path: Path) -> None:
     admission, key = site(keys, tmp_path), None
     assert refusal(admission, unsigned()) == "not_signed"
     message = unsigned()
-    signing.sign_request(message, 1, HOUR_S, key)  # a server that knows the sites' keys and has none
+    signing.sign_request(
+        message, 1, HOUR_S, key
+    )  # a server that knows the sites' keys and has none
     assert refusal(admission, message) == "not_signed"
     message.content["signature"] = ConfigRecord({"signature": b"\0" * 64, "digest": "0" * 64})
     assert refusal(admission, message) == "signature"
@@ -150,7 +186,9 @@ def entry(record: str, name: str, value: Any) -> Callable[[RecordDict], None]:
 
 def array(name: str, values: Any) -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        record = ArrayRecord({key: Array(held.numpy()) for key, held in content.array_records["arrays"].items()})
+        record = ArrayRecord(
+            {key: Array(held.numpy()) for key, held in content.array_records["arrays"].items()}
+        )
         record[name] = Array(values)
         content["arrays"] = record
 
@@ -158,9 +196,13 @@ def array(name: str, values: Any) -> Callable[[RecordDict], None]:
 
 
 ALTERED: dict[str, Callable[[RecordDict], Any]] = {
-    "job": lambda content: entry("request", "job", JOB.replace('"threads":', '"threads": '))(content),
+    "job": lambda content: entry("request", "job", JOB.replace('"threads":', '"threads": '))(
+        content
+    ),
     "another job": lambda content: entry(
-        "request", "job", client_job(compose(["experiment=demo", *SMALL, "client.local_steps=7"])).model_dump_json()
+        "request",
+        "job",
+        client_job(compose(["experiment=demo", *SMALL, "client.local_steps=7"])).model_dump_json(),
     )(content),
     "round": fields(round=4),
     "attempt": fields(attempt=2),
@@ -173,7 +215,9 @@ ALTERED: dict[str, Callable[[RecordDict], Any]] = {
     "another shape": array("model", np.arange(5, dtype=np.float32)),
     "another type": array("model", np.arange(6, dtype=np.float32).view(np.int16)),
     "a record more": lambda content: content.__setitem__("more", ConfigRecord({"x": 1})),
-    "arrays more": lambda content: content.__setitem__("more", ArrayRecord({"x": Array(np.ones(1))})),
+    "arrays more": lambda content: content.__setitem__(
+        "more", ArrayRecord({"x": Array(np.ones(1))})
+    ),
     "expiry": entry("signature", "expires", 2**39),
     "issue": entry("signature", "issued", 1),
     "id": entry("signature", "id", "0" * 32),
@@ -198,15 +242,24 @@ def test_a_request_that_was_altered_is_refused(keys: Keys, tmp_path: Path, name:
 
 
 def test_an_array_that_is_left_out_is_missed(keys: Keys, tmp_path: Path) -> None:
-    message = arrived(signed(keys, Label(targets="t", arrays={"centroids": np.ones((3, 2), np.float32)})))
+    message = arrived(
+        signed(keys, Label(targets="t", arrays={"centroids": np.ones((3, 2), np.float32)}))
+    )
     del message.content["arrays"]
     assert refusal(site(keys, tmp_path), message) == "signature"
 
 
 @pytest.mark.parametrize(("kind", "group"), [("evaluate.model", "3"), ("train.round", "4")])
-def test_a_request_of_another_kind_or_group_is_refused(keys: Keys, tmp_path: Path, kind: str, group: str) -> None:
+def test_a_request_of_another_kind_or_group_is_refused(
+    keys: Keys, tmp_path: Path, kind: str, group: str
+) -> None:
     message = signed(keys, Describe())
-    message = with_content(message, message.content, "query.describe" if kind == "train.round" else "train.label", group)
+    message = with_content(
+        message,
+        message.content,
+        "query.describe" if kind == "train.round" else "train.label",
+        group,
+    )
     if kind != "train.round":
         message.content["request"]["task"] = '{"targets": "t"}'  # type: ignore[index]
     assert refusal(site(keys, tmp_path), message) == "signature"
@@ -215,11 +268,21 @@ def test_a_request_of_another_kind_or_group_is_refused(keys: Keys, tmp_path: Pat
 def test_arrays_of_two_requests_cannot_be_swapped(keys: Keys, tmp_path: Path) -> None:
     other = TRAIN.model_copy(update={"arrays": {"model": np.zeros(6, np.float32)}})
     first, second = arrived(signed(keys)), arrived(signed(keys, other))
-    first.content["arrays"], second.content["arrays"] = second.content["arrays"], first.content["arrays"]
-    assert [refusal(site(keys, tmp_path), message) for message in (first, second)] == ["signature"] * 2
+    first.content["arrays"], second.content["arrays"] = (
+        second.content["arrays"],
+        first.content["arrays"],
+    )
+    assert [refusal(site(keys, tmp_path), message) for message in (first, second)] == [
+        "signature"
+    ] * 2
     first, second = arrived(signed(keys)), arrived(signed(keys, other))
-    first.content["signature"], second.content["signature"] = second.content["signature"], first.content["signature"]
-    assert [refusal(site(keys, tmp_path), message) for message in (first, second)] == ["signature"] * 2
+    first.content["signature"], second.content["signature"] = (
+        second.content["signature"],
+        first.content["signature"],
+    )
+    assert [refusal(site(keys, tmp_path), message) for message in (first, second)] == [
+        "signature"
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -231,7 +294,9 @@ def test_arrays_of_two_requests_cannot_be_swapped(keys: Keys, tmp_path: Path) ->
         (HOUR_S + signing.CLOCK_SKEW_S + 5, "expired"),
     ],
 )
-def test_a_request_holds_for_its_time(keys: Keys, tmp_path: Path, after_s: float, code: str) -> None:
+def test_a_request_holds_for_its_time(
+    keys: Keys, tmp_path: Path, after_s: float, code: str
+) -> None:
     message, now_s = signed(keys), time.time()
     assert refusal(replace(site(keys, tmp_path), clock=lambda: now_s + after_s), message) == code
 
@@ -239,7 +304,9 @@ def test_a_request_holds_for_its_time(keys: Keys, tmp_path: Path, after_s: float
 # ---------------------------------------------------------------- none twice
 
 
-def test_nothing_is_answered_twice_also_by_a_site_that_was_started_anew(keys: Keys, tmp_path: Path) -> None:
+def test_nothing_is_answered_twice_also_by_a_site_that_was_started_anew(
+    keys: Keys, tmp_path: Path
+) -> None:
     message = signed(keys)
     assert refusal(site(keys, tmp_path), message) == ""
     assert refusal(site(keys, tmp_path), message) == "replayed"
@@ -254,21 +321,33 @@ def test_the_ledger_is_private_and_on_the_disk_before_the_answer(
     admission = site(keys, tmp_path / "state")
     path = admission.ledger.path
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (real(fd), synced.append(path.read_bytes() if path.exists() else b"")))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (real(fd), synced.append(path.read_bytes() if path.exists() else b"")),
+    )
     message = signed(keys)
     assert refusal(admission, message) == ""
     number = str(message.content.config_records["signature"]["id"])
     assert number in synced[-1].decode() and path.read_bytes() == synced[-1]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert (
+        stat.S_IMODE(path.stat().st_mode) == 0o600
+        and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    )
 
 
-def test_a_ledger_that_cannot_be_written_means_no_answer(keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_that_cannot_be_written_means_no_answer(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     assert refusal(site(keys, tmp_path / "file"), signed(keys)) == "ledger"
     link = tmp_path / "state/requests-1.ledger"
     link.parent.mkdir()
     link.symlink_to(tmp_path / "elsewhere")
-    assert refusal(site(keys, tmp_path / "state"), signed(keys)) == "ledger" and not (tmp_path / "elsewhere").exists()
+    assert (
+        refusal(site(keys, tmp_path / "state"), signed(keys)) == "ledger"
+        and not (tmp_path / "elsewhere").exists()
+    )
     link.unlink()
 
     def full(descriptor: int) -> None:
@@ -279,7 +358,9 @@ def test_a_ledger_that_cannot_be_written_means_no_answer(keys: Keys, tmp_path: P
     assert refusal(site(keys, tmp_path / "state"), message) == "ledger"
 
 
-def test_a_line_that_a_crash_cut_short_goes_and_a_damaged_ledger_stops_the_site(keys: Keys, tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_short_goes_and_a_damaged_ledger_stops_the_site(
+    keys: Keys, tmp_path: Path
+) -> None:
     message = signed(keys)
     admission = site(keys, tmp_path)
     assert refusal(admission, message) == ""
@@ -334,17 +415,33 @@ def test_two_processes_of_a_site_do_not_answer_one_request_both(keys: Keys, tmp_
 
 
 def correspondence(keys: Keys) -> Correspondence:
-    reply_keys = {number: read_verify_key(keys.enrolled / f"site-{number}.pub", setting="x") for number in range(NODES)}
+    reply_keys = {
+        number: read_verify_key(keys.enrolled / f"site-{number}.pub", setting="x")
+        for number in range(NODES)
+    }
     return Correspondence(read_signing_key(keys.coordinator, setting="x"), reply_keys)
 
 
 def trained(value: float = 1.0) -> Trained:
-    row = {"weight": 10, "update_norm": 1.0, "train_micro_batches": 4, "train_steps": 4, "train_audio_s": 1.0}
-    return Trained(round=3, layout="abc", metrics={1: row}, arrays={"update": np.full(6, value, np.float32)})
+    row = {
+        "weight": 10,
+        "update_norm": 1.0,
+        "train_micro_batches": 4,
+        "train_steps": 4,
+        "train_audio_s": 1.0,
+    }
+    return Trained(
+        round=3, layout="abc", metrics={1: row}, arrays={"update": np.full(6, value, np.float32)}
+    )
 
 
 def reply_of(
-    keys: Keys, request: Message, signer: int = 1, node_id: int = 101, by: str = "", answer: Trained | None = None
+    keys: Keys,
+    request: Message,
+    signer: int = 1,
+    node_id: int = 101,
+    by: str = "",
+    answer: Trained | None = None,
 ) -> Message:
     reply = protocol.reply(request, answer or trained())
     seal = seal_of(keys.folder / f"{by or f'site-{signer}'}.key", signer)
@@ -366,7 +463,9 @@ def verdict(said: Correspondence, reply: Message) -> str:
 def test_a_sites_own_reply_counts_once(keys: Keys) -> None:
     said, request = asked(keys)
     reply = reply_of(keys, request)
-    reply = said_by(101, with_reply_content(request, inflated(reply.content.object_id, deflated(reply.content))))
+    reply = said_by(
+        101, with_reply_content(request, inflated(reply.content.object_id, deflated(reply.content)))
+    )
     assert verdict(said, reply) == "" and verdict(said, reply) == "signature"
 
 
@@ -376,11 +475,19 @@ def with_reply_content(request: Message, content: RecordDict) -> Message:
 
 def test_a_reply_in_another_sites_name_is_refused(keys: Keys) -> None:
     said, request = asked(keys)
-    assert verdict(said, reply_of(keys, request, signer=2)) == "signature"  # site 2 answers for site 1, as itself
-    assert verdict(said, reply_of(keys, request, by="site-2")) == "signature"  # and in its name, by its own key
+    assert (
+        verdict(said, reply_of(keys, request, signer=2)) == "signature"
+    )  # site 2 answers for site 1, as itself
+    assert (
+        verdict(said, reply_of(keys, request, by="site-2")) == "signature"
+    )  # and in its name, by its own key
     assert verdict(said, reply_of(keys, request, by="stranger")) == "signature"
-    assert verdict(said, said_by(101, protocol.reply(request, trained()))) == "signature"  # unsigned
-    assert verdict(said, reply_of(keys, request, node_id=102)) == "signature"  # of a node that was not asked
+    assert (
+        verdict(said, said_by(101, protocol.reply(request, trained()))) == "signature"
+    )  # unsigned
+    assert (
+        verdict(said, reply_of(keys, request, node_id=102)) == "signature"
+    )  # of a node that was not asked
     assert verdict(said, reply_of(keys, request)) == ""  # the true one still counts
 
 
@@ -396,14 +503,18 @@ def test_a_reply_to_another_request_is_refused(keys: Keys) -> None:
 def test_failures_are_believed_of_the_site_alone(keys: Keys) -> None:
     said, request = asked(keys)
     failed = protocol.reply(request, None, [Failure(1, "state_missing")], node=1)
-    assert said.read(said_by(101, failed), Trained).failures == (Failure(-1, "signature", "federated.node_keys"),)
+    assert said.read(said_by(101, failed), Trained).failures == (
+        Failure(-1, "signature", "federated.node_keys"),
+    )
     sealed = seal_of(keys.site(1), 1)(request, failed)
     assert said.read(said_by(101, sealed), Trained).failures == (Failure(1, "state_missing"),)
 
 
 REPLY_ALTERED: dict[str, Callable[[RecordDict], Any]] = {
     "weight": lambda content: content.metric_records["metrics"].__setitem__("weight", [11]),
-    "a whole number for a real one": lambda content: content.metric_records["metrics"].__setitem__("update_norm", [1]),
+    "a whole number for a real one": lambda content: content.metric_records["metrics"].__setitem__(
+        "update_norm", [1]
+    ),
     "update": array("update", np.full(6, 2.0, np.float32)),
     "round": entry("info", "round", 4),
     "a failure more": lambda content: content.__setitem__(
@@ -431,7 +542,9 @@ def test_a_request_never_passes_for_a_reply(keys: Keys) -> None:
     said.sign(request, 1, HOUR_S)
     reply = protocol.reply(request, trained())
     about = dict(request.content.config_records["signature"])
-    reply.content["signature"] = ConfigRecord({"request": about["digest"], "node": 1, "signature": about["signature"]})
+    reply.content["signature"] = ConfigRecord(
+        {"request": about["digest"], "node": 1, "signature": about["signature"]}
+    )
     assert verdict(said, said_by(101, reply)) == "signature"
 
 
@@ -441,8 +554,19 @@ def test_a_request_never_passes_for_a_reply(keys: Keys) -> None:
 def run_settings(tone_folder: Path, folder: Path) -> list[str]:
     manifest = folder / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    data = [f"data.manifest={manifest}", f"data.root={tone_folder}", "federated.connect_timeout_s=0.5"]
-    return ["experiment=demo", *SMALL, *data, "federated.num_rounds=2", "client.local_steps=1", "data.num_workers=0"]
+    data = [
+        f"data.manifest={manifest}",
+        f"data.root={tone_folder}",
+        "federated.connect_timeout_s=0.5",
+    ]
+    return [
+        "experiment=demo",
+        *SMALL,
+        *data,
+        "federated.num_rounds=2",
+        "client.local_steps=1",
+        "data.num_workers=0",
+    ]
 
 
 def with_keys(keys: Keys) -> list[str]:
@@ -465,7 +589,9 @@ def test_a_signed_run_has_the_bits_of_an_unsigned_one_and_hashes_the_model_once_
 
     hashed: list[int] = []
     real = arrays.sha256_of_ndarray
-    monkeypatch.setattr(arrays, "sha256_of_ndarray", lambda values: hashed.append(values.size) or real(values))
+    monkeypatch.setattr(
+        arrays, "sha256_of_ndarray", lambda values: hashed.append(values.size) or real(values)
+    )
     grid = SignedGrid(keys, tmp_path / "signed")
     run_federation(grid, compose([*overrides, *with_keys(keys), f"out={tmp_path / 'b'}"]))
     ours, theirs = model_of(tmp_path / "a"), model_of(tmp_path / "b")
@@ -476,7 +602,9 @@ def test_a_signed_run_has_the_bits_of_an_unsigned_one_and_hashes_the_model_once_
     assert hashed.count(size) == 3 + 2 * NODES
 
 
-def test_a_registered_site_cannot_instruct_another(keys: Keys, tone_folder: Path, tmp_path: Path) -> None:
+def test_a_registered_site_cannot_instruct_another(
+    keys: Keys, tone_folder: Path, tmp_path: Path
+) -> None:
     """It signs with the key that it has, or not at all, or sends on what it was sent: the other does nothing of it."""
     overrides = run_settings(tone_folder, tmp_path)
     grid = SignedGrid(keys, tmp_path / "state")
@@ -485,7 +613,9 @@ def test_a_registered_site_cannot_instruct_another(keys: Keys, tone_folder: Path
     job = str(own.content.config_records["request"]["job"])
 
     def to_site_1(instruction: Instruction) -> Message:
-        return protocol.request(101, instruction, job_json=job, run_key="run", group="0", ttl_s=60.0)
+        return protocol.request(
+            101, instruction, job_json=job, run_key="run", group="0", ttl_s=60.0
+        )
 
     by_itself = to_site_1(Describe(partitions=(1,)))
     signing.sign_request(by_itself, 1, HOUR_S, read_signing_key(keys.site(2), setting="x"))
@@ -499,44 +629,71 @@ def test_a_registered_site_cannot_instruct_another(keys: Keys, tone_folder: Path
     ]
     for message, code in cases:
         reply = answer(message, site_context(grid.configs[101]))
-        assert [failure.code for failure in protocol.read_reply(reply, Description).failures] == [code]
+        assert [failure.code for failure in protocol.read_reply(reply, Description).failures] == [
+            code
+        ]
         assert "metrics" not in reply.content and "arrays" not in reply.content
 
 
 def federation(overrides: list[str], keys: Keys, grid: SignedGrid) -> Federation:
     config = compose([*overrides, *with_keys(keys)])
-    return Federation(StreamingGrid(grid), config, "run", ParameterLayout.of(build_hubert(config.model, config.seed)))
+    return Federation(
+        StreamingGrid(grid),
+        config,
+        "run",
+        ParameterLayout.of(build_hubert(config.model, config.seed)),
+    )
 
 
-def test_a_site_cannot_answer_for_another_in_a_run(keys: Keys, tone_folder: Path, tmp_path: Path) -> None:
+def test_a_site_cannot_answer_for_another_in_a_run(
+    keys: Keys, tone_folder: Path, tmp_path: Path
+) -> None:
     """In the rounds site 2's replies are given in site 0's name; the run goes on without site 0, and the liar's are not in its model."""
-    overrides = [*run_settings(tone_folder, tmp_path), "federated.min_clients=2", "federated.round_retries=0"]
+    overrides = [
+        *run_settings(tone_folder, tmp_path),
+        "federated.min_clients=2",
+        "federated.round_retries=0",
+    ]
     grid = SignedGrid(keys, tmp_path / "state")
 
     def in_the_name_of_site_0(node: int, reply: Message) -> Message:
         if node != 100 or reply.metadata.message_type != "train.round":
             return reply
-        content = RecordDict({name: record for name, record in reply.content.items() if name != "signature"})
+        content = RecordDict(
+            {name: record for name, record in reply.content.items() if name != "signature"}
+        )
         forged = Message(content, reply_to=grid.requests[-1])
         return said_by(100, seal_of(keys.site(2), 0)(grid.requests[-1], forged))
 
     grid.on_reply = in_the_name_of_site_0
     out = tmp_path / "out"
-    (keys.folder / "server.crt").write_bytes(b"of no use, which is said when a run begins, and stops none")
-    run_federation(grid, compose([*overrides, *with_keys(keys), "federated.client_fraction=1.0", f"out={out}"]))
+    (keys.folder / "server.crt").write_bytes(
+        b"of no use, which is said when a run begins, and stops none"
+    )
+    run_federation(
+        grid, compose([*overrides, *with_keys(keys), "federated.client_fraction=1.0", f"out={out}"])
+    )
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round"]
     assert len(rounds) == 2
     assert "server.crt: cannot say when it runs out" in (out / "federated_training.log").read_text()
     for event in rounds:
         assert [client["partition"] for client in event["clients"]] == [1, 2]
-        assert [(failure["partition"], failure["code"]) for failure in event["failed"]] == [(0, "signature")]
+        assert [(failure["partition"], failure["code"]) for failure in event["failed"]] == [
+            (0, "signature")
+        ]
 
 
 def test_a_site_that_names_a_key_enforces_it_or_answers_nothing(keys: Keys, tmp_path: Path) -> None:
-    grid = SignedGrid(keys, tmp_path, node_configs=[{"partition-id": 1, "num-partitions": NODES, "coordinator-key": "/no/such"}])
+    grid = SignedGrid(
+        keys,
+        tmp_path,
+        node_configs=[{"partition-id": 1, "num-partitions": NODES, "coordinator-key": "/no/such"}],
+    )
     (name,) = grid.push_messages([signed(keys, Describe(), node=0)])
-    assert protocol.read_reply(grid.replies[name], Description).failures == (Failure(-1, "config", "coordinator-key"),)
+    assert protocol.read_reply(grid.replies[name], Description).failures == (
+        Failure(-1, "config", "coordinator-key"),
+    )
     with pytest.raises(ConfigError, match="chmod 600"):
         open_key = tmp_path / "open.key"
         open_key.write_bytes(keys.site(1).read_bytes())
@@ -559,26 +716,37 @@ def test_settings_that_do_not_fit_are_named(keys: Keys, tmp_path: Path) -> None:
         compose_and_connect = [*with_keys(keys)[:1], f"federated.signing_key={keys.pinned}"]
         keys.pinned.chmod(0o600)
         config = compose(["experiment=demo", *SMALL, *compose_and_connect])
-        Federation(StreamingGrid(SignedGrid(keys, tmp_path)), config, "run", ParameterLayout.of(build_hubert(config.model, 0)))
+        Federation(
+            StreamingGrid(SignedGrid(keys, tmp_path)),
+            config,
+            "run",
+            ParameterLayout.of(build_hubert(config.model, 0)),
+        )
 
 
 # ---------------------------------------------------------------- fuzz
 
 
 @budget(80, 4000)
-def test_whatever_the_bytes_a_site_does_what_was_signed_or_nothing(keys: Keys, tmp_path: Path, examples: int) -> None:
+def test_whatever_the_bytes_a_site_does_what_was_signed_or_nothing(
+    keys: Keys, tmp_path: Path, examples: int
+) -> None:
     admission = site(keys, tmp_path)
 
     def holds(draw: Any) -> None:
         message = arrived(signed(keys))
-        before = signing._request_digest(message, ENVELOPE, described(message, protocol.read_request(message).arrays))
+        before = signing._request_digest(
+            message, ENVELOPE, described(message, protocol.read_request(message).arrays)
+        )
         disturb(draw, message.content)
         try:
             request = admission(message, protocol.read_request(message))
         except FedhubertError as error:
             assert error.code in ("federation", "config", "not_signed", "signature")
             return
-        assert signing._request_digest(message, ENVELOPE, described(message, request.arrays)) == before
+        assert (
+            signing._request_digest(message, ENVELOPE, described(message, request.arrays)) == before
+        )
 
     check(examples, st.data(), holds)
 
@@ -591,14 +759,19 @@ ENVELOPE = signing.Envelope(1, "0" * 32, 0, 1)
 
 
 @budget(80, 4000)
-def test_whatever_the_bytes_a_server_takes_what_was_signed_or_nothing(keys: Keys, examples: int) -> None:
+def test_whatever_the_bytes_a_server_takes_what_was_signed_or_nothing(
+    keys: Keys, examples: int
+) -> None:
     said, request = asked(keys)
     number = said._asked[101]
 
     def holds(draw: Any) -> None:
         said._asked[101] = number
         reply = reply_of(keys, request)
-        reply = said_by(101, with_reply_content(request, inflated(reply.content.object_id, deflated(reply.content))))
+        reply = said_by(
+            101,
+            with_reply_content(request, inflated(reply.content.object_id, deflated(reply.content))),
+        )
         whole = protocol.read_reply(reply, Trained)
         disturb(draw, reply.content)
         read = said.read(reply, Trained)
@@ -612,9 +785,15 @@ def test_whatever_the_bytes_a_server_takes_what_was_signed_or_nothing(keys: Keys
 
 
 @budget(80, 4000)
-def test_the_record_of_a_signature_may_be_anything(keys: Keys, tmp_path: Path, examples: int) -> None:
+def test_the_record_of_a_signature_may_be_anything(
+    keys: Keys, tmp_path: Path, examples: int
+) -> None:
     message = signed(keys)
-    whole = {name: value for name, value in message.content.config_records["signature"].items() if name != "signature"}
+    whole = {
+        name: value
+        for name, value in message.content.config_records["signature"].items()
+        if name != "signature"
+    }
     admission = site(keys, tmp_path)
 
     def holds(draw: Any) -> None:

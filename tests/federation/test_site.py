@@ -87,28 +87,44 @@ def test_what_is_asked_done_refused_and_sent_is_a_line_each() -> None:
     said = see(FakeNode(["fine", "refuse"]))
     assert said[0].startswith("ready")
     assert said[1] == "train.round 4 asked, 2.0 MB" and said[2].startswith("train.round 4 done in ")
-    assert said[2].endswith("reply sent, 1.0 MB") and ": config (data.manifest); reply sent" in said[4]
+    assert (
+        said[2].endswith("reply sent, 1.0 MB") and ": config (data.manifest); reply sent" in said[4]
+    )
 
 
 @pytest.mark.parametrize(
-    ("what", "why"), [("hang", "not done after"), ("exit", "exit code 3"), ("raise", "ValueError (see site.log")]
+    ("what", "why"),
+    [("hang", "not done after"), ("exit", "exit code 3"), ("raise", "ValueError (see site.log")],
 )
-def test_whatever_becomes_of_a_message_it_is_answered_and_so_is_the_next(what: str, why: str) -> None:
+def test_whatever_becomes_of_a_message_it_is_answered_and_so_is_the_next(
+    what: str, why: str
+) -> None:
     node = FakeNode([what, "fine"])
     said = see(node, Behaving(limit_s=1.0 if what == "hang" else PATIENCE_S))
     assert node.done == [("error reply", what), ("finish", what), ("stop",)]
     failed = [line for line in said if "failed" in line]
-    assert len(failed) == 1 and why in failed[0] and "told that there is no reply" in failed[0] and "secret" not in " ".join(said)
+    assert (
+        len(failed) == 1
+        and why in failed[0]
+        and "told that there is no reply" in failed[0]
+        and "secret" not in " ".join(said)
+    )
     assert said[-2].startswith("train.round 4 done")
-    assert sum(line.startswith("ready") for line in said) == (1 if what == "raise" else 2)  # else a new worker
+    assert sum(line.startswith("ready") for line in said) == (
+        1 if what == "raise" else 2
+    )  # else a new worker
 
 
 def test_a_message_that_was_not_even_read_is_answered_or_left_to_the_supernode() -> None:
     node = FakeNode(["die unread", "fine"])
     said = see(node)
-    assert node.done == [("stop",)] and any("tells the coordinator within a minute" in line for line in said)
+    assert node.done == [("stop",)] and any(
+        "tells the coordinator within a minute" in line for line in said
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedhubert.federation.site.resident.error_reply", lambda message, reason: message)
+        patch.setattr(
+            "fedhubert.federation.site.resident.error_reply", lambda message, reason: message
+        )
         node = FakeNode(["die unread"], envelope=FALLBACK)
         see(node)
     assert node.done == [("error reply", "die unread"), ("finish", "die unread"), ("stop",)]
@@ -117,7 +133,9 @@ def test_a_message_that_was_not_even_read_is_answered_or_left_to_the_supernode()
 def test_half_a_reply_makes_the_supernode_begin_anew() -> None:
     node = FakeNode(["die pushing", "fine"])
     said = see(node)
-    assert node.done == [("renew",), ("stop",)] and any("while its reply was leaving" in line for line in said)
+    assert node.done == [("renew",), ("stop",)] and any(
+        "while its reply was leaving" in line for line in said
+    )
 
 
 def test_work_that_nobody_wants_any_more_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +179,9 @@ def test_a_supernode_that_is_away_is_waited_for_and_said_once() -> None:
             return super().claim()
 
     said = see(Away(["fine"]))
-    assert sum("waiting for the SuperNode" in line for line in said) == 1 and any("train.round 4 done" in line for line in said)
+    assert sum("waiting for the SuperNode" in line for line in said) == 1 and any(
+        "train.round 4 done" in line for line in said
+    )
 
 
 def test_a_worker_says_how_it_ended() -> None:
@@ -169,7 +189,9 @@ def test_a_worker_says_how_it_ended() -> None:
     worker.start()
     assert worker.wait(PATIENCE_S) == Ready() and not worker.busy
     worker.do(Job("", "raise"))
-    assert isinstance(worker.wait(PATIENCE_S), Pulled) and worker.wait(PATIENCE_S) == Raised("ValueError")
+    assert isinstance(worker.wait(PATIENCE_S), Pulled) and worker.wait(PATIENCE_S) == Raised(
+        "ValueError"
+    )
     assert worker.pid is not None
     os.kill(worker.pid, 9)
     with pytest.raises(WorkerDied, match="killed by SIGKILL"):
@@ -181,13 +203,22 @@ def test_a_worker_says_how_it_ended() -> None:
 
 
 def message(task: str, ttl_s: float = 4200.0) -> Message:
-    return Message(RecordDict({"request": ConfigRecord({"task": task})}), 1, "train.round", ttl=ttl_s)
+    return Message(
+        RecordDict({"request": ConfigRecord({"task": task})}), 1, "train.round", ttl=ttl_s
+    )
 
 
 @pytest.mark.usefixtures("app_identity")
 def test_the_limit_of_a_message_is_its_budget_or_its_time_to_live() -> None:
     assert limit_s(message('{"budget_s": 60}')) == 60
-    for task in ('{"budget_s": 1e9}', '{"budget_s": NaN}', '{"budget_s": []}', "{}", "[" * 100_000, "no"):
+    for task in (
+        '{"budget_s": 1e9}',
+        '{"budget_s": NaN}',
+        '{"budget_s": []}',
+        "{}",
+        "[" * 100_000,
+        "no",
+    ):
         assert limit_s(message(task)) == 4200.0
     assert limit_s(Message(RecordDict(), 1, "train.round", ttl=5.0)) == 5.0
 
@@ -195,14 +226,22 @@ def test_the_limit_of_a_message_is_its_budget_or_its_time_to_live() -> None:
 @pytest.mark.usefixtures("app_identity")
 def test_what_the_terminal_shows_is_printable() -> None:
     assert printable("train\x1b[2J\n" + "x" * 100) == "train?[2J?" + "x" * 54
-    reply = Message(RecordDict({"failures": ConfigRecord({"partition": [0], "code": ["data"], "setting": ["a.b"]})}), 1, "query")
+    reply = Message(
+        RecordDict(
+            {"failures": ConfigRecord({"partition": [0], "code": ["data"], "setting": ["a.b"]})}
+        ),
+        1,
+        "query",
+    )
     assert refusals(reply) == ("data (a.b)",)
 
 
 # -- the SuperNode, played by a script
 
 
-def test_a_supernode_is_started_again_until_its_key_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_supernode_is_started_again_until_its_key_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = tmp_path / "supernode.sh"
     script.write_text(
         f"#!/bin/sh\nif [ ! -e {tmp_path}/seen ]; then touch {tmp_path}/seen; echo '[code: 2004] Failed'; exit 203; fi\n"
@@ -216,7 +255,10 @@ def test_a_supernode_is_started_again_until_its_key_is_taken(tmp_path: Path, mon
     deadline = time.monotonic() + PATIENCE_S
     while not (node.tend() and node.has_passed_on(1)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert said[0].startswith("SuperNode: the coordinator does not take the key: it counts as in use") and "again in" in said[0]
+    assert (
+        said[0].startswith("SuperNode: the coordinator does not take the key: it counts as in use")
+        and "again in" in said[0]
+    )
     assert said[1] == "connected to coordinator:1"
     assert "SuperNode ID: 7" in (tmp_path / "supernode.log").read_text()
     secret = node._secret
@@ -231,7 +273,19 @@ def test_a_supernode_is_started_again_until_its_key_is_taken(tmp_path: Path, mon
 
 def test_a_site_obeys_its_coordinator_within_its_policy(tmp_path: Path) -> None:
     """Keys are asked first, then the policy: the strict one where the site has audio of its own and names no other."""
-    assert main(["certs", "--coordinator", "--host", "localhost", "--out", str(tmp_path / "coordinator")]) == 0
+    assert (
+        main(
+            [
+                "certs",
+                "--coordinator",
+                "--host",
+                "localhost",
+                "--out",
+                str(tmp_path / "coordinator"),
+            ]
+        )
+        == 0
+    )
     config = {
         "partition-id": 0,
         "num-partitions": 2,
@@ -242,8 +296,12 @@ def test_a_site_obeys_its_coordinator_within_its_policy(tmp_path: Path) -> None:
     signed, guarded = site_context(SiteOptions(config)).admissions
     assert isinstance(signed, SignedRequests) and isinstance(guarded.__self__, Guard)
     assert guarded.__self__.policy == default_policy(own_data=True)
-    (tmp_path / "policy.yaml").write_text(explain_policy(None).replace("min_frames: 20", "min_frames: 50"))
-    (_, guarded) = site_context(SiteOptions({**config, "policy": str(tmp_path / "policy.yaml")})).admissions
+    (tmp_path / "policy.yaml").write_text(
+        explain_policy(None).replace("min_frames: 20", "min_frames: 50")
+    )
+    (_, guarded) = site_context(
+        SiteOptions({**config, "policy": str(tmp_path / "policy.yaml")})
+    ).admissions
     assert guarded.__self__.policy.kmeans.min_frames == 50
     with pytest.raises(ConfigError, match="nothing-there"):
         site_context(SiteOptions({**config, "policy": str(tmp_path / "nothing-there.yaml")}))

@@ -55,9 +55,21 @@ COORDINATOR = ("--superlink", "h:1")
 AUDIO = ("--manifest", "calls.csv")
 
 
-def test_a_folder_of_keys_says_who_the_site_is(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_of_keys_says_who_the_site_is(
+    own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
-    made = plan(*COORDINATOR, *AUDIO, "--keys", str(own), "--of", "3", "--set", "min-frames=50", "audit=false")
+    made = plan(
+        *COORDINATOR,
+        *AUDIO,
+        "--keys",
+        str(own),
+        "--of",
+        "3",
+        "--set",
+        "min-frames=50",
+        "audit=false",
+    )
     assert (made.key, made.certificates) == (own / "node-1.key", own / "ca.crt")
     config = dict(made.options.node_config)
     assert config.pop("state-dir").endswith("state")
@@ -86,7 +98,10 @@ def test_a_folder_of_keys_says_who_the_site_is(own: Path, monkeypatch: pytest.Mo
             (*COORDINATOR, "--insecure", "--number", "0", "--of", "3", "--set", "manifest=x"),
             "KEY is one of audit, centroids-hash",
         ),
-        ((*COORDINATOR, "--insecure", "--number", "0", "--of", "3", "--set", "min-frames"), "KEY=VALUE"),
+        (
+            (*COORDINATOR, "--insecure", "--number", "0", "--of", "3", "--set", "min-frames"),
+            "KEY=VALUE",
+        ),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(arguments: tuple[str, ...], words: str) -> None:
@@ -109,12 +124,24 @@ def test_policies_that_this_version_does_not_have_are_said(
     assert "no site policies: leave out --policy" in capsys.readouterr().err
 
 
-def test_a_sites_own_supernode_is_reached_past_the_networks_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("http_proxy", "http://proxy:1"), ("no_proxy", "intranet"), ("NO_PROXY", "")):
+def test_a_sites_own_supernode_is_reached_past_the_networks_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("http_proxy", "http://proxy:1"),
+        ("no_proxy", "intranet"),
+        ("NO_PROXY", ""),
+    ):
         monkeypatch.setenv(name, value)
-    made = plan(*COORDINATOR, *AUDIO, "--insecure", "--number=0", "--of=1", f"--state-dir={tmp_path}")
+    made = plan(
+        *COORDINATOR, *AUDIO, "--insecure", "--number=0", "--of=1", f"--state-dir={tmp_path}"
+    )
     made.node(print).stop()
-    assert proxy_bypass("127.0.0.1:9094") and proxy_bypass("intranet") and not proxy_bypass("superlink.example.org")
+    assert (
+        proxy_bypass("127.0.0.1:9094")
+        and proxy_bypass("intranet")
+        and not proxy_bypass("superlink.example.org")
+    )
 
 
 # -- --check
@@ -146,11 +173,22 @@ def coordinator(folder: Path | None) -> Iterator[int]:
 
 
 @pytest.fixture
-def look(own: Path, manifest: Path, tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> object:
+def look(
+    own: Path, manifest: Path, tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> object:
     """Check a site against a port; returns exit code and what is said, by what was looked at."""
 
     def go(port: int, *more: str) -> tuple[int, dict[str, list[str]]]:
-        where = ["--superlink", f"localhost:{port}", "--keys", str(own), "--of", "3", "--state-dir", str(tmp_path / "state")]
+        where = [
+            "--superlink",
+            f"localhost:{port}",
+            "--keys",
+            str(own),
+            "--of",
+            "3",
+            "--state-dir",
+            str(tmp_path / "state"),
+        ]
         audio = ["--manifest", str(manifest), "--audio-root", str(tone_folder), "--device", "cpu"]
         code = main(["site", *where, *audio, *more, "--check"])
         said: dict[str, list[str]] = {}
@@ -168,28 +206,41 @@ def test_a_site_that_would_work(look, certs: Path) -> None:
     assert said["key"][0].startswith("ok") and "mode 0600" in said["key"][0]
     assert said["certificate"][0].startswith("ok") and "days" in said["certificate"][0]
     assert "12 utterances, 0.0 h of audio in" in said["manifest"][0]
-    assert "GB free" in said["state folder"][0] and said["device"][0].startswith("ok      device: cpu")
+    assert "GB free" in said["state folder"][0] and said["device"][0].startswith(
+        "ok      device: cpu"
+    )
     answers, expiry = said["coordinator"]
     assert "answers in TLSv1" in answers
-    assert expiry.startswith("warning") and "19 days; tell the coordinator to renew it" in expiry  # 30 days ahead
+    assert (
+        expiry.startswith("warning") and "19 days; tell the coordinator to renew it" in expiry
+    )  # 30 days ahead
 
 
-def test_what_is_wrong_is_said_with_its_remedy(look, own: Path, certs: Path, tmp_path: Path, manifest: Path) -> None:
+def test_what_is_wrong_is_said_with_its_remedy(
+    look, own: Path, certs: Path, tmp_path: Path, manifest: Path
+) -> None:
     other = tmp_path / "other"
     make_certificates(other, ["localhost"], 0, days=20)
     (own / "node-1.key").chmod(0o644)
     broken = tmp_path / "broken.csv"
     broken.write_text("path,speaker,num_samples,sample_rate\ngone.wav,a,16000,16000\n")
     with coordinator(other) as port:
-        code, said = look(port, "--manifest", str(broken), "--device", "cuda:7", "--audio-root", str(tmp_path))
+        code, said = look(
+            port, "--manifest", str(broken), "--device", "cuda:7", "--audio-root", str(tmp_path)
+        )
     assert code == 1
     assert f"chmod 600 {own / 'node-1.key'}" in said["key"][0] and "mode 0644" in said["key"][0]
     assert "gone.wav No such file" in said["manifest"][0]
     assert said["device"][0].startswith("problem") and "use auto or cpu" in said["device"][0]
-    assert "is not to be believed" in said["coordinator"][0] and "wrong ca.crt" in said["coordinator"][0]
+    assert (
+        "is not to be believed" in said["coordinator"][0]
+        and "wrong ca.crt" in said["coordinator"][0]
+    )
 
 
-def test_a_coordinator_that_is_not_there_or_speaks_no_tls(look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_coordinator_that_is_not_there_or_speaks_no_tls(
+    look, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with coordinator(None) as port:
         assert "does not speak TLS" in look(port)[1]["coordinator"][0]
     assert "does not answer" in look(port)[1]["coordinator"][0]
@@ -199,14 +250,25 @@ def test_what_is_no_key_and_no_certificate_is_said(look, own: Path) -> None:
     (own / "node-1.key").write_text("no key")
     (own / "ca.crt").write_text("no certificate")
     said = look(1)[1]
-    assert "is no private key of a site; make one" in said["key"][0] and "holds no certificate" in said["certificate"][0]
+    assert (
+        "is no private key of a site; make one" in said["key"][0]
+        and "holds no certificate" in said["certificate"][0]
+    )
 
 
-def test_an_authority_that_runs_out_and_a_full_disk_are_said(look, certs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_authority_that_runs_out_and_a_full_disk_are_said(
+    look, certs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checks, "WARN_DAYS", 4000)
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda folder: argparse.Namespace(free=1e9))
     with coordinator(certs) as port:
         code, said = look(port)
     assert code == 1
-    assert said["certificate"][0].startswith("warning") and "ask the coordinator for a new ca.crt" in said["certificate"][0]
-    assert said["state folder"][0].startswith("problem") and "1.0 GB free; make room" in said["state folder"][0]
+    assert (
+        said["certificate"][0].startswith("warning")
+        and "ask the coordinator for a new ca.crt" in said["certificate"][0]
+    )
+    assert (
+        said["state folder"][0].startswith("problem")
+        and "1.0 GB free; make room" in said["state folder"][0]
+    )

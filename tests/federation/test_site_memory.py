@@ -52,7 +52,9 @@ class Replaying:
         for record in reply.content.array_records.values():
             for name, array in record.items():
                 digest.update(name.encode() + array.numpy().tobytes())
-        for name, values in sorted((name, values) for name, values in reply.content.config_records.items()):
+        for name, values in sorted(
+            (name, values) for name, values in reply.content.config_records.items()
+        ):
             digest.update(f"{name} {dict(values)}".encode())
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         say(Answered(digest.hexdigest(), pages * os.sysconf("SC_PAGE_SIZE")))
@@ -80,12 +82,28 @@ def answers(work: Replaying, numbers: list[int]) -> list[Answered]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
-def test_two_hundred_messages_have_the_bits_of_fresh_processes_and_take_no_more_memory(tone_folder: Path, tmp_path: Path) -> None:
+def test_two_hundred_messages_have_the_bits_of_fresh_processes_and_take_no_more_memory(
+    tone_folder: Path, tmp_path: Path
+) -> None:
     manifest = tmp_path / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    small = ["experiment=demo", *SMALL, f"data.manifest={manifest}", "federated.num_clients=1", "federated.num_rounds=3"]
-    config: dict[str, str | int] = {"partition-id": 0, "num-partitions": 1, "manifest": str(manifest)}
-    config |= {"audio-root": str(tone_folder), "state-dir": str(tmp_path / "state"), "device": "cpu"}
+    small = [
+        "experiment=demo",
+        *SMALL,
+        f"data.manifest={manifest}",
+        "federated.num_clients=1",
+        "federated.num_rounds=3",
+    ]
+    config: dict[str, str | int] = {
+        "partition-id": 0,
+        "num-partitions": 1,
+        "manifest": str(manifest),
+    }
+    config |= {
+        "audio-root": str(tone_folder),
+        "state-dir": str(tmp_path / "state"),
+        "device": "cpu",
+    }
     grid = InProcessGrid([config])
     run_federation(grid, compose([*small, f"out={tmp_path / 'run'}"]))
     kinds = [request.metadata.message_type for request in grid.requests]
@@ -96,9 +114,15 @@ def test_two_hundred_messages_have_the_bits_of_fresh_processes_and_take_no_more_
     numbers = [number % len(kinds) for number in range(200)]
     found = answers(work, numbers)
     first_round = kinds.index("train.round")
-    for number in (0, first_round, first_round + 1):  # what a process says that has done nothing else
+    for number in (
+        0,
+        first_round,
+        first_round + 1,
+    ):  # what a process says that has done nothing else
         (fresh,) = answers(work, [number])
-        assert {answer.digest for answer, asked in zip(found, numbers, strict=True) if asked == number} == {fresh.digest}
+        assert {
+            answer.digest for answer, asked in zip(found, numbers, strict=True) if asked == number
+        } == {fresh.digest}
     assert len({answer.digest for answer in found}) > 3
     early, late = found[49].resident_bytes, found[-1].resident_bytes
     print(f"resident after 50 messages {early / 1e6:.1f} MB, after 200 {late / 1e6:.1f} MB")

@@ -10,7 +10,13 @@ from flwr.app import Message, RecordDict
 from fedhubert.federation.site.context import SiteOptions
 from fedhubert.federation.site.work import Pulled, Pushing, SiteWork
 from fedhubert.federation.site.worker import Event, Job
-from fedhubert.federation.wire.flower import SuperNodeApi, Unreachable, UnsupportedFlower, error_reply, supernode_command
+from fedhubert.federation.wire.flower import (
+    SuperNodeApi,
+    Unreachable,
+    UnsupportedFlower,
+    error_reply,
+    supernode_command,
+)
 from tests.flower import HandMadeSuperNode, record_of
 
 SECRET = b"known to the site alone"
@@ -40,7 +46,11 @@ def test_a_message_is_taken_once_answered_and_over(node: HandMadeSuperNode) -> N
     task = api.pull(token)
     assert task.message.metadata.message_type == "train.round"
     assert task.message.content["arrays"]["weights"].numpy().sum() == 1000
-    api.push(token, Message(RecordDict({"arrays": task.message.content["arrays"]}), reply_to=task.message), task)
+    api.push(
+        token,
+        Message(RecordDict({"arrays": task.message.content["arrays"]}), reply_to=task.message),
+        task,
+    )
     api.finish(token)
     (reply,) = node.replies()
     assert reply.content["arrays"]["weights"].numpy().sum() == 1000 and node.unfinished() == 0
@@ -65,7 +75,11 @@ def test_a_reply_that_says_that_there_is_none(node: HandMadeSuperNode) -> None:
     api.push(token, error_reply(task.message, "the site could not answer"), task)
     api.finish(token, "failed")
     (reply,) = node.replies()
-    assert reply.has_error() and reply.error.reason == "the site could not answer" and node.unfinished() == 0
+    assert (
+        reply.has_error()
+        and reply.error.reason == "the site could not answer"
+        and node.unfinished() == 0
+    )
 
 
 def test_a_message_that_nobody_has_read_can_still_be_refused(node: HandMadeSuperNode) -> None:
@@ -83,7 +97,9 @@ def test_a_message_that_nobody_has_read_can_still_be_refused(node: HandMadeSuper
 
 @pytest.mark.parametrize("kind", ["query", "train", "train.round"])
 @pytest.mark.parametrize("task", ["flwr-clientapp", "flwr-agentapp"])
-def test_the_code_of_a_run_is_not_looked_at(node: HandMadeSuperNode, tmp_path: Path, kind: str, task: str) -> None:
+def test_the_code_of_a_run_is_not_looked_at(
+    node: HandMadeSuperNode, tmp_path: Path, kind: str, task: str
+) -> None:
     """What is no request of fedhubert's is answered with a code, whatever archive comes with it: this one could not even be opened."""
     node.hand_out(stranger(kind), b"no archive at all", task)
     token = SuperNodeApi(node.address, SECRET).claim()
@@ -93,10 +109,18 @@ def test_the_code_of_a_run_is_not_looked_at(node: HandMadeSuperNode, tmp_path: P
         Job(node.address, token), said.append
     )
     pulled, pushing = said
-    assert isinstance(pulled, Pulled) and (pulled.kind, pulled.group, pulled.num_bytes, pulled.limit_s) == (kind, "3", 4000, 60.0)
+    assert isinstance(pulled, Pulled) and (
+        pulled.kind,
+        pulled.group,
+        pulled.num_bytes,
+        pulled.limit_s,
+    ) == (kind, "3", 4000, 60.0)
     assert pushing == Pushing(0, ("federation (version)",))
     (reply,) = node.replies()
-    assert reply.content.config_records["failures"]["code"] == ["federation"] and node.unfinished() == 0
+    assert (
+        reply.content.config_records["failures"]["code"] == ["federation"]
+        and node.unfinished() == 0
+    )
 
 
 def test_a_supernode_that_is_not_there_is_said(tmp_path: Path) -> None:
@@ -105,13 +129,23 @@ def test_a_supernode_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert "secret" not in repr(SuperNodeApi("127.0.0.1:1", SECRET)).lower().replace("known", "")
 
 
-def test_a_flower_that_has_it_elsewhere_is_an_error_by_name(node: HandMadeSuperNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flower_that_has_it_elsewhere_is_an_error_by_name(
+    node: HandMadeSuperNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "flwr.supernode.runtime.run_clientapp", None)
-    with pytest.raises(UnsupportedFlower, match="run_clientapp.pull_task_input; fedhubert supports"):
+    with pytest.raises(
+        UnsupportedFlower, match="run_clientapp.pull_task_input; fedhubert supports"
+    ):
         SuperNodeApi(node.address, SECRET).pull("token")
 
 
 def test_the_supernode_is_started_to_run_no_code() -> None:
     command = supernode_command("h:1", 9000, Path("/s"), Path("/ca"), Path("/k"))
-    assert Path(command[0]).name == "flower-supernode" and "--isolation=process" in command and "--host=127.0.0.1" in command
-    assert "--insecure" not in command and "--insecure" in supernode_command("h:1", 9000, Path("/s"), None, None)
+    assert (
+        Path(command[0]).name == "flower-supernode"
+        and "--isolation=process" in command
+        and "--host=127.0.0.1" in command
+    )
+    assert "--insecure" not in command and "--insecure" in supernode_command(
+        "h:1", 9000, Path("/s"), None, None
+    )

@@ -45,16 +45,26 @@ def updates(kind: str) -> np.ndarray[Any, Any]:
 def test_cosines_are_as_exact_as_they_are_said_to_be(kind: str) -> None:
     drawn = updates(kind)
     mean = drawn.mean(axis=0)
-    true = np.array([cosine(update.astype(np.float64), mean.astype(np.float64)) for update in drawn])
+    true = np.array(
+        [cosine(update.astype(np.float64), mean.astype(np.float64)) for update in drawn]
+    )
     assert true.min() < 0.2 < 0.8 < true.max()
     errors = []
     for number in range(40):
         whole = sketch_of(torch.from_numpy(mean), 0, number)
         assert whole.shape == (NUM_SUMS,) and whole.dtype == np.float32
-        errors.append([sketched_cosine(sketch_of(torch.from_numpy(update), 0, number), whole) for update in drawn] - true)
+        errors.append(
+            [
+                sketched_cosine(sketch_of(torch.from_numpy(update), 0, number), whole)
+                for update in drawn
+            ]
+            - true
+        )
     bound = 1.0 / np.sqrt(NUM_SUMS)
     assert np.sqrt(np.mean(np.square(errors))) < bound  # over rounds, with other signs in each
-    assert np.abs(np.mean(errors, axis=0)).max() < 4 * bound / np.sqrt(len(errors))  # and without a bias
+    assert np.abs(np.mean(errors, axis=0)).max() < 4 * bound / np.sqrt(
+        len(errors)
+    )  # and without a bias
     assert np.abs(errors).max() < 4.5 * bound
 
 
@@ -65,7 +75,10 @@ def test_sketches_are_linear_and_the_same_everywhere() -> None:
     assert np.array_equal(sketch_of(left, 3, 5), sketch_of(left.clone(), 3, 5))
     for seed, number in ((3, 6), (4, 5)):
         assert not np.array_equal(sketch_of(left, 3, 5), sketch_of(left, seed, number))
-    assert np.abs(sketch_of(torch.tensor([1.5, -2.0]), 0, 1)).tolist() == [1.5, 2.0]  # shorter than a sketch: the signs alone
+    assert np.abs(sketch_of(torch.tensor([1.5, -2.0]), 0, 1)).tolist() == [
+        1.5,
+        2.0,
+    ]  # shorter than a sketch: the signs alone
     assert sketched_cosine(sketch_of(left, 0, 1), np.zeros(NUM_SUMS, np.float32)) is None
 
 
@@ -74,16 +87,27 @@ def test_the_server_tells_each_clients_cosine_to_the_aggregate(strategy: str) ->
     sent = np.random.default_rng(0).standard_normal((5, NUMEL)).astype(np.float32)
 
     def answer(node: int, task: dict[str, Any]) -> Message:
-        sketch = None if node == 104 else sketch_of(torch.from_numpy(sent[node - 100]), 7, task["round"])[None]
+        sketch = (
+            None
+            if node == 104
+            else sketch_of(torch.from_numpy(sent[node - 100]), 7, task["round"])[None]
+        )
         return reply(node, sent[node - 100], round=task["round"], sketches=sketch)
 
-    settings = ["federated.num_clients=5", "federated.client_fraction=1", "seed=7", f"federated.strategy={strategy}"]
+    settings = [
+        "federated.num_clients=5",
+        "federated.client_fraction=1",
+        "seed=7",
+        f"federated.strategy={strategy}",
+    ]
     played = Played(settings, answer)
     played.run(1)
     mean = np.median(sent, axis=0) if strategy == "FedMedian" else sent.mean(axis=0)
     clients, drift = played.outcomes[0].clients, played.outcomes[0].drift
     expected = [cosine(update, mean) for update in sent[:4]]
-    assert [clients[number]["cosine_to_mean"] for number in range(4)] == pytest.approx(expected, abs=1e-5)
+    assert [clients[number]["cosine_to_mean"] for number in range(4)] == pytest.approx(
+        expected, abs=1e-5
+    )
     assert "cosine_to_mean" not in clients[4]  # a site that sends no sketch
     assert drift["cosine_to_mean"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert drift["lowest_cosine_to_mean"] == pytest.approx(min(expected), abs=1e-5)
@@ -93,9 +117,16 @@ def test_the_server_tells_each_clients_cosine_to_the_aggregate(strategy: str) ->
 def test_a_private_round_looks_at_no_sketch() -> None:
     def answer(node: int, task: dict[str, Any]) -> Message:
         update = np.full(NUMEL, 0.1, np.float32)
-        return reply(node, update, weight=1, round=task["round"], update_unclipped=1, sketches=update[None])
+        return reply(
+            node, update, weight=1, round=task["round"], update_unclipped=1, sketches=update[None]
+        )
 
-    private = ["privacy=central", "privacy.clip_norm=1", "federated.num_clients=4", "federated.client_fraction=1"]
+    private = [
+        "privacy=central",
+        "privacy.clip_norm=1",
+        "federated.num_clients=4",
+        "federated.client_fraction=1",
+    ]
     played = Played([*private, "federated.strategy=FedAvg"], answer)
     played.run(1)
     assert len(played.outcomes[0].clients) == 4 and not any(
@@ -110,26 +141,44 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     return ["experiment=demo", f"data.manifest={manifest}", f"data.root={tone_folder}", *SMALL]
 
 
-def run(out: Path, settings: list[str], nodes: int, *overrides: str) -> tuple[list[dict[str, Any]], InProcessGrid]:
-    grid = InProcessGrid([{"partition-id": number, "num-partitions": nodes} for number in range(nodes)])
-    result = run_federation(grid, compose([*settings, *overrides, f"out={out}", f"client.state_dir={out}/state"]))
-    return [event for event in read_events(result.folder.metrics_file) if event["event"] == "round"], grid
+def run(
+    out: Path, settings: list[str], nodes: int, *overrides: str
+) -> tuple[list[dict[str, Any]], InProcessGrid]:
+    grid = InProcessGrid(
+        [{"partition-id": number, "num-partitions": nodes} for number in range(nodes)]
+    )
+    result = run_federation(
+        grid, compose([*settings, *overrides, f"out={out}", f"client.state_dir={out}/state"])
+    )
+    return [
+        event for event in read_events(result.folder.metrics_file) if event["event"] == "round"
+    ], grid
 
 
 def sketches(grid: InProcessGrid) -> int:
-    replies = [protocol.read_reply(answer, Trained) for answer in grid.answers if answer.metadata.message_type == Train.KIND]
+    replies = [
+        protocol.read_reply(answer, Trained)
+        for answer in grid.answers
+        if answer.metadata.message_type == Train.KIND
+    ]
     return sum(len(reply.answer.arrays.get("sketches", ())) for reply in replies if reply.answer)
 
 
-def test_a_run_tells_the_same_cosines_whichever_node_a_client_is_on(settings: list[str], tmp_path: Path) -> None:
+def test_a_run_tells_the_same_cosines_whichever_node_a_client_is_on(
+    settings: list[str], tmp_path: Path
+) -> None:
     few = ["federated.num_rounds=2", "federated.client_fraction=1"]
     alone, grid = run(tmp_path / "alone", settings, 3, *few)
     together, _ = run(tmp_path / "together", settings, 2, *few)
     cosines = [[client["cosine_to_mean"] for client in event["clients"]] for event in alone]
     assert [len(values) for values in cosines] == [3, 3] and sketches(grid) == 6
     assert all(0.0 < value <= 1.0 for values in cosines for value in values)
-    assert cosines == [[client["cosine_to_mean"] for client in event["clients"]] for event in together]
-    assert [event["drift"]["lowest_cosine_to_mean"] for event in alone] == [min(values) for values in cosines]
+    assert cosines == [
+        [client["cosine_to_mean"] for client in event["clients"]] for event in together
+    ]
+    assert [event["drift"]["lowest_cosine_to_mean"] for event in alone] == [
+        min(values) for values in cosines
+    ]
 
 
 def test_no_sketch_is_sent_where_none_is_wanted(settings: list[str], tmp_path: Path) -> None:

@@ -22,22 +22,33 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     read = EventAccumulator(str(folder / "tensorboard"))
     read.Reload()
-    return {tag: [(entry.step, entry.value) for entry in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    return {
+        tag: [(entry.step, entry.value) for entry in read.Scalars(tag)]
+        for tag in read.Tags()["scalars"]
+    }
 
 
-def test_tensorboard_has_every_figure_once_at_its_round_also_after_a_resume(run: Run) -> None:  # noqa: F811
+def test_tensorboard_has_every_figure_once_at_its_round_also_after_a_resume(run: Run) -> None:
     with_tensorboard = ["reporting.trackers=[tensorboard]", "federated.num_rounds=3"]
     first = run("run", *with_tensorboard)
     whole = scalars(first.folder.path)
     told = events(first)
     rounds = [event for event in told if event["event"] == "round"]
-    assert whole["train/loss"] == [(event["round"], pytest.approx(event["train"]["loss"])) for event in rounds]
+    assert whole["train/loss"] == [
+        (event["round"], pytest.approx(event["train"]["loss"])) for event in rounds
+    ]
     scored = [event["validation"] for event in told if event.get("validation")]
     assert [step for step, _ in whole["validation/loss"]] == [0, 1, 2, 3]
-    assert whole["validation/loss"] == [(each["model_round"], pytest.approx(each["loss"])) for each in scored]
-    assert whole["drift/pairwise_cosine"][0][1] == pytest.approx(rounds[0]["drift"]["pairwise_cosine"])
+    assert whole["validation/loss"] == [
+        (each["model_round"], pytest.approx(each["loss"])) for each in scored
+    ]
+    assert whole["drift/pairwise_cosine"][0][1] == pytest.approx(
+        rounds[0]["drift"]["pairwise_cosine"]
+    )
     assert "kmeans/inertia_per_frame" in whole and "fairness/worst_decile" in whole
-    for checkpoint in first.folder.checkpoints.glob("round_003*"):  # as if killed in the last round, with its line written
+    for checkpoint in first.folder.checkpoints.glob(
+        "round_003*"
+    ):  # as if killed in the last round, with its line written
         checkpoint.unlink()
     again = run("run", *with_tensorboard, "resume=auto")
     resumed = scalars(again.folder.path)
@@ -59,22 +70,59 @@ def test_nothing_of_single_clients_and_no_path_goes_out() -> None:
         "server_validation": {"model_round": 2, "loss": 4.0},
     }
     points = list(points_of(event))
-    assert Point("validation", "loss", 1, 2.0) in points and Point("train", "objectives_layers", 2, 0.5) in points
-    assert Point("round", "clients", 2, 1.0) in points and Point("round", "failed", 2, 1.0) in points
+    assert (
+        Point("validation", "loss", 1, 2.0) in points
+        and Point("train", "objectives_layers", 2, 0.5) in points
+    )
+    assert (
+        Point("round", "clients", 2, 1.0) in points and Point("round", "failed", 2, 1.0) in points
+    )
     assert not any(point.value in (123.0, 7.0) for point in points)
     covered = list(points_of(event, clients_figures=False))
-    assert covered == [Point("server_validation", "loss", 2, 4.0), Point("privacy", "epsilon", 2, 3.0)]
-    assert list(points_of({"event": "kmeans", "iteration": 1, "inertia_per_frame": 1.0}, clients_figures=False)) == []
-    places = ["out", "checkpoint_dir", "init_from", "data.manifest", "data.root", "targets.checkpoint", "targets.labels"]
-    places += ["federated.node_keys", "client.state_dir", "evaluation.manifest", "evaluation.root", "simulation.ray_address"]
+    assert covered == [
+        Point("server_validation", "loss", 2, 4.0),
+        Point("privacy", "epsilon", 2, 3.0),
+    ]
+    assert (
+        list(
+            points_of(
+                {"event": "kmeans", "iteration": 1, "inertia_per_frame": 1.0}, clients_figures=False
+            )
+        )
+        == []
+    )
+    places = [
+        "out",
+        "checkpoint_dir",
+        "init_from",
+        "data.manifest",
+        "data.root",
+        "targets.checkpoint",
+        "targets.labels",
+    ]
+    places += [
+        "federated.node_keys",
+        "client.state_dir",
+        "evaluation.manifest",
+        "evaluation.root",
+        "simulation.ray_address",
+    ]
     given = settings_of(compose([f"{place}=/secret/place" for place in places]))
     assert "secret" not in json.dumps(given) and given["federated.num_clients"] == 5
 
 
-def test_a_missing_package_is_named_before_anything_trains(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
+def test_a_missing_package_is_named_before_anything_trains(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else found(name, *rest))
-    with pytest.raises(ConfigError, match=r"tensorboard not installed: pip install 'fedhubert\[tensorboard\]'"):
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "tensorboard" else found(name, *rest),
+    )
+    with pytest.raises(
+        ConfigError, match=r"tensorboard not installed: pip install 'fedhubert\[tensorboard\]'"
+    ):
         run("run", "reporting.trackers=[tensorboard]")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     with pytest.raises(ConfigError, match=r"reporting\.trackers"):
@@ -82,7 +130,7 @@ def test_a_missing_package_is_named_before_anything_trains(run: Run, monkeypatch
 
 
 def test_a_tracker_that_fails_midway_is_left_out_and_the_run_goes_on(
-    run: Run,  # noqa: F811
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -103,20 +151,26 @@ def test_a_tracker_that_fails_midway_is_left_out_and_the_run_goes_on(
     monkeypatch.setitem(trackers._BUILDERS, "tensorboard", Failing)
     result = run("run", "reporting.trackers=[tensorboard]", "federated.num_rounds=2")
     assert len(told) == 2 and [event["event"] for event in events(result)][-1] == "final"
-    assert caplog.text.count("tracker tensorboard failed") == 1 and "no route to host" in caplog.text
+    assert (
+        caplog.text.count("tracker tensorboard failed") == 1 and "no route to host" in caplog.text
+    )
 
 
-def test_wandb_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_wandb_offline(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setitem(os.environ, "WANDB_MODE", "offline")
     result = run("run", "reporting.trackers=[wandb]", "federated.num_rounds=2")
     (file,) = (result.folder.path / "wandb").glob("offline-run-*/run-*.wandb")
     told = file.read_bytes()
     assert b"validation/loss" in told and b"train/step" in told and b"round/clients" in told
-    assert b"validation_correct" not in told and b"tones.csv" not in told and b"--basetemp" not in told
+    assert (
+        b"validation_correct" not in told and b"tones.csv" not in told and b"--basetemp" not in told
+    )
 
 
-def test_mlflow_takes_each_figure_once(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: F811
+def test_mlflow_takes_each_figure_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -128,5 +182,9 @@ def test_mlflow_takes_each_figure_once(run: Run, monkeypatch: pytest.MonkeyPatch
     client = mlflow.MlflowClient()
     number = (first.folder.path / "mlflow_run_id").read_text().strip()
     assert [metric.step for metric in client.get_metric_history(number, "train/loss")] == [1, 2]
-    assert [metric.step for metric in client.get_metric_history(number, "validation/loss")] == [0, 1, 2]
+    assert [metric.step for metric in client.get_metric_history(number, "validation/loss")] == [
+        0,
+        1,
+        2,
+    ]
     assert client.get_run(number).info.status == "FINISHED"

@@ -15,7 +15,15 @@ SHAPES: dict[str, dict[str, Any]] = {
     "large": {"layer_norm_first": True, "conv_norm": "layer_norm", "final_dim": 48},
     "mixed": {"layer_norm_first": True, "conv_norm": "group_norm"},
     "other": {
-        "conv_layers": ((24, 10, 5), (32, 3, 2), (32, 3, 2), (32, 3, 2), (32, 3, 2), (32, 2, 2), (40, 2, 2)),
+        "conv_layers": (
+            (24, 10, 5),
+            (32, 3, 2),
+            (32, 3, 2),
+            (32, 3, 2),
+            (32, 3, 2),
+            (32, 2, 2),
+            (40, 2, 2),
+        ),
         "conv_norm": "layer_norm",
         "conv_bias": True,
         "num_layers": 3,
@@ -37,10 +45,18 @@ def trained(config: ModelConfig) -> HubertModel:
     return model.eval()
 
 
-def saved(folder: Path, model: HubertModel, number: int = 1, metrics: dict[str, Any] | None = None, **run: Any) -> Path:
+def saved(
+    folder: Path,
+    model: HubertModel,
+    number: int = 1,
+    metrics: dict[str, Any] | None = None,
+    **run: Any,
+) -> Path:
     """Save ``model`` as a round; ``run`` are further parts of the run's configuration."""
     config = {"model": model.config.model_dump(mode="json"), **run}
-    return RoundStore(folder).save(number, model.state_dict(), config=config, federated_metrics=metrics or {}, resume=None)
+    return RoundStore(folder).save(
+        number, model.state_dict(), config=config, federated_metrics=metrics or {}, resume=None
+    )
 
 
 def hubert_local() -> Any:

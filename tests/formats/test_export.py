@@ -34,22 +34,42 @@ def _run(*arguments: str | Path) -> int:
     return export.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
-def test_config_keeps_the_recipe_in_huggingfaces_names(tmp_path: Path, tiny_model_config: ModelConfig) -> None:
+def test_config_keeps_the_recipe_in_huggingfaces_names(
+    tmp_path: Path, tiny_model_config: ModelConfig
+) -> None:
     transformers = pytest.importorskip("transformers")
-    rates = {"dropout": 0.11, "attention_dropout": 0.12, "activation_dropout": 0.13, "feature_dropout": 0.14, "layer_drop": 0.15}
+    rates = {
+        "dropout": 0.11,
+        "attention_dropout": 0.12,
+        "activation_dropout": 0.13,
+        "feature_dropout": 0.14,
+        "layer_drop": 0.15,
+    }
     model = build_hubert(tiny_model_config.model_copy(update=rates), 0)
     out = export_to(load_checkpoint(saved(tmp_path, model)), "huggingface", tmp_path / "hf")
     config = transformers.HubertConfig.from_pretrained(out)
-    named = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop")
+    named = (
+        "hidden_dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "feat_proj_dropout",
+        "layerdrop",
+    )
     assert [getattr(config, name) for name in named] == list(rates.values())
     extractor = transformers.AutoFeatureExtractor.from_pretrained(out)
-    assert (extractor.do_normalize, extractor.sampling_rate, extractor.return_attention_mask) == (False, 16000, True)
+    assert (extractor.do_normalize, extractor.sampling_rate, extractor.return_attention_mask) == (
+        False,
+        16000,
+        True,
+    )
     with safe_open(out / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
         assert not any("logit" in name for name in file.keys())  # noqa: SIM118 (not a dict)
 
 
-@pytest.mark.parametrize("given", ["run", "run/checkpoints", "run/checkpoints/round_001_checkpoint.pt"])
+@pytest.mark.parametrize(
+    "given", ["run", "run/checkpoints", "run/checkpoints/round_001_checkpoint.pt"]
+)
 def test_command_takes_a_file_or_a_folder(
     checkpoint: Path, tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +113,11 @@ def test_failure_while_writing_leaves_nothing_half_done(
         out.mkdir()
         (out / "model.safetensors").write_text(before)
     listing = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(CheckpointError, match="No space left") as caught:
         _run("--checkpoint", checkpoint, "--out", out, "--force")
     assert caught.value.setting == "out"
@@ -106,7 +130,11 @@ def test_checkpoints_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Pat
     with pytest.raises(CheckpointError, match="no `model`"):
         export_to(content | {"config": {}}, "huggingface", tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"weights hold `student\.weight`"):
-        export_to(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, "huggingface", tmp_path / "out")
+        export_to(
+            content | {"model": content["model"] | {"student.weight": torch.ones(1)}},
+            "huggingface",
+            tmp_path / "out",
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -116,15 +144,26 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_card_beside_every_format(tmp_path: Path, tiny_model_config: ModelConfig, format_name: str) -> None:
+def test_card_beside_every_format(
+    tmp_path: Path, tiny_model_config: ModelConfig, format_name: str
+) -> None:
     metrics = {
         "train": {"loss": 3.25, "masked_accuracy": 0.125},
         "validation": {},
         "clients": 5,
-        "data": {"clients": 7, "utterances": 4321, "train_audio_s": 98765.4, "path": "/secret/audio"},
+        "data": {
+            "clients": 7,
+            "utterances": 4321,
+            "train_audio_s": 98765.4,
+            "path": "/secret/audio",
+        },
         "lineage": [
             {"init_from": {"format": "huggingface", "encoder_sha256": "abc123", "missed": []}},
-            {"round": 4, "checkpoint_sha256": "def456", "changed": {"data.root": ["/secret/a", "/secret/b"]}},
+            {
+                "round": 4,
+                "checkpoint_sha256": "def456",
+                "changed": {"data.root": ["/secret/a", "/secret/b"]},
+            },
         ],
         "history": [{"round": 1}],
     }
@@ -134,7 +173,9 @@ def test_card_beside_every_format(tmp_path: Path, tiny_model_config: ModelConfig
         "federated": {"strategy": "FedYogi"},
         "init_from": "/secret/model",
     }
-    content = load_checkpoint(saved(tmp_path / "run", trained(tiny_model_config), 12, metrics, **run))
+    content = load_checkpoint(
+        saved(tmp_path / "run", trained(tiny_model_config), 12, metrics, **run)
+    )
     out = export_to(content, format_name, tmp_path / "out")
     card = (out / "README.md").read_text()
     for told in (
@@ -165,21 +206,33 @@ def test_card_beside_every_format(tmp_path: Path, tiny_model_config: ModelConfig
 
 
 def test_formats_that_cannot_be_exact_are_refused_by_name(
-    checkpoint: Path, tmp_path: Path, tiny_model_config: ModelConfig, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path,
+    tmp_path: Path,
+    tiny_model_config: ModelConfig,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
         _run("--checkpoint", checkpoint, "--format", "distiller", "--out", tmp_path / "out")
     assert (
-        "no LayerNorm before the projection" in (said := capsys.readouterr().err.replace("\n", " ")) and "--format s3prl" in said
+        "no LayerNorm before the projection" in (said := capsys.readouterr().err.replace("\n", " "))
+        and "--format s3prl" in said
     )
     with pytest.raises(SystemExit):
         _run("--checkpoint", checkpoint, "--format", "onnx", "--out", tmp_path / "out")
     assert "'onnx' is none of huggingface, s3prl, torchaudio, fairseq" in capsys.readouterr().err
-    as_wide = load_checkpoint(saved(tmp_path / "wide", trained(tiny_model_config.model_copy(update={"embed_dim": 32}))))
+    as_wide = load_checkpoint(
+        saved(tmp_path / "wide", trained(tiny_model_config.model_copy(update={"embed_dim": 32})))
+    )
     for format_name in ("s3prl", "fairseq"):
-        with pytest.raises(CheckpointError, match=r"both 32 wide .*--format huggingface or torchaudio"):
+        with pytest.raises(
+            CheckpointError, match=r"both 32 wide .*--format huggingface or torchaudio"
+        ):
             export_to(as_wide, format_name, tmp_path / "out")
         with pytest.raises(CheckpointError, match=r"weights hold `student\.weight`"):
             content = load_checkpoint(checkpoint)
-            export_to(content | {"model": content["model"] | {"student.weight": torch.ones(1)}}, format_name, tmp_path / "out")
+            export_to(
+                content | {"model": content["model"] | {"student.weight": torch.ones(1)}},
+                format_name,
+                tmp_path / "out",
+            )
     assert not (tmp_path / "out").exists()

@@ -71,12 +71,23 @@ def test_the_second_names_take_no_second_room(tmp_path: Path, model: HubertModel
 @torch.no_grad()
 def test_a_student_without_a_head_is_hubert_local_too(tmp_path: Path, model: HubertModel) -> None:
     config = {"model": model.config.model_dump(mode="json")}
-    state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("wav2vec2.")}
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if name.startswith("wav2vec2.")
+    }
     store = RoundStore(tmp_path)
-    path = store.save(3, state | {"heads.0.weight": torch.ones(3)}, config=config, federated_metrics={}, resume=None)
+    path = store.save(
+        3,
+        state | {"heads.0.weight": torch.ones(3)},
+        config=config,
+        federated_metrics={},
+        resume=None,
+    )
     _assert_close(_ours(model, _waveforms()), _s3prl(path, _waveforms()))
     upstream = hubert_local()(str(path))
-    logits = upstream.model.final_proj(torch.randn(5, model.config.embed_dim)) @ upstream.model.label_embs_concat.T
+    logits = (
+        upstream.model.final_proj(torch.randn(5, model.config.embed_dim))
+        @ upstream.model.label_embs_concat.T
+    )
     assert logits.shape == (5, model.config.num_classes)
     assert torch.all(logits.isfinite()) and torch.all(logits == logits[:, :1])
 
@@ -124,10 +135,16 @@ def test_fairseqs_layout_builds_its_model(tmp_path: Path, model: HubertModel) ->
     from s3prl.upstream.hubert.hubert_model import HubertModel as FairseqHubert
     from s3prl.upstream.utils import merge_with_parent
 
-    out = export(load_checkpoint(saved(tmp_path, model, targets={"label_rate_hz": 100})), "fairseq", tmp_path / "out")
+    out = export(
+        load_checkpoint(saved(tmp_path, model, targets={"label_rate_hz": 100})),
+        "fairseq",
+        tmp_path / "out",
+    )
     checkpoint = torch.load(out / "hubert_fairseq.pt", weights_only=True)
     assert checkpoint["cfg"]["model"]["label_rate"] == 100.0
-    assert [len(symbols) for symbols in checkpoint["task_state"]["dictionaries"]] == [model.config.num_classes]
+    assert [len(symbols) for symbols in checkpoint["task_state"]["dictionaries"]] == [
+        model.config.num_classes
+    ]
     settings = merge_with_parent(HubertConfig, checkpoint["cfg"]["model"])
     task = merge_with_parent(HubertPretrainingConfig, checkpoint["cfg"]["task"])
     theirs = FairseqHubert(settings, task, checkpoint["task_state"]["dictionaries"]).eval()
@@ -135,7 +152,10 @@ def test_fairseqs_layout_builds_its_model(tmp_path: Path, model: HubertModel) ->
     count = model.config.num_layers
     padding = torch.zeros(2, 9123, dtype=torch.bool)
     last, _ = theirs.extract_features(_waveforms(), padding_mask=padding)
-    layers = [theirs.extract_features(_waveforms(), padding_mask=padding, output_layer=layer)[0] for layer in range(1, count)]
+    layers = [
+        theirs.extract_features(_waveforms(), padding_mask=padding, output_layer=layer)[0]
+        for layer in range(1, count)
+    ]
     _assert_close(_ours(model, _waveforms()), [*layers, last])
 
 
@@ -143,7 +163,9 @@ def test_fairseqs_layout_builds_its_model(tmp_path: Path, model: HubertModel) ->
 def test_torchaudio_by_the_script_beside_it(tmp_path: Path, model: HubertModel) -> None:
     out = export(load_checkpoint(saved(tmp_path, model)), "torchaudio", tmp_path / "out")
     loaded = runpy.run_path(str(out / "load.py"))["load_model"]()
-    _assert_close(model.extract_features(_waveforms()), loaded.wav2vec2.extract_features(_waveforms())[0])
+    _assert_close(
+        model.extract_features(_waveforms()), loaded.wav2vec2.extract_features(_waveforms())[0]
+    )
     rows = model.logit_generator.label_embeddings[NUM_SPECIAL_ROWS:]
     assert torch.equal(loaded.logit_generator.label_embeddings, rows)
 
@@ -151,7 +173,9 @@ def test_torchaudio_by_the_script_beside_it(tmp_path: Path, model: HubertModel) 
 @torch.no_grad()
 def test_torchaudio_of_a_student(tmp_path: Path, model: HubertModel) -> None:
     checkpoint = load_checkpoint(saved(tmp_path, model))
-    checkpoint["model"] = {name: tensor for name, tensor in checkpoint["model"].items() if name.startswith("wav2vec2.")}
+    checkpoint["model"] = {
+        name: tensor for name, tensor in checkpoint["model"].items() if name.startswith("wav2vec2.")
+    }
     out = export(checkpoint, "torchaudio", tmp_path / "out")
     loaded = runpy.run_path(str(out / "load.py"))["load_model"]()
     _assert_close(model.extract_features(_waveforms()), loaded.extract_features(_waveforms())[0])
@@ -167,5 +191,7 @@ def test_base_in_full_size(tmp_path: Path) -> None:
     waveforms = _waveforms()[:1]
     ours = _ours(model, waveforms)
     _assert_close(ours, _s3prl(path, waveforms))
-    loaded: Any = transformers.HubertModel.from_pretrained(export(load_checkpoint(path), "huggingface", tmp_path / "out"))
+    loaded: Any = transformers.HubertModel.from_pretrained(
+        export(load_checkpoint(path), "huggingface", tmp_path / "out")
+    )
     _assert_close(ours, list(loaded.eval()(waveforms, output_hidden_states=True).hidden_states[1:]))

@@ -39,7 +39,9 @@ SMALL = [
 def manifest(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("manifest") / "tones.csv"
     command = ["prepare", "folder", "--root", str(tone_folder), "--out", str(out)]
-    subprocess.run([sys.executable, "-m", "fedhubert.cli", *command], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "fedhubert.cli", *command], check=True, capture_output=True
+    )
     return out
 
 
@@ -53,7 +55,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def command(manifest: Path, tone_folder: Path) -> Callable[..., list[str]]:
     def build(out: Path, *overrides: str) -> list[str]:
         data = [f"data.manifest={manifest}", f"data.root={tone_folder}", f"out={out}"]
-        return [sys.executable, "-m", "fedhubert.cli", "train", "experiment=demo", *data, *SMALL, *overrides]
+        return [
+            sys.executable,
+            "-m",
+            "fedhubert.cli",
+            "train",
+            "experiment=demo",
+            *data,
+            *SMALL,
+            *overrides,
+        ]
 
     return build
 
@@ -61,7 +72,9 @@ def command(manifest: Path, tone_folder: Path) -> Callable[..., list[str]]:
 @pytest.fixture(scope="session")
 def train(command: Callable[..., list[str]], environment: dict[str, str]) -> Iterator[Train]:
     def run(out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command(out, *overrides), env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command(out, *overrides), env=environment, capture_output=True, text=True, timeout=300
+        )
 
     yield run
 

@@ -35,8 +35,14 @@ def main(mark: str, *overrides: str) -> None:
         while len(nodes := list(grid.get_node_ids())) < 3:
             time.sleep(0.1)
         for _ in range(2):
-            for message in streaming.send_and_receive([Message(RecordDict(), node, "train") for node in nodes], timeout=60):
-                heard = protocol.read_reply(message, Has).failures[0].code if message.has_error() else "answered"
+            for message in streaming.send_and_receive(
+                [Message(RecordDict(), node, "train") for node in nodes], timeout=60
+            ):
+                heard = (
+                    protocol.read_reply(message, Has).failures[0].code
+                    if message.has_error()
+                    else "answered"
+                )
                 print(heard, file=sys.stderr, flush=True)
 
     simulation.register = register  # type: ignore[assignment]

@@ -66,5 +66,8 @@ def main(point: str, call: str, *overrides: str) -> None:
     if "privacy=central" in overrides:  # runs to be compared need the same secret
         secrets.token_bytes = lambda count: bytes(range(count or 32))  # type: ignore[assignment]
     config = compose(overrides)
-    nodes = [{"partition-id": number, "num-partitions": 3} for number in range(config.federated.num_clients)]
+    nodes = [
+        {"partition-id": number, "num-partitions": 3}
+        for number in range(config.federated.num_clients)
+    ]
     run_federation(InProcessGrid(nodes), config)

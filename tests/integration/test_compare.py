@@ -10,15 +10,30 @@ import pytest
 
 @pytest.mark.slow
 def test_compare_trains_evaluates_and_then_skips(
-    command: Callable[..., list[str]], environment: dict[str, str], manifest: Path, tone_folder: Path, tmp_path: Path
+    command: Callable[..., list[str]],
+    environment: dict[str, str],
+    manifest: Path,
+    tone_folder: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "compare"
     settings = ["compare" if part == "train" else part for part in command(out)]
     few = ["federated.num_rounds=2", "client.local_steps=2", "seeds=1"]
-    probes = ["--eval-manifest", str(manifest), "--eval-root", str(tone_folder), "--probe", "speaker", "--layers", "1"]
+    probes = [
+        "--eval-manifest",
+        str(manifest),
+        "--eval-root",
+        str(tone_folder),
+        "--probe",
+        "speaker",
+        "--layers",
+        "1",
+    ]
 
     def run() -> str:
-        done = subprocess.run([*settings, *few, *probes], env=environment, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(
+            [*settings, *few, *probes], env=environment, capture_output=True, text=True, timeout=500
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -28,7 +43,8 @@ def test_compare_trains_evaluates_and_then_skips(
     for systems in results["seeds"].values():
         assert set(systems) == {"federated", "central", "local only", "random init", "mfcc"}
         assert all(
-            {"masked_accuracy", "loss", "speaker"} <= set(systems[name]) for name in ("federated", "central", "local only")
+            {"masked_accuracy", "loss", "speaker"} <= set(systems[name])
+            for name in ("federated", "central", "local only")
         )
         assert set(systems["mfcc"]) == {"speaker"}
         assert systems["random init"]["loss"] > systems["central"]["loss"]

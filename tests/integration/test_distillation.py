@@ -32,7 +32,10 @@ def test_workers_and_the_cache_change_no_bit(finished: Path, train: Train, tmp_p
     teacher, state = f"task.teacher={finished}", f"client.state_dir={tmp_path / 'state'}"
     done = train(tmp_path / "student", *STUDENT, teacher, state)
     assert done.returncode == 0, done.stderr
-    assert "times smaller than its teacher's" in done.stderr and "teacher (0.1 MB) sent to 1 of 3 nodes" in done.stderr
+    assert (
+        "times smaller than its teacher's" in done.stderr
+        and "teacher (0.1 MB) sent to 1 of 3 nodes" in done.stderr
+    )
     assert "dist" in done.stdout and (tmp_path / "student/curves.png").stat().st_size > 0
     assert len(list((tmp_path / "state/teachers").iterdir())) == 1
     assert list((tmp_path / "state/teacher_outputs").glob("*/*.safetensors"))
@@ -49,13 +52,21 @@ def test_workers_and_the_cache_change_no_bit(finished: Path, train: Train, tmp_p
     assert "teacher (0.1 MB) sent to 0 of 2 nodes" in plain.stderr
     assert_same_model(tmp_path / "student", tmp_path / "plain")
     assert any(
-        name.startswith(HEADS) for name in load_checkpoint(tmp_path / "student/checkpoints/round_003_checkpoint.pt")["model"]
+        name.startswith(HEADS)
+        for name in load_checkpoint(tmp_path / "student/checkpoints/round_003_checkpoint.pt")[
+            "model"
+        ]
     )
-    assert main(["export", "--checkpoint", str(tmp_path / "student"), "--out", str(tmp_path / "hf")]) == 0
+    assert (
+        main(["export", "--checkpoint", str(tmp_path / "student"), "--out", str(tmp_path / "hf")])
+        == 0
+    )
     assert HubertModel.from_pretrained(tmp_path / "hf").config.hidden_size == 16
     again = train(tmp_path / "student", *STUDENT, teacher, state, "resume=auto")
     assert again.returncode == 0 and "all 3 rounds are done" in again.stderr, again.stderr
-    other = train(tmp_path / "student", *STUDENT, f"task.teacher={tmp_path / 'plain'}", state, "resume=auto")
+    other = train(
+        tmp_path / "student", *STUDENT, f"task.teacher={tmp_path / 'plain'}", state, "resume=auto"
+    )
     assert other.returncode == 1 and "task.teacher_sha256" in other.stderr.splitlines()[-1]
 
 
@@ -66,14 +77,24 @@ def test_the_demos_student_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
         pytest.skip("the sample speech is not here: `fedhubert prepare sample`")
     runs = (
         ["experiment=demo", f"out={tmp_path / 'teacher'}"],
-        ["experiment=demo_distill", f"out={tmp_path / 'student'}", f"task.teacher={tmp_path / 'teacher'}"],
+        [
+            "experiment=demo_distill",
+            f"out={tmp_path / 'student'}",
+            f"task.teacher={tmp_path / 'teacher'}",
+        ],
     )
     for overrides in runs:
         started = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "fedhubert.cli", "train", *overrides], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "fedhubert.cli", "train", *overrides],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         print(overrides[0], round(time.monotonic() - started), "s")
-    held_out = [event["validation"] for event in events(tmp_path / "student") if event.get("validation")]
+    held_out = [
+        event["validation"] for event in events(tmp_path / "student") if event.get("validation")
+    ]
     print(json.dumps(held_out))
     for name in ("cosine_distance", "relative_l2", "loss"):
         assert held_out[-1][name] <= 0.8 * held_out[0][name], name

@@ -29,7 +29,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def flower(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def flower(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """Flower's settings as the README has them, with ports and a home of the test's own; ends its SuperLink."""
     port = str(free_port())
     settings = {
@@ -41,8 +43,16 @@ def flower(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
     }
-    for _ in range(5):  # Flower gives its SuperLink 15 s to start, which a busy machine may not make the first time
-        listed = subprocess.run([FLWR, "list", "--format", "json"], env=settings, capture_output=True, text=True, timeout=60)
+    for _ in range(
+        5
+    ):  # Flower gives its SuperLink 15 s to start, which a busy machine may not make the first time
+        listed = subprocess.run(
+            [FLWR, "list", "--format", "json"],
+            env=settings,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         if "Failed to start" not in listed.stdout + listed.stderr:
             break
     yield settings
@@ -52,9 +62,20 @@ def flower(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 def flwr_run(flower: dict[str, str], overrides: list[str], federation: str) -> str:
     """Run to the end and return the newest run's status."""
     run_config = f'overrides="{" ".join(overrides)}"'
-    command = [FLWR, "run", str(REPOSITORY), "--stream", "--run-config", run_config, "--federation-config", federation]
+    command = [
+        FLWR,
+        "run",
+        str(REPOSITORY),
+        "--stream",
+        "--run-config",
+        run_config,
+        "--federation-config",
+        federation,
+    ]
     done = subprocess.run(command, env=flower, capture_output=True, text=True, timeout=300)
-    listed = subprocess.run([FLWR, "list", "--format", "json"], env=flower, capture_output=True, text=True, timeout=60)
+    listed = subprocess.run(
+        [FLWR, "list", "--format", "json"], env=flower, capture_output=True, text=True, timeout=60
+    )
     runs = json.loads(listed.stdout)["runs"]
     newest = max(runs, key=lambda run: run["pending-at"])
     return f"{newest['status']}\n{done.stdout}{done.stderr}"
@@ -69,7 +90,9 @@ def test_flwr_run_is_the_same_training(
     assert output.startswith("finished:completed"), output
     assert_same_model(finished, tmp_path / "run")
     assert (tmp_path / "run/curves.png").is_file()
-    output = flwr_run(flower, command(tmp_path / "many")[4:], "num-supernodes=4 client-resources-num-cpus=1")
+    output = flwr_run(
+        flower, command(tmp_path / "many")[4:], "num-supernodes=4 client-resources-num-cpus=1"
+    )
     assert output.startswith("finished:failed"), output
     assert "4 SuperNodes" in output and "federated.num_clients is 3" in output
 
@@ -91,9 +114,13 @@ def test_flwr_run_replaces_a_worker_that_is_killed(
 ) -> None:
     """Without a replacement, the dead one would fail a client in every later round."""
     out = tmp_path / "run"
-    overrides = command(out, "federated.num_rounds=6", "federated.min_clients=3", "client.local_steps=4")[4:]
+    overrides = command(
+        out, "federated.num_rounds=6", "federated.min_clients=3", "client.local_steps=4"
+    )[4:]
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(flwr_run, flower, overrides, "num-supernodes=3 client-resources-num-cpus=1")
+        running = pool.submit(
+            flwr_run, flower, overrides, "num-supernodes=3 client-resources-num-cpus=1"
+        )
         log = out / "federated_training.log"
         while not (log.is_file() and "round 1/6" in log.read_text()):
             assert not running.done(), running.result()

@@ -34,8 +34,24 @@ SETTINGS = [
     "resume=auto",
 ]
 KILLS = [
-    *("kmeans 1", "kmeans 3", "broadcast 2", "kmeans 2", "broadcast 13", "site state 1", "folding 2"),
-    *("journal 1", "journal 2", "optimiser step 3", "round booked 2", "event 4", "checkpoint begun 1", "checkpoint renamed 9"),
+    *(
+        "kmeans 1",
+        "kmeans 3",
+        "broadcast 2",
+        "kmeans 2",
+        "broadcast 13",
+        "site state 1",
+        "folding 2",
+    ),
+    *(
+        "journal 1",
+        "journal 2",
+        "optimiser step 3",
+        "round booked 2",
+        "event 4",
+        "checkpoint begun 1",
+        "checkpoint renamed 9",
+    ),
     *(
         "checkpoint renamed 12",
         "checkpoint durable 1",
@@ -49,16 +65,44 @@ KILLS = [
 ]
 
 
-PRIVATE = ["privacy=central", "privacy.clip_norm=0.1", "privacy.target_quantile=0.5", "federated.num_rounds=4"]
-PRIVATE_KILLS = ["journal 1", "journal 2", "optimiser step 3", "round booked 2", "checkpoint begun 1", "folding 4"]
+PRIVATE = [
+    "privacy=central",
+    "privacy.clip_norm=0.1",
+    "privacy.target_quantile=0.5",
+    "federated.num_rounds=4",
+]
+PRIVATE_KILLS = [
+    "journal 1",
+    "journal 2",
+    "optimiser step 3",
+    "round booked 2",
+    "checkpoint begun 1",
+    "folding 4",
+]
 
 
-def run(out: Path, manifest: Path, root: Path, point: str = "kmeans", call: int = 0, also: Sequence[str] = ()) -> int:
+def run(
+    out: Path,
+    manifest: Path,
+    root: Path,
+    point: str = "kmeans",
+    call: int = 0,
+    also: Sequence[str] = (),
+) -> int:
     """Run in a process of its own and return its exit code; what it logs is in the run's folder."""
-    context = multiprocessing.get_context("forkserver")  # each process starts with everything imported
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # each process starts with everything imported
     context.set_forkserver_preload(["tests.integration.killable"])
-    data = [f"data.manifest={manifest}", f"data.root={root}", f"out={out}", f"client.state_dir={out / 'state'}"]
-    process = context.Process(target=killable.main, args=(point, str(call), *SETTINGS, *also, *data))
+    data = [
+        f"data.manifest={manifest}",
+        f"data.root={root}",
+        f"out={out}",
+        f"client.state_dir={out / 'state'}",
+    ]
+    process = context.Process(
+        target=killable.main, args=(point, str(call), *SETTINGS, *also, *data)
+    )
     process.start()
     process.join(timeout=120)
     assert process.exitcode is not None, "the run hangs"
@@ -86,7 +130,9 @@ def flat(values: object) -> object:
     return [flat(value) for value in values] if isinstance(values, list) else values
 
 
-def test_killed_again_and_again_it_comes_to_the_same_bits(manifest: Path, tone_folder: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_comes_to_the_same_bits(
+    manifest: Path, tone_folder: Path, tmp_path: Path
+) -> None:
     """FedAdam, dropout, int8 with error feedback, kept optimisers, k-means and failing clients; 26 kills."""
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert run(alone, manifest, tone_folder) == 0
@@ -121,15 +167,21 @@ def test_a_private_run_killed_again_and_again_releases_the_same_models_once(
     assert state_of(killed) == state_of(alone)
     assert comparable(killed) == comparable(alone)
     assert set(Journal(killed / "checkpoints").releases().values()) == {1}
-    assert len({len(event["asked"]) for event in comparable(alone) if event["event"] == "round"}) > 1  # type: ignore[arg-type]
+    assert (
+        len({len(event["asked"]) for event in comparable(alone) if event["event"] == "round"}) > 1
+    )  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("damage", ["cut short", pytest.param("bit flipped", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "damage", ["cut short", pytest.param("bit flipped", marks=pytest.mark.slow)]
+)
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     manifest: Path, tone_folder: Path, tmp_path: Path, damage: str
 ) -> None:
     out = tmp_path / "run"
-    assert run(out, manifest, tone_folder, "event", 11) == -signal.SIGKILL  # after round 6 of 8: checkpoints of rounds 3 and 6
+    assert (
+        run(out, manifest, tone_folder, "event", 11) == -signal.SIGKILL
+    )  # after round 6 of 8: checkpoints of rounds 3 and 6
     newest = sorted((out / "checkpoints").glob("round_*_checkpoint.pt"))[-1]
     content = bytearray(newest.read_bytes())
     if damage == "cut short":
@@ -139,4 +191,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(
     newest.write_bytes(content)
     assert run(out, manifest, tone_folder) == 0
     assert f"{newest.name} is not usable" in (out / "federated_training.log").read_text()
-    assert f"resuming after round {int(newest.name[6:9]) - 3}" in (out / "federated_training.log").read_text()
+    assert (
+        f"resuming after round {int(newest.name[6:9]) - 3}"
+        in (out / "federated_training.log").read_text()
+    )

@@ -19,11 +19,21 @@ def test_the_demo_learns(seed: int, tmp_path: Path) -> None:
     """Held-out masked accuracy at least 1.5 times the most frequent cluster's share, loss 0.2 nats below the unigram entropy, both improving."""
     if not (sample_folder() / "manifest.csv").is_file():
         pytest.skip("the sample speech is not here: `fedhubert prepare sample`")
-    command = [sys.executable, "-m", "fedhubert.cli", "train", "experiment=demo", f"seed={seed}", f"out={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedhubert.cli",
+        "train",
+        "experiment=demo",
+        f"seed={seed}",
+        f"out={tmp_path / 'run'}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (targets,) = [event for event in events(tmp_path / "run") if event["event"] == "targets"]
-    held_out = [event["validation"] for event in events(tmp_path / "run") if event.get("validation")]
+    held_out = [
+        event["validation"] for event in events(tmp_path / "run") if event.get("validation")
+    ]
     losses = [figures["loss"] for figures in held_out]
     accuracies = [figures["masked_accuracy"] for figures in held_out]
     levels = targets["validation_labels"]

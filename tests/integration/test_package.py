@@ -14,7 +14,16 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(REPOSITORY)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(out),
+        str(REPOSITORY),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (built,) = out.glob("*.whl")
     return built
@@ -33,16 +42,34 @@ def test_the_wheel_holds_the_package_its_configs_and_the_apps(wheel: Path) -> No
         assert name in names
 
 
-def test_the_installed_wheel_works_beside_another_projects_apps(wheel: Path, tmp_path: Path, tone_folder: Path) -> None:
+def test_the_installed_wheel_works_beside_another_projects_apps(
+    wheel: Path, tmp_path: Path, tone_folder: Path
+) -> None:
     """Elsewhere than in the checkout, with a `server_app` of somebody else's first on the path and in the working directory."""
     site = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True)
     project = tmp_path / "project"
     for name in ("server_app", "client_app"):
         (project / name).mkdir(parents=True)
-        (project / name / "__init__.py").write_text("raise RuntimeError('another project was imported')\n")
-    environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{site}", "FEDHUBERT_CACHE": str(tmp_path / "cache")}
+        (project / name / "__init__.py").write_text(
+            "raise RuntimeError('another project was imported')\n"
+        )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{project}{os.pathsep}{site}",
+        "FEDHUBERT_CACHE": str(tmp_path / "cache"),
+    }
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "fedhubert.cli", *arguments]
@@ -56,7 +83,9 @@ def test_the_installed_wheel_works_beside_another_projects_apps(wheel: Path, tmp
         text=True,
     )
     assert where.stdout.startswith(str(site))
-    assert run("prepare", "folder", "--root", str(tone_folder), "--out", "tones.csv").returncode == 0
+    assert (
+        run("prepare", "folder", "--root", str(tone_folder), "--out", "tones.csv").returncode == 0
+    )
     small = [
         "targets.num_clusters=4",
         "targets.max_iterations=1",
@@ -64,7 +93,12 @@ def test_the_installed_wheel_works_beside_another_projects_apps(wheel: Path, tmp
         "federated.num_clients=2",
         "client.local_steps=1",
     ]
-    data = ["data.manifest=tones.csv", f"data.root={tone_folder}", "data.partition.kind=random", "out=run"]
+    data = [
+        "data.manifest=tones.csv",
+        f"data.root={tone_folder}",
+        "data.partition.kind=random",
+        "out=run",
+    ]
     done = run("train", *data, *small)
     assert done.returncode == 0, done.stderr
     assert (project / "run/checkpoints/round_001_checkpoint.pt").is_file()
@@ -72,10 +106,19 @@ def test_the_installed_wheel_works_beside_another_projects_apps(wheel: Path, tmp
 
 def test_flowers_bundle_holds_code_and_configs_only(tmp_path: Path) -> None:
     flwr = Path(sys.executable).with_name("flwr")
-    subprocess.run([str(flwr), "build", "--app", str(REPOSITORY)], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [str(flwr), "build", "--app", str(REPOSITORY)],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     (bundle,) = tmp_path.glob("*.fab")
     names = zipfile.ZipFile(bundle).namelist()
-    assert "fedhubert/data/manifest.py" in names and "conf/config.yaml" in names and "server_app/app.py" in names
+    assert (
+        "fedhubert/data/manifest.py" in names
+        and "conf/config.yaml" in names
+        and "server_app/app.py" in names
+    )
     allowed = ("fedhubert/", "server_app/", "client_app/", "conf/", ".info/")
     assert all(name.startswith(allowed) or "/" not in name for name in names), names
     assert bundle.stat().st_size < 2**20

@@ -26,12 +26,24 @@ from .conftest import events
 
 def settings(corpus: Path, tmp_path: Path) -> list[str]:
     """Five of ten clients a round, on real speech, on one worker."""
-    places = [f"data.manifest={corpus / 'manifest.csv'}", f"out={tmp_path / 'run'}", f"client.state_dir={tmp_path / 'state'}"]
+    places = [
+        f"data.manifest={corpus / 'manifest.csv'}",
+        f"out={tmp_path / 'run'}",
+        f"client.state_dir={tmp_path / 'state'}",
+    ]
     work = ["federated.num_rounds=4", "client.local_steps=20", "client.validation_batches=10"]
-    return ["experiment=speech_mini", *places, *work, "simulation.num_workers=1", "client.device=cpu"]
+    return [
+        "experiment=speech_mini",
+        *places,
+        *work,
+        "simulation.num_workers=1",
+        "client.device=cpu",
+    ]
 
 
-def planned_around(config: Config, run: Callable[[], object], clock: Callable[[], float]) -> tuple[Plan, dict[str, Any]]:
+def planned_around(
+    config: Config, run: Callable[[], object], clock: Callable[[], float]
+) -> tuple[Plan, dict[str, Any]]:
     """Measure before and after the run, and plan with the mean: the machine may have other work."""
     site = open_data(config)
     before = measure(config, site, 20.0, clock)
@@ -49,12 +61,17 @@ def test_a_run_takes_the_time_and_the_bytes_that_were_planned(corpus: Path, tmp_
 
     def train() -> None:
         command = [sys.executable, "-m", "fedhubert.cli", "train", *overrides]
-        done = subprocess.run(command, env={**os.environ, "RAY_worker_niceness": "0"}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env={**os.environ, "RAY_worker_niceness": "0"}, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
 
     planned, speeds = planned_around(compose(overrides), train, time.monotonic)
     rounds = [event for event in events(tmp_path / "run") if event["event"] == "round"]
-    planned_s, taken_s = [part.seconds for part in planned.rounds], [event["seconds"]["round"] for event in rounds]
+    planned_s, taken_s = (
+        [part.seconds for part in planned.rounds],
+        [event["seconds"]["round"] for event in rounds],
+    )
     print(json.dumps({"planned_s": planned_s, "taken_s": taken_s, **speeds}))
     sent = [(event["bytes_down"], event["bytes_up"]) for event in rounds]
     assert [(part.bytes_down, part.bytes_up) for part in planned.rounds] == sent
@@ -79,7 +96,9 @@ def test_clients_take_the_processor_time_that_was_planned(corpus: Path, tmp_path
     """The same within 10 % in CPU time, which other work on the machine does not stretch; clients' own handlers, without Flower's engine."""
     config = compose([*settings(corpus, tmp_path), "federated.num_rounds=2"])
     grid = TimedGrid([{"partition-id": number, "num-partitions": 10} for number in range(10)])
-    planned, speeds = planned_around(config, lambda: run_federation(grid, config), time.process_time)
+    planned, speeds = planned_around(
+        config, lambda: run_federation(grid, config), time.process_time
+    )
     planned_s = sum(part.clients_s for part in planned.rounds)
     print(json.dumps({"planned_s": planned_s, "taken_s": grid.client_s, **speeds}))
     assert planned_s == pytest.approx(grid.client_s, rel=0.1)

@@ -14,16 +14,26 @@ from .test_simulation import assert_same_model
 
 
 def start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log.open("wb"), start_new_session=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=log.open("wb"),
+        start_new_session=True,
+    )
 
 
-def wait_for(path: Path, text: str, process: subprocess.Popen[bytes], timeout_s: float = 120.0) -> None:
+def wait_for(
+    path: Path, text: str, process: subprocess.Popen[bytes], timeout_s: float = 120.0
+) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
         if path.is_file() and text in path.read_text():
             return
         time.sleep(0.05)
-    raise AssertionError(f"{text!r} did not appear in {path}: {path.read_text() if path.is_file() else 'no file'}")
+    raise AssertionError(
+        f"{text!r} did not appear in {path}: {path.read_text() if path.is_file() else 'no file'}"
+    )
 
 
 def comparable(out: Path) -> list[dict[str, object]]:
@@ -39,7 +49,11 @@ def comparable(out: Path) -> list[dict[str, object]]:
 
 @pytest.mark.slow  # test_kills does this at many moments
 def test_killed_in_the_middle_it_resumes_to_the_same_bits(
-    finished: Path, train: Train, command: Callable[..., list[str]], environment: dict[str, str], tmp_path: Path
+    finished: Path,
+    train: Train,
+    command: Callable[..., list[str]],
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "killed"
     process = start(command(out), environment, tmp_path / "log")
@@ -55,7 +69,11 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bits(
 
 
 def test_interrupted_it_saves_the_last_round_and_says_so(
-    command: Callable[..., list[str]], train: Train, environment: dict[str, str], finished: Path, tmp_path: Path
+    command: Callable[..., list[str]],
+    train: Train,
+    environment: dict[str, str],
+    finished: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "interrupted"
     process = start(command(out, "checkpoint.every=50"), environment, tmp_path / "log")

@@ -23,7 +23,17 @@ def recipe(manifest: Path, tone_folder: Path, environment: dict[str, str]) -> Re
     def run(out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
         data = [f"data.manifest={manifest}", f"data.root={tone_folder}", f"out={out}"]
         own = [f"iteration2:{override}" for override in ITERATION_2]
-        command = [sys.executable, "-m", "fedhubert.cli", "recipe", "demo", *data, *SMALL, *own, *overrides]
+        command = [
+            sys.executable,
+            "-m",
+            "fedhubert.cli",
+            "recipe",
+            "demo",
+            *data,
+            *SMALL,
+            *own,
+            *overrides,
+        ]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     return run
@@ -36,7 +46,9 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
     out = tmp_path / "recipe"
     state = f"client.state_dir={tmp_path / 'state'}"
     labels = ["targets.label_column=speaker", "targets.label_values=[speaker0,speaker1,speaker2]"]
-    assert recipe(out, state, "iteration2:federated.num_clients=9").returncode == 1  # the second stage cannot be: the first stays
+    assert (
+        recipe(out, state, "iteration2:federated.num_clients=9").returncode == 1
+    )  # the second stage cannot be: the first stays
     assert not (out / "iteration2" / "metrics.jsonl").exists()
     done = recipe(out, state, *(f"iteration2:{override}" for override in labels))
     assert done.returncode == 0, done.stderr
@@ -45,8 +57,13 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
     by_name = {event["event"]: event for event in events(out / "iteration2")}
     extractor, targets = by_name["extractor"], by_name["targets"]
     assert (extractor["layer"], extractor["nodes"], extractor["sent_to"]) == (1, 3, 1)
-    assert targets["agreement"]["frames"] == targets["train_labels"]["frames"] + targets["validation_labels"]["frames"]
-    assert 1 / 3 <= targets["agreement"]["chance_purity"] <= targets["agreement"]["label_purity"] <= 1
+    assert (
+        targets["agreement"]["frames"]
+        == targets["train_labels"]["frames"] + targets["validation_labels"]["frames"]
+    )
+    assert (
+        1 / 3 <= targets["agreement"]["chance_purity"] <= targets["agreement"]["label_purity"] <= 1
+    )
     assert by_name["final"]["validation"]["loss"] > 0
     second = load_checkpoint(out / "iteration2/checkpoints/round_003_checkpoint.pt")
     assert second["model"]["logit_generator.label_embeddings"].shape[0] == 6 + 4
@@ -54,7 +71,11 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")}
     again = recipe(out, state, *(f"iteration2:{override}" for override in labels))
-    assert again.returncode == 0 and again.stderr.count("all 3 rounds are done") == 2 and "huggingface is there" in again.stderr
+    assert (
+        again.returncode == 0
+        and again.stderr.count("all 3 rounds are done") == 2
+        and "huggingface is there" in again.stderr
+    )
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.pt")} == before
 
     # The same iteration by itself: two nodes, one worker, another state folder; the same bits. The model is sent anew, to that folder.
@@ -71,7 +92,11 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
     )
     assert done.returncode == 0, done.stderr
     assert_same_model(out / "iteration2", alone)
-    assert all(event["server_validation"]["loss"] > 0 for event in events(alone) if event["event"] == "round")
+    assert all(
+        event["server_validation"]["loss"] > 0
+        for event in events(alone)
+        if event["event"] == "round"
+    )
     changed = train(
         alone,
         *ITERATION_2,
@@ -84,7 +109,9 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
 
 
 @pytest.mark.slow
-def test_a_resumed_second_iteration_needs_the_same_first(train: Train, finished: Path, tmp_path: Path) -> None:
+def test_a_resumed_second_iteration_needs_the_same_first(
+    train: Train, finished: Path, tmp_path: Path
+) -> None:
     out, checkpoint = tmp_path / "run", tmp_path / "first.pt"
     values = torch.load(finished / "checkpoints/round_003_checkpoint.pt", weights_only=True)
     torch.save(values, checkpoint)
@@ -102,9 +129,15 @@ def test_a_resumed_second_iteration_needs_the_same_first(train: Train, finished:
 def test_a_dry_run_shows_the_clients_and_trains_nothing(train: Train, tmp_path: Path) -> None:
     done = train(tmp_path / "run", "dry_run=true")
     assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in done.stdout.splitlines() if line.startswith("│")]
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in done.stdout.splitlines()
+        if line.startswith("│")
+    ]
     assert [row[0] for row in rows] == ["0", "1", "2", "all"]
-    assert [row[1] for row in rows[:3]] == ["0", "1", "2"] and all(int(row[2]) == 3 and int(row[3]) == 1 for row in rows[:3])
+    assert [row[1] for row in rows[:3]] == ["0", "1", "2"] and all(
+        int(row[2]) == 3 and int(row[3]) == 1 for row in rows[:3]
+    )
     assert int(rows[3][6]) == sum(int(row[6]) for row in rows[:3]) > 0
     assert not (tmp_path / "run").exists()
     refused = train(tmp_path / "run", "dry_run=true", "federated.num_clients=9")

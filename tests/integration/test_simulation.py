@@ -29,9 +29,13 @@ def assert_same_model(left: Path, right: Path) -> None:
 
 
 def test_a_run_leaves_what_others_script_against(finished: Path) -> None:
-    checkpoint = torch.load(finished / "checkpoints/round_003_checkpoint.pt", map_location="cpu", weights_only=True)
+    checkpoint = torch.load(
+        finished / "checkpoints/round_003_checkpoint.pt", map_location="cpu", weights_only=True
+    )
     assert checkpoint["round"] == 3
-    assert 1.0 < checkpoint["federated_metrics"]["train"]["loss"] < 2 * np.log(8)  # nats, over 8 clusters
+    assert (
+        1.0 < checkpoint["federated_metrics"]["train"]["loss"] < 2 * np.log(8)
+    )  # nats, over 8 clusters
     assert [entry["round"] for entry in checkpoint["federated_metrics"]["history"]] == [1, 2, 3]
     for name in ("config.yaml", "federated_training.log", "curves.png"):
         assert (finished / name).stat().st_size > 0
@@ -49,15 +53,24 @@ def test_metrics_are_booked_to_the_model_that_they_are_of(finished: Path) -> Non
     for event in rounds:
         assert event["asked"] == [0, 1, 2]
         assert [client["partition"] for client in event["clients"]] == [0, 1, 2]
-        assert event["train"]["masked_frames"] == sum(client["train_masked_frames"] for client in event["clients"])
-        assert event["bytes_down_fp32"] == event["bytes_down"] == 3 * 4 * parameters < event["bytes_up"]  # sketches beside
+        assert event["train"]["masked_frames"] == sum(
+            client["train_masked_frames"] for client in event["clients"]
+        )
+        assert (
+            event["bytes_down_fp32"]
+            == event["bytes_down"]
+            == 3 * 4 * parameters
+            < event["bytes_up"]
+        )  # sketches beside
         assert event["seconds"]["train"] < event["seconds"]["round"] < 300
         assert all(client["train_steps"] == 2 for client in event["clients"])
     (targets,) = [event for event in events(finished) if event["event"] == "targets"]
     assert 0 < targets["validation_labels"]["entropy_nats"] <= np.log(8)
 
 
-def test_fewer_nodes_and_workers_give_the_same_bits(finished: Path, train: Train, tmp_path: Path) -> None:
+def test_fewer_nodes_and_workers_give_the_same_bits(
+    finished: Path, train: Train, tmp_path: Path
+) -> None:
     """Two nodes host three clients: one of them replies with a partial sum; one worker instead of two."""
     done = train(tmp_path / "sharded", "simulation.num_supernodes=2", "simulation.num_workers=1")
     assert done.returncode == 0, done.stderr
@@ -81,7 +94,9 @@ def test_the_export_is_the_model_in_transformers(finished: Path, tmp_path: Path)
 
 
 @pytest.mark.slow  # in process: tests/federation, test_kills.py
-def test_evaluation_on_the_server_and_kept_optimisers(train: Train, manifest: Path, tone_folder: Path, tmp_path: Path) -> None:
+def test_evaluation_on_the_server_and_kept_optimisers(
+    train: Train, manifest: Path, tone_folder: Path, tmp_path: Path
+) -> None:
     done = train(
         tmp_path / "run",
         f"evaluation.manifest={manifest}",
@@ -100,7 +115,9 @@ def test_evaluation_on_the_server_and_kept_optimisers(train: Train, manifest: Pa
     assert len(kept) == len({partition for event in rounds for partition in event["asked"]})
 
 
-def test_a_client_that_fails_is_left_out_and_named_without_paths(tone_folder: Path, train: Train, tmp_path: Path) -> None:
+def test_a_client_that_fails_is_left_out_and_named_without_paths(
+    tone_folder: Path, train: Train, tmp_path: Path
+) -> None:
     """Speaker 1's audio is damaged; labels are precomputed, so the first to read it is training."""
     root = tmp_path / "audio"
     shutil.copytree(tone_folder, root)
@@ -109,19 +126,30 @@ def test_a_client_that_fails_is_left_out_and_named_without_paths(tone_folder: Pa
         info = soundfile.info(path)
         frames = (-(-info.frames * 16000 // info.samplerate) - 400) // 320 + 1
         ids = " ".join(str(number % 8) for number in range(frames))
-        rows.append(f"{path.relative_to(root)},{path.parent.name},{info.frames},{info.samplerate},{ids}")
+        rows.append(
+            f"{path.relative_to(root)},{path.parent.name},{info.frames},{info.samplerate},{ids}"
+        )
     (root / "manifest.csv").write_text("\n".join(rows) + "\n")
     for path in (root / "speaker1").glob("*.wav"):
         path.write_bytes(b"RIFF, but not really")
     labels = ["targets=precomputed", "targets.labels=column:ids", "targets.label_rate_hz=50"]
     state = f"client.state_dir={tmp_path / 'state'}"
     done = train(
-        tmp_path / "run", f"data.manifest={root / 'manifest.csv'}", f"data.root={root}", *labels, state, "federated.num_rounds=1"
+        tmp_path / "run",
+        f"data.manifest={root / 'manifest.csv'}",
+        f"data.root={root}",
+        *labels,
+        state,
+        "federated.num_rounds=1",
     )
     assert done.returncode == 0, done.stderr
     (event,) = [event for event in events(tmp_path / "run") if event["event"] == "round"]
     (failure,) = event["failed"]
-    assert failure == {"partition": failure["partition"], "code": "data", "setting": "data.manifest"}
+    assert failure == {
+        "partition": failure["partition"],
+        "code": "data",
+        "setting": "data.manifest",
+    }
     assert len(event["clients"]) == 2
     assert "speaker1" in (tmp_path / "state/site.log").read_text()
     for file in ("metrics.jsonl", "federated_training.log"):
@@ -138,18 +166,26 @@ def test_a_client_that_fails_is_left_out_and_named_without_paths(tone_folder: Pa
     )
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert "2 usable updates of 3 asked, 3 needed" in last and f"client {failure['partition']}: data" in last
+    assert (
+        "2 usable updates of 3 asked, 3 needed" in last
+        and f"client {failure['partition']}: data" in last
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("simulation.num_supernodes=4", "simulation.num_supernodes=4 is more than federated.num_clients=3"),
+        (
+            "simulation.num_supernodes=4",
+            "simulation.num_supernodes=4 is more than federated.num_clients=3",
+        ),
         ("federated.num_clients=9", "9 clients but 3 speakers"),
         ("simulation.gpus_per_client=64", "simulation.gpus_per_client=64.0, but Ray finds"),
     ],
 )
-def test_a_federation_that_cannot_be_is_refused(train: Train, tmp_path: Path, override: str, named: str) -> None:
+def test_a_federation_that_cannot_be_is_refused(
+    train: Train, tmp_path: Path, override: str, named: str
+) -> None:
     done = train(tmp_path / "run", override)
     assert done.returncode == 1
     assert named in done.stderr.splitlines()[-1]

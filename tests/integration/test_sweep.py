@@ -34,13 +34,27 @@ def test_a_sweep_has_a_folder_per_job_and_outlives_a_job_that_fails(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="hydra-optuna-sweeper is not installed")
-def test_optuna_finds_the_best_trial_by_the_final_loss(command: Command, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    importlib.util.find_spec("optuna") is None, reason="hydra-optuna-sweeper is not installed"
+)
+def test_optuna_finds_the_best_trial_by_the_final_loss(
+    command: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
     out = tmp_path / "search"
     search = ["+sweep=optuna", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={out}"]
     space = ["federated.num_rounds=1", "client.lr=tag(log, interval(1e-5, 1e-1))"]
-    done = subprocess.run(command(out, "-m", *search, *space), env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command(out, "-m", *search, *space),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     losses = {job: events(out / job)[-1]["validation"]["loss"] for job in ("0", "1", "2")}
     result = (out / "optimization_results.yaml").read_text()
-    assert f"best_value: {min(losses.values())}" in result and "client.lr" in result and len(set(losses.values())) == 3
+    assert (
+        f"best_value: {min(losses.values())}" in result
+        and "client.lr" in result
+        and len(set(losses.values())) == 3
+    )

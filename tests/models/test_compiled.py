@@ -25,7 +25,14 @@ from fedhubert.training.stepping import Trainer
 
 CPU = torch.device("cpu")
 NO_DRAWS = {"dropout": 0.0, "attention_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0}
-SGD = ClientConfig(optimizer="sgd", lr=0.1, weight_decay=0.0, schedule="constant", warmup_fraction=0.0, accumulate=2)
+SGD = ClientConfig(
+    optimizer="sgd",
+    lr=0.1,
+    weight_decay=0.0,
+    schedule="constant",
+    warmup_fraction=0.0,
+    accumulate=2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +67,16 @@ def train(model: HubertModel, client: ClientConfig = SGD) -> torch.Tensor:
     start = layout.to_vector(model)
     batches = iter([batch_of(position, rows=1 + position) for position in range(4)])
     progress = Progress(1, 1, 2)
-    train_locally(model, batches, client=client, task=TaskConfig(), progress=progress, seed=0, partition=0, device=CPU)
+    train_locally(
+        model,
+        batches,
+        client=client,
+        task=TaskConfig(),
+        progress=progress,
+        seed=0,
+        partition=0,
+        device=CPU,
+    )
     return layout.to_vector(model) - start
 
 
@@ -76,7 +92,11 @@ WAYS: dict[str, Callable[[ModelConfig], tuple[dict[str, Any], ClientConfig, floa
         SGD.model_copy(update={"precision": "bf16"}),
         0.02,
     ),
-    "norms first": lambda config: ({"layer_norm_first": True, "conv_norm": "layer_norm"}, SGD, 1e-5),
+    "norms first": lambda config: (
+        {"layer_norm_first": True, "conv_norm": "layer_norm"},
+        SGD,
+        1e-5,
+    ),
 }
 
 
@@ -102,7 +122,9 @@ def test_activation_checkpointing_goes_with_it(tiny_model_config: ModelConfig) -
     assert relative(train(model), expected) < 1e-5
 
 
-def test_a_graph_is_made_for_a_length_and_not_for_a_number_of_crops_or_layers(tiny_model_config: ModelConfig) -> None:
+def test_a_graph_is_made_for_a_length_and_not_for_a_number_of_crops_or_layers(
+    tiny_model_config: ModelConfig,
+) -> None:
     model = model_of(tiny_model_config, True, num_layers=3)
     trainer = Trainer(model, SGD, TaskConfig(), 0, 0, CPU, 0.0)
     trainer.step([batch_of(0, rows=2)], 0.1)
@@ -125,12 +147,18 @@ def test_evaluation_and_copies_run_as_they_are(tiny_model_config: ModelConfig) -
     with torch.no_grad():
         model(batch_of(0).waveforms_BN)
     assert not counters["stats"]["unique_graphs"]
-    assert copy.deepcopy(model).state_dict().keys() == model_of(tiny_model_config, False).state_dict().keys()
+    assert (
+        copy.deepcopy(model).state_dict().keys()
+        == model_of(tiny_model_config, False).state_dict().keys()
+    )
 
 
 @pytest.mark.parametrize("fails", ["forward", "backward"])
 def test_what_fails_compiled_is_done_without_and_said(
-    tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str
+    tiny_model_config: ModelConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fails: str,
 ) -> None:
     class Breaks(torch.autograd.Function):
         @staticmethod
@@ -144,7 +172,9 @@ def test_what_fails_compiled_is_done_without_and_said(
             raise RuntimeError("no compiler here")
 
     expected = train(model_of(tiny_model_config, False))
-    broken = compiled.AS_THEY_ARE._replace(layer=lambda layer, x: Breaks.apply(compiled.apply_layer(layer, x)))
+    broken = compiled.AS_THEY_ARE._replace(
+        layer=lambda layer, x: Breaks.apply(compiled.apply_layer(layer, x))
+    )
     model = model_of(tiny_model_config, True)
     monkeypatch.setattr(model, "_compiled", broken)
     with caplog.at_level(logging.WARNING, "fedhubert.site"):
@@ -154,7 +184,9 @@ def test_what_fails_compiled_is_done_without_and_said(
     assert "client.compile" in said and "no compiler here" in said
 
 
-def test_memory_that_runs_out_is_not_taken_for_a_failed_compiler(tiny_model_config: ModelConfig) -> None:
+def test_memory_that_runs_out_is_not_taken_for_a_failed_compiler(
+    tiny_model_config: ModelConfig,
+) -> None:
     model = model_of(tiny_model_config, True)
     sizes: list[int] = []
 
@@ -170,7 +202,10 @@ def test_memory_that_runs_out_is_not_taken_for_a_failed_compiler(tiny_model_conf
 
 
 def test_crops_have_few_lengths_the_same_for_all_clients() -> None:
-    rng, data = np.random.default_rng(0), DataConfig(min_seconds=1.0, max_seconds=8.0, batch_seconds=24.0)
+    rng, data = (
+        np.random.default_rng(0),
+        DataConfig(min_seconds=1.0, max_seconds=8.0, batch_seconds=24.0),
+    )
     grid = [int(8.0 * 16000 / 1.15**power) for power in range(20)]
     seen: set[int] = set()
     for client in range(3):
@@ -180,7 +215,9 @@ def test_crops_have_few_lengths_the_same_for_all_clients() -> None:
         seen |= {spec.num_samples for spec in specs}
         for spec in specs:
             usable = np.minimum(lengths[spec.rows], 128000)
-            assert (spec.starts + spec.num_samples <= lengths[spec.rows]).all() and (spec.num_samples * 1.151 >= usable).all()
+            assert (spec.starts + spec.num_samples <= lengths[spec.rows]).all() and (
+                spec.num_samples * 1.151 >= usable
+            ).all()
         heard = sum(len(spec.rows) * spec.num_samples for spec in specs) / 16000
         assert plan.audio_s(range(plan.num_batches)) == pytest.approx(heard)
         assert sorted(row for spec in specs for row in spec.rows) == list(range(300))

@@ -9,7 +9,12 @@ from fedhubert.models import convolutions
 from fedhubert.models.convolutions import extract
 
 HUBERT = [(24, 10, 5), *[(16, 3, 2)] * 4, *[(20, 2, 2)] * 2]
-OTHERS = [(8, 20, 10), (12, 5, 4), (6, 3, 5), (7, 9, 2)]  # a gap between kernels, and more than two strides in one
+OTHERS = [
+    (8, 20, 10),
+    (12, 5, 4),
+    (6, 3, 5),
+    (7, 9, 2),
+]  # a gap between kernels, and more than two strides in one
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +22,9 @@ def small_ones_count_as_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolutions, "WIDE", 1)
 
 
-def _built(norm: str, shapes: list[tuple[int, int, int]], bias: bool, dtype: torch.dtype = torch.float64) -> Any:
+def _built(
+    norm: str, shapes: list[tuple[int, int, int]], bias: bool, dtype: torch.dtype = torch.float64
+) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         built = _get_feature_extractor(norm, shapes, bias).to(dtype)
@@ -31,14 +38,18 @@ def _noise(samples: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def _gradients(features: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights = torch.randn(
+        features.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     return torch.autograd.grad((features * weights).sum(), inputs)
 
 
 @pytest.mark.parametrize("norm", ["group_norm", "layer_norm"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("shapes", "samples"), [(HUBERT, 400), (HUBERT, 4011), (OTHERS, 4011)])
-def test_features_and_gradients_are_torchaudios(norm: str, bias: bool, shapes: Any, samples: int) -> None:
+def test_features_and_gradients_are_torchaudios(
+    norm: str, bias: bool, shapes: Any, samples: int
+) -> None:
     reference = _built(norm, shapes, bias)
     waveforms = _noise(samples).requires_grad_()
     ours, theirs = extract(reference, waveforms), reference(waveforms, None)[0]
@@ -58,29 +69,43 @@ def test_frozen_parameters_get_no_gradient(frozen: str) -> None:
     trained = [parameter for parameter in reference.parameters() if parameter.requires_grad]
     waveforms = _noise(2000)
     ours = _gradients(extract(reference, waveforms), trained)
-    for found, expected in zip(ours, _gradients(reference(waveforms, None)[0], trained), strict=True):
+    for found, expected in zip(
+        ours, _gradients(reference(waveforms, None)[0], trained), strict=True
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
     extract(reference, waveforms).sum().backward()
-    assert all((parameter.grad is None) != parameter.requires_grad for parameter in reference.parameters())
+    assert all(
+        (parameter.grad is None) != parameter.requires_grad for parameter in reference.parameters()
+    )
 
 
 def test_only_the_convolutions_outputs_are_kept() -> None:
     reference = _built("layer_norm", HUBERT, bias=False)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
         extract(reference, _noise(16000))
     weights = {parameter.data_ptr() for parameter in reference.parameters()}
-    sizes = {tensor.data_ptr(): tensor.numel() for tensor in kept if tensor.data_ptr() not in weights and tensor.dim() == 3}
+    sizes = {
+        tensor.data_ptr(): tensor.numel()
+        for tensor in kept
+        if tensor.data_ptr() not in weights and tensor.dim() == 3
+    }
     frames, outputs = 16000, 3 * 16000
     for channels, kernel, stride in HUBERT:
         frames = (frames - kernel) // stride + 1
         outputs += 3 * frames * channels
     last = 3 * frames * HUBERT[-1][0]
-    assert sum(sizes.values()) <= outputs + 2 * last  # the last norm's and GELU's inputs are as long as the features
+    assert (
+        sum(sizes.values()) <= outputs + 2 * last
+    )  # the last norm's and GELU's inputs are as long as the features
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_narrower_types_take_torchs_convolutions(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrower_types_take_torchs_convolutions(
+    autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> Tensor:
         raise AssertionError("matrix products of a narrower type")
 

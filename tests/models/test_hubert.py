@@ -47,24 +47,35 @@ def attention_masks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "factory"), [("hubert_base", "hubert_pretrain_base"), ("hubert_large", "hubert_pretrain_large")]
+    ("name", "factory"),
+    [("hubert_base", "hubert_pretrain_base"), ("hubert_large", "hubert_pretrain_large")],
 )
-def test_shipped_configs_ask_for_torchaudios_architecture(name: str, factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shipped_configs_ask_for_torchaudios_architecture(
+    name: str, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(torchaudio_model, "hubert_pretrain_model", lambda **kwargs: asked.append(kwargs))
+    monkeypatch.setattr(
+        torchaudio_model, "hubert_pretrain_model", lambda **kwargs: asked.append(kwargs)
+    )
     monkeypatch.setattr(hubert, "hubert_pretrain_model", lambda **kwargs: asked.append(kwargs))
     config = _shipped(name)
     hubert._torchaudio_model(config)
     getattr(torchaudio.models, factory)()
     ours, theirs = asked
-    ours["feature_grad_mult"] = None if config.feature_grad_mult == 1.0 else config.feature_grad_mult
-    theirs["extractor_conv_layer_config"] = list(HUBERT_CONV_LAYERS)  # torchaudio's default, by its documentation
+    ours["feature_grad_mult"] = (
+        None if config.feature_grad_mult == 1.0 else config.feature_grad_mult
+    )
+    theirs["extractor_conv_layer_config"] = list(
+        HUBERT_CONV_LAYERS
+    )  # torchaudio's default, by its documentation
     differing = {key for key in theirs if ours[key] != theirs[key]}
     assert differing == {"num_classes", "skip_nomask"}
 
 
 @pytest.mark.parametrize("changes", [{}, PRE_NORM])
-def test_keys_and_first_weights_are_torchaudios(tiny_model_config: ModelConfig, changes: dict[str, Any]) -> None:
+def test_keys_and_first_weights_are_torchaudios(
+    tiny_model_config: ModelConfig, changes: dict[str, Any]
+) -> None:
     config = tiny_model_config.model_copy(update=changes)
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -73,7 +84,10 @@ def test_keys_and_first_weights_are_torchaudios(tiny_model_config: ModelConfig, 
     assert list(state) == list(reference)
     assert all(torch.equal(state[key], reference[key]) for key in reference)
     other = build_hubert(config, seed=6).state_dict()
-    for key in ("wav2vec2.feature_extractor.conv_layers.0.conv.weight", "logit_generator.label_embeddings"):
+    for key in (
+        "wav2vec2.feature_extractor.conv_layers.0.conv.weight",
+        "logit_generator.label_embeddings",
+    ):
         assert not torch.equal(state[key], other[key])
 
 
@@ -92,11 +106,15 @@ def test_frames_of_other_convolutions(tiny_model_config: ModelConfig) -> None:
     layers = ((8, 20, 10), (8, 5, 4), (8, 8, 8))
     config = tiny_model_config.model_copy(update={"conv_layers": layers})
     for samples in (2000, 2345, 4000):
-        assert build_hubert(config, 0)(_noise(samples=samples)).frames == num_frames(samples, layers)
+        assert build_hubert(config, 0)(_noise(samples=samples)).frames == num_frames(
+            samples, layers
+        )
 
 
 @pytest.mark.parametrize("changes", [{}, PRE_NORM])
-def test_no_attention_mask_is_built(tiny_model_config: ModelConfig, changes: dict[str, Any], attention_masks: list[Any]) -> None:
+def test_no_attention_mask_is_built(
+    tiny_model_config: ModelConfig, changes: dict[str, Any], attention_masks: list[Any]
+) -> None:
     model = build_hubert(tiny_model_config.model_copy(update=changes), 0).train()
     model(_noise(), _mask(2, num_frames(4000)))
     model.extract_features(_noise())
@@ -105,7 +123,9 @@ def test_no_attention_mask_is_built(tiny_model_config: ModelConfig, changes: dic
 
 
 @pytest.mark.parametrize("changes", [{}, PRE_NORM])
-def test_forward_ends_where_the_last_hidden_state_is(tiny_model_config: ModelConfig, changes: dict[str, Any]) -> None:
+def test_forward_ends_where_the_last_hidden_state_is(
+    tiny_model_config: ModelConfig, changes: dict[str, Any]
+) -> None:
     model = build_hubert(tiny_model_config.model_copy(update=changes), 0).eval()
     hidden = model.extract_features(_noise())
     assert [tuple(layer.shape) for layer in hidden] == [(2, 12, 48)] * 2
@@ -146,7 +166,10 @@ def _gradients(model: HubertModel) -> list[torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(11)
         model(_noise().double(), _mask(2, 12)).logits_MC.square().sum().backward()
-    return [torch.zeros(()) if parameter.grad is None else parameter.grad for parameter in model.parameters()]
+    return [
+        torch.zeros(()) if parameter.grad is None else parameter.grad
+        for parameter in model.parameters()
+    ]
 
 
 @pytest.mark.parametrize("layer_drop", [0.0, 0.5])
@@ -154,7 +177,13 @@ def test_activation_checkpointing_keeps_the_gradients(
     tiny_model_config: ModelConfig, layer_drop: float, attention_masks: list[Any]
 ) -> None:
     config = tiny_model_config.model_copy(
-        update={"dropout": 0.3, "attention_dropout": 0.2, "activation_dropout": 0.1, "layer_drop": layer_drop, "num_layers": 4}
+        update={
+            "dropout": 0.3,
+            "attention_dropout": 0.2,
+            "activation_dropout": 0.1,
+            "layer_drop": layer_drop,
+            "num_layers": 4,
+        }
     )
     # In float64, since with it the convolutions' gradients are added up utterance by utterance.
     plain, saving = (build_hubert(config, 0).double().train() for _ in range(2))
@@ -163,17 +192,23 @@ def test_activation_checkpointing_keeps_the_gradients(
     calls = len(attention_masks)
     for ours, reference in zip(_gradients(saving), expected, strict=True):
         torch.testing.assert_close(ours, reference)
-    assert len(attention_masks) == 3 * calls > 0  # once without; with, once forward and once more backward
+    assert (
+        len(attention_masks) == 3 * calls > 0
+    )  # once without; with, once forward and once more backward
     saving.set_activation_checkpointing(False)
     attention_masks.clear()
     _gradients(saving)
     assert len(attention_masks) == calls
 
 
-def test_a_large_model_returns_memory_once_a_step(tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_returns_memory_once_a_step(
+    tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, trims = build_hubert(tiny_model_config, 0).double().train(), []
     expected = _gradients(model)
-    monkeypatch.setattr(hubert.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=trims.append))
+    monkeypatch.setattr(
+        hubert.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=trims.append)
+    )
     model.zero_grad()
     _gradients(model)
     assert not trims
@@ -187,5 +222,7 @@ def test_autocast_scores_in_float32(tiny_model_config: ModelConfig) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         output = model(_noise(), _mask(2, 12))
     assert output.logits_MC.dtype == output.conv_power.dtype == torch.float32
-    assert (output.logits_MC - model(_noise(), _mask(2, 12)).logits_MC).abs().max() < 0.5  # logits span -10 .. 10
+    assert (
+        output.logits_MC - model(_noise(), _mask(2, 12)).logits_MC
+    ).abs().max() < 0.5  # logits span -10 .. 10
     output.logits_MC.sum().backward()

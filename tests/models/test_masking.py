@@ -22,7 +22,10 @@ def test_masks_as_large_a_share_as_torchaudio(batch: int, frames: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         theirs = np.mean(
-            [_compute_mask_indices((batch, frames), None, 0.8, 10, min_masks=2).float().mean() for _ in range(repeats)]
+            [
+                _compute_mask_indices((batch, frames), None, 0.8, 10, min_masks=2).float().mean()
+                for _ in range(repeats)
+            ]
         )
     assert ours == pytest.approx(float(theirs), abs=0.02)
 
@@ -37,7 +40,9 @@ def test_is_made_of_spans() -> None:
 
 def test_same_generator_state_gives_same_mask() -> None:
     assert np.array_equal(span_mask(4, 200, RECIPE, _rng(7)), span_mask(4, 200, RECIPE, _rng(7)))
-    assert not np.array_equal(span_mask(4, 200, RECIPE, _rng(7)), span_mask(4, 200, RECIPE, _rng(8)))
+    assert not np.array_equal(
+        span_mask(4, 200, RECIPE, _rng(7)), span_mask(4, 200, RECIPE, _rng(8))
+    )
 
 
 def test_least_number_of_spans_holds_when_the_probability_is_small() -> None:
@@ -64,6 +69,8 @@ def test_rows_too_short_for_a_span(frames: int, masked: int) -> None:
 def test_every_row_masks_equally_many_frames_but_never_all(
     batch: int, frames: int, probability: float, length: int, min_masks: int, seed: int
 ) -> None:
-    counts = span_mask(batch, frames, MaskSpec(probability, length, min_masks), _rng(seed)).sum(axis=1)
+    counts = span_mask(batch, frames, MaskSpec(probability, length, min_masks), _rng(seed)).sum(
+        axis=1
+    )
     assert len(set(counts.tolist())) == 1
     assert 0 < counts[0] < frames

@@ -30,7 +30,11 @@ def student_of(config: ModelConfig, task: DistillConfig, **changes: Any) -> Hube
 
 @pytest.mark.parametrize(
     ("name", "parameters", "ratio"),
-    [("student_384x6", 16_226_176, 5.8), ("student_384x10", 23_324_032, 4.0), ("student_768x2", 23_492_224, 4.0)],
+    [
+        ("student_384x6", 16_226_176, 5.8),
+        ("student_384x10", 23_324_032, 4.0),
+        ("student_768x2", 23_492_224, 4.0),
+    ],
 )
 def test_shipped_students_have_the_stated_sizes(name: str, parameters: int, ratio: float) -> None:
     model = build_hubert(compose([f"model={name}", "targets.num_clusters=500"]).model, seed=0)
@@ -45,12 +49,21 @@ def test_heads_travel_and_what_is_not_trained_does_not(tiny_model_config: ModelC
     assert shapes[f"{HEADS}layers.2.weight"] == (48, 32)
     assert not any(name.startswith(("logit_generator", "mask_generator")) for name in shapes)
     assert any(name.startswith("wav2vec2.feature_extractor") for name in shapes)
-    frozen = ParameterLayout.of(student_of(tiny_model_config, task_of(tiny_model_config, freeze_conv=True)))
-    assert set(layout.names) - set(frozen.names) == {name for name in shapes if name.startswith("wav2vec2.feature_extractor")}
-    masked = ParameterLayout.of(
-        student_of(tiny_model_config, task_of(tiny_model_config, objectives={"layers": 0.0, "pseudo_labels": 1.0}))
+    frozen = ParameterLayout.of(
+        student_of(tiny_model_config, task_of(tiny_model_config, freeze_conv=True))
     )
-    assert "logit_generator.label_embeddings" in masked.names and not any(name.startswith(HEADS) for name in masked.names)
+    assert set(layout.names) - set(frozen.names) == {
+        name for name in shapes if name.startswith("wav2vec2.feature_extractor")
+    }
+    masked = ParameterLayout.of(
+        student_of(
+            tiny_model_config,
+            task_of(tiny_model_config, objectives={"layers": 0.0, "pseudo_labels": 1.0}),
+        )
+    )
+    assert "logit_generator.label_embeddings" in masked.names and not any(
+        name.startswith(HEADS) for name in masked.names
+    )
 
 
 def test_a_student_depends_on_configuration_and_seed_alone(tiny_model_config: ModelConfig) -> None:
@@ -73,19 +86,27 @@ def test_the_convolutions_are_the_teachers(tiny_model_config: ModelConfig) -> No
     assert torch.equal(model.eval().convolve(waveforms), teacher.eval().convolve(waveforms))
 
 
-def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(tiny_model_config: ModelConfig) -> None:
+def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(
+    tiny_model_config: ModelConfig,
+) -> None:
     task = task_of(tiny_model_config, init="prefix", layers=(2,))
     model = build_model(tiny_model_config.model_copy(update={"num_layers": 1}), task, seed=1)
     teacher = build_hubert(tiny_model_config, 0).eval()
     take_over(model, teacher.state_dict(), task)
     waveforms = torch.randn(2, 6400)
-    assert torch.equal(model.eval().extract_features(waveforms)[0], teacher.extract_features(waveforms)[0])
+    assert torch.equal(
+        model.eval().extract_features(waveforms)[0], teacher.extract_features(waveforms)[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("student", "changes", "named"),
     [
-        ({"conv_layers": ((16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2)}, {}, "model.conv_layers"),
+        (
+            {"conv_layers": ((16, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2)},
+            {},
+            "model.conv_layers",
+        ),
         ({"conv_norm": "layer_norm"}, {}, "model.conv_norm"),
         ({}, {"init": "prefix"}, "model.embed_dim"),
         ({"num_classes": 54}, {"objectives": {"logits": 1.0}}, "targets.num_clusters"),
@@ -114,34 +135,56 @@ def test_only_what_the_task_needs_of_a_teacher_is_kept(tiny_model_config: ModelC
     assert first.config.num_layers == 1 and not first.has_head
     waveforms = torch.randn(1, 5000)
     built = first.build(torch.device("cpu"))
-    assert not built.training and not any(parameter.requires_grad for parameter in built.parameters())
+    assert not built.training and not any(
+        parameter.requires_grad for parameter in built.parameters()
+    )
     assert torch.equal(built.extract_features(waveforms)[0], model.extract_features(waveforms)[0])
     whole = Teacher.cut(
-        tiny_model_config, model.state_dict(), DistillConfig(layers=(1,), objectives=ObjectivesConfig(logits=1.0))
+        tiny_model_config,
+        model.state_dict(),
+        DistillConfig(layers=(1,), objectives=ObjectivesConfig(logits=1.0)),
     )
     assert whole.has_head and whole.config.num_layers == 2
-    assert torch.equal(whole.build(torch.device("cpu"))(waveforms).logits_MC, model(waveforms).logits_MC)
+    assert torch.equal(
+        whole.build(torch.device("cpu"))(waveforms).logits_MC, model(waveforms).logits_MC
+    )
     assert whole.key != first.key
 
 
 def test_a_bf16_teacher_says_nearly_the_same(tiny_model_config: ModelConfig) -> None:
-    teacher = Teacher.cut(tiny_model_config, build_hubert(tiny_model_config, 0).state_dict(), DistillConfig(layers=(2,)))
+    teacher = Teacher.cut(
+        tiny_model_config,
+        build_hubert(tiny_model_config, 0).state_dict(),
+        DistillConfig(layers=(2,)),
+    )
     waveforms = torch.randn(1, 8000)
     exact = teacher.build(torch.device("cpu")).extract_features(waveforms)[1]
-    rough = teacher.build(torch.device("cpu"), "bf16").extract_features(waveforms.bfloat16())[1].float()
+    rough = (
+        teacher.build(torch.device("cpu"), "bf16").extract_features(waveforms.bfloat16())[1].float()
+    )
     assert 0 < float((rough - exact).norm() / exact.norm()) < 0.03
 
 
 def test_a_headless_teacher_has_no_logits(tiny_model_config: ModelConfig) -> None:
     encoder = {
-        name: tensor for name, tensor in build_hubert(tiny_model_config, 0).state_dict().items() if name.startswith("wav2vec2.")
+        name: tensor
+        for name, tensor in build_hubert(tiny_model_config, 0).state_dict().items()
+        if name.startswith("wav2vec2.")
     }
     with pytest.raises(CheckpointError, match="cluster head"):
-        Teacher.cut(tiny_model_config, encoder, DistillConfig(layers=(1,), objectives=ObjectivesConfig(logits=1.0)))
+        Teacher.cut(
+            tiny_model_config,
+            encoder,
+            DistillConfig(layers=(1,), objectives=ObjectivesConfig(logits=1.0)),
+        )
 
 
 def test_a_kept_teacher_is_whole_or_absent(tiny_model_config: ModelConfig, tmp_path: Any) -> None:
-    teacher = Teacher.cut(tiny_model_config, build_hubert(tiny_model_config, 0).state_dict(), DistillConfig(layers=(1,)))
+    teacher = Teacher.cut(
+        tiny_model_config,
+        build_hubert(tiny_model_config, 0).state_dict(),
+        DistillConfig(layers=(1,)),
+    )
     assert Teacher.find(tmp_path, teacher.key) is None
     teacher.save(tmp_path)
     found = Teacher.find(tmp_path, teacher.key)

@@ -27,7 +27,13 @@ from fedhubert.objectives.masked_prediction import LossTerms, masked_prediction
 from fedhubert.seeding import generator
 
 TASK = TaskConfig()
-NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0}
+NO_DROPOUT = {
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feature_dropout": 0.0,
+    "layer_drop": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ def _batch(rows: int, samples: int, num_clusters: int, dtype: torch.dtype = torc
     )
 
 
-def _reference_loss(model: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch, unmasked_weight: float) -> tuple[Tensor, int, int]:
+def _reference_loss(
+    model: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch, unmasked_weight: float
+) -> tuple[Tensor, int, int]:
     """torchaudio's own forward with the batch's mask, and the loss of its pretraining recipe."""
     assert batch.labels_BT is not None
     monkeypatch.setattr(components, "_compute_mask_indices", lambda *args, **kwargs: batch.mask_BT)
@@ -69,7 +77,9 @@ def _cross_entropy(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("grad_mult", "unmasked_weight"), [(0.1, 0.0), (1.0, 0.0), (1.0, 0.7)])
-@pytest.mark.parametrize("norms", [{}, {"layer_norm_first": True, "conv_norm": "layer_norm", "conv_bias": True}])
+@pytest.mark.parametrize(
+    "norms", [{}, {"layer_norm_first": True, "conv_norm": "layer_norm", "conv_bias": True}]
+)
 def test_loss_and_every_gradient_equal_torchaudios_in_float64(
     tiny_model_config: ModelConfig,
     norms: dict[str, Any],
@@ -77,7 +87,9 @@ def test_loss_and_every_gradient_equal_torchaudios_in_float64(
     unmasked_weight: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = tiny_model_config.model_copy(update={**NO_DROPOUT, **norms, "feature_grad_mult": grad_mult})
+    config = tiny_model_config.model_copy(
+        update={**NO_DROPOUT, **norms, "feature_grad_mult": grad_mult}
+    )
     model = build_hubert(config, 1).double().train()
     reference = _torchaudio_model(config).double().train()
     reference.load_state_dict(model.state_dict())
@@ -86,18 +98,26 @@ def test_loss_and_every_gradient_equal_torchaudios_in_float64(
 
     terms = masked_prediction(model, batch, TaskConfig(unmasked_weight=unmasked_weight))
     terms.loss_sum.backward()
-    monkeypatch.setattr(Tensor, "float", lambda self: self)  # torchaudio's similarity and penalty cast to float32
+    monkeypatch.setattr(
+        Tensor, "float", lambda self: self
+    )  # torchaudio's similarity and penalty cast to float32
     loss, correct, frames = _reference_loss(reference, batch, monkeypatch, unmasked_weight)
     loss.backward()
 
     torch.testing.assert_close(terms.loss_sum, loss, rtol=1e-12, atol=1e-9)
-    assert (terms.masked_frames, int(terms.correct), terms.frames) == (int(batch.mask_BT.sum()), correct, frames)
+    assert (terms.masked_frames, int(terms.correct), terms.frames) == (
+        int(batch.mask_BT.sum()),
+        correct,
+        frames,
+    )
     expected = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
         assert (_gradient(parameter) - _gradient(expected[name])).abs().max() < 1e-9, name
 
 
-def test_base_model_starts_as_torchaudios_and_has_its_gradients_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_model_starts_as_torchaudios_and_has_its_gradients_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     config = ModelConfig(
         name="base",
         conv_layers=HUBERT_CONV_LAYERS,
@@ -111,8 +131,12 @@ def test_base_model_starts_as_torchaudios_and_has_its_gradients_in_float32(monke
     assert (num_parameters(model), encoder_parameters(model)) == (94_697_600, 94_370_944)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        reference = torchaudio.models.hubert_pretrain_base(0.0, 0.0, 0.0, 0.0, 0.0, num_classes=504).train()
-    for (key, ours), (reference_key, theirs) in zip(model.state_dict().items(), reference.state_dict().items(), strict=True):
+        reference = torchaudio.models.hubert_pretrain_base(
+            0.0, 0.0, 0.0, 0.0, 0.0, num_classes=504
+        ).train()
+    for (key, ours), (reference_key, theirs) in zip(
+        model.state_dict().items(), reference.state_dict().items(), strict=True
+    ):
         assert key == reference_key
         assert torch.equal(ours, theirs), key
     batch = _batch(1, 9000, 500)
@@ -142,11 +166,18 @@ class _FixedModel:
     def __init__(self, logits: Tensor, conv_power: float) -> None:
         self.output = HubertOutput(logits, torch.tensor(conv_power), 3)
 
-    def __call__(self, waveforms_BN: Tensor, mask_BT: Tensor, *, places: FramePlaces) -> HubertOutput:
+    def __call__(
+        self, waveforms_BN: Tensor, mask_BT: Tensor, *, places: FramePlaces
+    ) -> HubertOutput:
         return self.output
 
 
-def _fixed(logits: list[list[float]], labels: Tensor | None, mask: list[list[bool]], conv_power: float = 0.0) -> LossTerms:
+def _fixed(
+    logits: list[list[float]],
+    labels: Tensor | None,
+    mask: list[list[bool]],
+    conv_power: float = 0.0,
+) -> LossTerms:
     model = cast(HubertModel, _FixedModel(torch.tensor(logits), conv_power))
     return masked_prediction(model, Batch(torch.zeros(1, 1200), labels, torch.tensor(mask)), TASK)
 
@@ -169,7 +200,9 @@ def test_cluster_i_is_row_i_plus_4() -> None:
 def test_nothing_masked_adds_nothing(tiny_model_config: ModelConfig) -> None:
     batch = _batch(1, 4000, 100)
     terms = masked_prediction(
-        build_hubert(tiny_model_config, 0), Batch(batch.waveforms_BN, batch.labels_BT, batch.mask_BT & False), TASK
+        build_hubert(tiny_model_config, 0),
+        Batch(batch.waveforms_BN, batch.labels_BT, batch.mask_BT & False),
+        TASK,
     )
     terms.loss_sum.backward()
     assert (float(terms.loss_sum.detach()), terms.masked_frames) == (0.0, 0)

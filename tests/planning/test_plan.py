@@ -36,20 +36,43 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 @pytest.mark.parametrize(
     ("nodes", "overrides"),
     [
-        (3, ["federated.update_codec=int8", "federated.client_fraction=0.67", "client.local_steps=null", "client.accumulate=2"]),
-        (2, ["federated.broadcast_codec=bf16", "client.local_steps=3"]),  # one of the nodes hosts two clients
+        (
+            3,
+            [
+                "federated.update_codec=int8",
+                "federated.client_fraction=0.67",
+                "client.local_steps=null",
+                "client.accumulate=2",
+            ],
+        ),
+        (
+            2,
+            ["federated.broadcast_codec=bf16", "client.local_steps=3"],
+        ),  # one of the nodes hosts two clients
     ],
 )
 def test_every_figure_of_a_run_that_is_no_time_is_exact(
     settings: list[str], nodes: int, overrides: list[str], tmp_path: Path
 ) -> None:
     """Steps, audio, who takes part, and bytes, of a run through the real messages and handlers; with nodes that host several clients."""
-    own = [f"out={tmp_path / 'run'}", f"client.state_dir={tmp_path / 'state'}", f"simulation.num_supernodes={nodes}"]
-    few = ["targets.max_iterations=1", "targets.max_frames_per_client=40", "targets.min_frames=1", "federated.num_rounds=2"]
+    own = [
+        f"out={tmp_path / 'run'}",
+        f"client.state_dir={tmp_path / 'state'}",
+        f"simulation.num_supernodes={nodes}",
+    ]
+    few = [
+        "targets.max_iterations=1",
+        "targets.max_frames_per_client=40",
+        "targets.min_frames=1",
+        "federated.num_rounds=2",
+    ]
     config = compose([*settings, *few, *overrides, *own])
     inputs = inputs_of(config, audio_of(open_data(config)), Rates(audio_s_per_s=1.0))
     planned = plan(inputs)
-    result = run_federation(InProcessGrid([{"partition-id": node, "num-partitions": nodes} for node in range(nodes)]), config)
+    result = run_federation(
+        InProcessGrid([{"partition-id": node, "num-partitions": nodes} for node in range(nodes)]),
+        config,
+    )
     events = [json.loads(line) for line in result.folder.metrics_file.read_text().splitlines()]
     rounds = [event for event in events if event["event"] == "round"]
     assert len(rounds) == len(planned.rounds)
@@ -57,21 +80,38 @@ def test_every_figure_of_a_run_that_is_no_time_is_exact(
         (event["bytes_down"], event["bytes_up"]) for event in rounds
     ]
     for number, share in enumerate(planned.shares):
-        mine = [client for event in rounds for client in event["clients"] if client["partition"] == number]
-        assert (share.rounds, share.steps) == (len(mine), sum(client["train_steps"] for client in mine))
-        assert share.audio_s == pytest.approx(sum(client["train_audio_s"] for client in mine), rel=1e-12)
+        mine = [
+            client
+            for event in rounds
+            for client in event["clients"]
+            if client["partition"] == number
+        ]
+        assert (share.rounds, share.steps) == (
+            len(mine),
+            sum(client["train_steps"] for client in mine),
+        )
+        assert share.audio_s == pytest.approx(
+            sum(client["train_audio_s"] for client in mine), rel=1e-12
+        )
     for part, event in zip(planned.rounds, rounds, strict=True):
         assert part.steps == max(client["train_steps"] for client in event["clients"])
     labels = sum(file.stat().st_size for file in (tmp_path / "state/labels").glob("*.npy"))
     features = sum(file.stat().st_size for file in (tmp_path / "state/features").glob("*.npy"))
     kept = config.federated.update_codec == "int8"
-    disk = sum(sizes.site_disk(inputs, client) - kept * 16 * inputs.numel for client in inputs.clients)
+    disk = sum(
+        sizes.site_disk(inputs, client) - kept * 16 * inputs.numel for client in inputs.clients
+    )
     assert disk == pytest.approx(labels + features, rel=0.05)
 
 
 def audio(batch_s: float, scored_s: float = 0.0, num_batches: int = 10) -> ClientAudio:
     return ClientAudio(
-        num_batches * batch_s, 0.0, scored_s, 2 * scored_s, num_batches, lambda positions: batch_s * len(positions)
+        num_batches * batch_s,
+        0.0,
+        scored_s,
+        2 * scored_s,
+        num_batches,
+        lambda positions: batch_s * len(positions),
     )
 
 
@@ -85,7 +125,9 @@ def planned(clients: list[ClientAudio], overrides: list[str], **rates: Any) -> t
         "client.local_steps=10",
         "federated.client_cosines=false",
     ]
-    config = compose([*base, f"federated.num_clients={len(clients)}", "federated.num_rounds=2", *overrides])
+    config = compose(
+        [*base, f"federated.num_clients={len(clients)}", "federated.num_rounds=2", *overrides]
+    )
     inputs = Inputs(config, ((1000, 1000),), 1_000_000, tuple(clients), Rates(**rates))
     return inputs, plan(inputs)
 
@@ -95,14 +137,25 @@ def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
 
     The end scores twice as much.
     """
-    times = {"audio_s_per_s": 2.0, "score_audio_s_per_s": 8.0, "up_mbit_s": 8.0, "down_mbit_s": 16.0}
+    times = {
+        "audio_s_per_s": 2.0,
+        "score_audio_s_per_s": 8.0,
+        "up_mbit_s": 8.0,
+        "down_mbit_s": 16.0,
+    }
     server = {"round_overhead_s": 3.0, "fold_ns": 1000.0, "step_ns": 500.0, "disk_mb_s": 4.0}
-    _, found = planned([audio(4.0, 8.0), audio(2.0, 4.0)], ["checkpoint.every=2"], **times, **server)
+    _, found = planned(
+        [audio(4.0, 8.0), audio(2.0, 4.0)], ["checkpoint.every=2"], **times, **server
+    )
     slowest = 20.0 + 1.0 + 4.0 + 2.0
     assert [part.clients_s for part in found.rounds] == pytest.approx([slowest, slowest])
-    assert [part.seconds for part in found.rounds] == pytest.approx([slowest + 2.5 + 3.0, slowest + 2.5 + 3.0 + 1.0])
+    assert [part.seconds for part in found.rounds] == pytest.approx(
+        [slowest + 2.5 + 3.0, slowest + 2.5 + 3.0 + 1.0]
+    )
     assert found.server_s == pytest.approx(2 * 2.5 + 1.0)
-    assert [share.device_s for share in found.shares] == pytest.approx([2 * 21.0 + 2.0, 2 * 10.5 + 1.0])  # and the final scores
+    assert [share.device_s for share in found.shares] == pytest.approx(
+        [2 * 21.0 + 2.0, 2 * 10.5 + 1.0]
+    )  # and the final scores
     assert found.final_s == pytest.approx(2.0 + 2.0 + 3.0) and found.labels_s == 0.0
     assert found.seconds == pytest.approx(2 * (slowest + 5.5) + 1.0 + 7.0)
     assert [part.bytes_up for part in found.rounds] == [8_000_000, 8_000_000]
@@ -111,14 +164,21 @@ def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
 def test_a_simulation_shares_its_workers() -> None:
     """Five clients of 10 s on two workers: three turns, not two and a half. With a worker each, one."""
     for workers, seconds in ((2, 30.0), (5, 10.0)):
-        _, found = planned([audio(1.0)] * 5, [f"simulation.num_workers={workers}"], audio_s_per_s=1.0)
+        _, found = planned(
+            [audio(1.0)] * 5, [f"simulation.num_workers={workers}"], audio_s_per_s=1.0
+        )
         assert [part.clients_s for part in found.rounds] == pytest.approx([seconds, seconds])
         assert sum(share.device_s for share in found.shares) == pytest.approx(100.0)
 
 
 def test_who_is_asked_in_excess_is_not_waited_for_but_works_all_the_same() -> None:
     clients = [audio(1.0), audio(2.0), audio(50.0)]
-    _, found = planned(clients, ["federated.client_fraction=0.5", "federated.over_commit=1.5"], audio_s_per_s=1.0, up_mbit_s=1e9)
+    _, found = planned(
+        clients,
+        ["federated.client_fraction=0.5", "federated.over_commit=1.5"],
+        audio_s_per_s=1.0,
+        up_mbit_s=1e9,
+    )
     assert [part.clients_s for part in found.rounds] == pytest.approx([20.0, 20.0], rel=1e-3)
     assert [share.rounds for share in found.shares] == [2, 2, 0] and found.shares[2].steps == 0
     assert found.shares[2].device_s == pytest.approx(1000.0) and found.shares[2].bytes_up == 0
@@ -128,13 +188,25 @@ def test_who_is_asked_in_excess_is_not_waited_for_but_works_all_the_same() -> No
 def test_clients_stop_at_their_time_limit_and_late_ones_are_named() -> None:
     _, found = planned([audio(1.0), audio(4.0)], ["client.max_seconds=12"], audio_s_per_s=1.0)
     assert [share.steps for share in found.shares] == [20, 6] and not found.warnings
-    _, found = planned([audio(1.0), audio(4.0)], ["federated.round_timeout_s=15"], audio_s_per_s=1.0, up_mbit_s=1e9)
+    _, found = planned(
+        [audio(1.0), audio(4.0)], ["federated.round_timeout_s=15"], audio_s_per_s=1.0, up_mbit_s=1e9
+    )
     (warning,) = found.warnings
-    assert "1 clients would be too late, first client 1 in round 1" in warning and "federated.round_timeout_s=15" in warning
+    assert (
+        "1 clients would be too late, first client 1 in round 1" in warning
+        and "federated.round_timeout_s=15" in warning
+    )
 
 
 def test_checkpoints_on_disk_are_what_the_store_writes(tmp_path: Path) -> None:
-    config = compose(["experiment=demo", "federated.strategy=FedAdam", "checkpoint.every=1", "federated.num_rounds=9"])
+    config = compose(
+        [
+            "experiment=demo",
+            "federated.strategy=FedAdam",
+            "checkpoint.every=1",
+            "federated.num_rounds=9",
+        ]
+    )
     model = build_hubert(config.model, 0)
     inputs = _inputs_like(config, model)
     resume = {"m": torch.zeros(inputs.numel), "v": torch.zeros(inputs.numel)}
@@ -149,7 +221,13 @@ def test_checkpoints_on_disk_are_what_the_store_writes(tmp_path: Path) -> None:
 
 def _inputs_like(config: Config, model: torch.nn.Module) -> Inputs:
     shapes = tuple(tuple(parameter.shape) for parameter in model.parameters())
-    return Inputs(config, shapes, sum(math.prod(shape) for shape in shapes), (audio(1.0),), Rates(audio_s_per_s=1.0))
+    return Inputs(
+        config,
+        shapes,
+        sum(math.prod(shape) for shape in shapes),
+        (audio(1.0),),
+        Rates(audio_s_per_s=1.0),
+    )
 
 
 def test_hours_given_by_number_are_cut_into_the_longest_batches() -> None:
@@ -162,11 +240,21 @@ def test_hours_given_by_number_are_cut_into_the_longest_batches() -> None:
     ]
     inputs, said, as_json = read_words(words)
     hour = inputs.clients[0]
-    assert not as_json and said["audio_s_per_s"] == "10, given" and "three times" in said["score_audio_s_per_s"]
-    assert [client.train_s for client in inputs.clients] == pytest.approx([2880.0 * hours for hours in (1, 2, 3, 4, 5)])
+    assert (
+        not as_json
+        and said["audio_s_per_s"] == "10, given"
+        and "three times" in said["score_audio_s_per_s"]
+    )
+    assert [client.train_s for client in inputs.clients] == pytest.approx(
+        [2880.0 * hours for hours in (1, 2, 3, 4, 5)]
+    )
     assert hour.num_batches == 2880 / 8 and hour.audio_s(range(7, 10)) == pytest.approx(24.0)
-    assert hour.scored_s == pytest.approx(20 * 8.0) and hour.scored_at_end_s == pytest.approx(720)  # client.validation_batches
-    assert [share.steps for share in plan(inputs).shares] == [8 * 360 * hours for hours in (1, 2, 3, 4, 5)]
+    assert hour.scored_s == pytest.approx(20 * 8.0) and hour.scored_at_end_s == pytest.approx(
+        720
+    )  # client.validation_batches
+    assert [share.steps for share in plan(inputs).shares] == [
+        8 * 360 * hours for hours in (1, 2, 3, 4, 5)
+    ]
     even, _, _ = read_words(["experiment=demo", "hours=10", "audio_s_per_s=10"])
     assert {client.train_s for client in even.clients} == {0.8 * 7200.0}
 
@@ -175,16 +263,34 @@ def test_a_student_without_its_convolutions_travels_with_its_heads(tmp_path: Pat
     """The trained parameters are what a real message of the distillation carries."""
     teacher = compose(["experiment=demo"])
     file = RoundStore(tmp_path).save(
-        1, build_hubert(teacher.model, 0).state_dict(), config=teacher.model_dump(mode="json"), federated_metrics={}, resume=None
+        1,
+        build_hubert(teacher.model, 0).state_dict(),
+        config=teacher.model_dump(mode="json"),
+        federated_metrics={},
+        resume=None,
     )
-    words = ["experiment=demo_distill", f"task.teacher={file}", "task.freeze_conv=true", "hours=5", "audio_s_per_s=10"]
+    words = [
+        "experiment=demo_distill",
+        f"task.teacher={file}",
+        "task.freeze_conv=true",
+        "hours=5",
+        "audio_s_per_s=10",
+    ]
     inputs, _, _ = read_words(words)
     assert inputs.numel < inputs.all_parameters and inputs.teacher_bytes > 0
     heads = 2 * (inputs.config.model.embed_dim + 1) * teacher.model.embed_dim  # two teacher layers
     frozen = inputs.all_parameters - inputs.numel
-    student = sum(parameter.numel() for parameter in build_hubert(inputs.config.model, 0).parameters())
-    assert inputs.all_parameters == student + heads and frozen > sum(out * 3 for out, _, _ in teacher.model.conv_layers)
-    assert sizes.model_bytes(inputs) == 4 * inputs.numel == sizes.reply_bytes(inputs, 1) - 4 * sketch_width(inputs.numel)
+    student = sum(
+        parameter.numel() for parameter in build_hubert(inputs.config.model, 0).parameters()
+    )
+    assert inputs.all_parameters == student + heads and frozen > sum(
+        out * 3 for out, _, _ in teacher.model.conv_layers
+    )
+    assert (
+        sizes.model_bytes(inputs)
+        == 4 * inputs.numel
+        == sizes.reply_bytes(inputs, 1) - 4 * sketch_width(inputs.numel)
+    )
     assert sizes.site_disk(inputs, inputs.clients[0]) > inputs.teacher_bytes
     halved, _, _ = read_words([*words, "task.teacher_precision=bf16"])
     assert sizes.client_memory(inputs) - sizes.client_memory(halved) == inputs.teacher_bytes / 2
@@ -196,12 +302,24 @@ def test_what_a_strategy_takes_is_planned() -> None:
     """A model of 1e6 parameters, five clients a round; beside plain averaging."""
     memory = {}
     for strategy in ("FedAvg", "FedAvgM", "FedAdam", "FedProx", "FedMedian"):
-        settings = [f"federated.strategy={strategy}", "federated.client_fraction=1", "simulation.num_workers=1"]
+        settings = [
+            f"federated.strategy={strategy}",
+            "federated.client_fraction=1",
+            "simulation.num_workers=1",
+        ]
         inputs, _ = planned([audio(1.0)] * 5, settings, audio_s_per_s=1.0, up_mbit_s=8.0)
         memory[strategy] = (sizes.server_memory(inputs), sizes.client_memory(inputs))
     plain = memory.pop("FedAvg")
-    more = {strategy: (server - plain[0], client - plain[1]) for strategy, (server, client) in memory.items()}
-    assert more == {"FedAvgM": (4e6, 0), "FedAdam": (8e6, 0), "FedProx": (0, 4e6), "FedMedian": (5 * 8e6, 0)}
+    more = {
+        strategy: (server - plain[0], client - plain[1])
+        for strategy, (server, client) in memory.items()
+    }
+    assert more == {
+        "FedAvgM": (4e6, 0),
+        "FedAdam": (8e6, 0),
+        "FedProx": (0, 4e6),
+        "FedMedian": (5 * 8e6, 0),
+    }
 
 
 @pytest.mark.parametrize(
@@ -225,17 +343,31 @@ def test_what_is_wrong_is_named_with_the_remedy(words: str, named: str) -> None:
     assert named in str(error.value)
 
 
-def test_the_command_prints_a_table_or_json_and_what_it_assumes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_table_or_json_and_what_it_assumes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ["plan", "experiment=demo", "hours=2", "audio_s_per_s=20", "up_mbit_s=10"]
     assert main(words) == 0
     table = capsys.readouterr().out
-    for part in ("real sites", "the run", "audio_s_per_s: 20, given", "round_overhead_s: 15, the default on real sites"):
+    for part in (
+        "real sites",
+        "the run",
+        "audio_s_per_s: 20, given",
+        "round_overhead_s: 15, the default on real sites",
+    ):
         assert part in table
     assert main([*words, "json=true"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["clients"] == 5 and report["steps"] == 5 * 8 * 75 == sum(client["steps"] for client in report["per_client"])
-    assert report["seconds"] == pytest.approx(report["labels_s"] + report["rounds_s"] + report["final_s"])
-    assert report["bytes_up"] == 5 * 8 * report["update_bytes"] and report["assumptions"]["rates"]["up_mbit_s"] == 10
+    assert report["clients"] == 5 and report["steps"] == 5 * 8 * 75 == sum(
+        client["steps"] for client in report["per_client"]
+    )
+    assert report["seconds"] == pytest.approx(
+        report["labels_s"] + report["rounds_s"] + report["final_s"]
+    )
+    assert (
+        report["bytes_up"] == 5 * 8 * report["update_bytes"]
+        and report["assumptions"]["rates"]["up_mbit_s"] == 10
+    )
     assert main(["plan", "--help"]) == 0 and "hours_per_client" in capsys.readouterr().out
     assert main(["plan", "--fast"]) == 2
 
@@ -265,10 +397,14 @@ def test_the_slurm_script_says_what_the_planner_says(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("data", ["audio", "noise"])
-def test_speed_is_measured_by_training(settings: list[str], data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_is_measured_by_training(
+    settings: list[str], data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fedhubert.planning.words.MEASURE_S", 1.0)
     threads = torch.get_num_threads()
-    inputs, said, _ = read_words([*settings, "measure=true", "client.threads=1", *(["hours=1"] if data == "noise" else [])])
+    inputs, said, _ = read_words(
+        [*settings, "measure=true", "client.threads=1", *(["hours=1"] if data == "noise" else [])]
+    )
     assert data in said["audio_s_per_s"] and "measured here" in said["score_audio_s_per_s"]
     assert inputs.rates.scoring > inputs.rates.audio_s_per_s > 0
     assert torch.get_num_threads() == threads

@@ -26,7 +26,13 @@ def round_event(number: int, **changes: Any) -> dict[str, Any]:
     return {
         "event": "round",
         "round": number,
-        "train": {"loss": 4.0 - number, "masked_accuracy": 0.1 * number, "audio_s": 1800.0, "masked_frames": 10, "steps": 4},
+        "train": {
+            "loss": 4.0 - number,
+            "masked_accuracy": 0.1 * number,
+            "audio_s": 1800.0,
+            "masked_frames": 10,
+            "steps": 4,
+        },
         "validation": {
             "model_round": number - 1,
             "loss": 4.5 - number,
@@ -46,11 +52,20 @@ def round_event(number: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-TARGETS = {"event": "targets", "validation_labels": {"entropy_nats": 3.8, "most_frequent_share": 0.05}}
+TARGETS = {
+    "event": "targets",
+    "validation_labels": {"entropy_nats": 3.8, "most_frequent_share": 0.05},
+}
 FINAL = {
     "event": "final",
     "round": 2,
-    "validation": {"model_round": 2, "loss": 2.25, "masked_accuracy": 0.31, "masked_frames": 200, "clients": 2},
+    "validation": {
+        "model_round": 2,
+        "loss": 2.25,
+        "masked_accuracy": 0.31,
+        "masked_frames": 200,
+        "clients": 2,
+    },
     "clients": [client(0, 2.0, 40), client(1, 2.5, 22)],
     "failed": [],
 }
@@ -65,7 +80,11 @@ def write(folder: Path, events: list[dict[str, Any]], config: str = "seed: 0\n")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return write(tmp_path / "first", [TARGETS, round_event(1), round_event(2), FINAL], "seed: 0\nclient:\n  lr: 0.001\nout: a\n")
+    return write(
+        tmp_path / "first",
+        [TARGETS, round_event(1), round_event(2), FINAL],
+        "seed: 0\nclient:\n  lr: 0.001\nout: a\n",
+    )
 
 
 class Page(HTMLParser):
@@ -82,7 +101,9 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
-        self.addresses += [str(found[name]) for name in ("src", "href", "xlink:href") if name in found]
+        self.addresses += [
+            str(found[name]) for name in ("src", "href", "xlink:href") if name in found
+        ]
         if "id" in found:
             self.ids.append(str(found["id"]))
         if tag not in ("meta", "br"):
@@ -115,13 +136,43 @@ def report(tmp_path: Path, *runs: Path) -> tuple[str, Page]:
 def test_figures_of_a_run_by_hand(run: Path, tmp_path: Path) -> None:
     text, page = report(tmp_path, run)
     summary = next(row for row in page.rows if row[0] == "first")
-    assert summary == ["first", "federated", "2 (finished)", "2.2500", "3.8000", "0.3100", "0.0500", "1.00", "6.0", "2 min 10 s"]
-    even = ["0.3100", "0.3100", "0.2200", "0.0900"]  # median, mean, the worse of the two, standard deviation
-    assert ["first", "2", *even, "client 1: 0.2200", "2.5000", "client 0: 0.4000", "0.1800"] in page.rows
+    assert summary == [
+        "first",
+        "federated",
+        "2 (finished)",
+        "2.2500",
+        "3.8000",
+        "0.3100",
+        "0.0500",
+        "1.00",
+        "6.0",
+        "2 min 10 s",
+    ]
+    even = [
+        "0.3100",
+        "0.3100",
+        "0.2200",
+        "0.0900",
+    ]  # median, mean, the worse of the two, standard deviation
+    assert [
+        "first",
+        "2",
+        *even,
+        "client 1: 0.2200",
+        "2.5000",
+        "client 0: 0.4000",
+        "0.1800",
+    ] in page.rows
     assert ["client 2", "2", "0", "2", "update_not_finite (2)", "", "", ""] in page.rows
     assert ["client 1", "2", "2", "0", "", "0.2200", "", ""] in page.rows
     assert "4 updates used of 6 asked, 2 failures" in text
-    assert ["first", "2.00", "1.00", "37.5%", "train 2 min 00 s, server step 2.0 s, other 8.0 s"] in page.rows
+    assert [
+        "first",
+        "2.00",
+        "1.00",
+        "37.5%",
+        "train 2 min 00 s, server step 2.0 s, other 8.0 s",
+    ] in page.rows
     assert text.count("<svg") == 3
 
 
@@ -135,10 +186,18 @@ def test_the_page_stands_alone(run: Path, tmp_path: Path) -> None:
 def test_two_runs_with_their_differing_settings_and_evaluations(run: Path, tmp_path: Path) -> None:
     about = {"event": "baseline", "kind": "central", "reset_each_round": False}
     other = write(
-        tmp_path / "second", [about, TARGETS, round_event(1, failed=[])], "seed: 0\nclient:\n  lr: 0.01\nout: b\nextra: [1]\n"
+        tmp_path / "second",
+        [about, TARGETS, round_event(1, failed=[])],
+        "seed: 0\nclient:\n  lr: 0.01\nout: b\nextra: [1]\n",
     )
     row = {"encoder": "checkpoint", "layer": 2, "accuracy": 0.4321, "majority": 0.1}
-    cluster = {"encoder": "mfcc", "layer": None, "pnmi": 0.37, "label_purity": 0.41, "cluster_purity": 0.13}
+    cluster = {
+        "encoder": "mfcc",
+        "layer": None,
+        "pnmi": 0.37,
+        "label_purity": 0.41,
+        "cluster_purity": 0.13,
+    }
     results = {
         "probes": {"phone": {"split": "speaker-disjoint", "rows": [row]}},
         "clusters": {"phone": {"k": 100, "rows": [cluster]}},
@@ -149,17 +208,35 @@ def test_two_runs_with_their_differing_settings_and_evaluations(run: Path, tmp_p
     compared.mkdir()
     (compared / "compare.json").write_text(json.dumps({"summary": summary}))
     _, page = report(tmp_path, run, other, compared)
-    assert ["client.lr", "0.001", "0.01", "not set"] in page.rows and ["extra", "not set", "[1]", "not set"] in page.rows
+    assert ["client.lr", "0.001", "0.01", "not set"] in page.rows and [
+        "extra",
+        "not set",
+        "[1]",
+        "not set",
+    ] in page.rows
     assert not any(row[0] in ("out", "seed") and len(set(row[1:3])) > 1 for row in page.rows)
-    assert next(row for row in page.rows if row[0] == "second")[1:3] == ["central", "1 (not finished)"]
-    assert ["checkpoint", "2", "0.4321", "0.1000"] in page.rows and ["mfcc", "", "0.3700", "0.4100", "0.1300"] in page.rows
+    assert next(row for row in page.rows if row[0] == "second")[1:3] == [
+        "central",
+        "1 (not finished)",
+    ]
+    assert ["checkpoint", "2", "0.4321", "0.1000"] in page.rows and [
+        "mfcc",
+        "",
+        "0.3700",
+        "0.4100",
+        "0.1300",
+    ] in page.rows
     assert ["federated", "2.0000 ± 0.1000"] in page.rows
     assert [key for key, _ in config_differences(read_runs([run, other]))] == ["client.lr", "extra"]
 
 
 def test_names_from_outside_are_text(run: Path, tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>"
-    other = write(tmp_path / r"<b>&x $\frac{$", [round_event(1, failed=[{"partition": 1, "code": evil}])], f"seed: '{evil}'\n")
+    other = write(
+        tmp_path / r"<b>&x $\frac{$",
+        [round_event(1, failed=[{"partition": 1, "code": evil}])],
+        f"seed: '{evil}'\n",
+    )
     text, page = report(tmp_path, run, other)
     assert "<script" not in text and "<b>" not in text
     assert any(evil in cell for row in page.rows for cell in row)
@@ -173,10 +250,17 @@ def test_old_interrupted_and_damaged_runs_are_reported_as_far_as_they_go(tmp_pat
     with (cut / "metrics.jsonl").open("a") as file:
         file.write('{"event": "rou')
     nulls = write(
-        tmp_path / "nulls", [round_event(1, train={"loss": None}, validation=None, clients=None, seconds=None, asked=None)]
+        tmp_path / "nulls",
+        [
+            round_event(
+                1, train={"loss": None}, validation=None, clients=None, seconds=None, asked=None
+            )
+        ],
     )
     _, page = report(tmp_path, old, cut, nulls)
-    assert [row[2] for row in page.rows if row[0] in ("old", "cut", "nulls") and len(row) == 10] == [
+    assert [
+        row[2] for row in page.rows if row[0] in ("old", "cut", "nulls") and len(row) == 10
+    ] == [
         "1 (not finished)",
         "0 (not finished)",
         "1 (not finished)",
@@ -195,14 +279,23 @@ def test_of_many_clients_the_troubled_ones_are_listed(tmp_path: Path) -> None:
     number = 3 * MAX_CLIENTS
     clients = [client(place, 3.0, 50 if place != 77 else 1) for place in range(number - 1)]
     failures = [{"partition": number - 1, "code": "no_answer", "setting": ""}]
-    run = write(tmp_path / "many", [round_event(1, asked=list(range(number)), clients=clients, failed=failures)])
+    run = write(
+        tmp_path / "many",
+        [round_event(1, asked=list(range(number)), clients=clients, failed=failures)],
+    )
     text, page = report(tmp_path, run)
     assert f"{MAX_CLIENTS} of {number} clients shown" in text
     listed = [row[0] for row in page.rows if len(row) == 8]
-    assert f"client {number - 1}" in listed and "client 77" in listed and len(listed) == MAX_CLIENTS + 1
+    assert (
+        f"client {number - 1}" in listed
+        and "client 77" in listed
+        and len(listed) == MAX_CLIENTS + 1
+    )
 
 
-def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 1
     assert f"{tmp_path} holds no run" in capsys.readouterr().err
 
@@ -211,16 +304,27 @@ def test_a_students_distance_to_its_teacher_is_shown(tmp_path: Path) -> None:
     def student(number: int) -> dict[str, Any]:
         figures = {"loss": 1.0, "frames": 9, "cosine_distance": 0.8 / number, "relative_l2": 0.5}
         return round_event(
-            number, train={**figures, "audio_s": 1.0, "steps": 1}, validation={"model_round": number - 1, **figures}
+            number,
+            train={**figures, "audio_s": 1.0, "steps": 1},
+            validation={"model_round": number - 1, **figures},
         )
 
     write(tmp_path / "student", [student(1), student(2)])
     write(tmp_path / "pretrained", [round_event(1)])
     out = tmp_path / "report.html"
-    assert main(["report", str(tmp_path / "student"), str(tmp_path / "pretrained"), "--out", str(out)]) == 0
+    assert (
+        main(["report", str(tmp_path / "student"), str(tmp_path / "pretrained"), "--out", str(out)])
+        == 0
+    )
     text = out.read_text()
-    assert "distance to the teacher" in text and "0.8000, 0.4000" in text and "Distance to the teacher by round" in text
-    assert main(["report", str(tmp_path / "pretrained"), "--out", str(tmp_path / "other.html")]) == 0
+    assert (
+        "distance to the teacher" in text
+        and "0.8000, 0.4000" in text
+        and "Distance to the teacher by round" in text
+    )
+    assert (
+        main(["report", str(tmp_path / "pretrained"), "--out", str(tmp_path / "other.html")]) == 0
+    )
     assert "distance to the teacher" not in (tmp_path / "other.html").read_text()
 
 
@@ -233,24 +337,38 @@ def test_drift_is_shown_where_a_run_tells_of_it(run: Path, tmp_path: Path) -> No
     assert read_runs([told])[0].drift("pairwise_cosine") == [(1, 0.25)]
 
 
-def test_each_clients_norm_and_cosine_are_shown_where_a_run_tells_of_them(run: Path, tmp_path: Path) -> None:
+def test_each_clients_norm_and_cosine_are_shown_where_a_run_tells_of_them(
+    run: Path, tmp_path: Path
+) -> None:
     def updated(number: int, norm: float, cosine: float) -> dict[str, Any]:
         return client(number, 3.0, 20) | {"update_norm": norm, "cosine_to_mean": cosine}
 
-    drift = {"update_norm": 2.0, "mean_update_norm": 1.0, "cosine_to_mean": 0.5, "lowest_cosine_to_mean": -0.25}
+    drift = {
+        "update_norm": 2.0,
+        "mean_update_norm": 1.0,
+        "cosine_to_mean": 0.5,
+        "lowest_cosine_to_mean": -0.25,
+    }
     first = round_event(1, clients=[updated(0, 1.0, 0.75), updated(1, 4.0, -0.25)], drift=drift)
     second = round_event(2, clients=[updated(0, 2.0, 0.25), client(1, 3.0, 20)], drift={})
     told = write(tmp_path / "told", [first, second])
     (data,) = read_runs([told])
     assert data.cosines() == [(1, [0.75, -0.25]), (2, [0.25])]
-    assert data.updates("update_norm") == {0: 1.5, 1: 4.0} and data.updates("cosine_to_mean") == {0: 0.5, 1: -0.25}
+    assert data.updates("update_norm") == {0: 1.5, 1: 4.0} and data.updates("cosine_to_mean") == {
+        0: 0.5,
+        1: -0.25,
+    }
     _, page = report(tmp_path, run, told)
-    ends = [(row[0], row[-2:]) for row in page.rows if len(row) == 8 and row[0].startswith("client ")]
+    ends = [
+        (row[0], row[-2:]) for row in page.rows if len(row) == 8 and row[0].startswith("client ")
+    ]
     assert ("client 0", ["1.5", "0.5000"]) in ends and ("client 1", ["4", "-0.2500"]) in ends
     assert ("client 0", ["", ""]) in ends  # the run that does not tell
 
 
-def test_of_a_sweep_the_jobs_are_read_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_a_sweep_the_jobs_are_read_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep = tmp_path / "sweep"
     for number in (0, 2, 10):
         write(sweep / str(number), [round_event(1)], f"seed: {number}\n")

@@ -22,14 +22,20 @@ with exclusively(Path(sys.argv[1]), setting="out"):
 """
 
 
-def test_who_holds_it_is_named_and_its_death_frees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_holds_it_is_named_and_its_death_frees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "LOCK_PATIENCE_S", 0.2)
     folder = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         assert is_locked(folder)
         with (
-            pytest.raises(FolderInUse, match=f"{folder} is in use by process {holder.pid} on ") as error,
+            pytest.raises(
+                FolderInUse, match=f"{folder} is in use by process {holder.pid} on "
+            ) as error,
             exclusively(folder, setting="out"),
         ):
             pass
@@ -43,7 +49,9 @@ def test_who_holds_it_is_named_and_its_death_frees_it(tmp_path: Path, monkeypatc
 
 def test_a_process_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
     command = HOLD.replace("sleep(60)", "sleep(1)")
-    with subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", command, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with exclusively(tmp_path, setting="out"):
             pass

@@ -23,7 +23,11 @@ def _save(store: RoundStore, number: int, *, size: int = 1000, resume: bool = Tr
     state = {"weight": torch.full((size,), float(number)), "bias": torch.arange(3.0)}
     kept = {"m": torch.full((size,), 0.5 + number), "positions": {"3": 7}} if resume else None
     return store.save(
-        number, state, config={"seed": 1, "model": {"betas": [0.9, 0.98]}}, federated_metrics={"loss": 2.5}, resume=kept
+        number,
+        state,
+        config={"seed": 1, "model": {"betas": [0.9, 0.98]}},
+        federated_metrics={"loss": 2.5},
+        resume=kept,
     )
 
 
@@ -40,7 +44,11 @@ def test_is_read_by_plain_torch(store: RoundStore) -> None:
     path = _save(store, 10)
     assert path.name == "round_010_checkpoint.pt"
     ckpt = torch.load(path, map_location="cpu", weights_only=True)
-    assert (ckpt["round"], ckpt["federated_metrics"], ckpt["config"]["seed"]) == (10, {"loss": 2.5}, 1)
+    assert (ckpt["round"], ckpt["federated_metrics"], ckpt["config"]["seed"]) == (
+        10,
+        {"loss": 2.5},
+        1,
+    )
     assert torch.equal(ckpt["model"]["weight"], torch.full((1000,), 10.0))
     assert list(ckpt["model"]) == ["weight", "bias"]
 
@@ -64,10 +72,18 @@ def test_values_become_plain_and_weights_float32(store: RoundStore) -> None:
         "count": torch.tensor(3),
         "t": flat[:6].view(2, 3).T,
     }
-    metrics = {"loss": np.float32(0.5), "frames": np.int64(7), "clients": ({"id": np.int32(1)}, None, True)}
+    metrics = {
+        "loss": np.float32(0.5),
+        "frames": np.int64(7),
+        "clients": ({"id": np.int32(1)}, None, True),
+    }
     path = store.save(1, state, config={}, federated_metrics=metrics, resume=None)
     loaded = load_checkpoint(path)
-    assert loaded["federated_metrics"] == {"loss": 0.5, "frames": 7, "clients": [{"id": 1}, None, True]}
+    assert loaded["federated_metrics"] == {
+        "loss": 0.5,
+        "frames": 7,
+        "clients": [{"id": 1}, None, True],
+    }
     assert [type(loaded["federated_metrics"][key]) for key in ("loss", "frames")] == [float, int]
     assert {name: tensor.dtype for name, tensor in loaded["model"].items()} == {
         "view": torch.float32,
@@ -86,7 +102,9 @@ def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["config", "federated_metrics", "resume"])
 def test_objects_are_refused_by_name(store: RoundStore, where: str) -> None:
-    arguments: dict[str, Any] = {"config": {}, "federated_metrics": {}, "resume": {}} | {where: {"a": [1, {"b": Path("x")}]}}
+    arguments: dict[str, Any] = {"config": {}, "federated_metrics": {}, "resume": {}} | {
+        where: {"a": [1, {"b": Path("x")}]}
+    }
     with pytest.raises(TypeError, match=rf"{where}\.a\[1\]\.b is a \w*Path"):
         store.save(1, {"w": torch.ones(1)}, **arguments)
     assert store.rounds() == []
@@ -104,7 +122,10 @@ def test_digests_are_those_of_sha256sum(store: RoundStore) -> None:
     if shutil.which("sha256sum") is None:
         pytest.skip("no sha256sum on this machine")
     subprocess.run(
-        ["sha256sum", "--check", "--strict", "round_003_checkpoint.sha256"], cwd=store.folder, check=True, capture_output=True
+        ["sha256sum", "--check", "--strict", "round_003_checkpoint.sha256"],
+        cwd=store.folder,
+        check=True,
+        capture_output=True,
     )
 
 
@@ -117,7 +138,9 @@ def test_truncated_files_are_passed_over(store: RoundStore, file: str, keep: flo
     os.truncate(path, int(path.stat().st_size * keep))
     found = store.latest()
     assert found.round == 1
-    assert [(rejected.name, path.name in reason) for rejected, reason in found.rejected] == [("round_002_checkpoint.pt", True)]
+    assert [(rejected.name, path.name in reason) for rejected, reason in found.rejected] == [
+        ("round_002_checkpoint.pt", True)
+    ]
     assert found.load()[0]["round"] == 1
 
 
@@ -129,7 +152,9 @@ def test_flipped_bits_are_passed_over(store: RoundStore, file: str, place: float
     _flip(store.folder / f"round_002_{file}", place)
     assert store.latest().round == 1
     if file == "checkpoint.pt":
-        with pytest.raises(CheckpointError, match=r"round_002_checkpoint\.pt is damaged .*earlier round"):
+        with pytest.raises(
+            CheckpointError, match=r"round_002_checkpoint\.pt is damaged .*earlier round"
+        ):
             load_checkpoint(path)
 
 
@@ -149,7 +174,9 @@ def test_missing_sidecar_is_passed_over_but_can_be_read(store: RoundStore) -> No
     assert find_checkpoint(store.folder) == path
 
 
-def test_copied_without_digests_it_is_checked_by_its_crcs(store: RoundStore, tmp_path: Path) -> None:
+def test_copied_without_digests_it_is_checked_by_its_crcs(
+    store: RoundStore, tmp_path: Path
+) -> None:
     copy = tmp_path / "model.pt"
     shutil.copy(_save(store, 4), copy)
     assert load_checkpoint(copy)["round"] == 4
@@ -186,11 +213,15 @@ class _Code:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))]
+)
 def test_code_in_a_file_is_not_run(tmp_path: Path, save: Any) -> None:
     path, marker = tmp_path / "round_001_checkpoint.pt", tmp_path / "ran"
     save({"round": 1, "model": _Code(marker)}, path)
-    with pytest.raises(CheckpointError, match=r"round_001_checkpoint\.pt.*(not loaded|no PyTorch file)"):
+    with pytest.raises(
+        CheckpointError, match=r"round_001_checkpoint\.pt.*(not loaded|no PyTorch file)"
+    ):
         load_checkpoint(path)
     assert not marker.exists()
 
@@ -200,8 +231,26 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, save: Any) -> None:
     [
         ([1], "holds a list"),
         ({"round": 1, "config": {}}, "format_version, federated_metrics, model missing"),
-        ({"format_version": 2, "round": 1, "federated_metrics": {}, "config": {}, "model": {"w": torch.ones(1)}}, "version 2"),
-        ({"format_version": 1, "round": 1, "federated_metrics": {}, "config": {}, "model": {"w": 1}}, "state dict"),
+        (
+            {
+                "format_version": 2,
+                "round": 1,
+                "federated_metrics": {},
+                "config": {},
+                "model": {"w": torch.ones(1)},
+            },
+            "version 2",
+        ),
+        (
+            {
+                "format_version": 1,
+                "round": 1,
+                "federated_metrics": {},
+                "config": {},
+                "model": {"w": 1},
+            },
+            "state dict",
+        ),
     ],
 )
 def test_files_of_another_kind_are_refused(tmp_path: Path, content: Any, message: str) -> None:
@@ -212,12 +261,17 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, content: Any, message
 
 def test_sidecar_taken_for_the_checkpoint(store: RoundStore) -> None:
     _save(store, 1)
-    with pytest.raises(CheckpointError, match=r"round_001_resume\.pt is no round checkpoint.*name a round_NNN_checkpoint\.pt"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"round_001_resume\.pt is no round checkpoint.*name a round_NNN_checkpoint\.pt",
+    ):
         load_checkpoint(store.folder / "round_001_resume.pt")
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_full_disk_leaves_what_was_there(store: RoundStore, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_leaves_what_was_there(
+    store: RoundStore, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _save(store, 1)
     before = _names(store)
 
@@ -225,7 +279,9 @@ def test_full_disk_leaves_what_was_there(store: RoundStore, number: int, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=rf"cannot write to {store.folder}: No space left on device") as caught:
+    with pytest.raises(
+        CheckpointError, match=rf"cannot write to {store.folder}: No space left on device"
+    ) as caught:
         _save(store, number)
     assert caught.value.setting == "checkpoint_dir"
     assert _names(store) == before
@@ -240,7 +296,9 @@ def test_writes_that_fail_midway_leave_what_was_there(store: RoundStore, number:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     try:
-        with pytest.raises(CheckpointError, match=rf"cannot write to {store.folder}: File too large"):
+        with pytest.raises(
+            CheckpointError, match=rf"cannot write to {store.folder}: File too large"
+        ):
             _save(store, number, size=100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -255,7 +313,9 @@ def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("same_round", [False, True])
-def test_a_kill_at_any_moment_leaves_the_newest_round_intact(store: RoundStore, same_round: bool) -> None:
+def test_a_kill_at_any_moment_leaves_the_newest_round_intact(
+    store: RoundStore, same_round: bool
+) -> None:
     _save(store, 1)
     rng = random.Random(0)
     interrupted = 0
@@ -283,7 +343,11 @@ def test_a_kill_at_any_moment_leaves_the_newest_round_intact(store: RoundStore, 
     assert interrupted, "no kill met a save: the test shows nothing"
     _save(store, 999)
     store.prune(1)
-    assert _names(store) == ["round_999_checkpoint.pt", "round_999_checkpoint.sha256", "round_999_resume.pt"]
+    assert _names(store) == [
+        "round_999_checkpoint.pt",
+        "round_999_checkpoint.sha256",
+        "round_999_resume.pt",
+    ]
 
 
 def test_pruning_keeps_the_newest(store: RoundStore) -> None:
@@ -308,7 +372,9 @@ def test_pruning_never_takes_the_newest_intact_round(store: RoundStore, same_pro
     assert store.latest().round == (4 if same_process else 2)
 
 
-def test_finding_the_checkpoint(tmp_path: Path, store: RoundStore, caplog: pytest.LogCaptureFixture) -> None:
+def test_finding_the_checkpoint(
+    tmp_path: Path, store: RoundStore, caplog: pytest.LogCaptureFixture
+) -> None:
     first, second = _save(store, 1), _save(store, 2)
     assert find_checkpoint(first) == first
     assert find_checkpoint(store.folder) == find_checkpoint(tmp_path) == second

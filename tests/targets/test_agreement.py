@@ -21,29 +21,57 @@ def test_figures_are_scikit_learns(seed: int, clusters: int, labels: int) -> Non
     found[:100] = truth[:100] % clusters
     figures = agreement(contingency_matrix(found, truth).astype(np.int64))
     assert figures is not None
-    assert figures.pnmi == pytest.approx(homogeneity_score(truth, found), abs=1e-9)  # I(labels; clusters) / H(labels)
-    assert figures.label_purity == sum(np.bincount(truth[found == k]).max() for k in np.unique(found)) / 200
-    assert figures.cluster_purity == sum(np.bincount(found[truth == k]).max() for k in np.unique(truth)) / 200
+    assert figures.pnmi == pytest.approx(
+        homogeneity_score(truth, found), abs=1e-9
+    )  # I(labels; clusters) / H(labels)
+    assert (
+        figures.label_purity
+        == sum(np.bincount(truth[found == k]).max() for k in np.unique(found)) / 200
+    )
+    assert (
+        figures.cluster_purity
+        == sum(np.bincount(found[truth == k]).max() for k in np.unique(truth)) / 200
+    )
     assert figures.chance_purity <= figures.label_purity + 1e-12
 
 
 def test_by_hand() -> None:
     figures = agreement(np.array([[3, 1], [0, 4]]))
     assert figures is not None
-    assert (figures.label_purity, figures.cluster_purity, figures.chance_purity, figures.frames) == (7 / 8, 7 / 8, 5 / 8, 8)
+    assert (
+        figures.label_purity,
+        figures.cluster_purity,
+        figures.chance_purity,
+        figures.frames,
+    ) == (7 / 8, 7 / 8, 5 / 8, 8)
     one = agreement(np.array([[5], [3]]))
     assert one is not None and one.pnmi == 0.0
     assert agreement(np.zeros((3, 2), np.int64)) is None
 
 
 def test_a_cell_is_a_label_or_a_label_per_frame(caplog: pytest.LogCaptureFixture) -> None:
-    cells = ["aa", "aa " * 5 + "bb " * 5, "aa " * 10 + "bb " * 10, "aa bb " * 2 + "cc", "zz", "aa bb", "north west"]
+    cells = [
+        "aa",
+        "aa " * 5 + "bb " * 5,
+        "aa " * 10 + "bb " * 10,
+        "aa bb " * 2 + "cc",
+        "zz",
+        "aa bb",
+        "north west",
+    ]
     count = len(cells)
     columns = {"phones": cells}
     manifest = Manifest(
-        Path("."), [f"u{n}.wav" for n in range(count)], ["s"] * count, np.full(count, 3600), np.full(count, 16000), columns
+        Path("."),
+        [f"u{n}.wav" for n in range(count)],
+        ["s"] * count,
+        np.full(count, 3600),
+        np.full(count, 16000),
+        columns,
     )
-    ids = np.tile(np.arange(10, dtype=np.int16) // 5, count)  # ten frames each: five of cluster 0, five of cluster 1
+    ids = np.tile(
+        np.arange(10, dtype=np.int16) // 5, count
+    )  # ten frames each: five of cluster 0, five of cluster 1
     store = LabelStore(ids, {row: (10 * row, 10 * row + 10) for row in range(count)}, 50, 3)
     values = ("bb", "aa", "north west")
 
@@ -57,4 +85,7 @@ def test_a_cell_is_a_label_or_a_label_per_frame(caplog: pytest.LogCaptureFixture
     assert not caplog.records
     assert table(5) == np.zeros((3, 3)).tolist() and "u5.wav" in caplog.text
     assert table(6) == [[0, 0, 5], [0, 0, 5], [0, 0, 0]]
-    assert contingency(store, np.array([0]), manifest, "words", values).sum() == 0 and "words" in caplog.text
+    assert (
+        contingency(store, np.array([0]), manifest, "words", values).sum() == 0
+        and "words" in caplog.text
+    )

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from fedhubert.errors import TargetsError
 from fedhubert.targets import kmeans
 from fedhubert.targets.grouping import group
-from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, accumulate, assign, local_seeds, pooled_lloyd
+from fedhubert.targets.kmeans import (
+    FederatedKMeans,
+    KMeansStatistics,
+    accumulate,
+    assign,
+    local_seeds,
+    pooled_lloyd,
+)
 from fedhubert.targets.statistics import too_few
 
 
@@ -20,7 +27,9 @@ def noise(count: int, dimension: int = 39, seed: int = 0) -> np.ndarray:
 
 
 def equal(left: KMeansStatistics, right: KMeansStatistics) -> bool:
-    return all(np.array_equal(value, right.to_arrays()[name]) for name, value in left.to_arrays().items())
+    return all(
+        np.array_equal(value, right.to_arrays()[name]) for name, value in left.to_arrays().items()
+    )
 
 
 @pytest.fixture
@@ -54,7 +63,9 @@ def test_distances_have_the_same_bits_in_any_block() -> None:
 def test_the_lowest_id_wins_among_equal_centroids() -> None:
     centroids = np.concatenate([noise(3), noise(3), noise(3)])
     assert np.array_equal(assign(noise(3), centroids)[0], [0, 1, 2])
-    assert np.array_equal(assign(noise(50, seed=1), centroids)[0], assign(noise(50, seed=1), noise(3))[0])
+    assert np.array_equal(
+        assign(noise(50, seed=1), centroids)[0], assign(noise(50, seed=1), noise(3))[0]
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -64,7 +75,10 @@ def test_statistics_do_not_depend_on_who_holds_a_frame(seed: int, clients: int) 
     features, centroids = noise(200, seed=seed), noise(7, seed=seed + 1)
     owner = rng.integers(0, clients, 200)
     shuffled = rng.permutation(200)
-    parts = [accumulate(features[shuffled][owner[shuffled] == client], centroids) for client in rng.permutation(clients)]
+    parts = [
+        accumulate(features[shuffled][owner[shuffled] == client], centroids)
+        for client in rng.permutation(clients)
+    ]
     total = parts[0]
     for part in parts[1:]:
         total = part + total
@@ -78,14 +92,19 @@ def test_lloyd_as_everyone_writes_it() -> None:
     for inertia in history:
         distances = np.square(features[:, None].astype(np.float64) - theirs).sum(-1)
         assert inertia == pytest.approx(distances.min(1).mean(), rel=1e-5)
-        theirs = np.stack([features[distances.argmin(1) == k].mean(0, dtype=np.float64) for k in range(20)])
+        theirs = np.stack(
+            [features[distances.argmin(1) == k].mean(0, dtype=np.float64) for k in range(20)]
+        )
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert (np.diff(history) <= 0).all()
 
 
 def test_weights_are_repetitions() -> None:
     features, centroids, weights = noise(50), noise(4, seed=1), np.arange(50)
-    assert equal(accumulate(features, centroids, weights), accumulate(np.repeat(features, weights, axis=0), centroids))
+    assert equal(
+        accumulate(features, centroids, weights),
+        accumulate(np.repeat(features, weights, axis=0), centroids),
+    )
 
 
 def test_digital_silence_is_one_point_however_long() -> None:
@@ -108,9 +127,15 @@ def test_frames_that_are_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("min_frames", [1, 4, 20])
-def test_a_seed_is_the_mean_of_the_frames_that_it_is_said_to_stand_for_and_of_enough(min_frames: int) -> None:
-    features = np.concatenate([noise(400), np.full((1, 39), 500.0, np.float32)])  # an outlier that k-means++ is sure to pick
-    centroids, counts, withheld = local_seeds(features, 20, seed=0, partition=0, min_frames=min_frames)
+def test_a_seed_is_the_mean_of_the_frames_that_it_is_said_to_stand_for_and_of_enough(
+    min_frames: int,
+) -> None:
+    features = np.concatenate(
+        [noise(400), np.full((1, 39), 500.0, np.float32)]
+    )  # an outlier that k-means++ is sure to pick
+    centroids, counts, withheld = local_seeds(
+        features, 20, seed=0, partition=0, min_frames=min_frames
+    )
     assert counts.min() >= min_frames and len(centroids) >= 2
     nearest = np.square(features[:, None].astype(np.float64) - centroids).sum(-1)
     if min_frames == 1:
@@ -133,22 +158,33 @@ def test_a_client_of_too_few_frames_sends_no_seed_and_a_federation_of_such_is_re
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(1, 50))
-def test_neither_what_is_sent_nor_what_is_left_over_is_of_few_frames(counts: list[int], min_frames: int) -> None:
+def test_neither_what_is_sent_nor_what_is_left_over_is_of_few_frames(
+    counts: list[int], min_frames: int
+) -> None:
     given_counts = np.array(counts)
     few = too_few(given_counts, min_frames)
     sent, left = given_counts[~few], int(given_counts[few].sum())
     assert not ((sent > 0) & (sent < min_frames)).any()
     assert left == 0 or left >= min_frames or not sent.any()
     assert not few.any() or given_counts[few].min() < min_frames
-    assert few.reshape(-1).tolist() == too_few(given_counts.reshape(1, -1), min_frames).reshape(-1).tolist()
+    assert (
+        few.reshape(-1).tolist()
+        == too_few(given_counts.reshape(1, -1), min_frames).reshape(-1).tolist()
+    )
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_groups_have_enough_frames_each_and_all_frames_together(count: int, min_frames: int, seed: int) -> None:
+def test_groups_have_enough_frames_each_and_all_frames_together(
+    count: int, min_frames: int, seed: int
+) -> None:
     features = np.round(noise(count, 3, seed=seed) / 4)  # with ties
     means, sizes = group(features, min_frames)
-    assert sizes.sum() == count and (sizes >= min(count, min_frames)).all() and sizes.max() < 2 * min_frames + 1
+    assert (
+        sizes.sum() == count
+        and (sizes >= min(count, min_frames)).all()
+        and sizes.max() < 2 * min_frames + 1
+    )
     np.testing.assert_allclose((means * sizes[:, None]).sum(0), features.sum(0), atol=1e-2)
     if min_frames == 1:
         assert np.array_equal(means[np.lexsort(means.T)], features[np.lexsort(features.T)])
@@ -173,7 +209,9 @@ def test_two_iterations_over_groups_differ_by_whole_groups() -> None:
 
 
 def test_groups_cost_little_where_there_are_many() -> None:
-    features = np.concatenate([noise(200, 8, seed=1)[k] + noise(400, 8, seed=k + 2) / 5 for k in range(20)])
+    features = np.concatenate(
+        [noise(200, 8, seed=1)[k] + noise(400, 8, seed=k + 2) / 5 for k in range(20)]
+    )
     means, sizes = group(features, 20)
     start = features[::400]
     exact, _ = pooled_lloyd(features, start, 20, 0.0)
@@ -210,7 +248,9 @@ def test_seeding_does_not_depend_on_the_order_of_clients() -> None:
 
 def test_a_solver_goes_on_from_its_state() -> None:
     features = noise(800)
-    start = np.concatenate([noise(6, seed=1), np.full((2, 39), 1e3, np.float32)])  # two that stay empty: reseeding is resumed too
+    start = np.concatenate(
+        [noise(6, seed=1), np.full((2, 39), 1e3, np.float32)]
+    )  # two that stay empty: reseeding is resumed too
     through = FederatedKMeans(8, seed=5, max_iterations=100, tolerance=0.005)
     through.start(start)
     states = [through.state_dict()]
@@ -222,7 +262,10 @@ def test_a_solver_goes_on_from_its_state() -> None:
         resumed.load_state_dict(state)
         while not resumed.step(accumulate(features, resumed.centroids)):
             pass
-        assert np.array_equal(resumed.centroids, through.centroids) and resumed.history == through.history
+        assert (
+            np.array_equal(resumed.centroids, through.centroids)
+            and resumed.history == through.history
+        )
 
 
 def test_it_stops_when_settled_but_not_because_a_client_is_missing() -> None:
@@ -231,11 +274,16 @@ def test_it_stops_when_settled_but_not_because_a_client_is_missing() -> None:
     solver.start(features[:3])
     while not solver.step(accumulate(features, solver.centroids)):
         pass
-    assert solver.history[-2] - solver.history[-1] <= 0.01 * solver.history[-2] and len(solver.history) < 50
+    assert (
+        solver.history[-2] - solver.history[-1] <= 0.01 * solver.history[-2]
+        and len(solver.history) < 50
+    )
     solver.start(solver.centroids)
     assert not solver.step(accumulate(features, solver.centroids))
     remote = features[np.argsort(assign(features, solver.centroids)[1])[100:]]
-    assert not solver.step(accumulate(remote, solver.centroids))  # a higher inertia, but of other frames: no verdict
+    assert not solver.step(
+        accumulate(remote, solver.centroids)
+    )  # a higher inertia, but of other frames: no verdict
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e7])
@@ -265,7 +313,9 @@ def test_features_of_any_scale_add_exactly_and_are_clustered_alike(scale: float)
     features[:, :3] *= 100
     features = (features * scale).astype(np.float32)
     start = features[[int(np.flatnonzero(owner == k)[0]) for k in range(5)]]
-    parts = [accumulate(features[index], start) for index in np.array_split(rng.permutation(600), 7)]
+    parts = [
+        accumulate(features[index], start) for index in np.array_split(rng.permutation(600), 7)
+    ]
     total = parts[0]
     for part in parts[1:]:
         total = part + total
@@ -279,7 +329,9 @@ def test_features_of_any_scale_add_exactly_and_are_clustered_alike(scale: float)
     assert total.inertia == pytest.approx(inertia, rel=1e-6)
     centroids, history = pooled_lloyd(features, start, 5, 0.0)
     doubled, twice = pooled_lloyd(features * np.float32(2.0**9), start * np.float32(2.0**9), 5, 0.0)
-    assert np.array_equal(doubled, centroids * np.float32(2.0**9)) and twice == [value * 2.0**18 for value in history]
+    assert np.array_equal(doubled, centroids * np.float32(2.0**9)) and twice == [
+        value * 2.0**18 for value in history
+    ]
 
 
 def test_statistics_under_other_centroids_are_not_added() -> None:

@@ -12,12 +12,16 @@ from fedhubert.errors import TargetsError
 from fedhubert.targets.labels import LabelStore, cached_labels
 
 ROWS = np.array([2, 0, 1])
-MANIFEST = Manifest(Path("."), ["a", "b", "c"], ["s"] * 3, np.full(3, 6000), np.full(3, 16000, np.int32), {})
+MANIFEST = Manifest(
+    Path("."), ["a", "b", "c"], ["s"] * 3, np.full(3, 6000), np.full(3, 16000, np.int32), {}
+)
 
 
 def store(size: int = 30) -> LabelStore:
     ids = (np.arange(3 * size) % 7).astype(np.int16)
-    return LabelStore(ids, {row: (size * i, size * (i + 1)) for i, row in enumerate(ROWS.tolist())}, 100, 7)
+    return LabelStore(
+        ids, {row: (size * i, size * (i + 1)) for i, row in enumerate(ROWS.tolist())}, 100, 7
+    )
 
 
 def assert_same(found: LabelStore, expected: LabelStore) -> None:
@@ -35,7 +39,10 @@ def test_any_flipped_bit_or_cut_is_noticed(tmp_path: Path, suffix: str) -> None:
     assert_same(cached_labels(tmp_path, MANIFEST, ROWS, "key", None), store())
     (path,) = tmp_path.glob(f"*{suffix}")
     whole = path.read_bytes()
-    damaged = [whole[:index] + bytes([whole[index] ^ 1 << index % 8]) + whole[index + 1 :] for index in range(len(whole))]
+    damaged = [
+        whole[:index] + bytes([whole[index] ^ 1 << index % 8]) + whole[index + 1 :]
+        for index in range(len(whole))
+    ]
     for content in [*damaged, b"", b"null", whole[:-1], whole[: len(whole) // 2], whole * 2]:
         path.write_bytes(content)
         with pytest.raises(TargetsError, match="no labels for this run"):
@@ -60,7 +67,9 @@ print("WRITTEN")
 def test_reading_while_another_process_writes(tmp_path: Path) -> None:
     expected, hits = store(20_000), 0
     root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], cwd=root, stdout=subprocess.PIPE, text=True
+    ) as writer:
         while writer.poll() is None:
             try:
                 found = cached_labels(tmp_path, MANIFEST, ROWS, "key", None)

@@ -37,7 +37,9 @@ def source(extractor: Extractor, chunk_s: float = 60.0) -> LayerFeatures:
     return LayerFeatures(extractor.key, lambda: extractor, round(chunk_s * 16000), CPU)
 
 
-def features_of(extractor: Extractor, manifest: Manifest, row: int, chunk_s: float = 60.0, workers: int = 0) -> np.ndarray:
+def features_of(
+    extractor: Extractor, manifest: Manifest, row: int, chunk_s: float = 60.0, workers: int = 0
+) -> np.ndarray:
     pieces = list(source(extractor, chunk_s).stream(manifest, [row], workers))
     starts = np.cumsum([0, *(len(part) for _, _, part in pieces)])[:-1]
     assert [first for _, first, _ in pieces] == starts.tolist()
@@ -45,7 +47,9 @@ def features_of(extractor: Extractor, manifest: Manifest, row: int, chunk_s: flo
 
 
 @given(st.integers(400, 3_000_000), st.integers(400, 400_000))
-def test_chunks_cover_every_frame_once_within_the_audio(num_samples: int, chunk_samples: int) -> None:
+def test_chunks_cover_every_frame_once_within_the_audio(
+    num_samples: int, chunk_samples: int
+) -> None:
     config = ModelConfig(
         name="x",
         conv_layers=((8, 10, 5), *[(8, 3, 2)] * 4, *[(8, 2, 2)] * 2),
@@ -60,7 +64,9 @@ def test_chunks_cover_every_frame_once_within_the_audio(num_samples: int, chunk_
     begins = np.cumsum([0, *(chunk.num_frames for chunk in chunks)])[:-1]
     for chunk, begin in zip(chunks, begins.tolist(), strict=True):
         assert (chunk.first_frame, chunk.start) == (begin, begin * 320)
-        assert (chunk.num_samples - 400) // 320 + 1 == chunk.num_frames  # the model gives these frames and no others
+        assert (
+            chunk.num_samples - 400
+        ) // 320 + 1 == chunk.num_frames  # the model gives these frames and no others
         assert chunk.start + chunk.num_samples <= num_samples
         assert chunk.num_frames <= (chunk_samples - 400) // 320 + 1
     assert chunks[-1].start + chunks[-1].num_samples == num_samples
@@ -103,22 +109,32 @@ def test_a_chunk_begins_with_the_sample_of_its_first_frame(manifest: Manifest) -
         whole = convolutions(waveform[None], None)[0][0]
         chunks = chunks_of(row, len(waveform), 9000, config)
         assert len(chunks) > 2
-        pieces = [convolutions(waveform[None, c.start : c.start + c.num_samples], None)[0][0] for c in chunks]
+        pieces = [
+            convolutions(waveform[None, c.start : c.start + c.num_samples], None)[0][0]
+            for c in chunks
+        ]
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk_s", [60.0, 0.7, 0.33])
-def test_labels_are_the_same_with_any_company_order_and_threads(extractor: Extractor, manifest: Manifest, chunk_s: float) -> None:
+def test_labels_are_the_same_with_any_company_order_and_threads(
+    extractor: Extractor, manifest: Manifest, chunk_s: float
+) -> None:
     centroids = features_of(extractor, manifest, 0)[::7][:9]
     everyone = assigned_labels(manifest, ROWS, centroids, source=source(extractor, chunk_s))
     assert everyone.rate_hz == 50
     for rows, workers in ((ROWS[::-1], 2), (ROWS[3:8], 1), (ROWS[5:6], 0)):
-        some = assigned_labels(manifest, rows, centroids, workers, source=source(extractor, chunk_s))
+        some = assigned_labels(
+            manifest, rows, centroids, workers, source=source(extractor, chunk_s)
+        )
         for row in rows.tolist():
             assert np.array_equal(some.labels(row), everyone.labels(row))
     for row, length in enumerate(manifest.lengths().tolist()):
         assert len(everyone.labels(row)) == (length - 400) // 320 + 1
-        assert np.array_equal(everyone.labels(row), assign(features_of(extractor, manifest, row, chunk_s), centroids)[0])
+        assert np.array_equal(
+            everyone.labels(row),
+            assign(features_of(extractor, manifest, row, chunk_s), centroids)[0],
+        )
 
 
 def test_crops_get_the_labels_of_their_own_frames(extractor: Extractor, manifest: Manifest) -> None:
@@ -138,8 +154,12 @@ def test_crops_get_the_labels_of_their_own_frames(extractor: Extractor, manifest
         assert numbered.labels_BT is not None and labelled.labels_BT is not None
         frames = (spec.num_samples - 400) // 320 + 1
         expected = spec.starts[:, None] // 320 + np.arange(frames)
-        assert np.array_equal(numbered.labels_BT.numpy(), expected)  # none is repeated at an end either
-        for row, index, found in zip(spec.rows.tolist(), expected, labelled.labels_BT.numpy(), strict=True):
+        assert np.array_equal(
+            numbered.labels_BT.numpy(), expected
+        )  # none is repeated at an end either
+        for row, index, found in zip(
+            spec.rows.tolist(), expected, labelled.labels_BT.numpy(), strict=True
+        ):
             assert np.array_equal(found, store.labels(row)[index])
         starts |= set(spec.starts.tolist())
     assert len(starts) > 5
@@ -149,14 +169,21 @@ def test_real_speech_in_chunks(corpus: Path, extractor: Extractor) -> None:
     speech = Manifest.read(corpus / "manifest.csv")
     rows = np.argsort(speech.lengths(), kind="stable")[[0, len(speech) // 2, -1]]
     rows = rows[speech.lengths()[rows] >= 400]
-    store = assigned_labels(speech, rows, features_of(extractor, speech, int(rows[-1]))[:5], source=source(extractor, 4.0))
+    store = assigned_labels(
+        speech,
+        rows,
+        features_of(extractor, speech, int(rows[-1]))[:5],
+        source=source(extractor, 4.0),
+    )
     for row in rows.tolist():
         assert len(store.labels(row)) == (int(speech.lengths()[row]) - 400) // 320 + 1
         info = read_audio(speech.audio_path(row))
         assert len(info) == int(speech.lengths()[row])
 
 
-def test_the_sample_is_bounded_written_to_disk_and_the_same(extractor: Extractor, manifest: Manifest, tmp_path: Path) -> None:
+def test_the_sample_is_bounded_written_to_disk_and_the_same(
+    extractor: Extractor, manifest: Manifest, tmp_path: Path
+) -> None:
     path = tmp_path / "deep" / "sample.npy"
     layer = source(extractor)
     in_memory = fitting_features(manifest, ROWS, 300, 0, 0, source=layer)
@@ -192,7 +219,9 @@ def test_a_sample_that_fails_leaves_nothing(manifest: Manifest, tmp_path: Path) 
 
 
 def test_audio_too_short_for_a_frame_is_named(extractor: Extractor, tmp_path: Path) -> None:
-    short = Manifest(tmp_path, ["tiny.wav"], ["s"], np.array([399]), np.array([16000], np.int32), {})
+    short = Manifest(
+        tmp_path, ["tiny.wav"], ["s"], np.array([399]), np.array([16000], np.int32), {}
+    )
     with pytest.raises(TargetsError, match=r"tiny\.wav: 399 samples"):
         list(source(extractor).stream(short, [0]))
 
@@ -200,9 +229,14 @@ def test_audio_too_short_for_a_frame_is_named(extractor: Extractor, tmp_path: Pa
 def test_the_key_is_of_what_the_features_depend_on(tiny_model_config: ModelConfig) -> None:
     state = build_hubert(tiny_model_config, 3).state_dict()
     key = Extractor.cut(tiny_model_config, state, 1).key
-    same = tiny_model_config.model_copy(update={"dropout": 0.3, "name": "other", "layer_drop": 0.0, "logit_temperature": 0.2})
+    same = tiny_model_config.model_copy(
+        update={"dropout": 0.3, "name": "other", "layer_drop": 0.0, "logit_temperature": 0.2}
+    )
     assert Extractor.cut(same, state, 1).key == key
-    for name in ("logit_generator.label_embeddings", "wav2vec2.encoder.transformer.layers.1.attention.k_proj.bias"):
+    for name in (
+        "logit_generator.label_embeddings",
+        "wav2vec2.encoder.transformer.layers.1.attention.k_proj.bias",
+    ):
         assert Extractor.cut(tiny_model_config, {**state, name: state[name] + 1}, 1).key == key
     for name in (
         "wav2vec2.encoder.transformer.layers.0.attention.k_proj.bias",
@@ -210,17 +244,25 @@ def test_the_key_is_of_what_the_features_depend_on(tiny_model_config: ModelConfi
     ):
         assert Extractor.cut(tiny_model_config, {**state, name: state[name] + 1}, 1).key != key
     assert Extractor.cut(tiny_model_config, state, 2).key != key
-    assert all("transformer.layers.1." not in name for name in Extractor.cut(tiny_model_config, state, 1).state)
+    assert all(
+        "transformer.layers.1." not in name
+        for name in Extractor.cut(tiny_model_config, state, 1).state
+    )
 
 
 def test_models_that_do_not_fit_are_refused(tiny_model_config: ModelConfig) -> None:
     state = build_hubert(tiny_model_config, 3).state_dict()
-    with pytest.raises(TargetsError, match="layer:3, but the model in targets.checkpoint has 2 layers"):
+    with pytest.raises(
+        TargetsError, match="layer:3, but the model in targets.checkpoint has 2 layers"
+    ):
         Extractor.cut(tiny_model_config, state, 3)
     narrower = tiny_model_config.model_copy(update={"ffn_dim": 48})
     with pytest.raises(TargetsError, match="do not fit its configuration"):
         Extractor.cut(narrower, state, 1)
-    arrays = {name: tensor.numpy() for name, tensor in Extractor.cut(tiny_model_config, state, 1).state.items()}
+    arrays = {
+        name: tensor.numpy()
+        for name, tensor in Extractor.cut(tiny_model_config, state, 1).state.items()
+    }
     with pytest.raises(TargetsError, match="not the one announced"):
         Extractor.received(tiny_model_config.model_dump_json(), arrays, "0" * 32)
 
@@ -251,11 +293,19 @@ def test_labels_of_another_extractor_or_chunk_length_have_another_place(
     from fedhubert.targets.kmeans import targets_key
 
     centroids = features_of(extractor, manifest, 0)[:4]
-    keys = {targets_key(centroids, source(extractor, chunk_s).key) for chunk_s in (1.0, 2.0)} | {targets_key(centroids)}
+    keys = {targets_key(centroids, source(extractor, chunk_s).key) for chunk_s in (1.0, 2.0)} | {
+        targets_key(centroids)
+    }
     assert len(keys) == 3
     for key in keys:
         with pytest.raises(TargetsError, match="no labels"):
             cached_labels(tmp_path, manifest, ROWS, key, None)
         layer = source(extractor)
-        cached_labels(tmp_path, manifest, ROWS, key, lambda layer=layer: assigned_labels(manifest, ROWS, centroids, source=layer))
+        cached_labels(
+            tmp_path,
+            manifest,
+            ROWS,
+            key,
+            lambda layer=layer: assigned_labels(manifest, ROWS, centroids, source=layer),
+        )
         assert cached_labels(tmp_path, manifest, ROWS, key, None).rate_hz == 50

@@ -46,9 +46,13 @@ def test_mfcc_are_kaldis_with_deltas(manifest: Manifest) -> None:
     for row in (0, 3, 7):
         waveform = read_audio(manifest.audio_path(row))
         ours = mfcc_features(waveform)
-        cepstra = kaldi.mfcc(torch.from_numpy(waveform)[None], sample_frequency=16000, use_energy=False).T
+        cepstra = kaldi.mfcc(
+            torch.from_numpy(waveform)[None], sample_frequency=16000, use_energy=False
+        ).T
         deltas = torchaudio.functional.compute_deltas(cepstra)
-        theirs = torch.cat([cepstra, deltas, torchaudio.functional.compute_deltas(deltas)]).T.numpy()
+        theirs = torch.cat(
+            [cepstra, deltas, torchaudio.functional.compute_deltas(deltas)]
+        ).T.numpy()
         assert ours.shape == theirs.shape == ((len(waveform) - 400) // 160 + 1, 39)
         np.testing.assert_allclose(ours, theirs, atol=2e-3, rtol=1e-4)
 
@@ -69,17 +73,23 @@ def test_fitting_features_are_bounded_and_of_the_seed(manifest: Manifest) -> Non
     features = fitting_features(manifest, ROWS, 500, seed=0, partition=0)
     assert 300 < len(features) <= 500
     assert np.array_equal(features, fitting_features(manifest, ROWS, 500, seed=0, partition=0))
-    assert not np.array_equal(features[:100], fitting_features(manifest, ROWS, 500, seed=1, partition=0)[:100])
+    assert not np.array_equal(
+        features[:100], fitting_features(manifest, ROWS, 500, seed=1, partition=0)[:100]
+    )
     assert len(fitting_features(manifest, ROWS, 20, seed=0, partition=0)) == 20
 
 
 def blobs(count: int = 3000, clusters: int = 5) -> np.ndarray:
     rng = np.random.default_rng(0)
     centers = rng.normal(0, 20, (clusters, 39))
-    return (centers[rng.integers(0, clusters, count)] + rng.normal(0, 1, (count, 39))).astype(np.float32)
+    return (centers[rng.integers(0, clusters, count)] + rng.normal(0, 1, (count, 39))).astype(
+        np.float32
+    )
 
 
-def run_federated(parts: list[np.ndarray], clusters: int, iterations: int, order: list[int]) -> kmeans.FederatedKMeans:
+def run_federated(
+    parts: list[np.ndarray], clusters: int, iterations: int, order: list[int]
+) -> kmeans.FederatedKMeans:
     solver = kmeans.FederatedKMeans(clusters, seed=3, max_iterations=iterations, tolerance=0.0)
     solver.seed([kmeans.local_seeds(parts[i], clusters, 3, i, 20)[:2] for i in range(len(parts))])
     done = False
@@ -99,7 +109,9 @@ def test_federated_is_pooled_lloyd_bit_for_bit_in_any_order_and_split() -> None:
     parts = np.array_split(features, [100, 1500, 1501])
     solver = run_federated(parts, 8, 6, [0, 1, 2, 3])
     shuffled = run_federated(parts, 8, 6, [2, 0, 3, 1])
-    assert np.array_equal(solver.centroids, shuffled.centroids) and solver.history == shuffled.history
+    assert (
+        np.array_equal(solver.centroids, shuffled.centroids) and solver.history == shuffled.history
+    )
     pooled = kmeans.FederatedKMeans(8, seed=3, max_iterations=6, tolerance=0.0)
     pooled.seed([kmeans.local_seeds(parts[i], 8, 3, i, 20)[:2] for i in range(4)])
     while not pooled.step(kmeans.accumulate(features, pooled.centroids)):
@@ -135,7 +147,9 @@ def test_empty_clusters_are_filled() -> None:
     centroids = np.concatenate([features[:3], np.full((2, 39), 1e3, np.float32)])
     rng = np.random.default_rng(0)
     for _ in range(5):
-        centroids, _ = kmeans.update_centroids(kmeans.accumulate(features, centroids), centroids, rng)
+        centroids, _ = kmeans.update_centroids(
+            kmeans.accumulate(features, centroids), centroids, rng
+        )
     assert (kmeans.accumulate(features, centroids).counts_K > 0).all()
 
 
@@ -165,7 +179,9 @@ def test_real_speech_is_clustered_as_well_as_scikit_learn_does(corpus: Path) -> 
     assert ours < 1.02 * theirs
 
 
-def test_labels_are_cached_by_centroids_and_audio_and_a_damaged_cache_is_rebuilt(manifest: Manifest, tmp_path: Path) -> None:
+def test_labels_are_cached_by_centroids_and_audio_and_a_damaged_cache_is_rebuilt(
+    manifest: Manifest, tmp_path: Path
+) -> None:
     centroids = kmeans.local_seeds(fitting_features(manifest, ROWS, 2000, 0, 0), 6, 0, 0, 1)[0]
     key = kmeans.centroids_hash(centroids)
     builds: list[int] = []
@@ -210,7 +226,10 @@ def test_precomputed_labels_are_checked_by_utterance(manifest: Manifest, tmp_pat
     at_50 = ((samples - 400) // 320 + 1).tolist()
     store = precomputed_labels(manifest, ROWS, km(tmp_path / "good.km", at_100), 100, 4)
     assert [len(store.labels(row)) for row in range(12)] == at_100
-    with pytest.raises(TargetsError, match=r"utterance0\.wav: \d+ labels for \d+ frames at 100 Hz; they look like 50 Hz"):
+    with pytest.raises(
+        TargetsError,
+        match=r"utterance0\.wav: \d+ labels for \d+ frames at 100 Hz; they look like 50 Hz",
+    ):
         precomputed_labels(manifest, ROWS, km(tmp_path / "slow.km", at_50), 100, 4)
     with pytest.raises(TargetsError, match="11 lines, the manifest 12 utterances"):
         precomputed_labels(manifest, ROWS, km(tmp_path / "few.km", at_100[:-1]), 100, 4)

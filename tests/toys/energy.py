@@ -60,7 +60,9 @@ class Energy(ObjectiveSpec):
             x_BTD = model.project(model.convolve(batch.waveforms_BN))
             hidden_BTD, _ = model.transform(model.hide(x_BTD, batch.mask_BT))
             found_M = model.get_submodule("energy_head")(hidden_BTD[batch.mask_BT])[:, 0]
-            power_BT = nn.functional.adaptive_avg_pool1d(batch.waveforms_BN.square(), batch.mask_BT.shape[1])
+            power_BT = nn.functional.adaptive_avg_pool1d(
+                batch.waveforms_BN.square(), batch.mask_BT.shape[1]
+            )
             wanted_M = power_BT[batch.mask_BT].add(1e-6).log() / scale
             return EnergyTerms((found_M - wanted_M).square().sum(), len(found_M))
 

@@ -26,6 +26,12 @@ class ToySign(ServerStrategy):
     def mean_factor(self, clients: Mapping[int, Metrics], momentum: float) -> float:
         return 2.0
 
-    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
-        direction = self.state["momentum"].mul_(self.config.server_momentum).add_(mean_update).sign()
-        return torch.add(model, direction, alpha=share * self.config.server_learning_rate, out=mean_update)
+    def step(
+        self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0
+    ) -> torch.Tensor:
+        direction = (
+            self.state["momentum"].mul_(self.config.server_momentum).add_(mean_update).sign()
+        )
+        return torch.add(
+            model, direction, alpha=share * self.config.server_learning_rate, out=mean_update
+        )

@@ -59,7 +59,9 @@ def data(tone_folder: Path, tmp_path: Path) -> list[str]:
 def train(config: Config, nodes: int) -> tuple[RunResult, InProcessGrid]:
     client_round._resident = None  # as in a new process
     site._cached_site.cache_clear()
-    grid = InProcessGrid([{"partition-id": number, "num-partitions": nodes} for number in range(nodes)])
+    grid = InProcessGrid(
+        [{"partition-id": number, "num-partitions": nodes} for number in range(nodes)]
+    )
     return run_federation(grid, config), grid
 
 
@@ -67,7 +69,9 @@ def events(result: RunResult, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(result.folder.metrics_file) if event["event"] == kind]
 
 
-def test_a_toy_objective_is_trained_scored_planned_and_compared(data: list[str], tmp_path: Path) -> None:
+def test_a_toy_objective_is_trained_scored_planned_and_compared(
+    data: list[str], tmp_path: Path
+) -> None:
     settings = [
         *data,
         *ENERGY,
@@ -82,15 +86,23 @@ def test_a_toy_objective_is_trained_scored_planned_and_compared(data: list[str],
     server[1] = server[1].replace("data.root", "evaluation.root")
     config = compose([*settings, *server, f"out={tmp_path / 'run'}"])
     result, grid = train(config, 3)
-    assert not {kind for kind in grid.kinds if "kmeans" in kind or "label" in kind or "teacher" in kind}
+    assert not {
+        kind for kind in grid.kinds if "kmeans" in kind or "label" in kind or "teacher" in kind
+    }
     first, second = events(result, "round")
     for event in (first, second):
         clients = event["clients"]
         frames = sum(client["train_energy_frames"] for client in clients)
         expected = sum(client["train_square_sum"] for client in clients) / frames
-        assert event["train"]["loss"] == pytest.approx(expected) and event["train"]["energy_frames"] == frames
+        assert (
+            event["train"]["loss"] == pytest.approx(expected)
+            and event["train"]["energy_frames"] == frames
+        )
         assert {"loss", "energy_frames", "clients", "model_round"} == set(event["validation"])
-        assert event["fairness"]["figure"] == "loss" and event["server_validation"]["energy_frames"] > 0
+        assert (
+            event["fairness"]["figure"] == "loss"
+            and event["server_validation"]["energy_frames"] > 0
+        )
     assert result.validation["loss"] < first["validation"]["loss"]
     assert "train loss" in result.folder.log_file.read_text()
 
@@ -99,7 +111,9 @@ def test_a_toy_objective_is_trained_scored_planned_and_compared(data: list[str],
     fresh = spec_of(config.task).build_model(config.model, config.seed).state_dict()
     assert set(fresh) == set(saved["model"])
     moved = {name for name, value in fresh.items() if not torch.equal(value, saved["model"][name])}
-    assert {"energy_head.weight", "energy_head.bias"} < moved and not any(name.startswith("logit_") for name in moved)
+    assert {"energy_head.weight", "energy_head.bias"} < moved and not any(
+        name.startswith("logit_") for name in moved
+    )
 
     exported = Source.of(saved).state
     assert set(fresh) - set(exported) == {"energy_head.weight", "energy_head.bias"}
@@ -117,7 +131,9 @@ def test_a_reply_with_another_objectives_sums_is_refused(
     honest = energy.EnergyTerms.sums.fget
     assert honest is not None
     named = {"square_sum": "cross_entropy_sum", "energy_frames": "masked_frames"}
-    terms = property(lambda self: {**{named[name]: value for name, value in honest(self).items()}, "correct": 1})
+    terms = property(
+        lambda self: {**{named[name]: value for name, value in honest(self).items()}, "correct": 1}
+    )
     monkeypatch.setattr(energy.EnergyTerms, "sums", terms)
     config = compose([*data, *ENERGY, f"out={tmp_path / 'run'}", "federated.round_retries=0"])
     with pytest.raises(Exception, match="update_metrics"):
@@ -126,15 +142,24 @@ def test_a_reply_with_another_objectives_sums_is_refused(
 
 @pytest.mark.parametrize("nodes", [3, 2], ids=["flat", "sharded"])
 def test_a_toy_strategy_is_trained(data: list[str], tmp_path: Path, nodes: int) -> None:
-    config = compose([*data, *SIGN, f"out={tmp_path / 'run'}", f"simulation.num_supernodes={nodes}"])
+    config = compose(
+        [*data, *SIGN, f"out={tmp_path / 'run'}", f"simulation.num_supernodes={nodes}"]
+    )
     result, grid = train(config, nodes)
     jobs = [protocol.read_request(message).job for message in grid.requests]
     assert all(job.normalise_by_steps and job.proximal_mu == 0.0 for job in jobs)
 
-    models = [load_checkpoint(result.folder.checkpoints / f"round_{number:03d}_checkpoint.pt")["model"] for number in (1, 2)]
+    models = [
+        load_checkpoint(result.folder.checkpoints / f"round_{number:03d}_checkpoint.pt")["model"]
+        for number in (1, 2)
+    ]
     steps = torch.cat([(models[1][name] - models[0][name]).reshape(-1).abs() for name in models[0]])
-    assert float(((steps - 0.01).abs() < 1e-6).float().mean()) > 0.9  # all but the parameters that nothing depends on
-    kept = torch.load(result.folder.checkpoints / "round_002_resume.pt", weights_only=True)["server_optimizer"]["momentum"]
+    assert (
+        float(((steps - 0.01).abs() < 1e-6).float().mean()) > 0.9
+    )  # all but the parameters that nothing depends on
+    kept = torch.load(result.folder.checkpoints / "round_002_resume.pt", weights_only=True)[
+        "server_optimizer"
+    ]["momentum"]
     norms = [event["drift"]["mean_update_norm"] for event in events(result, "round")]
     assert 0 < float(kept.norm()) <= 2.0 * (0.9 * norms[0] + norms[1]) * 1.001
     assert float(kept.norm()) > norms[1]  # the mean was doubled
@@ -151,7 +176,9 @@ def test_a_toy_strategys_memory_is_planned(data: list[str]) -> None:
 
 def test_both_toys_survive_json_and_say_what_is_wrong_by_its_key(data: list[str]) -> None:
     config = compose([*data, *ENERGY, *SIGN])
-    assert isinstance(config.task, energy.EnergyTask) and isinstance(strategy_of(config.federated, 3), sign.ToySign)
+    assert isinstance(config.task, energy.EnergyTask) and isinstance(
+        strategy_of(config.federated, 3), sign.ToySign
+    )
     job = client_job(config)
     assert from_json(ClientJob, job.model_dump_json()) == job
     assert from_json(Config, config.model_dump_json()) == config

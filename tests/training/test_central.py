@@ -9,7 +9,9 @@ def test_one_clients_micro_batches_stay_as_they_are() -> None:
     plans = plan_rounds({1: {4: 2}, 2: {4: 2}}, accumulate=3)
     assert [plan.number for plan in plans] == [1, 2]
     assert [len(step) for plan in plans for step in plan.steps] == [3, 3, 3, 3]
-    assert [micro_batch for plan in plans for step in plan.steps for micro_batch in step] == [(4, i) for i in range(12)]
+    assert [micro_batch for plan in plans for step in plan.steps for micro_batch in step] == [
+        (4, i) for i in range(12)
+    ]
 
 
 def test_equal_clients_all_take_part_in_every_step() -> None:

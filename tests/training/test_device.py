@@ -26,9 +26,13 @@ def test_a_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
+def test_a_gpu_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
     pretend_gpus(monkeypatch, count)
-    with pytest.raises(ConfigError, match=rf"client.device='{name}'.* {count} CUDA devices; use auto or cpu") as error:
+    with pytest.raises(
+        ConfigError, match=rf"client.device='{name}'.* {count} CUDA devices; use auto or cpu"
+    ) as error:
         resolve_device(name)
     assert error.value.setting == "client.device"
 

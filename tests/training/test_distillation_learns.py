@@ -28,28 +28,52 @@ def audio(seed: int) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     pairs_hz = np.array([[300, 2300], [700, 1200], [450, 900], [550, 1800]])
     segment = 16 * FRAME_SAMPLES
-    drawn = pairs_hz[rng.integers(0, 4, (UTTERANCES, -(-SAMPLES // segment)))].repeat(segment, axis=1)[:, :SAMPLES]
+    drawn = pairs_hz[rng.integers(0, 4, (UTTERANCES, -(-SAMPLES // segment)))].repeat(
+        segment, axis=1
+    )[:, :SAMPLES]
     phases = 2 * np.pi * np.cumsum(drawn, axis=1) / 16000
-    return torch.from_numpy((0.3 * np.sin(phases).sum(-1) + 0.02 * rng.standard_normal((UTTERANCES, SAMPLES))).astype(np.float32))
+    return torch.from_numpy(
+        (0.3 * np.sin(phases).sum(-1) + 0.02 * rng.standard_normal((UTTERANCES, SAMPLES))).astype(
+            np.float32
+        )
+    )
 
 
 class Lesson:
     """A teacher, its student, and batches with the teacher's k-means labels."""
 
     def __init__(self, config: ModelConfig, **changes: Any) -> None:
-        quiet = {"dropout": 0.0, "attention_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0, "label_init": "normal"}
-        config = config.model_copy(update={**quiet, "num_classes": CLUSTERS + 4, "feature_grad_mult": 1.0})
+        quiet = {
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "feature_dropout": 0.0,
+            "layer_drop": 0.0,
+            "label_init": "normal",
+        }
+        config = config.model_copy(
+            update={**quiet, "num_classes": CLUSTERS + 4, "feature_grad_mult": 1.0}
+        )
         self.model: HubertModel = build_hubert(config, 0).eval()
-        task = DistillConfig(feature_penalty=0.0, mask_probability=0.65, mask_length_frames=5, **changes)
+        task = DistillConfig(
+            feature_penalty=0.0, mask_probability=0.65, mask_length_frames=5, **changes
+        )
         teacher = Teacher.cut(config, self.model.state_dict(), task)
-        self.task = task.model_copy(update={"teacher_model": teacher.config, "teacher_sha256": teacher.key})
-        self.student = build_model(config.model_copy(update={"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}), self.task, seed=1)
+        self.task = task.model_copy(
+            update={"teacher_model": teacher.config, "teacher_sha256": teacher.key}
+        )
+        self.student = build_model(
+            config.model_copy(update={"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}),
+            self.task,
+            seed=1,
+        )
         take_over(self.student, teacher.state, self.task)
         self.objective = Distillation(self.task, Teaching(teacher, self.task, CPU))
         features = self.features(audio(10_000))
         rng = np.random.default_rng(0)
         self.mean, self.scale = features.mean(0), features.std(0)
-        self.centroids = ((features - self.mean) / self.scale)[rng.choice(len(features), CLUSTERS, replace=False)]
+        self.centroids = ((features - self.mean) / self.scale)[
+            rng.choice(len(features), CLUSTERS, replace=False)
+        ]
 
     def features(self, waveforms: torch.Tensor) -> np.ndarray:
         with torch.no_grad():
@@ -57,10 +81,15 @@ class Lesson:
 
     def batch(self, position: int) -> Batch:
         waveforms, frames = audio(position), num_frames(SAMPLES)
-        labels = assign(((self.features(waveforms) - self.mean) / self.scale).astype(np.float32), self.centroids)[0]
+        labels = assign(
+            ((self.features(waveforms) - self.mean) / self.scale).astype(np.float32), self.centroids
+        )[0]
         mask = span_mask(UTTERANCES, frames, MaskSpec(0.65, 5, 2), np.random.default_rng(position))
         return Batch(
-            waveforms, torch.from_numpy(labels.astype(np.int64)).view(UTTERANCES, frames), torch.from_numpy(mask), position
+            waveforms,
+            torch.from_numpy(labels.astype(np.int64)).view(UTTERANCES, frames),
+            torch.from_numpy(mask),
+            position,
         )
 
     def held_out(self) -> EvaluationResult:
@@ -91,17 +120,30 @@ class Lesson:
         ("pseudo_labels", {}),
     ],
 )
-def test_an_objective_alone_lowers_its_own_loss(tiny_model_config: ModelConfig, name: str, changes: dict[str, Any]) -> None:
-    lesson = Lesson(tiny_model_config, objectives=ObjectivesConfig(**({"layers": 0.0} | {name: 1.0})), **changes)
+def test_an_objective_alone_lowers_its_own_loss(
+    tiny_model_config: ModelConfig, name: str, changes: dict[str, Any]
+) -> None:
+    lesson = Lesson(
+        tiny_model_config, objectives=ObjectivesConfig(**({"layers": 0.0} | {name: 1.0})), **changes
+    )
     before = lesson.held_out()
     lesson.train()
     after = lesson.held_out()
-    first, last = (result.figures[f"{name}_sum"] / result.figures[f"{name}_frames"] for result in (before, after))
-    print(f"{name}: {first:.4f} -> {last:.4f}", {key: round(value / after.frames, 4) for key, value in after.figures.items()})
+    first, last = (
+        result.figures[f"{name}_sum"] / result.figures[f"{name}_frames"]
+        for result in (before, after)
+    )
+    print(
+        f"{name}: {first:.4f} -> {last:.4f}",
+        {key: round(value / after.frames, 4) for key, value in after.figures.items()},
+    )
     assert last <= 0.8 * first
     if name == "pseudo_labels":  # below what the labels' frequencies alone would give
         labels = torch.cat(
-            [lesson.batch(position).labels_BT[lesson.batch(position).mask_BT] for position in (20_000, 20_001, 20_002)]
+            [
+                lesson.batch(position).labels_BT[lesson.batch(position).mask_BT]
+                for position in (20_000, 20_001, 20_002)
+            ]
         )
         assert last < 0.8 * unigram_entropy_nats(torch.bincount(labels).numpy())
     if "cosine_distance_sum" in after.figures:

@@ -45,10 +45,17 @@ def batch_of(position: int, utterances: int = 3, num_samples: int = 9600) -> Bat
 
 
 def batches(count: int, start: int = 0) -> Iterator[Batch]:
-    return iter([batch_of(position, utterances=2 + position % 3) for position in range(start, start + count)])
+    return iter(
+        [
+            batch_of(position, utterances=2 + position % 3)
+            for position in range(start, start + count)
+        ]
+    )
 
 
-def train(model: HubertModel, client: ClientConfig, steps: int, **changes: Any) -> local.LocalResult:
+def train(
+    model: HubertModel, client: ClientConfig, steps: int, **changes: Any
+) -> local.LocalResult:
     arguments: dict[str, Any] = {
         "client": client,
         "task": TASK,
@@ -70,10 +77,18 @@ def quiet(tiny_model_config: ModelConfig) -> HubertModel:
     return build_hubert(tiny_model_config.model_copy(update=QUIET), seed=0)
 
 
-def test_accumulated_micro_batches_are_normalised_as_data_parallel_fairseq_does(quiet: HubertModel) -> None:
+def test_accumulated_micro_batches_are_normalised_as_data_parallel_fairseq_does(
+    quiet: HubertModel,
+) -> None:
     """One SGD step on three micro-batches with unequal numbers of masked frames: sum of gradients over sum of masked frames, by hand."""
     client = ClientConfig(
-        optimizer="sgd", lr=0.1, schedule="constant", warmup_fraction=0.0, weight_decay=0.0, grad_clip_norm=0.0, accumulate=3
+        optimizer="sgd",
+        lr=0.1,
+        schedule="constant",
+        warmup_fraction=0.0,
+        weight_decay=0.0,
+        grad_clip_norm=0.0,
+        accumulate=3,
     )
     before = vector(quiet)
     total, frames = torch.zeros_like(before), 0
@@ -81,7 +96,12 @@ def test_accumulated_micro_batches_are_normalised_as_data_parallel_fairseq_does(
         quiet.zero_grad()
         terms = masked_prediction(quiet, batch, TASK)
         terms.loss_sum.backward()
-        total += torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in quiet.parameters()])
+        total += torch.cat(
+            [
+                (p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1)
+                for p in quiet.parameters()
+            ]
+        )
         frames += terms.masked_frames
     result = train(quiet, client, 1)
     assert (result.steps, result.micro_batches, result.masked_frames) == (1, 3, frames)
@@ -91,7 +111,12 @@ def test_accumulated_micro_batches_are_normalised_as_data_parallel_fairseq_does(
 
 def test_gradients_are_clipped_to_the_norm(quiet: HubertModel) -> None:
     client = ClientConfig(
-        optimizer="sgd", lr=1.0, schedule="constant", warmup_fraction=0.0, weight_decay=0.0, grad_clip_norm=0.01
+        optimizer="sgd",
+        lr=1.0,
+        schedule="constant",
+        warmup_fraction=0.0,
+        weight_decay=0.0,
+        grad_clip_norm=0.01,
     )
     before = vector(quiet)
     result = train(quiet, client, 1)
@@ -106,7 +131,9 @@ def test_exactly_the_micro_batches_of_its_steps_are_consumed(quiet: HubertModel)
     assert next(stream).position == 6
 
 
-def test_the_same_seed_gives_the_same_bits_and_other_generators_are_left_alone(tiny_model_config: ModelConfig) -> None:
+def test_the_same_seed_gives_the_same_bits_and_other_generators_are_left_alone(
+    tiny_model_config: ModelConfig,
+) -> None:
     client = ClientConfig(lr=1e-3)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -165,7 +192,12 @@ def test_a_loss_that_is_not_finite_is_an_error(quiet: HubertModel) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_learns(tiny_model_config: ModelConfig, precision: str) -> None:
     """The labels are the waveform's loudness: a model that ignores its input stays at log(4) nats."""
-    quiet = build_hubert(tiny_model_config.model_copy(update={**QUIET, "label_init": "normal", "feature_grad_mult": 1.0}), seed=0)
+    quiet = build_hubert(
+        tiny_model_config.model_copy(
+            update={**QUIET, "label_init": "normal", "feature_grad_mult": 1.0}
+        ),
+        seed=0,
+    )
     client = ClientConfig(lr=3e-3, schedule="constant", precision=precision)
     held_out = [batch_of(1000), batch_of(1001)]
     task = TASK.model_copy(update={"feature_penalty": 0.0})
@@ -187,7 +219,9 @@ def test_evaluation_is_without_dropout_and_leaves_the_mode(tiny_model_config: Mo
 
 def test_training_can_be_asked_to_stop_between_steps(quiet: HubertModel) -> None:
     asked: list[None] = []
-    result = train(quiet, ClientConfig(), 5, should_stop=lambda: asked.append(None) or len(asked) > 1)
+    result = train(
+        quiet, ClientConfig(), 5, should_stop=lambda: asked.append(None) or len(asked) > 1
+    )
     assert result.steps == 2 == result.micro_batches
     assert train(quiet, ClientConfig(), 5, should_stop=lambda: True).steps == 1
     with pytest.raises(TrainingError, match="no batch"):

@@ -34,7 +34,11 @@ def test_no_warm_up_and_nothing_but_warm_up() -> None:
 def test_rounds_are_one_schedule() -> None:
     client = ClientConfig(lr=5e-4)
     long = [learning_rate(Progress(1, 1, 60).at(step), client) for step in range(60)]
-    rounds = [learning_rate(Progress(number, 12, 5).at(step), client) for number in range(1, 13) for step in range(5)]
+    rounds = [
+        learning_rate(Progress(number, 12, 5).at(step), client)
+        for number in range(1, 13)
+        for step in range(5)
+    ]
     assert rounds == pytest.approx(long, rel=1e-9)
     assert all(0 < rate <= 5e-4 for rate in rounds)  # the first step is not idle, nor is the last
     peak = rounds.index(max(rounds))

@@ -29,7 +29,13 @@ from fedhubert.training.stepping import Trainer
 CPU = torch.device("cpu")
 TASK = TaskConfig()
 QUIET = {"dropout": 0.0, "attention_dropout": 0.0, "feature_dropout": 0.0, "layer_drop": 0.0}
-PLAIN = {"optimizer": "sgd", "weight_decay": 0.0, "schedule": "constant", "warmup_fraction": 0.0, "grad_clip_norm": 0.0}
+PLAIN = {
+    "optimizer": "sgd",
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "warmup_fraction": 0.0,
+    "grad_clip_norm": 0.0,
+}
 
 
 def batch_of(position: int, utterances: int, num_samples: int) -> Batch:
@@ -52,8 +58,21 @@ def model_of(config: ModelConfig, **changes: Any) -> HubertModel:
     return build_hubert(config.model_copy(update=changes), seed=0)
 
 
-def train(model: HubertModel, stream: Any = BATCHES, steps: int = 1, *, client: ClientConfig, **changes: Any) -> LocalResult:
-    arguments = {"task": TASK, "progress": Progress(1, 1, steps), "seed": 0, "partition": 0, "device": CPU}
+def train(
+    model: HubertModel,
+    stream: Any = BATCHES,
+    steps: int = 1,
+    *,
+    client: ClientConfig,
+    **changes: Any,
+) -> LocalResult:
+    arguments = {
+        "task": TASK,
+        "progress": Progress(1, 1, steps),
+        "seed": 0,
+        "partition": 0,
+        "device": CPU,
+    }
     return train_locally(model, iter(stream), client=client, **(arguments | changes))
 
 
@@ -69,7 +88,13 @@ def gradient(model: HubertModel, batches: list[Batch]) -> tuple[torch.Tensor, in
         terms = masked_prediction(model, batch, TASK)
         torch.autograd.backward(terms.loss_sum)
         frames += terms.masked_frames
-    return torch.cat([parameter.grad.reshape(-1) for parameter in model.parameters() if parameter.grad is not None]), frames
+    return torch.cat(
+        [
+            parameter.grad.reshape(-1)
+            for parameter in model.parameters()
+            if parameter.grad is not None
+        ]
+    ), frames
 
 
 def relative(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -91,11 +116,17 @@ def running_out_of_memory(limit: int, calls: list[int]) -> Any:
 # ------------------------------------------------------------------------------------------------------------ equivalences
 
 
-def test_one_step_of_adamw_is_torchs_on_the_mean_loss_clipped(tiny_model_config: ModelConfig) -> None:
-    client = ClientConfig(accumulate=3, lr=2e-3, schedule="constant", warmup_fraction=0.0, grad_clip_norm=0.5)
+def test_one_step_of_adamw_is_torchs_on_the_mean_loss_clipped(
+    tiny_model_config: ModelConfig,
+) -> None:
+    client = ClientConfig(
+        accumulate=3, lr=2e-3, schedule="constant", warmup_fraction=0.0, grad_clip_norm=0.5
+    )
     model, by_hand = (model_of(tiny_model_config, **QUIET) for _ in range(2))
     result = train(model, BATCHES[:3], client=client)
-    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        by_hand.parameters(), lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01
+    )
     total, frames = gradient(by_hand, BATCHES[:3])
     for parameter in by_hand.parameters():
         assert parameter.grad is not None
@@ -104,11 +135,15 @@ def test_one_step_of_adamw_is_torchs_on_the_mean_loss_clipped(tiny_model_config:
     assert result.grad_norm == pytest.approx(float(total.norm() / frames), rel=1e-5)
     assert result.grad_norm > 0.5  # so that clipping was at work
     start = vector(model_of(tiny_model_config, **QUIET))
-    assert relative(vector(model) - start, vector(by_hand) - start) < 1e-3  # Adam divides by small numbers
+    assert (
+        relative(vector(model) - start, vector(by_hand) - start) < 1e-3
+    )  # Adam divides by small numbers
     assert relative(vector(model), vector(by_hand)) < 1e-6
 
 
-def test_clients_with_one_sgd_step_each_are_their_micro_batches_accumulated(tiny_model_config: ModelConfig) -> None:
+def test_clients_with_one_sgd_step_each_are_their_micro_batches_accumulated(
+    tiny_model_config: ModelConfig,
+) -> None:
     client = ClientConfig(lr=0.1, **PLAIN)
     start = vector(model_of(tiny_model_config, **QUIET))
     updates, weights = [], []
@@ -119,7 +154,9 @@ def test_clients_with_one_sgd_step_each_are_their_micro_batches_accumulated(tiny
         weights.append(result.masked_frames)
     central = model_of(tiny_model_config, **QUIET)
     train(central, BATCHES[:4], client=client.model_copy(update={"accumulate": 4}))
-    federated = sum(update * weight for update, weight in zip(updates, weights, strict=True)) / sum(weights)
+    federated = sum(update * weight for update, weight in zip(updates, weights, strict=True)) / sum(
+        weights
+    )
     assert len(set(weights)) > 1 and relative(federated, vector(central) - start) < 1e-5
 
 
@@ -131,11 +168,15 @@ def test_rounds_that_keep_the_optimiser_are_one_long_run(tiny_model_config: Mode
     state: dict[str, Any] | None = None
     for number in range(3):
         stream = BATCHES[2 * number : 2 * number + 2]
-        state = train(parts, stream, client=client, progress=Progress(number + 1, 3, 1), optimizer_state=state).optimizer_state
+        state = train(
+            parts, stream, client=client, progress=Progress(number + 1, 3, 1), optimizer_state=state
+        ).optimizer_state
     assert torch.equal(vector(whole), vector(parts))
 
 
-def test_dropout_draws_anew_at_every_position_and_on_every_client(tiny_model_config: ModelConfig) -> None:
+def test_dropout_draws_anew_at_every_position_and_on_every_client(
+    tiny_model_config: ModelConfig,
+) -> None:
     def trained(position: int, partition: int, **changes: Any) -> torch.Tensor:
         batch = Batch(BATCHES[0].waveforms_BN, BATCHES[0].labels_BT, BATCHES[0].mask_BT, position)
         model = model_of(tiny_model_config, **changes)
@@ -156,10 +197,15 @@ def test_checkpointed_activations_give_the_same_step(tiny_model_config: ModelCon
     assert relative(vector(models[1]), vector(models[0])) < 1e-6
 
 
-def test_the_number_of_loader_threads_changes_nothing(tiny_model_config: ModelConfig, tone_folder: Path) -> None:
+def test_the_number_of_loader_threads_changes_nothing(
+    tiny_model_config: ModelConfig, tone_folder: Path
+) -> None:
     paths = sorted(path.relative_to(tone_folder).as_posix() for path in tone_folder.rglob("*.wav"))
     infos = [soundfile.info(str(tone_folder / path)) for path in paths]
-    sizes, rates = np.array([info.frames for info in infos]), np.array([info.samplerate for info in infos], np.int32)
+    sizes, rates = (
+        np.array([info.frames for info in infos]),
+        np.array([info.samplerate for info in infos], np.int32),
+    )
     manifest = Manifest(tone_folder, paths, [""] * len(paths), sizes, rates, {})
     trained = []
     for workers in (0, 1, 3):
@@ -171,7 +217,9 @@ def test_the_number_of_loader_threads_changes_nothing(tiny_model_config: ModelCo
         train(model, stream, 4, client=ClientConfig(accumulate=2))
         trained.append(vector(model))
     assert torch.equal(trained[0], trained[1]) and torch.equal(trained[0], trained[2])
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fedhubert-loader")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("fedhubert-loader")
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------------ memory
@@ -181,7 +229,9 @@ def test_memory_that_runs_out_late_in_a_step_counts_nothing_twice(
     tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two micro-batches fit, the third does not: the step is taken again as a whole."""
-    client = ClientConfig(accumulate=5, lr=1e3, **PLAIN)  # updates large beside the weights' rounding
+    client = ClientConfig(
+        accumulate=5, lr=1e3, **PLAIN
+    )  # updates large beside the weights' rounding
     start = vector(model_of(tiny_model_config, **QUIET))
     roomy, tight = (model_of(tiny_model_config, **QUIET) for _ in range(2))
     stream = [BATCHES[0], BATCHES[2], BATCHES[4], BATCHES[1], BATCHES[3]]
@@ -192,18 +242,27 @@ def test_memory_that_runs_out_late_in_a_step_counts_nothing_twice(
     in_one, in_two, in_four = [2, 1, 5], [1, 1, 1, 3], [1, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1]
     assert calls == [*in_one, *in_two, *in_four]
     assert relative(vector(tight) - start, vector(roomy) - start) < 1e-6
-    assert (result.micro_batches, result.masked_frames, result.correct) == (5, expected.masked_frames, expected.correct)
+    assert (result.micro_batches, result.masked_frames, result.correct) == (
+        5,
+        expected.masked_frames,
+        expected.correct,
+    )
     assert result.audio_s == pytest.approx(expected.audio_s)
     assert result.cross_entropy_sum == pytest.approx(expected.cross_entropy_sum, rel=1e-6)
 
 
-def test_evaluation_splits_what_does_not_fit_too(tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_splits_what_does_not_fit_too(
+    tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of(tiny_model_config)
     expected = evaluate(model, iter(BATCHES), task=TASK, device=CPU)
     calls: list[int] = []
     monkeypatch.setattr(objectives, "masked_prediction", running_out_of_memory(2, calls))
     result = evaluate(model, iter(BATCHES), task=TASK, device=CPU)
-    assert max(calls[2:]) <= 3 and (result.masked_frames, result.correct) == (expected.masked_frames, expected.correct)
+    assert max(calls[2:]) <= 3 and (result.masked_frames, result.correct) == (
+        expected.masked_frames,
+        expected.correct,
+    )
     assert result.cross_entropy_sum == pytest.approx(expected.cross_entropy_sum, rel=1e-6)
 
 
@@ -239,12 +298,22 @@ class Stream:
 
 
 def broken(batch: Batch) -> Batch:
-    return Batch(torch.full_like(batch.waveforms_BN, float("nan")), batch.labels_BT, batch.mask_BT, batch.position)
+    return Batch(
+        torch.full_like(batch.waveforms_BN, float("nan")),
+        batch.labels_BT,
+        batch.mask_BT,
+        batch.position,
+    )
 
 
 def test_the_loader_is_closed_whatever_happens(tiny_model_config: ModelConfig) -> None:
     model = model_of(tiny_model_config)
-    whole, failing, evaluated, unlabelled = Stream(BATCHES), Stream([broken(BATCHES[0])]), Stream(BATCHES), Stream([])
+    whole, failing, evaluated, unlabelled = (
+        Stream(BATCHES),
+        Stream([broken(BATCHES[0])]),
+        Stream(BATCHES),
+        Stream([]),
+    )
     train(model, whole, client=ClientConfig())
     with pytest.raises(TrainingError, match="the loss is nan"):
         train(model, failing, client=ClientConfig())
@@ -268,7 +337,9 @@ def test_a_failed_step_leaves_the_weights_alone(tiny_model_config: ModelConfig) 
 def test_batches_that_run_out_make_a_last_smaller_step(tiny_model_config: ModelConfig) -> None:
     result = train(model_of(tiny_model_config), BATCHES[:5], 9, client=ClientConfig(accumulate=2))
     assert (result.steps, result.micro_batches) == (3, 5)
-    assert result.audio_s == pytest.approx(sum(batch.waveforms_BN.numel() for batch in BATCHES[:5]) / 16000)
+    assert result.audio_s == pytest.approx(
+        sum(batch.waveforms_BN.numel() for batch in BATCHES[:5]) / 16000
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- precision
@@ -282,7 +353,9 @@ def test_fp16_takes_the_step_of_fp32_at_any_first_loss_scale(
     updates = {}
     for name, scale in (("fp32", 1.0), ("fp16", 128.0), ("overflowing", 2.0**22)):
         monkeypatch.setattr(stepping, "_FIRST_LOSS_SCALE", scale)
-        client = ClientConfig(accumulate=3, lr=0.1, **PLAIN, precision="fp32" if name == "fp32" else "fp16")
+        client = ClientConfig(
+            accumulate=3, lr=0.1, **PLAIN, precision="fp32" if name == "fp32" else "fp16"
+        )
         model = model_of(tiny_model_config, **QUIET)
         result = train(model, BATCHES[:3], client=client)
         updates[name] = vector(model) - start
@@ -323,7 +396,9 @@ def test_fedprox_at_mu_0_is_fedavg_to_the_bit(tiny_model_config: ModelConfig) ->
     assert torch.equal(vector(models[0]), vector(models[1]))
 
 
-def test_fedprox_adds_mu_times_the_way_from_the_start_to_the_mean_gradient(tiny_model_config: ModelConfig) -> None:
+def test_fedprox_adds_mu_times_the_way_from_the_start_to_the_mean_gradient(
+    tiny_model_config: ModelConfig,
+) -> None:
     """Two SGD steps by hand: w1 = w0 - lr g(w0); w2 = w1 - lr (g(w1) + mu (w1 - w0))."""
     client, mu = ClientConfig(lr=0.1, **PLAIN), 3.0
     model, by_hand = (model_of(tiny_model_config, **QUIET) for _ in range(2))
@@ -335,7 +410,9 @@ def test_fedprox_adds_mu_times_the_way_from_the_start_to_the_mean_gradient(tiny_
     total, frames = gradient(by_hand, BATCHES[1:2])
     w2 = w1 - 0.1 * (total / frames + mu * (w1 - w0))
     assert relative(vector(model) - w0, w2 - w0) < 1e-5
-    assert relative(vector(model) - w0, w2 - w0 + 0.1 * mu * (w1 - w0)) > 0.05  # that is, without the term
+    assert (
+        relative(vector(model) - w0, w2 - w0 + 0.1 * mu * (w1 - w0)) > 0.05
+    )  # that is, without the term
 
 
 def test_fedprox_pulls_a_layer_that_the_step_dropped(tiny_model_config: ModelConfig) -> None:
@@ -372,19 +449,29 @@ def test_a_kept_state_is_plain_tensors_and_is_not_changed_by_the_next_round(
         assert all(torch.equal(value, state["state"][index][key]) for key, value in entry.items())
 
 
-def test_the_configuration_wins_over_a_kept_states_hyper_parameters(tiny_model_config: ModelConfig) -> None:
+def test_the_configuration_wins_over_a_kept_states_hyper_parameters(
+    tiny_model_config: ModelConfig,
+) -> None:
     model = model_of(tiny_model_config, **QUIET)
     state = train(model, client=KEEP).optimizer_state
-    changed = train(model, client=KEEP.model_copy(update={"weight_decay": 0.5}), optimizer_state=state).optimizer_state
+    changed = train(
+        model, client=KEEP.model_copy(update={"weight_decay": 0.5}), optimizer_state=state
+    ).optimizer_state
     assert changed is not None and changed["param_groups"][0]["weight_decay"] == 0.5
 
 
-def test_a_kept_state_of_another_model_or_optimiser_is_refused(tiny_model_config: ModelConfig) -> None:
+def test_a_kept_state_of_another_model_or_optimiser_is_refused(
+    tiny_model_config: ModelConfig,
+) -> None:
     state = train(model_of(tiny_model_config, **QUIET), client=KEEP).optimizer_state
     assert state is not None
     wider = model_of(tiny_model_config, ffn_dim=128)
     shallower = model_of(tiny_model_config, num_layers=1)
-    for model, client in ((wider, KEEP), (shallower, KEEP), (model_of(tiny_model_config), ClientConfig(optimizer="sgd"))):
+    for model, client in (
+        (wider, KEEP),
+        (shallower, KEEP),
+        (model_of(tiny_model_config), ClientConfig(optimizer="sgd")),
+    ):
         with pytest.raises(TrainingError, match=r"client\.optimizer_policy=reset") as error:
             train(model, client=client, optimizer_state=state)
         assert error.value.setting == "client.optimizer_policy"
@@ -411,7 +498,9 @@ def test_evaluation_is_the_sum_of_its_batches_in_eval_mode(tiny_model_config: Mo
         assert model.training is mode
         assert result.masked_frames == sum(term.masked_frames for term in terms)
         assert result.correct == sum(int(term.correct) for term in terms)
-        assert result.cross_entropy_sum == pytest.approx(sum(float(term.cross_entropy_sum) for term in terms))
+        assert result.cross_entropy_sum == pytest.approx(
+            sum(float(term.cross_entropy_sum) for term in terms)
+        )
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -37,7 +37,9 @@ def batch_of(seed: int, utterances: int = 3, num_samples: int = 6400) -> Batch:
     )
 
 
-def teaching(config: ModelConfig, cache: OutputCache | None = None, **changes: Any) -> tuple[DistillConfig, Teacher, Teaching]:
+def teaching(
+    config: ModelConfig, cache: OutputCache | None = None, **changes: Any
+) -> tuple[DistillConfig, Teacher, Teaching]:
     task = DistillConfig(**({"layers": (1, 2)} | changes))
     teacher = Teacher.cut(config, build_hubert(config, 0).state_dict(), task)
     task = task.model_copy(update={"teacher_model": teacher.config, "teacher_sha256": teacher.key})
@@ -57,14 +59,20 @@ def test_a_crops_bits_do_not_depend_on_its_batch(tiny_model_config: ModelConfig)
 
 
 def test_outputs_are_the_teachers_rounded(tiny_model_config: ModelConfig) -> None:
-    _, _, teacher = teaching(tiny_model_config, freeze_conv=True, objectives=ObjectivesConfig(logits=1.0))
+    _, _, teacher = teaching(
+        tiny_model_config, freeze_conv=True, objectives=ObjectivesConfig(logits=1.0)
+    )
     model, waveforms = build_hubert(tiny_model_config, 0).eval(), batch_of(0, 1).waveforms_BN
     output = teacher(waveforms)
     with torch.no_grad():
         for layer, features in enumerate(model.extract_features(waveforms), start=1):
             assert torch.equal(output.layers[layer], features.half().float())
-        assert output.conv_BTD is not None and torch.equal(output.conv_BTD, model.convolve(waveforms).half().float())
-        assert output.logits_BTC is not None and torch.equal(output.logits_BTC[0], model(waveforms).logits_MC.half().float())
+        assert output.conv_BTD is not None and torch.equal(
+            output.conv_BTD, model.convolve(waveforms).half().float()
+        )
+        assert output.logits_BTC is not None and torch.equal(
+            output.logits_BTC[0], model(waveforms).logits_MC.half().float()
+        )
 
 
 def test_an_output_that_float16_cannot_hold_is_an_error(tiny_model_config: ModelConfig) -> None:
@@ -75,7 +83,9 @@ def test_an_output_that_float16_cannot_hold_is_an_error(tiny_model_config: Model
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_student_in_lower_precision_is_told_the_same(tiny_model_config: ModelConfig, tmp_path: Path, precision: str) -> None:
+def test_a_student_in_lower_precision_is_told_the_same(
+    tiny_model_config: ModelConfig, tmp_path: Path, precision: str
+) -> None:
     """Under autocast torch refuses to stack the teacher's float16 with the other kind."""
     everything = {
         "hints": ((1, 1),),
@@ -94,7 +104,9 @@ def train(
     config: ModelConfig, cache: OutputCache | None, precision: str = "fp32", **changes: Any
 ) -> tuple[torch.Tensor, LocalResult, Teaching]:
     task, teacher, source = teaching(config, cache, **changes)
-    student = build_model(config.model_copy(update={"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}), task, seed=1)
+    student = build_model(
+        config.model_copy(update={"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}), task, seed=1
+    )
     take_over(student, teacher.state, task)
     result = train_locally(
         student,
@@ -125,7 +137,9 @@ def test_the_cache_changes_nothing_but_what_is_computed(
     assert (live.computed, filling.computed, reading.computed) == (12, 6, 0)
     assert torch.equal(without, filled) and torch.equal(without, again)
     assert plain.figures == first.figures == second.figures
-    other = train(tiny_model_config, OutputCache(tmp_path, 10**9), **settings, teacher_precision="bf16")[2]
+    other = train(
+        tiny_model_config, OutputCache(tmp_path, 10**9), **settings, teacher_precision="bf16"
+    )[2]
     assert other.computed == 6  # another precision is another output
 
 
@@ -135,7 +149,9 @@ def test_with_frozen_convolutions_the_student_never_runs_them(
     task, teacher, source = teaching(tiny_model_config, freeze_conv=True)
     student = build_model(tiny_model_config, task, seed=1)
     take_over(student, teacher.state, task)
-    monkeypatch.setattr(student, "convolve", lambda waveforms: pytest.fail("the student's convolutions ran"))
+    monkeypatch.setattr(
+        student, "convolve", lambda waveforms: pytest.fail("the student's convolutions ran")
+    )
     assert Distillation(task, source)(student, batch_of(0)).frames > 0
 
 
@@ -158,7 +174,11 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     found = cache.get("aa")
     assert found is not None and torch.equal(found["layer.1"], tensors(0)["layer.1"])
     cache.put("ee", tensors(4))
-    assert "aa" in names(cache.folder) and "ee" in names(cache.folder) and "bb" not in names(cache.folder)
+    assert (
+        "aa" in names(cache.folder)
+        and "ee" in names(cache.folder)
+        and "bb" not in names(cache.folder)
+    )
     assert sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors")) <= 4 * size
     OutputCache(tmp_path / "cache", size // 2).put("ff", tensors(5))
     assert "ff" not in names(cache.folder)
@@ -214,5 +234,7 @@ def test_fixed_crops_are_the_same_in_every_epoch() -> None:
     assert orders[0] != orders[1]
     starts = {start for row, seen in crops.items() for start, _ in seen if lengths[row] > 40000}
     assert len(starts) > 5  # not all at the beginning
-    kept = sum(samples for seen in crops.values() for _, samples in seen) / sum(np.minimum(lengths, 32000))
+    kept = sum(samples for seen in crops.values() for _, samples in seen) / sum(
+        np.minimum(lengths, 32000)
+    )
     assert kept > 0.85

@@ -19,7 +19,12 @@ def stream(count: int, taken: list[int], fails_at: int | None = None) -> Iterato
         taken.append(position)
         if position == fails_at:
             raise DataError("damaged")
-        yield Batch(torch.full((1, 400), float(position)), None, torch.ones(1, 1, dtype=torch.bool), position)
+        yield Batch(
+            torch.full((1, 400), float(position)),
+            None,
+            torch.ones(1, 1, dtype=torch.bool),
+            position,
+        )
 
 
 class Recorder:
@@ -48,7 +53,9 @@ def test_batches_arrive_in_order_and_a_few_ahead_of_the_consumer() -> None:
         assert len(taken) <= number + 1 + AHEAD
     assert copier.sent == copier.received == taken == list(range(7))
     assert all(name.startswith("fedhubert-upload") for name in copier.threads)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fedhubert-upload")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("fedhubert-upload")
+    ]
 
 
 def test_a_consumer_that_stops_early_leaves_no_thread() -> None:
@@ -56,7 +63,9 @@ def test_a_consumer_that_stops_early_leaves_no_thread() -> None:
     with closing(copied_ahead(stream(100, taken), Recorder())) as arriving:
         next(arriving)
     assert len(taken) <= 1 + AHEAD
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fedhubert-upload")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("fedhubert-upload")
+    ]
 
 
 def test_an_utterance_that_cannot_be_read_is_said_where_its_batch_is_wanted() -> None:
@@ -80,6 +89,9 @@ def test_places_of_masked_frames_travel_with_the_batch_and_with_its_pieces() -> 
     batch = Batch(torch.zeros(2, 1200), None, mask, 0)
     there = batch.to(CPU)
     assert there.known_places is not None
-    assert there.places.masked_M.tolist() == [0, 2, 4, 5] and there.places.unmasked_U.tolist() == [1, 3]
+    assert there.places.masked_M.tolist() == [0, 2, 4, 5] and there.places.unmasked_U.tolist() == [
+        1,
+        3,
+    ]
     assert [piece.places.masked_M.tolist() for piece in there.split(2)] == [[0, 2], [1, 2]]
     assert there.split(1) == [there]

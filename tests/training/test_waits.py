@@ -30,7 +30,9 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put") and any(index is not None and index.dtype == torch.bool for index in args[1])
+        by_mask = name in ("index", "index_put") and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
         if by_mask or name in ("_local_scalar_dense", "nonzero"):
             self.count[name] += 1
         return func(*args, **(kwargs or {}))
@@ -62,7 +64,10 @@ def fetches(monkeypatch: pytest.MonkeyPatch, module: Any) -> Iterator[list[int]]
 @pytest.mark.parametrize("unmasked_weight", [0.0, 1.0])
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_a_step_waits_once(
-    tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, accumulate: int, unmasked_weight: float
+    tiny_model_config: ModelConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    accumulate: int,
+    unmasked_weight: float,
 ) -> None:
     model = build_hubert(tiny_model_config.model_copy(update=NO_DRAWS), seed=0)
     task = TaskConfig(unmasked_weight=unmasked_weight)
@@ -71,10 +76,14 @@ def test_a_step_waits_once(
     with fetches(monkeypatch, stepping) as sizes, Waits() as waits:
         trainer.step(batches, 1e-3)
     assert not waits.count, waits.count
-    assert len(sizes) == 1 and sizes[0] == 1 + 3 * accumulate  # the norm; of each micro-batch: loss, cross-entropy, correct
+    assert (
+        len(sizes) == 1 and sizes[0] == 1 + 3 * accumulate
+    )  # the norm; of each micro-batch: loss, cross-entropy, correct
 
 
-def test_an_evaluation_waits_once(tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_waits_once(
+    tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build_hubert(tiny_model_config.model_copy(update=NO_DRAWS), seed=0)
     batches = [batch_of(position) for position in range(3)]
     with fetches(monkeypatch, local) as sizes, Waits() as waits:
@@ -82,12 +91,16 @@ def test_an_evaluation_waits_once(tiny_model_config: ModelConfig, monkeypatch: p
     assert sizes == [6] and not waits.count
 
 
-def test_generators_are_seeded_once_for_each_piece(tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generators_are_seeded_once_for_each_piece(
+    tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build_hubert(tiny_model_config, seed=0)
     trainer = Trainer(model, ClientConfig(accumulate=2), TaskConfig(), 0, 0, CPU, 0.0)
     seeded: list[int] = []
     original = stepping._seed
-    monkeypatch.setattr(stepping, "_seed", lambda device, seed: (seeded.append(seed), original(device, seed)))
+    monkeypatch.setattr(
+        stepping, "_seed", lambda device, seed: (seeded.append(seed), original(device, seed))
+    )
     trainer.step([batch_of(0), batch_of(1)], 1e-3)
     assert len(seeded) == len(set(seeded)) == 2
 

@@ -19,7 +19,12 @@ from fedhubert.federation.wire.protocol import Asked
 from tests.federation.conftest import ABOUT, LAYOUT, NUMEL, Played, reply
 from tests.flower import identify, raw_array, said_by
 
-FIVE = ["federated.num_clients=5", "federated.client_fraction=1.0", "federated.min_clients=3", "federated.strategy=FedAvg"]
+FIVE = [
+    "federated.num_clients=5",
+    "federated.client_fraction=1.0",
+    "federated.min_clients=3",
+    "federated.strategy=FedAvg",
+]
 LIAR = 104
 TRAITS = {"sample_rate_hz": 16000, "num_clusters": 50, "label_rate_hz": 100}
 
@@ -41,14 +46,32 @@ def lying(liar: int = LIAR, update: Any = None, **claims: Any) -> Any:
     return answer
 
 
-def sum_of(node: int, task: dict[str, Any], values: np.ndarray[Any, Any], partitions: list[int], **claims: Any) -> Message:
+def sum_of(
+    node: int,
+    task: dict[str, Any],
+    values: np.ndarray[Any, Any],
+    partitions: list[int],
+    **claims: Any,
+) -> Message:
     """The reply of a node that hosts several clients."""
-    about = {"weight": 10, "train_micro_batches": 4, "train_steps": 4, "update_norm": NUMEL**0.5, "train_audio_s": 1.0}
-    about |= {"train_cross_entropy_sum": 30.0, "train_masked_frames": 10, "train_correct": 1} | claims
+    about = {
+        "weight": 10,
+        "train_micro_batches": 4,
+        "train_steps": 4,
+        "update_norm": NUMEL**0.5,
+        "train_audio_s": 1.0,
+    }
+    about |= {
+        "train_cross_entropy_sum": 30.0,
+        "train_masked_frames": 10,
+        "train_correct": 1,
+    } | claims
     info = {"round": task["round"], "layout": LAYOUT.fingerprint}
     request = Message(RecordDict(), node, "train.round")
     metrics = {partition: dict(about) for partition in partitions}
-    return said_by(node, protocol.reply_of(request, metrics=metrics, arrays={"sum": values}, info=info))
+    return said_by(
+        node, protocol.reply_of(request, metrics=metrics, arrays={"sum": values}, info=info)
+    )
 
 
 # ---------------------------------------------------------------- row 8: what a reply says
@@ -70,7 +93,9 @@ def test_a_sum_is_no_longer_than_its_clients_updates(entry: float, fine: bool) -
 
     def answer(node: int, task: dict[str, Any]) -> Message:
         values = np.full(NUMEL, int(2 * entry * 2**GRID_BITS), np.int64)
-        return sum_of(node, task, values, task["partitions"]) if node == 100 else lying()(node, task)
+        return (
+            sum_of(node, task, values, task["partitions"]) if node == 100 else lying()(node, task)
+        )
 
     played = Played(FIVE, answer)
     played.federation.hosts = {100: [0, 1], 102: [2], 103: [3], 104: [4]}
@@ -88,15 +113,48 @@ def test_a_sum_is_no_longer_than_its_clients_updates(entry: float, fine: bool) -
         ({"train_steps": 2**31 - 1}, "update_steps"),
         ({"train_micro_batches": 2**31 - 1}, "update_steps"),
         ({"train_masked_frames": 10**9}, "update_metrics"),
-        ({"validation_cross_entropy_sum": -1e9, "validation_masked_frames": 10, "validation_correct": 1}, "update_metrics"),
-        ({"validation_cross_entropy_sum": 1e9, "validation_masked_frames": 10, "validation_correct": 1}, "update_metrics"),
-        ({"validation_cross_entropy_sum": 1.0, "validation_masked_frames": 10, "validation_correct": 11}, "update_metrics"),
-        ({"validation_cross_entropy_sum": 1.0, "validation_masked_frames": 10**6, "validation_correct": 1}, "update_metrics"),
+        (
+            {
+                "validation_cross_entropy_sum": -1e9,
+                "validation_masked_frames": 10,
+                "validation_correct": 1,
+            },
+            "update_metrics",
+        ),
+        (
+            {
+                "validation_cross_entropy_sum": 1e9,
+                "validation_masked_frames": 10,
+                "validation_correct": 1,
+            },
+            "update_metrics",
+        ),
+        (
+            {
+                "validation_cross_entropy_sum": 1.0,
+                "validation_masked_frames": 10,
+                "validation_correct": 11,
+            },
+            "update_metrics",
+        ),
+        (
+            {
+                "validation_cross_entropy_sum": 1.0,
+                "validation_masked_frames": 10**6,
+                "validation_correct": 1,
+            },
+            "update_metrics",
+        ),
     ],
 )
 @pytest.mark.parametrize("strategy", ["FedAvg", "FedNova"])
-def test_what_a_client_says_of_its_round_fits_what_its_site_described(strategy: str, claims: dict[str, Any], code: str) -> None:
-    played = Played([*FIVE, f"federated.strategy={strategy}"], lying(update=np.full(NUMEL, 3.0, np.float32), **claims))
+def test_what_a_client_says_of_its_round_fits_what_its_site_described(
+    strategy: str, claims: dict[str, Any], code: str
+) -> None:
+    played = Played(
+        [*FIVE, f"federated.strategy={strategy}"],
+        lying(update=np.full(NUMEL, 3.0, np.float32), **claims),
+    )
     moved = played.run(1)
     assert played.outcomes[0].failures == [Failure(4, code)]
     assert set(played.outcomes[0].clients) == {0, 1, 2, 3} and len(set(moved)) == 1
@@ -108,9 +166,16 @@ def test_a_site_that_describes_a_thousand_years_weighs_ten_medians() -> None:
         return lying(weight=400 if task["round"] == 1 else 401)(node, task)
 
     played = Played([*FIVE, "federated.weight_by=utterances"], answer)
-    played.federation.partitions[4] = {**ABOUT, "train_utterances": 10**9, "train_audio_s": 3e10, "batches_per_epoch": 10**8}
+    played.federation.partitions[4] = {
+        **ABOUT,
+        "train_utterances": 10**9,
+        "train_audio_s": 3e10,
+        "batches_per_epoch": 10**8,
+    }
     played.run(2)
-    assert 4 in played.outcomes[0].clients and played.outcomes[1].failures == [Failure(4, "update_weight")]
+    assert 4 in played.outcomes[0].clients and played.outcomes[1].failures == [
+        Failure(4, "update_weight")
+    ]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 0, 3, 1]])
@@ -121,7 +186,9 @@ def test_an_update_that_is_too_long_is_dropped_from_the_first_round_on(order: li
     assert [outcome.failures for outcome in played.outcomes] == [[Failure(4, "update_norm")]] * 2
 
 
-def test_what_falls_with_a_long_update_is_asked_for_again_and_the_bits_are_those_of_the_flat_round() -> None:
+def test_what_falls_with_a_long_update_is_asked_for_again_and_the_bits_are_those_of_the_flat_round() -> (
+    None
+):
     """A node hosts the liar beside two others: their sum is dropped, and comes again without the liar."""
 
     def answer(node: int, task: dict[str, Any]) -> Message:
@@ -140,7 +207,9 @@ def test_what_falls_with_a_long_update_is_asked_for_again_and_the_bits_are_those
     played.grid.nodes = list(played.federation.hosts)
     flat = Played(FIVE, lying(update=np.full(NUMEL, 1e6, np.float32)))
     assert np.array_equal(played.run(1), flat.run(1))
-    assert played.outcomes[0].failures == [Failure(4, "update_norm")] and set(played.outcomes[0].clients) == {0, 1, 2, 3}
+    assert played.outcomes[0].failures == [Failure(4, "update_norm")] and set(
+        played.outcomes[0].clients
+    ) == {0, 1, 2, 3}
     assert [task["partitions"] for task in played.grid.tasks][-1] == [0, 1]
 
 
@@ -148,13 +217,20 @@ def test_more_than_was_asked_for_is_not_parsed(monkeypatch: pytest.MonkeyPatch) 
     message = reply(100)
     message.content["arrays"]["update"] = raw_array(bytes(10**6), shape=(NUMEL,))
     parsed: list[int] = []
-    monkeypatch.setattr(type(message.content["arrays"]["update"]), "numpy", lambda self: parsed.append(1))
+    monkeypatch.setattr(
+        type(message.content["arrays"]["update"]), "numpy", lambda self: parsed.append(1)
+    )
     read = protocol.read_reply(message, Trained, Asked([0], {"update": 4 * NUMEL}))
     assert read.failures == (Failure(-1, "malformed"),) and not parsed
     for asked in (Asked([0]), Asked([0], {"sum": 8 * NUMEL}), Asked([1], {"update": 4 * NUMEL})):
-        assert protocol.read_reply(reply(100), Trained, asked).failures == (Failure(-1, "malformed"),)
+        assert protocol.read_reply(reply(100), Trained, asked).failures == (
+            Failure(-1, "malformed"),
+        )
     monkeypatch.undo()
-    assert protocol.read_reply(reply(100), Trained, Asked([0], {"update": 4 * NUMEL})).answer is not None
+    assert (
+        protocol.read_reply(reply(100), Trained, Asked([0], {"update": 4 * NUMEL})).answer
+        is not None
+    )
 
 
 # ---------------------------------------------------------------- rows 9 and 10: who a node says that it is
@@ -162,9 +238,17 @@ def test_more_than_was_asked_for_is_not_parsed(monkeypatch: pytest.MonkeyPatch) 
 
 def described(node: int, task: dict[str, Any], /, **changes: Any) -> Message:
     """What a site says of itself: number node - 100 of five with their own data."""
-    info = {"node": node - 100, "num_nodes": 5, "hosts_all": 0, "layout": LAYOUT.fingerprint, **TRAITS} | changes
+    info = {
+        "node": node - 100,
+        "num_nodes": 5,
+        "hosts_all": 0,
+        "layout": LAYOUT.fingerprint,
+        **TRAITS,
+    } | changes
     metrics = {partition: {**ABOUT, "data_fingerprint": 7} for partition in task["partitions"]}
-    message = protocol.reply_of(Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info)
+    message = protocol.reply_of(
+        Message(RecordDict(), node, "query.describe"), metrics=metrics, info=info
+    )
     return said_by(node, message)
 
 
@@ -182,31 +266,45 @@ def connecting(overrides: list[str], liar: Any, nodes: int = 5) -> Federation:
 
 ODD = {
     "all clients": lambda node, task: described(node, task, hosts_all=1),
-    "all clients of two nodes": lambda node, task: described(node, task, node=1, hosts_all=1, num_nodes=2),
+    "all clients of two nodes": lambda node, task: described(
+        node, task, node=1, hosts_all=1, num_nodes=2
+    ),
     "a million nodes": lambda node, task: described(node, task, num_nodes=10**6),
     "another's number": lambda node, task: described(node, task, node=3),
     "another layout": lambda node, task: described(node, task, layout="0" * 16),
     "another version": lambda node, task: said_by(
-        node, protocol.reply_of(Message(RecordDict(), node, "query.describe"), info={"protocol": 1, "version": "0.0.1"})
+        node,
+        protocol.reply_of(
+            Message(RecordDict(), node, "query.describe"), info={"protocol": 1, "version": "0.0.1"}
+        ),
     ),
     "an error": lambda node, task: said_by(
-        node, protocol.reply(Message(RecordDict(), node, "query.describe"), None, [Failure(-1, "data")])
+        node,
+        protocol.reply(Message(RecordDict(), node, "query.describe"), None, [Failure(-1, "data")]),
     ),
     "silence": lambda node, task: None,
     "a partition that is not ready": lambda node, task: (
         described(node, task)
         if not task["partitions"]
-        else said_by(node, protocol.reply(Message(RecordDict(), node, "query.describe"), None, [Failure(4, "data")]))
+        else said_by(
+            node,
+            protocol.reply(
+                Message(RecordDict(), node, "query.describe"), None, [Failure(4, "data")]
+            ),
+        )
     ),
     "more batches than utterances": lambda node, task: (
         message := described(node, task),
-        task["partitions"] and message.content.metric_records["metrics"].update({"batches_per_epoch": [10**9]}),
+        task["partitions"]
+        and message.content.metric_records["metrics"].update({"batches_per_epoch": [10**9]}),
     )[0],
 }
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_node_at_odds_with_the_others_is_left_out_by_name(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_node_at_odds_with_the_others_is_left_out_by_name(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     federation = connecting([], ODD[name])
     with caplog.at_level(logging.WARNING, "fedhubert"):
         connect(federation)
@@ -216,14 +314,18 @@ def test_a_node_at_odds_with_the_others_is_left_out_by_name(name: str, caplog: p
     assert "without" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["all clients", "another's number", "another version", "a partition that is not ready"])
+@pytest.mark.parametrize(
+    "name", ["all clients", "another's number", "another version", "a partition that is not ready"]
+)
 def test_without_min_clients_the_start_ends_with_the_remedy(name: str) -> None:
     with pytest.raises(FederationError) as error:
         connect(connecting(["federated.min_clients=null"], ODD[name]))
     assert str(error.value)
 
 
-def test_joiners_are_asked_at_once_and_a_silent_one_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joiners_are_asked_at_once_and_a_silent_one_delays_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("fedhubert.federation.roster.connect.JOIN_TIMEOUT_S", 1.0)
     federation = connecting([], lambda node, task: None, nodes=3)
     connect(federation)
@@ -270,9 +372,16 @@ def clustering(node: int, task: dict[str, Any], kind: str, factor: int = 1) -> M
     else:
         arrays = {"train": counts, "validation": counts // 10}
     about = {"frames": 5500 * factor} | (
-        {"withheld_clusters": 0} if "kmeans" in kind else {"label_rate_hz": 100, "num_clusters": CLUSTERS}
+        {"withheld_clusters": 0}
+        if "kmeans" in kind
+        else {"label_rate_hz": 100, "num_clusters": CLUSTERS}
     )
-    return said_by(node, protocol.reply_of(Message(RecordDict(), node, kind), metrics={partition: about}, arrays=arrays))
+    return said_by(
+        node,
+        protocol.reply_of(
+            Message(RecordDict(), node, kind), metrics={partition: about}, arrays=arrays
+        ),
+    )
 
 
 def targets_of(nodes: list[int], liar: Any = None, phase: str = "") -> tuple[Any, Federation]:
@@ -280,9 +389,19 @@ def targets_of(nodes: list[int], liar: Any = None, phase: str = "") -> tuple[Any
 
     def answer(node: int, task: dict[str, Any]) -> Message | None:
         kind = str(kinds["now"])
-        return liar(node, task, kind) if node == LIAR and kind == phase else clustering(node, task, kind)  # type: ignore[no-any-return]
+        return (
+            liar(node, task, kind)
+            if node == LIAR and kind == phase
+            else clustering(node, task, kind)
+        )  # type: ignore[no-any-return]
 
-    overrides = ["experiment=demo", *FIVE, "federated.round_retries=1", "targets.max_iterations=3", "targets.tolerance=0"]
+    overrides = [
+        "experiment=demo",
+        *FIVE,
+        "federated.round_retries=1",
+        "targets.max_iterations=3",
+        "targets.tolerance=0",
+    ]
     played = Played(overrides, answer)
     pushed = played.grid.push_messages
 
@@ -294,7 +413,9 @@ def targets_of(nodes: list[int], liar: Any = None, phase: str = "") -> tuple[Any
     patient = played.config.federated.model_copy(update={"round_timeout_s": 1.0})
     played.federation.config = played.config.model_copy(update={"federated": patient})
     played.federation.hosts = {node: [node - 100] for node in nodes}
-    return prepare_targets(played.federation, None, Progress(), lambda event: None), played.federation  # type: ignore[arg-type]
+    return prepare_targets(
+        played.federation, None, Progress(), lambda event: None
+    ), played.federation  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("phase", ["train.kmeans_seed", "train.kmeans_step", "train.label"])
@@ -305,7 +426,9 @@ def test_a_site_that_lies_about_its_frames_is_left_out_and_the_others_cluster_as
     liars = {
         "too many": lambda node, task, kind: clustering(node, task, kind, 2**34 // 100),
         "silent": lambda node, task, kind: None,
-        "malformed": lambda node, task, kind: said_by(node, protocol.reply_of(Message(RecordDict(), node, kind))),
+        "malformed": lambda node, task, kind: said_by(
+            node, protocol.reply_of(Message(RecordDict(), node, kind))
+        ),
     }
     targets, federation = targets_of([100, 101, 102, 103, 104], liars[how], phase)
     assert sorted(federation.connected) == [0, 1, 2, 3] and list(federation.left_out) == [4]

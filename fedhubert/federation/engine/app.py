@@ -19,14 +19,19 @@ log = logging.getLogger("fedhubert")
 
 
 def run_app(grid: Grid, context: Context) -> None:
-    """Run the federation that ``flwr run`` asks for; raises what :func:`run_federation` raises, so that Flower reports a failed run."""
+    """Run the federation that ``flwr run`` asks for; raises what :func:`run_federation` raises, so
+    that Flower reports a failed run."""
     console = log_to_terminal()
     try:
         config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
         if config.dry_run:
             console.print(describe_federation(grid, config))
             return
-        window = messages_in_flight(config.simulation.num_workers) if is_simulated(grid) else SITES_IN_FLIGHT
+        window = (
+            messages_in_flight(config.simulation.num_workers)
+            if is_simulated(grid)
+            else SITES_IN_FLIGHT
+        )
         result = run_federation(grid, config, window=window)
     except FedhubertError as error:
         log.error("error: %s", error)

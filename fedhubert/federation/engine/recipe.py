@@ -1,4 +1,5 @@
-"""``fedhubert recipe``: several runs as one command that can be stopped and given again at any point."""
+"""``fedhubert recipe``: several runs as one command that can be stopped and given again at any
+point."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,8 @@ class Plan:
 
         Args:
             name: A recipe of ``conf/recipe``, or a YAML file.
-            arguments: ``out=DIR``, overrides for every training stage (``KEY=VALUE``) and for one (``STAGE:KEY=VALUE``); they win over the recipe's.
+            arguments: ``out=DIR``, overrides for every training stage (``KEY=VALUE``) and for one
+                (``STAGE:KEY=VALUE``); they win over the recipe's.
 
         Raises:
             ConfigError: no such recipe or stage, or a stage that does not compose; by name.
@@ -55,15 +57,23 @@ class Plan:
             before = list(configs)
             if stage.export:
                 if stage.export not in FORMATS:
-                    raise ConfigError(f"stage {stage.name}: no format {stage.export!r}; there are {', '.join(FORMATS)}")
+                    raise ConfigError(
+                        f"stage {stage.name}: no format {stage.export!r}; there are {', '.join(FORMATS)}"
+                    )
                 sources[stage.name] = before[-1] if stage.of == "previous" else stage.of
                 continue
             checkpoints = {other: str(last_checkpoint(configs[other])) for other in before}
             if before:
                 checkpoints["previous"] = checkpoints[before[-1]]
-            overrides = {_key(text): _filled(text, checkpoints) for text in stage.overrides} | common | own.get(stage.name, {})
+            overrides = (
+                {_key(text): _filled(text, checkpoints) for text in stage.overrides}
+                | common
+                | own.get(stage.name, {})
+            )
             try:
-                configs[stage.name] = compose([*overrides.values(), f"out={_quoted(f'{out}/{stage.name}')}", "resume=auto"])
+                configs[stage.name] = compose(
+                    [*overrides.values(), f"out={_quoted(f'{out}/{stage.name}')}", "resume=auto"]
+                )
             except ConfigError as error:
                 raise ConfigError(f"stage {stage.name}: {error}", setting=error.setting) from None
         folder = RunFolder.of(next(iter(configs.values()))).path.parent
@@ -71,7 +81,8 @@ class Plan:
 
 
 def run_recipe(name: str, arguments: Sequence[str]) -> None:
-    """Run the stages of a recipe in order, each in a folder of its own below ``out``; what is finished is skipped, what was stopped goes on.
+    """Run the stages of a recipe in order, each in a folder of its own below ``out``; what is
+    finished is skipped, what was stopped goes on.
 
     With ``dry_run=true`` only the first training stage that is not finished is tried out.
 
@@ -84,7 +95,8 @@ def run_recipe(name: str, arguments: Sequence[str]) -> None:
     log_to_terminal()
     stages = plan.recipe.stages
     for number, stage in enumerate(stages, start=1):
-        plan = Plan.make(name, arguments)  # again: a run that stopped early has another last checkpoint than planned
+        # again: a run that stopped early has another last checkpoint than planned
+        plan = Plan.make(name, arguments)
         log.info("stage %d/%d: %s", number, len(stages), stage.name)
         if stage.export:
             _export(plan, stage)
@@ -112,8 +124,11 @@ def _export(plan: Plan, stage: Stage) -> None:
     log.info("%s: %s", stage.export, folder)
 
 
-def _sorted_out(recipe: Recipe, arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Return the overrides for every training stage, by key, and those for one, by stage and key."""
+def _sorted_out(
+    recipe: Recipe, arguments: Sequence[str]
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Return the overrides for every training stage, by key, and those for one, by stage and
+    key."""
     common: dict[str, str] = {}
     own: dict[str, dict[str, str]] = {}
     trained = [stage.name for stage in recipe.stages if not stage.export]
@@ -121,7 +136,9 @@ def _sorted_out(recipe: Recipe, arguments: Sequence[str]) -> tuple[dict[str, str
         name, colon, override = argument.partition(":")
         prefixed = bool(colon) and "=" not in name
         if prefixed and name not in trained:
-            raise ConfigError(f"{argument}: the recipe has no training stage {name!r}; it has {', '.join(trained)}")
+            raise ConfigError(
+                f"{argument}: the recipe has no training stage {name!r}; it has {', '.join(trained)}"
+            )
         text = override if prefixed else argument
         if "=" not in text:
             raise ConfigError(f"{argument}: give KEY=VALUE, or STAGE:KEY=VALUE")

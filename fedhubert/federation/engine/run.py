@@ -1,4 +1,5 @@
-"""``fedhubert train``: one run in this process, from its configuration to a table, a plot and a checkpoint."""
+"""``fedhubert train``: one run in this process, from its configuration to a table, a plot and a
+checkpoint."""
 
 import math
 import signal
@@ -30,7 +31,8 @@ from fedhubert.runs.store import RoundStore
 
 
 def train_here(config: Config) -> float:
-    """Train on this host and return the final validation loss (for sweeps; ``dry_run``: NaN); raises what :func:`run_federation` raises."""
+    """Train on this host and return the final validation loss (for sweeps; ``dry_run``: NaN);
+    raises what :func:`run_federation` raises."""
     console = log_to_terminal()
     config = with_absolute_data(config)
     if config.dry_run:
@@ -41,7 +43,11 @@ def train_here(config: Config) -> float:
         final = final_event(folder.metrics_file)
         checkpoint = last_checkpoint(config)
         check_same_run(load_checkpoint(checkpoint)["config"], config, folder.path)
-        console.print(f"all {final['round']} rounds are done in {folder.path}", highlight=False, soft_wrap=True)
+        console.print(
+            f"all {final['round']} rounds are done in {folder.path}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return _summarise(RunResult(folder, checkpoint, final["validation"]))
     _check_data(config)
     results: list[RunResult] = []
@@ -49,7 +55,9 @@ def train_here(config: Config) -> float:
 
         def serve(grid: Grid) -> None:
             window = messages_in_flight(config.simulation.num_workers)
-            results.append(run_federation(grid, config, window=window, stop=stop, on_client=progress))
+            results.append(
+                run_federation(grid, config, window=window, stop=stop, on_client=progress)
+            )
 
         console.print(
             f"same federation with Flower's CLI: flwr run . --federation-config '{federation_config(config)}'",
@@ -66,20 +74,26 @@ def _dry_run(config: Config, console: Console) -> float:
     _check_data(config)
     tables: list[Table] = []
     with _stop_on_signals(console) as stop:
-        simulate(config, lambda grid: tables.append(describe_federation(grid, config, stop=stop)), stop)
+        simulate(
+            config, lambda grid: tables.append(describe_federation(grid, config, stop=stop)), stop
+        )
     _print_table(tables[0])
     return float("nan")
 
 
 def last_checkpoint(config: Config) -> Path:
-    """Return where the last round's checkpoint of a run is, or will be (a round before that, if the run stops early)."""
+    """Return where the last round's checkpoint of a run is, or will be (a round before that, if the
+    run stops early)."""
     folder = RunFolder.of(config)
     final = final_event(folder.metrics_file)
-    return RoundStore(folder.checkpoints).path(final["round"] if final else config.federated.num_rounds)
+    return RoundStore(folder.checkpoints).path(
+        final["round"] if final else config.federated.num_rounds
+    )
 
 
 def is_finished(config: Config) -> bool:
-    """Whether ``resume=auto`` finds nothing left to do: the last round is saved and its model scored."""
+    """Whether ``resume=auto`` finds nothing left to do: the last round is saved and its model
+    scored."""
     if config.resume != "auto" or config.out is None:
         return False
     folder = RunFolder.of(config)
@@ -110,21 +124,28 @@ def _print_table(table: Table) -> Console:
 
 
 def _check_data(config: Config) -> None:
-    """Build every client's data here first: what is wrong with it is said at once and in full, where a site would only send a code."""
-    site = open_site(client_job(config), {"partition-id": 0, "num-partitions": num_supernodes(config)})
+    """Build every client's data here first: what is wrong with it is said at once and in full,
+    where a site would only send a code."""
+    site = open_site(
+        client_job(config), {"partition-id": 0, "num-partitions": num_supernodes(config)}
+    )
     for number in range(config.federated.num_clients):
         site.partition(number)
 
 
 @contextmanager
 def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
-    """Turn Ctrl-C, SIGTERM and a scheduler's warning (SIGUSR1) into an event; a second Ctrl-C interrupts at once."""
+    """Turn Ctrl-C, SIGTERM and a scheduler's warning (SIGUSR1) into an event; a second Ctrl-C
+    interrupts at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        console.print(f"{signal.Signals(number).name}: stopping; the last finished round is kept", style="bold")
+        console.print(
+            f"{signal.Signals(number).name}: stopping; the last finished round is kept",
+            style="bold",
+        )
         stop.set()
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

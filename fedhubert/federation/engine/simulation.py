@@ -1,7 +1,8 @@
 """A whole federation on this host: Flower's simulation engine on Ray, in this process.
 
-``run_simulation`` is marked as deprecated in favour of ``flwr run``; this module is the only caller, so that a change of Flower's touches one
-place. Both ways run the same server and client code.
+``run_simulation`` is marked as deprecated in favour of ``flwr run``; this module is the only
+caller, so that a change of Flower's touches one place. Both ways run the same server and client
+code.
 """
 
 import contextlib
@@ -34,12 +35,17 @@ _LOOK_FOR_DEATHS_S = 1.0
 
 
 def num_supernodes(config: Config) -> int:
-    """Return how many SuperNodes the simulation has: what ``simulation.num_supernodes`` says, or one per client.
+    """Return how many SuperNodes the simulation has: what ``simulation.num_supernodes`` says, or
+    one per client.
 
-    Of more clients than ``MANY_CLIENTS`` a few nodes play all: Flower takes 0.1 s to look at what each node has to do.
+    Of more clients than ``MANY_CLIENTS`` a few nodes play all: Flower takes 0.1 s to look at what
+    each node has to do.
     """
     few = 2 * config.simulation.num_workers
-    many = config.federated.num_clients > MANY_CLIENTS and not strategy_of(config.federated).needs_every_update
+    many = (
+        config.federated.num_clients > MANY_CLIENTS
+        and not strategy_of(config.federated).needs_every_update
+    )
     wanted = config.simulation.num_supernodes or (few if many else config.federated.num_clients)
     if wanted > config.federated.num_clients:
         raise ConfigError(
@@ -58,8 +64,9 @@ def federation_config(config: Config) -> str:
 def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Event) -> None:
     """Run ``serve`` as the ServerApp of a simulated federation and return when it does.
 
-    Whatever ``serve`` raises is raised here. Ray is started with one CPU slot per worker and shut down at the end. ``stop`` is set when the engine
-    fails under a server that is still waiting for it.
+    Whatever ``serve`` raises is raised here. Ray is started with one CPU slot per worker and shut
+    down at the end. ``stop`` is set when the engine fails under a server that is still waiting for
+    it.
     """
     failure: list[BaseException] = []
     server_app, client_app = ServerApp(), ClientApp()
@@ -76,14 +83,16 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
     from flwr.simulation import run_simulation
 
     with _ray(config), _quiet_flower():
-        workers = {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client, **MENDING}  # Flower hands them all to Ray
+        # Flower hands them all to Ray
+        workers = {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client, **MENDING}
         backend = {"client_resources": workers}
         try:
             run_simulation(server_app, client_app, num_supernodes(config), backend_config=backend)  # type: ignore[arg-type]
         except Exception as error:
             stop.set()  # the ServerApp's thread would go on waiting for nodes
             raise FederationError(
-                f"Flower's simulation engine failed: {error.__cause__ or error}", setting="simulation"
+                f"Flower's simulation engine failed: {error.__cause__ or error}",
+                setting="simulation",
             ) from error
     if failure:
         raise failure[0]
@@ -91,22 +100,34 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
 
 @contextlib.contextmanager
 def _ray(config: Config) -> Iterator[None]:
-    """Start Ray ourselves, before Flower does: we choose its size, and what is wrong with it is said by name."""
+    """Start Ray ourselves, before Flower does: we choose its size, and what is wrong with it is
+    said by name."""
     import ray
 
     simulation = config.simulation
     path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
-    options: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+    }
     if simulation.ray_address:
         _check_address(simulation.ray_address)
         options["address"] = simulation.ray_address
     else:
-        options |= {"num_cpus": simulation.num_workers, "num_gpus": simulation.num_gpus, "include_dashboard": False}
+        options |= {
+            "num_cpus": simulation.num_workers,
+            "num_gpus": simulation.num_gpus,
+            "include_dashboard": False,
+        }
         options["object_store_memory"] = object_store_bytes(
-            _num_parameters(config), simulation.num_workers, sharded=num_supernodes(config) < config.federated.num_clients
+            _num_parameters(config),
+            simulation.num_workers,
+            sharded=num_supernodes(config) < config.federated.num_clients,
         )
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no share of a GPU means that none is seen
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")  # a tip about the variable that is set above
+    # no share of a GPU means that none is seen
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # a tip about the variable that is set above
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")
     try:
         ray.init(logging_level=logging.ERROR, **options)
     except Exception as error:
@@ -136,16 +157,20 @@ def _ray(config: Config) -> Iterator[None]:
 def object_store_bytes(numel: int, num_workers: int, *, sharded: bool) -> int:
     """Return the size of Ray's object store for a model of ``numel`` parameters.
 
-    It holds two models (this round's and, for a moment, the last one's; later an update that waits to be added with the next one) and the replies in
-    flight. A reply is float32, or, where nodes host several clients, the 8 bytes a parameter of their exact sums, which do not wait. Without a limit
-    Ray would go on to fresh memory before it uses again what was freed; above four fifths of the limit it moves objects to disk.
+    It holds two models (this round's and, for a moment, the last one's; later an update that waits
+    to be added with the next one) and the replies in flight. A reply is float32, or, where nodes
+    host several clients, the 8 bytes a parameter of their exact sums, which do not wait. Without a
+    limit Ray would go on to fresh memory before it uses again what was freed; above four fifths of
+    the limit it moves objects to disk.
     """
     needed = numel * (2 * 4 + messages_in_flight(num_workers) * (8 if sharded else 4))
     return max(_LEAST_STORE_BYTES, int(needed / 0.75))
 
 
 def _num_parameters(config: Config) -> int:
-    return sum(parameter.numel() for parameter in build_hubert(config.model, config.seed).parameters())
+    return sum(
+        parameter.numel() for parameter in build_hubert(config.model, config.seed).parameters()
+    )
 
 
 def _check_address(address: str) -> None:
@@ -164,7 +189,8 @@ def _check_address(address: str) -> None:
 
 @contextlib.contextmanager
 def _deaths_said() -> Iterator[None]:
-    """Warn of every worker process that dies (out of memory, killed): Ray puts another in its place and says nothing."""
+    """Warn of every worker process that dies (out of memory, killed): Ray puts another in its place
+    and says nothing."""
     import ray
     from ray._private.state import actors
 

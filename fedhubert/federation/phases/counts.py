@@ -1,7 +1,9 @@
-"""What clients send of their features and labels, checked before it is added up; and how all of them are asked for it.
+"""What clients send of their features and labels, checked before it is added up; and how all of
+them are asked for it.
 
-Counts are bounded by the audio that a site described. A reply that breaks a bound, or cannot be read, is no reply: its clients are asked again, and
-left out by name when that does not help and ``federated.min_clients`` allows. The sums are of integers, so what comes of the others is the same
+Counts are bounded by the audio that a site described. A reply that breaks a bound, or cannot be
+read, is no reply: its clients are asked again, and left out by name when that does not help and
+``federated.min_clients`` allows. The sums are of integers, so what comes of the others is the same
 as if those had never been there.
 """
 
@@ -18,7 +20,14 @@ from fedhubert.errors import FederationError, FedhubertError
 from fedhubert.federation.roster.bounds import feature_frames, label_frames
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.preflight import check_alike
-from fedhubert.federation.wire.messages import Answer, Failure, Instruction, LabelCounts, Seeds, Statistics
+from fedhubert.federation.wire.messages import (
+    Answer,
+    Failure,
+    Instruction,
+    LabelCounts,
+    Seeds,
+    Statistics,
+)
 from fedhubert.federation.wire.protocol import Reply
 from fedhubert.targets.kmeans import KMeansStatistics
 
@@ -39,21 +48,29 @@ def ask_all(
     read: Callable[[Reply[AnswerT]], PartT],
     dimension: int = 0,
 ) -> list[PartT]:
-    """Have every connected client follow ``instruction`` and return what ``read`` makes of the replies.
+    """Have every connected client follow ``instruction`` and return what ``read`` makes of the
+    replies.
 
-    Those that fail, or whose reply ``read`` refuses, are asked again up to ``federated.round_retries`` times, those that are silent never: they
-    have been waited for.
+    Those that fail, or whose reply ``read`` refuses, are asked again up to
+    ``federated.round_retries`` times, those that are silent never: they have been waited for.
 
     Raises:
-        FederationError: clients that failed all the same, and ``federated.min_clients`` does not allow to go on without them.
+        FederationError: clients that failed all the same, and ``federated.min_clients`` does not
+            allow to go on without them.
     """
     federated = federation.config.federated
-    shares, parts, sizes = federation.everyone(), list[PartT](), sizes_of(federation, kind, dimension)
+    shares, parts, sizes = (
+        federation.everyone(),
+        list[PartT](),
+        sizes_of(federation, kind, dimension),
+    )
     lost: list[Failure] = []
     failures: list[Failure] = []
     for attempt in range(federated.round_retries + 1):
         failures = []
-        for reply in federation.ask(instruction, kind, shares, timeout_s=federated.round_timeout_s, num_bytes=sizes):
+        for reply in federation.ask(
+            instruction, kind, shares, timeout_s=federated.round_timeout_s, num_bytes=sizes
+        ):
             failed = failed_of(reply, shares[reply.node_id])
             if reply.metrics:
                 try:
@@ -66,15 +83,25 @@ def ask_all(
                         str(error)[:300],
                     )
                     setting = error.setting if isinstance(error, FedhubertError) else ""
-                    failed += [Failure(partition, "malformed", setting) for partition in reply.metrics]
+                    failed += [
+                        Failure(partition, "malformed", setting) for partition in reply.metrics
+                    ]
             failures += failed
         lost += [failure for failure in failures if failure.code == "no_answer"]
-        again = {failure.partition for failure in failures} - {failure.partition for failure in lost}
-        shares = {node: left for node, asked in shares.items() if (left := [number for number in asked if number in again])}
+        again = {failure.partition for failure in failures} - {
+            failure.partition for failure in lost
+        }
+        shares = {
+            node: left
+            for node, asked in shares.items()
+            if (left := [number for number in asked if number in again])
+        }
         if not shares:
             break
         if attempt < federated.round_retries:
-            log.warning("%s failed: %s; asking again", instruction.KIND, describe_failures(failures))
+            log.warning(
+                "%s failed: %s; asking again", instruction.KIND, describe_failures(failures)
+            )
     lost += [failure for failure in failures if failure.code != "no_answer"]
     if lost:
         federation.leave_out(lost, f"{instruction.KIND} failed")
@@ -86,45 +113,72 @@ def failed_of(reply: Reply[Answer], asked: Sequence[int]) -> list[Failure]:
     named = {failure.partition: failure for failure in reply.failures}
     whole = named.get(-1, Failure(-1, "no_result"))
     absent = [partition for partition in asked if partition not in reply.metrics]
-    return [named.get(partition, Failure(partition, whole.code, whole.setting)) for partition in absent]
+    return [
+        named.get(partition, Failure(partition, whole.code, whole.setting)) for partition in absent
+    ]
 
 
 def sizes_of(federation: Federation, kind: type[Answer], dimension: int = 0) -> dict[str, int]:
-    """Return the most bytes of each array of an answer of ``kind``; ``dimension``: of the features."""
+    """Return the most bytes of each array of an answer of ``kind``; ``dimension``: of the
+    features."""
     targets = federation.config.targets
     clusters, labels = targets.num_clusters, len(targets.label_values)
     sizes: Mapping[type[Answer], dict[str, int]] = {
         Seeds: {"centroids_*": 4 * clusters * dimension, "weights_*": 8 * clusters},
-        Statistics: {"sums": 8 * clusters * dimension, "counts": 8 * clusters, "inertia": 8 * clusters},
-        LabelCounts: {"train": 8 * clusters, "validation": 8 * clusters, "contingency": 8 * clusters * labels},
+        Statistics: {
+            "sums": 8 * clusters * dimension,
+            "counts": 8 * clusters,
+            "inertia": 8 * clusters,
+        },
+        LabelCounts: {
+            "train": 8 * clusters,
+            "validation": 8 * clusters,
+            "contingency": 8 * clusters * labels,
+        },
     }
     return sizes[kind]
 
 
 def read_seeds(federation: Federation, reply: Reply[Seeds], dimension: int) -> SeedsOf:
-    """Return a reply's seeds; raises :class:`FederationError` for some that are not of its clients' frames."""
+    """Return a reply's seeds; raises :class:`FederationError` for some that are not of its clients'
+    frames."""
     seeds: SeedsOf = {}
     assert reply.answer is not None
     for partition, metrics in reply.metrics.items():
         names = f"centroids_{partition}", f"weights_{partition}"
         if not reply.answer.arrays.keys() >= set(names):
-            raise FederationError(f"client {partition} sent no seeds for k-means", setting="version")
-        points, weights = (reply.answer.arrays[name] for name in names)
-        fitting = points.ndim == 2 and points.shape == (len(weights), dimension) and points.dtype == np.float32
-        if len(weights) and not (fitting and len(weights) <= federation.config.targets.num_clusters):
             raise FederationError(
-                f"client {partition} sent seeds of {points.dtype}{list(points.shape)[:4]}", setting="targets.source"
+                f"client {partition} sent no seeds for k-means", setting="version"
+            )
+        points, weights = (reply.answer.arrays[name] for name in names)
+        fitting = (
+            points.ndim == 2
+            and points.shape == (len(weights), dimension)
+            and points.dtype == np.float32
+        )
+        if len(weights) and not (
+            fitting and len(weights) <= federation.config.targets.num_clusters
+        ):
+            raise FederationError(
+                f"client {partition} sent seeds of {points.dtype}{list(points.shape)[:4]}",
+                setting="targets.source",
             )
         frames = _frames(federation, partition, metrics)["frames"]
-        if len(weights) and not (np.isfinite(points).all() and weights.min() >= 1 and sum(map(int, weights)) <= frames):
-            raise FederationError(f"client {partition} sent seeds of more frames than it has", setting="targets.source")
+        if len(weights) and not (
+            np.isfinite(points).all() and weights.min() >= 1 and sum(map(int, weights)) <= frames
+        ):
+            raise FederationError(
+                f"client {partition} sent seeds of more frames than it has",
+                setting="targets.source",
+            )
         seeds[partition] = (points, weights)
     return seeds
 
 
 @dataclass(frozen=True)
 class StatisticsReader:
-    """Reads the statistics of a step of k-means under centroids of ``dimension`` and ``scale_bits``."""
+    """Reads the statistics of a step of k-means under centroids of ``dimension`` and
+    ``scale_bits``."""
 
     federation: Federation
     dimension: int
@@ -138,35 +192,51 @@ class StatisticsReader:
         """
         assert reply.answer is not None
         num_clusters = self.federation.config.targets.num_clusters
-        part = KMeansStatistics.from_arrays(reply.answer.arrays, num_clusters, self.dimension, self.scale_bits)
+        part = KMeansStatistics.from_arrays(
+            reply.answer.arrays, num_clusters, self.dimension, self.scale_bits
+        )
         said = {"frames": 0, "withheld_clusters": 0}
         for partition, metrics in reply.metrics.items():
             for name, value in _frames(self.federation, partition, metrics).items():
                 said[name] += value
         if sum(map(int, part.counts_K)) > said["frames"]:
             raise FederationError(
-                "k-means statistics count more frames than their clients have", setting="targets.max_frames_per_client"
+                "k-means statistics count more frames than their clients have",
+                setting="targets.max_frames_per_client",
             )
         return part, said
 
 
 def read_counts(federation: Federation, reply: Reply[LabelCounts]) -> dict[str, Counts]:
-    """Return a reply's label counts; raises :class:`FederationError` for those of other labels, or of more frames than its clients have."""
+    """Return a reply's label counts; raises :class:`FederationError` for those of other labels, or
+    of more frames than its clients have."""
     targets = federation.config.targets
     assert reply.answer is not None
-    check_alike(reply.metrics, {"num_clusters": targets.num_clusters, "label_rate_hz": targets.label_rate_hz})
-    shapes: dict[str, tuple[int, ...]] = {"train": (targets.num_clusters,), "validation": (targets.num_clusters,)}
+    check_alike(
+        reply.metrics,
+        {"num_clusters": targets.num_clusters, "label_rate_hz": targets.label_rate_hz},
+    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "train": (targets.num_clusters,),
+        "validation": (targets.num_clusters,),
+    }
     if targets.label_column:
         shapes["contingency"] = (targets.num_clusters, len(targets.label_values))
     counts, most = {}, dict.fromkeys(shapes, 0)
     for partition in reply.metrics:
         for split in ("train", "validation"):
-            most[split] += label_frames(federation.config, federation.partitions.get(partition, {}), split)
+            most[split] += label_frames(
+                federation.config, federation.partitions.get(partition, {}), split
+            )
     most["contingency"] = most["train"] + most["validation"]
     for name, shape in shapes.items():
         sent = reply.answer.arrays.get(name)
         found = np.zeros(0, np.int64) if sent is None else np.asarray(sent, np.int64)
-        if found.shape != shape or (found < 0).any() or sum(map(int, found.reshape(-1))) > most[name]:
+        if (
+            found.shape != shape
+            or (found < 0).any()
+            or sum(map(int, found.reshape(-1))) > most[name]
+        ):
             raise FederationError(
                 f"label counts `{name}` should be int64{list(shape)} of at least 0, and of {most[name]} frames at most",
                 setting="version",

@@ -19,7 +19,8 @@ from fedhubert.models.kept import KeptModel
 
 @dataclass(frozen=True)
 class ModelTransfer:
-    """A model to bring to sites: the instruction that asks whether it is there, and the one that brings it."""
+    """A model to bring to sites: the instruction that asks whether it is there, and the one that
+    brings it."""
 
     ask: HasExtractor | HasTeacher
     send: SendExtractor | SendTeacher
@@ -38,11 +39,16 @@ class Delivery:
     failed: dict[int, Failure] = field(default_factory=dict)
 
 
-def deliver(federation: Federation, transfer: ModelTransfer, shares: Mapping[int, Sequence[int]], timeout_s: float) -> Delivery:
+def deliver(
+    federation: Federation,
+    transfer: ModelTransfer,
+    shares: Mapping[int, Sequence[int]],
+    timeout_s: float,
+) -> Delivery:
     """Make sure that each node of ``shares`` (node id -> partitions) has the model.
 
-    Nodes are asked for its key first. Of those that lack it one is sent it, then the others are asked again: nodes that share a state folder (a
-    simulation) get it once together.
+    Nodes are asked for its key first. Of those that lack it one is sent it, then the others are
+    asked again: nodes that share a state folder (a simulation) get it once together.
     """
     done = Delivery()
     lacking = _lacking(federation, transfer, list(shares), timeout_s, done)
@@ -55,11 +61,17 @@ def deliver(federation: Federation, transfer: ModelTransfer, shares: Mapping[int
 
 
 def go_on_without(federation: Federation, delivery: Delivery, what: str) -> None:
-    """Leave out the nodes that a model could not be brought to, where ``federated.min_clients`` allows; raises :class:`FederationError`."""
+    """Leave out the nodes that a model could not be brought to, where ``federated.min_clients``
+    allows; raises :class:`FederationError`."""
     failed = [failure for _, failure in sorted(delivery.failed.items())]
     if not failed:
         return
-    others = {partition for node, hosted in federation.hosts.items() if node not in delivery.failed for partition in hosted}
+    others = {
+        partition
+        for node, hosted in federation.hosts.items()
+        if node not in delivery.failed
+        for partition in hosted
+    }
     lost = [
         Failure(partition, delivery.failed[node].code, delivery.failed[node].setting)
         for node in sorted(delivery.failed)
@@ -81,16 +93,30 @@ def failures_of(delivery: Delivery, shares: Mapping[int, Sequence[int]]) -> list
     ]
 
 
-def _lacking(federation: Federation, transfer: ModelTransfer, nodes: list[int], timeout_s: float, done: Delivery) -> list[int]:
-    lacking = [node for node, has in _ask(federation, transfer.ask, nodes, timeout_s, done) if not has]
+def _lacking(
+    federation: Federation,
+    transfer: ModelTransfer,
+    nodes: list[int],
+    timeout_s: float,
+    done: Delivery,
+) -> list[int]:
+    lacking = [
+        node for node, has in _ask(federation, transfer.ask, nodes, timeout_s, done) if not has
+    ]
     return sorted(lacking, key=nodes.index)
 
 
 def _ask(
-    federation: Federation, instruction: Instruction, nodes: list[int], timeout_s: float, done: Delivery
+    federation: Federation,
+    instruction: Instruction,
+    nodes: list[int],
+    timeout_s: float,
+    done: Delivery,
 ) -> list[tuple[int, bool]]:
     answers = []
-    for reply in federation.ask(instruction, Has, {node: [] for node in nodes}, timeout_s=timeout_s):
+    for reply in federation.ask(
+        instruction, Has, {node: [] for node in nodes}, timeout_s=timeout_s
+    ):
         if reply.failures or reply.answer is None:
             done.failed[reply.node_id] = next(iter(reply.failures), Failure(-1, "malformed"))
         else:

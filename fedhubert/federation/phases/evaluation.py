@@ -20,29 +20,54 @@ from fedhubert.training.local import evaluate
 
 
 class ServerEvaluation:
-    """Figures of the global model on ``evaluation.manifest``, with the same masks every round; ``objective`` as for :func:`evaluate`."""
+    """Figures of the global model on ``evaluation.manifest``, with the same masks every round;
+    ``objective`` as for :func:`evaluate`."""
 
-    def __init__(self, config: Config, targets: Targets, objective: Objective | None = None) -> None:
+    def __init__(
+        self, config: Config, targets: Targets, objective: Objective | None = None
+    ) -> None:
         needs_labels = config.task.needs_labels
         if config.evaluation.manifest is None or (needs_labels and targets.centroids is None):
             raise ConfigError(
-                "evaluation on the server needs evaluation.manifest and k-means targets", setting="evaluation.manifest"
+                "evaluation on the server needs evaluation.manifest and k-means targets",
+                setting="evaluation.manifest",
             )
         self._config, self._objective = config, objective
-        self._manifest = Manifest.read(resolve_manifest(config.evaluation.manifest), config.evaluation.root)
+        self._manifest = Manifest.read(
+            resolve_manifest(config.evaluation.manifest), config.evaluation.root
+        )
         lengths = self._manifest.lengths(config.data.sample_rate_hz)
         rows, fixed = np.arange(len(self._manifest)), spec_of(config.task).fixed_crops
-        self._plan = BatchPlan(lengths, rows, config.data, config.seed, 0, purpose="server-validation", fixed_crops=fixed)
+        self._plan = BatchPlan(
+            lengths,
+            rows,
+            config.data,
+            config.seed,
+            0,
+            purpose="server-validation",
+            fixed_crops=fixed,
+        )
         self._labels: LabelSource | None = None
         if needs_labels and targets.centroids is not None:
             workers = config.data.num_workers
-            labels = assigned_labels(self._manifest, self._plan.rows, targets.centroids, workers, source=targets.source)
+            labels = assigned_labels(
+                self._manifest, self._plan.rows, targets.centroids, workers, source=targets.source
+            )
             self._labels = LabelSource(labels.labels, labels.rate_hz)
 
     def score(self, model: HubertModel, model_round: int) -> dict[str, Any]:
-        """Return the figures of ``model`` (see :meth:`~fedhubert.objectives.spec.ObjectiveSpec.figures`)."""
+        """Return the figures of ``model`` (see
+        :meth:`~fedhubert.objectives.spec.ObjectiveSpec.figures`)."""
         config = self._config
         positions = range(self._plan.num_batches)
-        batches = load_batches(self._manifest, self._plan, positions, self._labels, mask_spec(config.task), config.data)
-        result = evaluate(model, batches, task=config.task, device=resolve_device("cpu"), objective=self._objective)
+        batches = load_batches(
+            self._manifest, self._plan, positions, self._labels, mask_spec(config.task), config.data
+        )
+        result = evaluate(
+            model,
+            batches,
+            task=config.task,
+            device=resolve_device("cpu"),
+            objective=self._objective,
+        )
         return {"model_round": model_round, **spec_of(config.task).figures(result.figures)}

@@ -1,4 +1,5 @@
-"""Brings the model whose layer gives a second iteration's features to the sites: at most once to each."""
+"""Brings the model whose layer gives a second iteration's features to the sites: at most once to
+each."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,9 @@ def distribute(
     """Make sure that each node of ``shares`` (node id -> partitions) has ``extractor``."""
     transfer = ModelTransfer(
         HasExtractor(extractor=extractor.key),
-        SendExtractor(extractor=extractor.key, model=extractor.config, arrays=tensors_of(extractor)),
+        SendExtractor(
+            extractor=extractor.key, model=extractor.config, arrays=tensors_of(extractor)
+        ),
     )
     delivery = deliver(federation, transfer, shares, timeout_s)
     sent = delivery.sent

@@ -1,4 +1,5 @@
-"""Pseudo-labels before the first round: federated k-means (sums and counts travel, never features), then labelling on each site."""
+"""Pseudo-labels before the first round: federated k-means (sums and counts travel, never features),
+then labelling on each site."""
 
 import logging
 from collections import Counter
@@ -21,7 +22,16 @@ from fedhubert.federation.phases.counts import (
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.extractor import distribute
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.wire.messages import Arrays, Failure, Label, LabelCounts, SeedKMeans, Seeds, Statistics, StepKMeans
+from fedhubert.federation.wire.messages import (
+    Arrays,
+    Failure,
+    Label,
+    LabelCounts,
+    SeedKMeans,
+    Seeds,
+    Statistics,
+    StepKMeans,
+)
 from fedhubert.targets.agreement import Agreement, agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
@@ -59,14 +69,22 @@ class Targets:
     def instruction(self) -> Label:
         """Return what has sites make the labels."""
         arrays: Arrays = {} if self.centroids is None else {"centroids": self.centroids}
-        return Label(targets=self.key, extractor="" if self.extractor is None else self.extractor.key, arrays=arrays)
+        return Label(
+            targets=self.key,
+            extractor="" if self.extractor is None else self.extractor.key,
+            arrays=arrays,
+        )
 
     def lineage(self) -> dict[str, str]:
-        """Return what checkpoints say of where the labels are from: the hash that names them, and that of the model whose layer was clustered."""
-        return {"key": self.key} | ({} if self.extractor is None else {"extractor": self.extractor.key})
+        """Return what checkpoints say of where the labels are from: the hash that names them, and
+        that of the model whose layer was clustered."""
+        return {"key": self.key} | (
+            {} if self.extractor is None else {"extractor": self.extractor.key}
+        )
 
     def event(self) -> dict[str, Any]:
-        """Return what ``metrics.jsonl`` says of the labels: frames, entropy and most frequent share of each split."""
+        """Return what ``metrics.jsonl`` says of the labels: frames, entropy and most frequent share
+        of each split."""
         splits = {"train_labels": self.train_counts, "validation_labels": self.validation_counts}
         return {
             "event": "targets",
@@ -108,25 +126,41 @@ def prepare_targets(
     """Find the centroids (unless a resumed run brings them) and have every site label its audio.
 
     Raises:
-        FederationError: a client that cannot take part; every client's frames count in the clustering, so none may be missing.
+        FederationError: a client that cannot take part; every client's frames count in the
+            clustering, so none may be missing.
         FedhubertError: nothing usable at ``targets.checkpoint``.
     """
     settings = federation.config.targets
     extractor = Extractor.of(settings)
     source: FeatureSource = (  # the server's own evaluation computes them too
-        MFCC if extractor is None else LayerFeatures.of(extractor, federation.config.data, torch.device("cpu"))
+        MFCC
+        if extractor is None
+        else LayerFeatures.of(extractor, federation.config.data, torch.device("cpu"))
     )
     if extractor is not None:
-        delivery = distribute(federation, extractor, federation.hosts, on_event, federation.config.federated.round_timeout_s)
+        delivery = distribute(
+            federation,
+            extractor,
+            federation.hosts,
+            on_event,
+            federation.config.federated.round_timeout_s,
+        )
         go_on_without(federation, delivery, "the extractor's delivery")
     if settings.kind == "kmeans" and centroids is None:
-        centroids = _fit(federation, "" if extractor is None else extractor.key, source, progress, on_event)
+        centroids = _fit(
+            federation, "" if extractor is None else extractor.key, source, progress, on_event
+        )
     key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
-    log.info("labelling every client's audio%s", "" if centroids is None else f" with {len(centroids)} clusters")
+    log.info(
+        "labelling every client's audio%s",
+        "" if centroids is None else f" with {len(centroids)} clusters",
+    )
     counts = {name: np.zeros(settings.num_clusters, np.int64) for name in ("train", "validation")}
     table = np.zeros((settings.num_clusters, len(settings.label_values)), np.int64)
     targets = Targets(key, centroids, counts["train"], counts["validation"], source, extractor)
-    for labelled in ask_all(federation, targets.instruction(), LabelCounts, lambda reply: read_counts(federation, reply)):
+    for labelled in ask_all(
+        federation, targets.instruction(), LabelCounts, lambda reply: read_counts(federation, reply)
+    ):
         for name in counts:
             counts[name] += labelled[name]
         if settings.label_column:
@@ -151,14 +185,19 @@ def label_newcomers(
         failures = failures_of(delivery, shares)
         shares = {node: hosted for node, hosted in shares.items() if node not in delivery.failed}
     instruction, sizes = targets.instruction(), sizes_of(federation, LabelCounts)
-    for reply in federation.ask(instruction, LabelCounts, shares, timeout_s=timeout_s, num_bytes=sizes):
+    for reply in federation.ask(
+        instruction, LabelCounts, shares, timeout_s=timeout_s, num_bytes=sizes
+    ):
         failures += failed_of(reply, shares[reply.node_id])
     return failures
 
 
 def _say_agreement(column: str, found: Agreement | None) -> None:
     if found is None:
-        log.warning("no client has labels of targets.label_values in the column %s: no purity, no PNMI", column)
+        log.warning(
+            "no client has labels of targets.label_values in the column %s: no purity, no PNMI",
+            column,
+        )
         return
     log.info(
         "targets against %s: label purity %.3f (one cluster: %.3f), cluster purity %.3f, PNMI %.3f over %d frames",
@@ -179,8 +218,15 @@ def _fit(
     on_event: Callable[[dict[str, Any]], None],
 ) -> npt.NDArray[np.float32]:
     settings = federation.config.targets
-    solver = FederatedKMeans(settings.num_clusters, federation.config.seed, settings.max_iterations, settings.tolerance)
-    log.info("k-means: %d clusters over %s of %d clients", settings.num_clusters, settings.source, len(federation.connected))
+    solver = FederatedKMeans(
+        settings.num_clusters, federation.config.seed, settings.max_iterations, settings.tolerance
+    )
+    log.info(
+        "k-means: %d clusters over %s of %d clients",
+        settings.num_clusters,
+        settings.source,
+        len(federation.connected),
+    )
     state = progress.load()
     if state:
         solver.load_state_dict(state)
@@ -199,15 +245,23 @@ def _fit(
         assert statistics is not None
         solver.step(statistics)
         iteration, inertia = len(solver.history), solver.history[-1]
-        log.info("k-means: iteration %d/%d, inertia per frame %.4g", iteration, settings.max_iterations, inertia)
+        log.info(
+            "k-means: iteration %d/%d, inertia per frame %.4g",
+            iteration,
+            settings.max_iterations,
+            inertia,
+        )
         on_event(kmeans_event(solver, statistics, total))
         progress.save(solver.state_dict())
     assert solver.centroids is not None
     return solver.centroids
 
 
-def kmeans_event(solver: FederatedKMeans, statistics: KMeansStatistics, total: Mapping[str, int | float]) -> dict[str, Any]:
-    """Return what ``metrics.jsonl`` says of an iteration; ``total``: what the clients said of their statistics, added up."""
+def kmeans_event(
+    solver: FederatedKMeans, statistics: KMeansStatistics, total: Mapping[str, int | float]
+) -> dict[str, Any]:
+    """Return what ``metrics.jsonl`` says of an iteration; ``total``: what the clients said of their
+    statistics, added up."""
     return {
         "event": "kmeans",
         "iteration": len(solver.history),
@@ -218,9 +272,17 @@ def kmeans_event(solver: FederatedKMeans, statistics: KMeansStatistics, total: M
     }
 
 
-def _seeds(federation: Federation, extractor: str, dimension: int) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def _seeds(
+    federation: Federation, extractor: str, dimension: int
+) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
     instruction = SeedKMeans(extractor=extractor)
-    for part in ask_all(federation, instruction, Seeds, lambda reply: read_seeds(federation, reply, dimension), dimension):
+    for part in ask_all(
+        federation,
+        instruction,
+        Seeds,
+        lambda reply: read_seeds(federation, reply, dimension),
+        dimension,
+    ):
         seeds |= part
     return [seeds[partition] for partition in sorted(seeds) if partition not in federation.left_out]

@@ -39,24 +39,34 @@ class ServerTeacher:
 
 
 def load_teacher(source: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-    """Return sizes and tensors (our names, float32) of the trained model at ``source``: whatever ``init_from`` takes.
+    """Return sizes and tensors (our names, float32) of the trained model at ``source``: whatever
+    ``init_from`` takes.
 
     Raises:
         CheckpointError: nothing usable there.
     """
     imported = import_on_server(source)
     if imported.assumed:
-        log.warning("%s does not say %s: taken as in the released HuBERTs of its width", source, ", ".join(imported.assumed))
+        log.warning(
+            "%s does not say %s: taken as in the released HuBERTs of its width",
+            source,
+            ", ".join(imported.assumed),
+        )
     if imported.normalize:
-        log.warning("%s asks for normalised waveforms (zero mean, unit variance); here they go in as they are", source)
+        log.warning(
+            "%s asks for normalised waveforms (zero mean, unit variance); here they go in as they are",
+            source,
+        )
     return imported.config, imported.state
 
 
 def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
-    """Return ``config`` with its teacher's digest and sizes filled in, and the teacher; as it is, and None, for other tasks.
+    """Return ``config`` with its teacher's digest and sizes filled in, and the teacher; as it is,
+    and None, for other tasks.
 
     Raises:
-        CheckpointError: nothing usable at ``task.teacher``, or another teacher than the digest that is given names.
+        CheckpointError: nothing usable at ``task.teacher``, or another teacher than the digest that
+            is given names.
         ConfigError: a teacher that lacks what the task asks for.
     """
     task = spec_of(config.task).taught
@@ -69,9 +79,17 @@ def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
             f"task.teacher={task.teacher} gives a teacher with SHA-256 {teacher.key}, task.teacher_sha256 names another: {task.teacher_sha256}",
             setting="task.teacher",
         )
-    filled = config.task.model_copy(update={"teacher_sha256": teacher.key, "teacher_model": teacher.config})
-    parameters = sum(tensor.numel() for name, tensor in state.items() if name.startswith("wav2vec2."))
-    lineage = {"encoder_sha256": encoder_sha256(state), "sha256": teacher.key, "encoder_parameters": parameters}
+    filled = config.task.model_copy(
+        update={"teacher_sha256": teacher.key, "teacher_model": teacher.config}
+    )
+    parameters = sum(
+        tensor.numel() for name, tensor in state.items() if name.startswith("wav2vec2.")
+    )
+    lineage = {
+        "encoder_sha256": encoder_sha256(state),
+        "sha256": teacher.key,
+        "encoder_parameters": parameters,
+    }
     return config.model_copy(update={"task": filled}), ServerTeacher(teacher, parameters, lineage)
 
 
@@ -96,10 +114,15 @@ def encoder_size(model: HubertModel) -> int:
     return sum(int(parameter.numel()) for parameter in model.wav2vec2.parameters())
 
 
-def server_objective(config: Config, teacher: ServerTeacher | None, device: torch.device | None = None) -> Objective:
-    """Return what the task trains and scores on ``device`` (None: the CPU), with its teacher, if it has one, and no cache of its outputs."""
+def server_objective(
+    config: Config, teacher: ServerTeacher | None, device: torch.device | None = None
+) -> Objective:
+    """Return what the task trains and scores on ``device`` (None: the CPU), with its teacher, if it
+    has one, and no cache of its outputs."""
     spec, on = spec_of(config.task), device or torch.device("cpu")
-    return spec.loss(Teaching(teacher.teacher, spec.taught, on) if teacher and spec.taught else None)
+    return spec.loss(
+        Teaching(teacher.teacher, spec.taught, on) if teacher and spec.taught else None
+    )
 
 
 def send_teacher(
@@ -109,13 +132,20 @@ def send_teacher(
     on_event: Callable[[dict[str, Any]], None],
     timeout_s: float,
 ) -> Delivery:
-    """Make sure that each node of ``shares`` (node id -> partitions) has the teacher; those that cannot keep it, or have another, fail."""
+    """Make sure that each node of ``shares`` (node id -> partitions) has the teacher; those that
+    cannot keep it, or have another, fail."""
     transfer = ModelTransfer(
-        HasTeacher(teacher=teacher.key), SendTeacher(teacher=teacher.key, model=teacher.config, arrays=tensors_of(teacher))
+        HasTeacher(teacher=teacher.key),
+        SendTeacher(teacher=teacher.key, model=teacher.config, arrays=tensors_of(teacher)),
     )
     delivery = deliver(federation, transfer, shares, timeout_s)
     sent = delivery.sent
-    log.info("teacher (%.1f MB) sent to %d of %d nodes; the others have it", teacher.num_bytes / 1e6, sent, len(shares))
+    log.info(
+        "teacher (%.1f MB) sent to %d of %d nodes; the others have it",
+        teacher.num_bytes / 1e6,
+        sent,
+        len(shares),
+    )
     on_event(
         {
             "event": "teacher",

@@ -1,1 +1,2 @@
-"""Differential privacy on the server: the mechanism, its accounting, the secret that noise comes from."""
+"""Differential privacy on the server: the mechanism, its accounting, the secret that noise comes
+from."""

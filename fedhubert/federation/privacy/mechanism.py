@@ -1,17 +1,23 @@
-"""Central differential privacy of the clients: what leaves the server hardly depends on whether any one client took part.
+"""Central differential privacy of the clients: what leaves the server hardly depends on whether any
+one client took part.
 
-A round (McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models"): each client is in the cohort with probability
-``client_fraction``, by itself (Poisson sampling); each update is clipped to a norm C and counts once; Gaussian noise of standard deviation z C is
-added to their sum; the mean is the sum over the *expected* cohort. Who was sampled and fails adds nothing, and the denominator stays: nothing of one
-client decides what becomes of another's update. All of it comes before the server optimiser, which therefore is post-processing.
+A round (McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models"): each
+client is in the cohort with probability ``client_fraction``, by itself (Poisson sampling); each
+update is clipped to a norm C and counts once; Gaussian noise of standard deviation z C is added to
+their sum; the mean is the sum over the *expected* cohort. Who was sampled and fails adds nothing,
+and the denominator stays: nothing of one client decides what becomes of another's update. All of it
+comes before the server optimiser, which therefore is post-processing.
 
-C is fixed, or follows a quantile of the updates' norms (Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", algorithm 1).
+C is fixed, or follows a quantile of the updates' norms (Andrew et al. 2021, "Differentially Private
+Learning with Adaptive Clipping", algorithm 1).
 
-The noise is added to the integer sum, rounded to its grid. An integer plus a rounded variable is the rounded sum of the two, so the result is the
-ideal mechanism's, rounded: the gaps of floating-point noise (Mironov 2012) do not show.
+The noise is added to the integer sum, rounded to its grid. An integer plus a rounded variable is
+the rounded sum of the two, so the result is the ideal mechanism's, rounded: the gaps of
+floating-point noise (Mironov 2012) do not show.
 
-Noise derives from the secret, the round, *and what it is added to*. The same sum after a resume gets the same noise, and is the same release; another
-one gets independent noise. One noise on two sums would give away their difference.
+Noise derives from the secret, the round, *and what it is added to*. The same sum after a resume
+gets the same noise, and is the same release; another one gets independent noise. One noise on two
+sums would give away their difference.
 """
 
 import hashlib
@@ -35,7 +41,8 @@ log = logging.getLogger("fedhubert")
 
 @dataclass(frozen=True)
 class Release:
-    """A round's private mean update [P], the norm for the next round, and a name that only the same release has."""
+    """A round's private mean update [P], the norm for the next round, and a name that only the same
+    release has."""
 
     mean: torch.Tensor
     next_clip_norm: float
@@ -52,7 +59,9 @@ class CentralPrivacy:
         clip_norm: Of the next round.
     """
 
-    def __init__(self, config: Config, secret: Secret, ledger: Ledger, clip_norm: float | None = None) -> None:
+    def __init__(
+        self, config: Config, secret: Secret, ledger: Ledger, clip_norm: float | None = None
+    ) -> None:
         self._settings, self._federated = config.privacy, config.federated
         self._secret, self.ledger = secret, ledger
         self.clip_norm = clip_norm or config.privacy.clip_norm
@@ -69,11 +78,17 @@ class CentralPrivacy:
     def cohort(self, number: int) -> list[int]:
         """Return the partitions of round ``number``, each drawn by itself."""
         draws = self._secret.derive("cohort", number).stream().uniform(self._federated.num_clients)
-        return [partition for partition, draw in enumerate(draws) if draw <= self._federated.client_fraction]
+        return [
+            partition
+            for partition, draw in enumerate(draws)
+            if draw <= self._federated.client_fraction
+        ]
 
     def release(self, number: int, total: ExactSum, clients: Mapping[int, Metrics]) -> Release:
         """Add the noise to the sum of the clients' updates, which is private from then on."""
-        unclipped = sum(0.5 if metrics["update_unclipped"] else -0.5 for metrics in clients.values())
+        unclipped = sum(
+            0.5 if metrics["update_unclipped"] else -0.5 for metrics in clients.values()
+        )
         digest = hashlib.blake2b(total.partial().total.numpy().data, digest_size=32).hexdigest()
         secret = self._secret.derive("release", number, digest, unclipped, self.noise_std)
         noise = secret.derive("update").stream()
@@ -88,19 +103,23 @@ class CentralPrivacy:
         noised = unclipped + self._count_noise * float(secret.derive("count").stream().normal(1)[0])
         share = 0.5 + noised / self._federated.expected_cohort
         factor = math.exp(-self._settings.clip_learning_rate * (share - quantile))
-        return min(self.clip_norm * factor, self._settings.largest_clip_norm(self._federated.num_clients))
+        return min(
+            self.clip_norm * factor, self._settings.largest_clip_norm(self._federated.num_clients)
+        )
 
     def epsilon(self, number: int) -> float:
         """Return epsilon when rounds up to ``number`` are released."""
         return epsilon_of(self.ledger.through(number), self._settings.delta)
 
     def allows(self, number: int) -> bool:
-        """Whether the budget suffices for rounds up to ``number``, and for those that were released before an interruption."""
+        """Whether the budget suffices for rounds up to ``number``, and for those that were released
+        before an interruption."""
         budget = self._settings.max_epsilon
         return budget is None or self.epsilon(self.ledger.newest(number)) <= budget
 
     def check_replay(self, number: int, clients: list[int]) -> None:
-        """Say that round ``number``, of ``clients``, has come out differently from before an interruption.
+        """Say that round ``number``, of ``clients``, has come out differently from before an
+        interruption.
 
         Raises:
             FederationError: it would be one release more than the budget allows.
@@ -120,7 +139,8 @@ class CentralPrivacy:
         )
 
     def figures(self, number: int) -> dict[str, Any]:
-        """Return what is reported of round ``number``, whose release is in the journal; epsilon is None where it is infinite."""
+        """Return what is reported of round ``number``, whose release is in the journal; epsilon is
+        None where it is infinite."""
         epsilon = self.epsilon(number)
         return {
             "epsilon": epsilon if math.isfinite(epsilon) else None,
@@ -131,4 +151,8 @@ class CentralPrivacy:
 
     def to_plain(self) -> dict[str, Any]:
         """Return what resuming needs, but the secret and the journal."""
-        return {"clip_norm": self.clip_norm, "before": [list(kind) for kind in self.ledger.before], "begin": self.ledger.begin}
+        return {
+            "clip_norm": self.clip_norm,
+            "before": [list(kind) for kind in self.ledger.before],
+            "begin": self.ledger.begin,
+        }

@@ -1,4 +1,5 @@
-"""What a run does about its privacy before its first round: the secret, what was spent so far, and what is said of it."""
+"""What a run does about its privacy before its first round: the secret, what was spent so far, and
+what is said of it."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,17 @@ from fedhubert.objectives.spec import spec_of
 log = logging.getLogger("fedhubert")
 
 
-def open_privacy(config: Config, folder: Path, state: Mapping[str, Any] | None, releases: Releases) -> CentralPrivacy | None:
-    """Return the mechanism of the run whose checkpoints are in ``folder``; None where none is asked for.
+def open_privacy(
+    config: Config, folder: Path, state: Mapping[str, Any] | None, releases: Releases
+) -> CentralPrivacy | None:
+    """Return the mechanism of the run whose checkpoints are in ``folder``; None where none is asked
+    for.
 
     Args:
-        releases: What the run's journal has released already (:meth:`~fedhubert.federation.rounds.journal.Journal.releases`).
-        state: What the checkpoint to go on from has of it (:meth:`CentralPrivacy.to_plain`); None for a run that has no checkpoint yet.
+        releases: What the run's journal has released already
+            (:meth:`~fedhubert.federation.rounds.journal.Journal.releases`).
+        state: What the checkpoint to go on from has of it (:meth:`CentralPrivacy.to_plain`); None
+            for a run that has no checkpoint yet.
 
     Raises:
         CheckpointError: a run that is resumed has lost its secret.
@@ -30,23 +36,37 @@ def open_privacy(config: Config, folder: Path, state: Mapping[str, Any] | None, 
         return None
     begun = state is not None or bool(releases()) or (folder / FILE_NAME).exists()
     secret = load_secret(folder) if begun else create_secret(folder)
-    return CentralPrivacy(config, secret, _ledger(config, state or {}, releases), (state or {}).get("clip_norm"))
+    return CentralPrivacy(
+        config, secret, _ledger(config, state or {}, releases), (state or {}).get("clip_norm")
+    )
 
 
 def _ledger(config: Config, state: Mapping[str, Any], releases: Releases) -> Ledger:
-    before = [(float(sampling), float(noise), int(rounds)) for sampling, noise, rounds in state.get("before", ())]
-    return Ledger(config.federated.client_fraction, config.privacy.noise_multiplier, before, int(state.get("begin", 0)), releases)
+    before = [
+        (float(sampling), float(noise), int(rounds))
+        for sampling, noise, rounds in state.get("before", ())
+    ]
+    return Ledger(
+        config.federated.client_fraction,
+        config.privacy.noise_multiplier,
+        before,
+        int(state.get("begin", 0)),
+        releases,
+    )
 
 
 def fork_privacy(
     source: Config, state: Mapping[str, Any] | None, releases: Releases, number: int, config: Config
 ) -> dict[str, Any] | None:
-    """Return what a run under ``config`` begins with that is forked from round ``number`` of ``source``.
+    """Return what a run under ``config`` begins with that is forked from round ``number`` of
+    ``source``.
 
-    It has spent all that the source has, by its journal also after that round: the same clients' data are in it.
+    It has spent all that the source has, by its journal also after that round: the same clients'
+    data are in it.
 
     Raises:
-        ConfigError: the source had no such privacy: its model is not private, and nothing that is done to it will make it so.
+        ConfigError: the source had no such privacy: its model is not private, and nothing that is
+            done to it will make it so.
     """
     if not config.privacy.enabled:
         return None
@@ -56,7 +76,11 @@ def fork_privacy(
             setting="privacy.mechanism",
         )
     ledger = _ledger(source, state, releases)
-    clip_norm = state["clip_norm"] if source.privacy.clip_norm == config.privacy.clip_norm else config.privacy.clip_norm
+    clip_norm = (
+        state["clip_norm"]
+        if source.privacy.clip_norm == config.privacy.clip_norm
+        else config.privacy.clip_norm
+    )
     before = [list(kind) for kind in ledger.through(ledger.newest(number))]
     return {"clip_norm": clip_norm, "before": before, "begin": number}
 
@@ -83,7 +107,11 @@ def announce(privacy: CentralPrivacy, config: Config, next_round: int) -> None:
         config.federated.client_fraction,
     )
     if settings.max_epsilon is not None:
-        log.info("privacy: the budget of %g ends the run after round %d", settings.max_epsilon, _last_allowed(privacy, last))
+        log.info(
+            "privacy: the budget of %g ends the run after round %d",
+            settings.max_epsilon,
+            _last_allowed(privacy, last),
+        )
     for what in _outside(config):
         log.warning("outside epsilon: %s", what)
 

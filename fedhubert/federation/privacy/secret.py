@@ -1,8 +1,11 @@
-"""The server's secret, and what is drawn from it: the noise and the cohorts of differential privacy.
+"""The server's secret, and what is drawn from it: the noise and the cohorts of differential
+privacy.
 
-Whoever could compute them could take the noise off again, so they come neither from the run's seed nor from a generator whose state can be told from
-what it puts out. A secret of 32 bytes is drawn from the operating system when a run begins; keyed BLAKE2b derives one key per purpose from it, and
-AES-256 in counter mode makes each key into a stream. The secret lies in a file that only the server's user can read, and is neither logged nor sent.
+Whoever could compute them could take the noise off again, so they come neither from the run's seed
+nor from a generator whose state can be told from what it puts out. A secret of 32 bytes is drawn
+from the operating system when a run begins; keyed BLAKE2b derives one key per purpose from it, and
+AES-256 in counter mode makes each key into a stream. The secret lies in a file that only the
+server's user can read, and is neither logged nor sent.
 """
 
 import hashlib
@@ -28,7 +31,8 @@ class Secret:
         self._key = key
 
     def derive(self, *purpose: str | int | float) -> "Secret":
-        """Return the secret of one purpose; without this one it cannot be told from random, whatever is known of others."""
+        """Return the secret of one purpose; without this one it cannot be told from random,
+        whatever is known of others."""
         text = "/".join(map(repr, purpose)).encode()
         return Secret(hashlib.blake2b(text, key=self._key, digest_size=_BYTES).digest())
 
@@ -53,7 +57,8 @@ class SecretStream:
         return np.asarray(((words >> 11) + 1) * 2.0**-53, np.float64)
 
     def normal(self, count: int) -> npt.NDArray[np.float64]:
-        """Return ``count`` numbers from the standard normal distribution (Box and Muller 1958); the farthest is 8.6.
+        """Return ``count`` numbers from the standard normal distribution (Box and Muller 1958); the
+        farthest is 8.6.
 
         NumPy takes one thread for it, torch several that wait for each other.
         """
@@ -63,7 +68,8 @@ class SecretStream:
 
 
 def create_secret(folder: Path) -> Secret:
-    """Draw a secret and write it to ``folder``; raises :class:`CheckpointError` when it cannot be written."""
+    """Draw a secret and write it to ``folder``; raises :class:`CheckpointError` when it cannot be
+    written."""
     path, key = folder / FILE_NAME, secrets.token_bytes(_BYTES)
     with explaining_write_errors(folder, setting="checkpoint_dir"):
         temporary = temporary_path(path)
@@ -77,7 +83,8 @@ def create_secret(folder: Path) -> Secret:
 
 
 def load_secret(folder: Path) -> Secret:
-    """Read the secret of the run in ``folder``; raises :class:`CheckpointError` when it is missing or damaged."""
+    """Read the secret of the run in ``folder``; raises :class:`CheckpointError` when it is missing
+    or damaged."""
     path = folder / FILE_NAME
     try:
         key = path.read_bytes()
@@ -87,7 +94,9 @@ def load_secret(folder: Path) -> Secret:
             setting="privacy",
         ) from None
     if len(key) != _BYTES:
-        raise CheckpointError(f"{path} is damaged: put it back, or go on with `fedhubert fork`", setting="privacy")
+        raise CheckpointError(
+            f"{path} is damaged: put it back, or go on with `fedhubert fork`", setting="privacy"
+        )
     return Secret(key)
 
 

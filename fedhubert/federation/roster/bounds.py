@@ -1,7 +1,9 @@
-"""What a client can say of itself at most: by what its site described, by the configuration, and by what the median client has.
+"""What a client can say of itself at most: by what its site described, by the configuration, and by
+what the median client has.
 
-A site is believed what it describes of its data; everything after that has to fit. What a weight can be beyond that is a multiple of the median
-client's (``federated.max_weight_ratio``), so that a site that describes a thousand years of audio is not the whole mean.
+A site is believed what it describes of its data; everything after that has to fit. What a weight
+can be beyond that is a multiple of the median client's (``federated.max_weight_ratio``), so that a
+site that describes a thousand years of audio is not the whole mean.
 """
 
 import math
@@ -24,7 +26,8 @@ _COSINE_LOSS = 1.1
 
 @dataclass(frozen=True)
 class TrainingBounds:
-    """The most that a client of a round can have: optimiser steps, micro-batches, seconds of audio heard, and weight."""
+    """The most that a client of a round can have: optimiser steps, micro-batches, seconds of audio
+    heard, and weight."""
 
     steps: int
     micro_batches: int
@@ -45,26 +48,44 @@ def contradiction(config: Config, about: Metrics) -> str:
     return ""
 
 
-def training_bounds(config: Config, about: Mapping[str, int | float], weight_limit: int | None = None) -> TrainingBounds:
-    """Return what the client that ``about`` describes can have in one round; ``weight_limit``: what no weight may exceed."""
+def training_bounds(
+    config: Config, about: Mapping[str, int | float], weight_limit: int | None = None
+) -> TrainingBounds:
+    """Return what the client that ``about`` describes can have in one round; ``weight_limit``: what
+    no weight may exceed."""
     client, epoch = config.client, max(1, int(about["batches_per_epoch"]))
     steps = client.steps_per_round(epoch)
     micro_batches = steps * client.accumulate
     epochs = math.ceil(micro_batches / epoch) + 1  # that it touches
-    audio_s = min(micro_batches * config.data.batch_seconds, epochs * float(about["train_audio_s"])) * _SLACK + 1.0
-    weights = {"frames": int(audio_s * FRAME_RATE_HZ), "utterances": int(about["train_utterances"]), "uniform": 1}
+    audio_s = (
+        min(micro_batches * config.data.batch_seconds, epochs * float(about["train_audio_s"]))
+        * _SLACK
+        + 1.0
+    )
+    weights = {
+        "frames": int(audio_s * FRAME_RATE_HZ),
+        "utterances": int(about["train_utterances"]),
+        "uniform": 1,
+    }
     weight = weights[config.federated.weight_by]
-    return TrainingBounds(steps, micro_batches, audio_s, weight if weight_limit is None else min(weight, weight_limit))
+    return TrainingBounds(
+        steps, micro_batches, audio_s, weight if weight_limit is None else min(weight, weight_limit)
+    )
 
 
 def median_client(partitions: Mapping[int, Metrics]) -> dict[str, float]:
     """Return the medians of what the partitions are described to have, empty without any."""
     described = list(partitions.values())
-    return {name: statistics.median(float(about[name]) for about in described) for name in _COUNTED} if described else {}
+    return (
+        {name: statistics.median(float(about[name]) for about in described) for name in _COUNTED}
+        if described
+        else {}
+    )
 
 
 def weight_limit(config: Config, median: Mapping[str, float]) -> int | None:
-    """Return the most that an update weighs: ``federated.max_weight_ratio`` times the most of the ``median`` client; None: no limit."""
+    """Return the most that an update weighs: ``federated.max_weight_ratio`` times the most of the
+    ``median`` client; None: no limit."""
     ratio = config.federated.max_weight_ratio
     if not ratio or not median or config.federated.weight_by == "uniform":
         return None
@@ -83,16 +104,22 @@ def label_frames(config: Config, about: Metrics, split: str) -> int:
 
 
 def _frames(about: Metrics, split: str, rate_hz: int) -> int:
-    return int(float(about[f"{split}_audio_s"]) * rate_hz * _SLACK) + 2 * int(about[f"{split}_utterances"])
+    return int(float(about[f"{split}_audio_s"]) * rate_hz * _SLACK) + 2 * int(
+        about[f"{split}_utterances"]
+    )
 
 
 def check_sums(config: Config, sums: Mapping[str, float], audio_s: float) -> None:
-    """Raise ``ValueError`` where an objective's sums (names without ``train_`` or ``validation_``) cannot be those of ``audio_s`` seconds.
+    """Raise ``ValueError`` where an objective's sums (names without ``train_`` or ``validation_``)
+    cannot be those of ``audio_s`` seconds.
 
-    Losses are not negative; that of masked prediction, whose logits are cosines over a temperature, is at most 2 / temperature + log K a frame.
+    Losses are not negative; that of masked prediction, whose logits are cosines over a temperature,
+    is at most 2 / temperature + log K a frame.
     """
     most = audio_s * FRAME_RATE_HZ * _SLACK + 1.0
-    frames = {name: value for name, value in sums.items() if name == "frames" or name.endswith("_frames")}
+    frames = {
+        name: value for name, value in sums.items() if name == "frames" or name.endswith("_frames")
+    }
     if not all(0 <= value <= most for value in frames.values()):
         raise ValueError("more frames than audio")
     masked = frames.get("masked_frames", frames.get("pseudo_labels_frames", 0.0))
@@ -106,5 +133,7 @@ def check_sums(config: Config, sums: Mapping[str, float], audio_s: float) -> Non
     }
     for name, value in sums.items():
         below = -1e-3 * most  # a divergence of two equal distributions can round to less than 0
-        if (name in limits and not 0 <= value <= limits[name]) or (name.endswith("_sum") and value < below):
+        if (name in limits and not 0 <= value <= limits[name]) or (
+            name.endswith("_sum") and value < below
+        ):
             raise ValueError(f"{name} out of range")

@@ -1,11 +1,14 @@
 """Who takes part: the nodes that are there at the start, and those that come and go between rounds.
 
-A node describes itself by its number among ``num-partitions`` nodes. With as many nodes as clients, node i trains partition i. With fewer (a
-simulation on few workers), every node can train any partition and a round's partitions are dealt out among them.
+A node describes itself by its number among ``num-partitions`` nodes. With as many nodes as clients,
+node i trains partition i. With fewer (a simulation on few workers), every node can train any
+partition and a round's partitions are dealt out among them.
 
-What nodes say is held against what the others say: where one has data of its own, none may train all clients; how many there are is what most say;
-a number that two claim belongs to neither (with ``federated.node_keys``: to the one that has its key). Who is silent, not ready, of another version
-or at odds with the others is left out by name where ``federated.min_clients`` allows, and may join later.
+What nodes say is held against what the others say: where one has data of its own, none may train
+all clients; how many there are is what most say; a number that two claim belongs to neither (with
+``federated.node_keys``: to the one that has its key). Who is silent, not ready, of another version
+or at odds with the others is left out by name where ``federated.min_clients`` allows, and may join
+later.
 """
 
 import logging
@@ -26,17 +29,20 @@ log = logging.getLogger("fedhubert")
 JOIN_TIMEOUT_S = 30.0
 """A node that wants to join and does not answer within it waits for another round."""
 WELCOME_TIMEOUT_S = 120.0
-"""A node that joins and takes longer to take a model or to label its audio has it the next time that it is asked."""
+"""A node that joins and takes longer to take a model or to label its audio has it the next time
+that it is asked."""
 
 
 def connect(federation: Federation) -> None:
-    """Wait for the nodes, ask each what it can train, and check that together they make the federation of the configuration.
+    """Wait for the nodes, ask each what it can train, and check that together they make the
+    federation of the configuration.
 
-    With ``federated.min_clients`` set, that many are enough when the waiting time is over; the others may join later.
+    With ``federated.min_clients`` set, that many are enough when the waiting time is over; the
+    others may join later.
 
     Raises:
-        FederationError: too few or too many nodes, two nodes with one number, versions or models that differ, data that cannot be used or has
-            changed since the run began; by name.
+        FederationError: too few or too many nodes, two nodes with one number, versions or models
+            that differ, data that cannot be used or has changed since the run began; by name.
     """
     federated = federation.config.federated
     descriptions = _describe_all(federation)
@@ -62,12 +68,17 @@ def connect(federation: Federation) -> None:
 
 
 def refresh(federation: Federation) -> None:
-    """Let go of nodes that have left, and take in those that have come; what is wrong with one of them is logged, and it is asked again later."""
+    """Let go of nodes that have left, and take in those that have come; what is wrong with one of
+    them is logged, and it is asked again later."""
     present = federation.present()
     for node in set(federation.hosts) - present:
         log.warning("node of clients %s has left", federation.hosts.pop(node)[:10])
     now = time.monotonic()
-    come = [node for node in sorted(present - set(federation.hosts)) if federation.refused.get(node, 0.0) <= now]
+    come = [
+        node
+        for node in sorted(present - set(federation.hosts))
+        if federation.refused.get(node, 0.0) <= now
+    ]
     for node, reason in _join(federation, come).items():
         federation.refuse(node)
         log.warning("a node may not join: %s", reason)
@@ -79,7 +90,9 @@ def _join(federation: Federation, nodes: Sequence[int]) -> dict[int, str]:
         return {}
     reasons: dict[int, str] = {}
     admitted: dict[int, Description] = {}
-    for reply in federation.ask(Describe(), Description, {node: [] for node in nodes}, timeout_s=JOIN_TIMEOUT_S):
+    for reply in federation.ask(
+        Describe(), Description, {node: [] for node in nodes}, timeout_s=JOIN_TIMEOUT_S
+    ):
         try:
             about = _ready(federation, reply)
             _check_joins(federation, about)
@@ -91,7 +104,10 @@ def _join(federation: Federation, nodes: Sequence[int]) -> dict[int, str]:
     reasons |= {node: str(error) for node, error in odd.items()}
     in_order = sorted(admitted.keys() - odd.keys(), key=lambda node: admitted[node].node)
     shares = {node: _hosted(federation, admitted[node]) for node in in_order}
-    for prepare in (lambda shares: _describe_partitions(federation, shares, JOIN_TIMEOUT_S), federation.welcome):
+    for prepare in (
+        lambda shares: _describe_partitions(federation, shares, JOIN_TIMEOUT_S),
+        federation.welcome,
+    ):
         failures = prepare(shares) if shares else []
         for node in list(shares):
             own = [failure for failure in failures if failure.partition in (-1, *shares[node])]
@@ -105,7 +121,8 @@ def _join(federation: Federation, nodes: Sequence[int]) -> dict[int, str]:
 
 
 def _check_joins(federation: Federation, about: Description) -> None:
-    """Raise :class:`FederationError` where a node that comes later does not fit those that are there."""
+    """Raise :class:`FederationError` where a node that comes later does not fit those that are
+    there."""
     hosted = _hosted(federation, about)
     if federation.own_data is not None and federation.own_data == bool(about.hosts_all):
         raise _other_data(about, federation.own_data)
@@ -114,17 +131,25 @@ def _check_joins(federation: Federation, about: Description) -> None:
     if about.hosts_all == 0 and set(hosted) & federation.connected:
         raise FederationError(f"client {hosted[0]} is there already", setting="partition-id")
     if not hosted or hosted[0] >= federation.config.federated.num_clients:
-        raise FederationError(f"its partition-id {about.node} is not below federated.num_clients", setting="partition-id")
+        raise FederationError(
+            f"its partition-id {about.node} is not below federated.num_clients",
+            setting="partition-id",
+        )
 
 
 def _ready(federation: Federation, reply: Reply[Description]) -> Description:
-    """Return what a node says of itself; raises :class:`FederationError` for one that cannot take part, whatever the others say."""
+    """Return what a node says of itself; raises :class:`FederationError` for one that cannot take
+    part, whatever the others say."""
     check_versions(reply)
     about = reply.answer
     if reply.failures or about is None:
         failures = reply.failures or (Failure(-1, "malformed"),)
         silent = any(failure.code == "no_answer" for failure in failures)
-        named = "a node" if reply.versions is None or reply.versions.node < 0 else f"site {reply.versions.node}"
+        named = (
+            "a node"
+            if reply.versions is None or reply.versions.node < 0
+            else f"site {reply.versions.node}"
+        )
         raise FederationError(
             f"{named} is {'silent' if silent else 'not ready'}: {describe_failures(failures)}; its site.log says more",
             setting=setting_of(failures),
@@ -132,22 +157,40 @@ def _ready(federation: Federation, reply: Reply[Description]) -> Description:
     if impostor := federation.impostor(reply.node_id, about.node):
         raise FederationError(f"{impostor} (federated.node_keys)", setting="federated.node_keys")
     if about.node in federation.left_out:
-        raise FederationError(f"client {about.node} is left out of the run: {federation.left_out[about.node]}")
+        raise FederationError(
+            f"client {about.node} is left out of the run: {federation.left_out[about.node]}"
+        )
     check_alike({about.node: _traits(about)}, _expected(federation))
     return about
 
 
-def _agreed(federation: Federation, descriptions: Mapping[int, Description]) -> tuple[int, dict[int, FederationError]]:
-    """Return how many nodes there should be, and which of ``descriptions`` (by node id) contradict the others, and how."""
+def _agreed(
+    federation: Federation, descriptions: Mapping[int, Description]
+) -> tuple[int, dict[int, FederationError]]:
+    """Return how many nodes there should be, and which of ``descriptions`` (by node id) contradict
+    the others, and how."""
     odd: dict[int, FederationError] = {}
     if any(about.hosts_all == 0 for about in descriptions.values()):
-        odd |= {node: _other_data(about, True) for node, about in descriptions.items() if about.hosts_all}
+        odd |= {
+            node: _other_data(about, True)
+            for node, about in descriptions.items()
+            if about.hosts_all
+        }
     rest = {node: about for node, about in descriptions.items() if node not in odd}
-    num_clients, stated = federation.config.federated.num_clients, Counter(about.num_nodes for about in rest.values())
-    expected = max(stated, key=lambda count: (stated[count], count == num_clients, -count), default=1)
+    num_clients, stated = (
+        federation.config.federated.num_clients,
+        Counter(about.num_nodes for about in rest.values()),
+    )
+    expected = max(
+        stated, key=lambda count: (stated[count], count == num_clients, -count), default=1
+    )
     if federation.config.federated.node_keys is not None and rest:
         expected = num_clients  # a key belongs to one client
-    odd |= {node: _other_number(about, expected) for node, about in rest.items() if about.num_nodes != expected}
+    odd |= {
+        node: _other_number(about, expected)
+        for node, about in rest.items()
+        if about.num_nodes != expected
+    }
     hashes = Counter(about.centroids_hash for about in rest.values() if about.centroids_hash)
     usual = max(hashes, key=lambda digest: (hashes[digest], digest), default="")
     claimed = Counter(about.node for node, about in rest.items() if node not in odd)
@@ -198,14 +241,16 @@ def _traits(about: Description) -> Traits:
 
 
 def _hosted(federation: Federation, about: Description) -> list[int]:
-    """Return the partitions that a node trains: its own, or, where there are fewer nodes than clients, any."""
+    """Return the partitions that a node trains: its own, or, where there are fewer nodes than
+    clients, any."""
     num_clients = federation.config.federated.num_clients
     own = [about.node] if about.num_nodes == num_clients else list(range(num_clients))
     return [partition for partition in own if partition not in federation.left_out]
 
 
 def _describe_all(federation: Federation) -> dict[int, Description]:
-    """Return node id -> description, once all nodes are there or the time is over and those that are suffice."""
+    """Return node id -> description, once all nodes are there or the time is over and those that
+    are suffice."""
     federated = federation.config.federated
     deadline = time.monotonic() + federated.connect_timeout_s
     described: dict[int, Description] = {}
@@ -214,7 +259,9 @@ def _describe_all(federation: Federation) -> dict[int, Description]:
         federation.grid.check_stop()
         new = sorted(federation.present() - described.keys() - wrong.keys())
         limit_s = max(deadline - time.monotonic(), min(JOIN_TIMEOUT_S, federated.connect_timeout_s))
-        for reply in federation.ask(Describe(), Description, {node: [] for node in new}, timeout_s=limit_s):
+        for reply in federation.ask(
+            Describe(), Description, {node: [] for node in new}, timeout_s=limit_s
+        ):
             try:
                 described[reply.node_id] = _ready(federation, reply)
             except FederationError as error:
@@ -236,14 +283,19 @@ def _describe_all(federation: Federation) -> dict[int, Description]:
         reasons = [
             error
             for node, error in {**wrong, **odd}.items()
-            if error.setting != "federated.node_keys"  # strangers may be many, and come before the others
+            # strangers may be many, and come before the others
+            if error.setting != "federated.node_keys"
         ]
         if reasons and federated.min_clients is None and len(good) + len(reasons) >= expected:
-            raise FederationError("; ".join(dict.fromkeys(map(str, reasons))), setting=reasons[0].setting)
+            raise FederationError(
+                "; ".join(dict.fromkeys(map(str, reasons))), setting=reasons[0].setting
+            )
         if over:
             least = federated.min_clients
             if least is None or expected != federated.num_clients or len(good) < least:
-                raise _too_few(federation, len(good), expected, len(wrong) + len(odd) - len(reasons), reasons)
+                raise _too_few(
+                    federation, len(good), expected, len(wrong) + len(odd) - len(reasons), reasons
+                )
             log.warning(
                 "%d of %d nodes connected within %.0f s: beginning without the others",
                 len(good),
@@ -257,7 +309,9 @@ def _describe_all(federation: Federation) -> dict[int, Description]:
 def _complete(federation: Federation, described: Mapping[int, Description]) -> bool:
     """Whether all nodes that there should be are described."""
     expected, odd = _agreed(federation, described)
-    return len(described) - len(odd) >= expected <= federation.config.federated.num_clients and bool(described)
+    return len(described) - len(
+        odd
+    ) >= expected <= federation.config.federated.num_clients and bool(described)
 
 
 def _without(
@@ -271,10 +325,18 @@ def _without(
 
 
 def _too_few(
-    federation: Federation, found: int, expected: int, impostors: int, reasons: Sequence[FederationError]
+    federation: Federation,
+    found: int,
+    expected: int,
+    impostors: int,
+    reasons: Sequence[FederationError],
 ) -> FederationError:
     unknown = len(set(federation.grid.get_node_ids()) - federation.present()) + impostors
-    strangers = f" ({unknown} others have no key of federated.node_keys, or another node's)" if unknown else ""
+    strangers = (
+        f" ({unknown} others have no key of federated.node_keys, or another node's)"
+        if unknown
+        else ""
+    )
     why = f"; left out: {'; '.join(dict.fromkeys(map(str, reasons)))}" if reasons else ""
     return FederationError(
         f"{found} of {expected} nodes connected within {federation.config.federated.connect_timeout_s:.0f} s{strangers}{why}; start the others, "
@@ -283,7 +345,9 @@ def _too_few(
     )
 
 
-def _describe_partitions(federation: Federation, hosts: Mapping[int, Sequence[int]], timeout_s: float) -> list[Failure]:
+def _describe_partitions(
+    federation: Federation, hosts: Mapping[int, Sequence[int]], timeout_s: float
+) -> list[Failure]:
     """Ask the nodes of ``hosts`` what each partition has; returns those that cannot take part."""
     shares: dict[int, list[int]] = {}
     for partition in sorted({partition for hosted in hosts.values() for partition in hosted}):
@@ -305,7 +369,9 @@ def _describe_partitions(federation: Federation, hosts: Mapping[int, Sequence[in
                 continue
             fingerprint = int(about.pop("data_fingerprint"))
             if federation.fingerprints.setdefault(partition, fingerprint) != fingerprint:
-                failures.append(Failure(partition, "data_has_changed_since_the_run_began", "data.manifest"))
+                failures.append(
+                    Failure(partition, "data_has_changed_since_the_run_began", "data.manifest")
+                )
                 continue
             federation.partitions[partition] = about
             heard.add(partition)

@@ -24,7 +24,8 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 
 @dataclass
 class Correspondence:
-    """Signs what is asked, and believes of what is answered only what the site that was asked has signed; without keys neither.
+    """Signs what is asked, and believes of what is answered only what the site that was asked has
+    signed; without keys neither.
 
     Attributes:
         key: The coordinator's.
@@ -41,17 +42,25 @@ class Correspondence:
     def of(cls, federated: FederatedConfig, keys: NodeKeys) -> "Correspondence":
         """Read ``federated.signing_key``; raises :class:`ConfigError` where it cannot be used."""
         path = federated.signing_key
-        key = read_signing_key(on_server(path), setting="federated.signing_key") if path is not None else None
+        key = (
+            read_signing_key(on_server(path), setting="federated.signing_key")
+            if path is not None
+            else None
+        )
         return cls(key, keys.reply_keys)
 
     def sign(self, message: Message, number: int, lifetime_s: float) -> None:
-        """Sign a request to the node that is site ``number``, which from now on may answer this one only."""
+        """Sign a request to the node that is site ``number``, which from now on may answer this one
+        only."""
         if self.key or self.reply_keys:
             digest = signing.sign_request(message, number, lifetime_s, self.key)
             self._asked[message.metadata.dst_node_id] = (number, digest)
 
-    def read(self, message: Message, kind: type[AnswerT], asked: Asked | None = None) -> Reply[AnswerT]:
-        """Parse a reply as :func:`protocol.read_reply` does; one that is not signed by the site that was asked is a failure ``signature``."""
+    def read(
+        self, message: Message, kind: type[AnswerT], asked: Asked | None = None
+    ) -> Reply[AnswerT]:
+        """Parse a reply as :func:`protocol.read_reply` does; one that is not signed by the site
+        that was asked is a failure ``signature``."""
         reply = protocol.read_reply(message, kind, asked)
         # nothing of these but a code is used
         if not self.reply_keys or message.has_error() or MALFORMED in reply.failures:

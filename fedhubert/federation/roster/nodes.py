@@ -1,4 +1,5 @@
-"""The nodes of a federation: which partitions each can train, how they are asked, and what becomes of those that fail."""
+"""The nodes of a federation: which partitions each can train, how they are asked, and what becomes
+of those that fail."""
 
 import logging
 import time
@@ -37,12 +38,16 @@ class Federation:
 
     Attributes:
         hosts: Node id -> partitions it can train, ordered by node number.
-        partitions: Partition -> what its site said of it (utterances, seconds of audio, batches per epoch).
-        fingerprints: Partition -> what its data hashed to when the run began; a site whose data is other data now may not take part.
-        welcome: Prepares partitions that join after the start (they need labels); returns those that are not ready.
+        partitions: Partition -> what its site said of it (utterances, seconds of audio, batches per
+            epoch).
+        fingerprints: Partition -> what its data hashed to when the run began; a site whose data is
+            other data now may not take part.
+        welcome: Prepares partitions that join after the start (they need labels); returns those
+            that are not ready.
         refused: Node id -> when it may be asked again whether it can join (``time.monotonic``).
         left_out: Partition -> why it takes no part in the rest of the run.
-        own_data: Whether the sites have data of their own, as all of them say; None before they have said so.
+        own_data: Whether the sites have data of their own, as all of them say; None before they
+            have said so.
         num_nodes: How many there should be, as most of them say; 0 before.
     """
 
@@ -67,18 +72,24 @@ class Federation:
         self._refusals: Counter[int] = Counter()
 
     def present(self) -> set[int]:
-        """Return the nodes that are connected, those without one of ``federated.node_keys`` left out."""
+        """Return the nodes that are connected, those without one of ``federated.node_keys`` left
+        out."""
         if not self._keys.numbers:
             return set(self.grid.get_node_ids())
         self._claims = self._keys.claims(self.grid)
         return set(self._claims)
 
     def impostor(self, node: int, number: int) -> str:
-        """Return why ``node`` of :meth:`present`, which says that it is number ``number``, is not; an empty string when its key says so, too."""
+        """Return why ``node`` of :meth:`present`, which says that it is number ``number``, is not;
+        an empty string when its key says so, too."""
         if not self._keys.numbers:
             return ""
         belongs = self._claims.get(node)
-        return "" if belongs == number else f"it says that it is node {number}, and has the key of node {belongs}"
+        return (
+            ""
+            if belongs == number
+            else f"it says that it is node {number}, and has the key of node {belongs}"
+        )
 
     @property
     def connected(self) -> set[int]:
@@ -123,14 +134,17 @@ class Federation:
         timeout_s: float,
         num_bytes: Mapping[str, int] | None = None,
     ) -> Iterator[Reply[AnswerT]]:
-        """Have every node of ``shares`` (node id -> partitions) follow ``instruction`` with its partitions; yield replies as they arrive.
+        """Have every node of ``shares`` (node id -> partitions) follow ``instruction`` with its
+        partitions; yield replies as they arrive.
 
-        A node that does not answer in time yields a reply whose failure is ``no_answer``; one that answers for partitions that it was not asked
-        about, ``malformed``.
+        A node that does not answer in time yields a reply whose failure is ``no_answer``; one that
+        answers for partitions that it was not asked about, ``malformed``.
 
         Args:
-            kind: What belongs to the instruction by :data:`~fedhubert.federation.wire.messages.ANSWERS`.
-            num_bytes: Slot of ``kind`` -> the most bytes that one array in it takes; arrays of others are not taken.
+            kind: What belongs to the instruction by
+                :data:`~fedhubert.federation.wire.messages.ANSWERS`.
+            num_bytes: Slot of ``kind`` -> the most bytes that one array in it takes; arrays of
+                others are not taken.
         """
         assert ANSWERS[type(instruction)] is kind
         published = {name: HeldArray(array) for name, array in instruction.arrays.items()}
@@ -145,37 +159,53 @@ class Federation:
             for node, partitions in shares.items()
         )
         for message in self.grid.send_and_receive(messages, timeout=timeout_s):
-            yield self.read(message, kind, Asked(shares.get(message.metadata.src_node_id, ()), num_bytes or {}))
+            yield self.read(
+                message, kind, Asked(shares.get(message.metadata.src_node_id, ()), num_bytes or {})
+            )
         for node in self.grid.unanswered:
             yield Reply(node, failures=(Failure(-1, "no_answer"),))
 
     def refuse(self, node: int) -> None:
-        """Ask ``node`` again in a minute, and every time that it is refused later and later: up to an hour."""
-        self.refused[node] = time.monotonic() + _TRY_AGAIN_S * min(2 ** self._refusals[node], _LONGEST_PAUSE)
+        """Ask ``node`` again in a minute, and every time that it is refused later and later: up to
+        an hour."""
+        self.refused[node] = time.monotonic() + _TRY_AGAIN_S * min(
+            2 ** self._refusals[node], _LONGEST_PAUSE
+        )
         self._refusals[node] = min(self._refusals[node] + 1, 16)
 
     def set_aside(self, nodes: Collection[int]) -> None:
         """Ask ``nodes``, which were silent, nothing before they have joined again."""
         for node in sorted(nodes & self.hosts.keys()):
-            log.warning("node of clients %s is silent: it is asked again when it answers", self.hosts.pop(node)[:10])
+            log.warning(
+                "node of clients %s is silent: it is asked again when it answers",
+                self.hosts.pop(node)[:10],
+            )
             self.refuse(node)
 
     def leave_out(self, failures: Sequence[Failure], what: str) -> None:
-        """Go on without the partitions of ``failures`` for the rest of the run, where ``federated.min_clients`` allows.
+        """Go on without the partitions of ``failures`` for the rest of the run, where
+        ``federated.min_clients`` allows.
 
         Raises:
-            FederationError: it does not, or too few are left; names ``what`` failed and every client's reason.
+            FederationError: it does not, or too few are left; names ``what`` failed and every
+                client's reason.
         """
         lost = {failure.partition for failure in failures}
         left, least = len(self.connected - lost), self.config.federated.min_clients
         if least is None or left < least:
-            few = "" if least is None else f"; {left} clients would be left, and federated.min_clients is {least}"
+            few = (
+                ""
+                if least is None
+                else f"; {left} clients would be left, and federated.min_clients is {least}"
+            )
             raise FederationError(
                 f"{what}: {describe_failures(failures) or 'no result'} (the site's log says more){few}",
                 setting=setting_of(failures),
             )
         log.warning("%s: the run goes on without: %s", what, describe_failures(failures))
-        self.left_out.update({failure.partition: str(failure) for failure in failures if failure.partition >= 0})
+        self.left_out.update(
+            {failure.partition: str(failure) for failure in failures if failure.partition >= 0}
+        )
         for partition in lost:
             self.partitions.pop(partition, None)
         self.hosts = {
@@ -186,23 +216,31 @@ class Federation:
 
     def everyone(self) -> dict[int, list[int]]:
         """Return a share for each node that covers all partitions."""
-        load = {partition: float(numbers["train_audio_s"]) for partition, numbers in self.partitions.items()}
+        load = {
+            partition: float(numbers["train_audio_s"])
+            for partition, numbers in self.partitions.items()
+        }
         return assign_to_nodes(sorted(self.connected), self.hosts, load)
 
 
 def describe_failures(failures: Sequence[Failure]) -> str:
-    """Return one line that says which partitions failed and why, those that failed alike together."""
+    """Return one line that says which partitions failed and why, those that failed alike
+    together."""
     alike: dict[str, list[int]] = {}
     for failure in failures:
         alike.setdefault(str(failure), []).append(failure.partition)
-    return "; ".join(f"{_named(sorted(partitions))}: {reason}" for reason, partitions in alike.items())
+    return "; ".join(
+        f"{_named(sorted(partitions))}: {reason}" for reason, partitions in alike.items()
+    )
 
 
 def _named(partitions: list[int]) -> str:
     if partitions[0] < 0:
         return "node" if len(partitions) == 1 else f"{len(partitions)} nodes"
     partitions = sorted(set(partitions))  # one that is asked again may fail again
-    shown = ", ".join(map(str, partitions[:10])) + (f" and {len(partitions) - 10} more" if len(partitions) > 10 else "")
+    shown = ", ".join(map(str, partitions[:10])) + (
+        f" and {len(partitions) - 10} more" if len(partitions) > 10 else ""
+    )
     return f"client {shown}" if len(partitions) == 1 else f"clients {shown}"
 
 

@@ -32,7 +32,12 @@ class Trait:
 TRAITS = (
     Trait("protocol", "protocol", "install the same version of fedhubert on both", "version"),
     Trait("version", "fedhubert version", "install the same version on both", "version"),
-    Trait("sample_rate_hz", "sample rate", "set data.sample_rate_hz to one value", "data.sample_rate_hz"),
+    Trait(
+        "sample_rate_hz",
+        "sample rate",
+        "set data.sample_rate_hz to one value",
+        "data.sample_rate_hz",
+    ),
     Trait(
         "num_clusters",
         "number of clusters",
@@ -51,7 +56,9 @@ TRAITS = (
         "label every site's audio with one set of centroids",
         "targets.labels",
     ),
-    Trait("layout", "model shape", "install the same versions of fedhubert and torch on both", "model"),
+    Trait(
+        "layout", "model shape", "install the same versions of fedhubert and torch on both", "model"
+    ),
 )
 
 
@@ -69,12 +76,16 @@ def check_versions(reply: Reply[Answer]) -> None:
 def check_alike(sites: Mapping[int, Traits], expected: Traits) -> None:
     """Compare what sites (by partition-id) say of themselves with the server's values.
 
-    ``centroids_hash`` has no value of the server's with precomputed labels: the sites that state one must agree.
+    ``centroids_hash`` has no value of the server's with precomputed labels: the sites that state
+    one must agree.
 
     Raises:
-        FederationError: naming every site that differs in the first trait in which any does, both values, and the remedy.
+        FederationError: naming every site that differs in the first trait in which any does, both
+            values, and the remedy.
     """
-    stated = sorted({str(site["centroids_hash"]) for site in sites.values() if site.get("centroids_hash")})
+    stated = sorted(
+        {str(site["centroids_hash"]) for site in sites.values() if site.get("centroids_hash")}
+    )
     values = {"centroids_hash": stated[0], **expected} if stated else expected
     compared = {f"site {number}": site for number, site in sorted(sites.items())}
     _check(compared, values)
@@ -94,4 +105,7 @@ def _check(sites: Mapping[str, Traits], expected: Traits) -> None:
         if differing:
             named = ", ".join(f"{name} has {value}" for name, value in differing.items())
             reference = "another site" if optional and len(sites) > 1 else "the server"
-            raise FederationError(f"{trait.text}: {named}, {reference} {wanted}: {trait.remedy}", setting=trait.setting)
+            raise FederationError(
+                f"{trait.text}: {named}, {reference} {wanted}: {trait.remedy}",
+                setting=trait.setting,
+            )

@@ -1,4 +1,5 @@
-"""From replies to one mean update: what must hold of a reply, and where the updates of a round are gathered."""
+"""From replies to one mean update: what must hold of a reply, and where the updates of a round are
+gathered."""
 
 import logging
 import math
@@ -14,7 +15,13 @@ from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import decode
-from fedhubert.federation.updates.exact_sum import GRID_BITS, ExactSum, PartialSum, UpdateRejected, measure
+from fedhubert.federation.updates.exact_sum import (
+    GRID_BITS,
+    ExactSum,
+    PartialSum,
+    UpdateRejected,
+    measure,
+)
 from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
 from fedhubert.federation.wire.messages import Failure, Trained
 from fedhubert.federation.wire.protocol import Reply
@@ -27,11 +34,13 @@ _NORM_DIGITS = 1e-5
 
 
 def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, float]:
-    """Return how far the clients' updates u_i, of weights w_i and mean m of norm ``mean_norm``, point apart.
+    """Return how far the clients' updates u_i, of weights w_i and mean m of norm ``mean_norm``,
+    point apart.
 
-    ``update_norm`` is the weighted mean of |u_i|, ``mean_update_norm`` is |m|. ``pairwise_cosine`` is the mean cosine of two clients' updates, pairs
-    weighted by w_i |u_i| w_j |u_j|. It follows from norms, since |sum w_i u_i|^2 - sum w_i^2 |u_i|^2 is the sum of w_i w_j <u_i, u_j> over pairs;
-    so no update has to be kept, or looked at twice. It is left out where there is no pair.
+    ``update_norm`` is the weighted mean of |u_i|, ``mean_update_norm`` is |m|. ``pairwise_cosine``
+    is the mean cosine of two clients' updates, pairs weighted by w_i |u_i| w_j |u_j|. It follows
+    from norms, since |sum w_i u_i|^2 - sum w_i^2 |u_i|^2 is the sum of w_i w_j <u_i, u_j> over
+    pairs; so no update has to be kept, or looked at twice. It is left out where there is no pair.
     """
     ordered = [clients[partition] for partition in sorted(clients)]
     total = math.fsum(float(client["weight"]) for client in ordered)
@@ -45,7 +54,8 @@ def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, floa
 
 
 class RoundFold:
-    """Gathers the updates of one round: as a running exact sum, or one by one where the strategy has to see them all.
+    """Gathers the updates of one round: as a running exact sum, or one by one where the strategy
+    has to see them all.
 
     Args:
         config: The strategy, its weights and its codec.
@@ -54,8 +64,10 @@ class RoundFold:
         model: The round's model [P].
         outcome: Filled in as replies come.
         limits: What is believed of the replies.
-        clip_norm: Updates longer than this are scaled down to it, and count one each (differential privacy); None: as they are.
-        total: The sum of the updates accepted, cleared here; of no entry where the strategy has to see them all.
+        clip_norm: Updates longer than this are scaled down to it, and count one each (differential
+            privacy); None: as they are.
+        total: The sum of the updates accepted, cleared here; of no entry where the strategy has to
+            see them all.
         seed: The run's, from which sketches draw their signs.
     """
 
@@ -88,11 +100,14 @@ class RoundFold:
         self._shares = shares
 
     def add(self, reply: Reply[Trained]) -> None:
-        """Take in a reply; anything wrong with it becomes a failure of the clients that the node was asked for."""
+        """Take in a reply; anything wrong with it becomes a failure of the clients that the node
+        was asked for."""
         outcome = self._outcome
         asked = self._shares.get(reply.node_id, [])
         outcome.bytes_up += reply.num_bytes
-        named = {failure.partition: failure for failure in reply.failures if failure.partition in asked}
+        named = {
+            failure.partition: failure for failure in reply.failures if failure.partition in asked
+        }
         whole = next((failure for failure in reply.failures if failure.partition < 0), None)
         code = whole.code if whole else "no_result"
         accepted: set[int] = set()
@@ -101,7 +116,9 @@ class RoundFold:
             try:
                 self._check(answer, set(asked) - set(named) - set(outcome.clients), len(asked))
                 sketches = self._sketches_in(answer)
-                clients = {partition: dict(metrics) for partition, metrics in answer.metrics.items()}
+                clients = {
+                    partition: dict(metrics) for partition, metrics in answer.metrics.items()
+                }
                 contribution = self._read(answer, clients)
                 if not self._limits.holds_back:
                     self._add(contribution)
@@ -115,9 +132,14 @@ class RoundFold:
                 self._sketches.update(sketches)
                 if self._limits.holds_back:
                     self._hold(contribution)
-                outcome.bytes_up_fp32 += 4 * (self._layout.numel * len(accepted) + sum(map(len, sketches.values())))
+                outcome.bytes_up_fp32 += 4 * (
+                    self._layout.numel * len(accepted) + sum(map(len, sketches.values()))
+                )
         others = sorted(set(asked) - set(named) - accepted)
-        outcome.failures += [*named.values(), *(Failure(partition, code, whole.setting if whole else "") for partition in others)]
+        outcome.failures += [
+            *named.values(),
+            *(Failure(partition, code, whole.setting if whole else "") for partition in others),
+        ]
 
     def mean(self) -> torch.Tensor:
         """Return the mean update [P] of the clients accepted; raises ``ValueError`` without any."""
@@ -132,7 +154,8 @@ class RoundFold:
         return mean if factor == 1.0 else mean.mul_(factor)
 
     def _cosines_to(self, mean: torch.Tensor) -> dict[str, float]:
-        """Add to the clients' figures how far each one's update points to where ``mean`` does, by their sketches; return mean and least of it."""
+        """Add to the clients' figures how far each one's update points to where ``mean`` does, by
+        their sketches; return mean and least of it."""
         clients, found = self._outcome.clients, []
         whole = sketch_of(mean, self._seed, self._outcome.number) if self._sketches else None
         for partition, sketch in sorted(self._sketches.items()):
@@ -140,32 +163,54 @@ class RoundFold:
             if cosine is not None:
                 clients[partition]["cosine_to_mean"] = cosine
                 found.append(cosine)
-        return {"cosine_to_mean": math.fsum(found) / len(found), "lowest_cosine_to_mean": min(found)} if found else {}
+        return (
+            {"cosine_to_mean": math.fsum(found) / len(found), "lowest_cosine_to_mean": min(found)}
+            if found
+            else {}
+        )
 
     def _sketches_in(self, answer: Trained) -> dict[int, Sketch]:
-        """Return what a reply has of sketches, by partition; with differential privacy none is looked at."""
+        """Return what a reply has of sketches, by partition; with differential privacy none is
+        looked at."""
         sketches = answer.arrays.get("sketches")
         if sketches is None or self._clip_norm is not None:
             return {}
         shape = (len(answer.metrics), sketch_width(self._layout.numel))
-        if sketches.dtype != np.float32 or sketches.shape != shape or not np.isfinite(sketches).all():
+        if (
+            sketches.dtype != np.float32
+            or sketches.shape != shape
+            or not np.isfinite(sketches).all()
+        ):
             raise UpdateRejected("sketch")
-        return {partition: np.array(sketch, np.float32) for partition, sketch in zip(answer.metrics, sketches, strict=True)}
+        return {
+            partition: np.array(sketch, np.float32)
+            for partition, sketch in zip(answer.metrics, sketches, strict=True)
+        }
 
     def judge(self) -> list[int]:
-        """Drop what is longer than so many of the round's medians; return the clients that fell with another's update, to be asked again.
+        """Drop what is longer than so many of the round's medians; return the clients that fell
+        with another's update, to be asked again.
 
-        Only in rounds before there are norms of earlier ones: see :mod:`fedhubert.federation.rounds.limits`.
+        Only in rounds before there are norms of earlier ones: see
+        :mod:`fedhubert.federation.rounds.limits`.
         """
         clients, fell = self._outcome.clients, list[int]()
         while self._limits.holds_back:
-            limit = self._limits.longest(float(metrics["update_norm"]) for metrics in clients.values())
-            long = {p for p, metrics in clients.items() if limit is not None and float(metrics["update_norm"]) > limit}
+            limit = self._limits.longest(
+                float(metrics["update_norm"]) for metrics in clients.values()
+            )
+            long = {
+                p
+                for p, metrics in clients.items()
+                if limit is not None and float(metrics["update_norm"]) > limit
+            }
             dropped = self._held.take(long)
             if not dropped:
                 if long:
                     log.warning(
-                        "round %d: more long updates than can be held back: clients %s stay", self._outcome.number, sorted(long)
+                        "round %d: more long updates than can be held back: clients %s stay",
+                        self._outcome.number,
+                        sorted(long),
                     )
                 break
             for contribution in dropped:
@@ -216,18 +261,25 @@ class RoundFold:
             self._limits.check(partition, metrics)
 
     def _read(self, answer: Trained, clients: dict[int, Metrics]) -> Contribution:
-        """Return what the reply adds to the round's sum; what ``clients`` say of an update's norm is replaced by what it is."""
+        """Return what the reply adds to the round's sum; what ``clients`` say of an update's norm
+        is replaced by what it is."""
         if "sum" in answer.arrays:
             if self._strategy.needs_every_update:
                 raise UpdateRejected("sum")
             total = tensor_of(answer.arrays["sum"])
             self._check_sum(total, clients)
             norm = max(float(metrics["update_norm"]) for metrics in clients.values())
-            return Contribution(norm, tuple(sorted(clients)), total, sum(int(metrics["weight"]) for metrics in clients.values()))
+            return Contribution(
+                norm,
+                tuple(sorted(clients)),
+                total,
+                sum(int(metrics["weight"]) for metrics in clients.values()),
+            )
         ((partition, metrics),) = clients.items()
         update = decode(self._config.update_codec, answer.arrays, self._layout.shapes)
         if self._clip_norm is not None:
-            update, _ = clipped(update, self._clip_norm)  # whatever the client did, and its codec made of it
+            # whatever the client did, and its codec made of it
+            update, _ = clipped(update, self._clip_norm)
         magnitude = measure(update)
         metrics["update_norm"] = magnitude.norm  # our own figure, whatever the client says
         if not np.isfinite(metrics["update_norm"]):
@@ -237,14 +289,21 @@ class RoundFold:
         return Contribution(magnitude.norm, (partition,), update, int(metrics["weight"]), magnitude)
 
     def _check_sum(self, total: torch.Tensor, clients: Mapping[int, Metrics]) -> None:
-        """Raise :class:`UpdateRejected` for a sum that is longer than its clients' updates, of the norms that they state, can add up to."""
+        """Raise :class:`UpdateRejected` for a sum that is longer than its clients' updates, of the
+        norms that they state, can add up to."""
         if total.shape != (self._layout.numel,) or total.dtype != torch.int64:
             raise UpdateRejected("shape")
-        norm, weight = norm_in_double(total), sum(int(metrics["weight"]) for metrics in clients.values())
+        norm, weight = (
+            norm_in_double(total),
+            sum(int(metrics["weight"]) for metrics in clients.values()),
+        )
         if self._clip_norm is not None and norm > weight * self._clip_norm * 2.0**GRID_BITS:
             raise UpdateRejected("norm")  # its node has not clipped
-        stated = math.fsum(int(metrics["weight"]) * float(metrics["update_norm"]) for metrics in clients.values())
-        rounding = len(clients) * math.sqrt(total.numel())  # half a step of the grid in every entry, twice over
+        stated = math.fsum(
+            int(metrics["weight"]) * float(metrics["update_norm"]) for metrics in clients.values()
+        )
+        # half a step of the grid in every entry, twice over
+        rounding = len(clients) * math.sqrt(total.numel())
         if norm > stated * (1.0 + _NORM_DIGITS) * 2.0**GRID_BITS + rounding:
             raise UpdateRejected("norm")
 

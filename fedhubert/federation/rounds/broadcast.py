@@ -39,7 +39,13 @@ class Broadcast:
         """Encode ``model`` [P]."""
         codec, shapes = federation.config.federated.broadcast_codec, federation.layout.shapes
         arrays = encode(codec, model, shapes)
-        return cls(federation, targets_key, arrays["update"], publish(arrays["update"]), decode(codec, arrays, shapes))
+        return cls(
+            federation,
+            targets_key,
+            arrays["update"],
+            publish(arrays["update"]),
+            decode(codec, arrays, shapes),
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -55,7 +61,8 @@ class Broadcast:
         positions: Mapping[int, int],
         **more: object,
     ) -> Message:
-        """Return a message of round ``number`` that brings the model with an instruction of ``kind``; ``more``: its fields beside those of all."""
+        """Return a message of round ``number`` that brings the model with an instruction of
+        ``kind``; ``more``: its fields beside those of all."""
         federated = self.federation.config.federated
         fields = {
             "partitions": tuple(partitions),
@@ -70,5 +77,9 @@ class Broadcast:
         instruction = kind.model_validate({**fields, **more})
         timeout_s = federated.round_timeout_s
         return self.federation.message(
-            node, instruction, group=str(number), timeout_s=timeout_s, published={"model": self.published}
+            node,
+            instruction,
+            group=str(number),
+            timeout_s=timeout_s,
+            published={"model": self.published},
         )

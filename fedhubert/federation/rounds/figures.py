@@ -25,7 +25,8 @@ def round_event(outcome: RoundOutcome, objective: ObjectiveSpec) -> Event:
         "train": {
             "model_round": outcome.number - 1,
             **objective.figures(_sums(outcome, "train_")),
-            "audio_s": math.fsum(client["train_audio_s"] for client in clients),  # whatever the order
+            # whatever the order
+            "audio_s": math.fsum(client["train_audio_s"] for client in clients),
             "steps": int(sum(client["train_steps"] for client in clients)),
         },
         "validation": validation_figures(outcome, objective, model_round=outcome.number - 1),
@@ -43,8 +44,11 @@ def round_event(outcome: RoundOutcome, objective: ObjectiveSpec) -> Event:
     }
 
 
-def final_event(outcome: RoundOutcome, objective: ObjectiveSpec, *, num_rounds: int, best_round: int) -> Event:
-    """Return the last line of ``metrics.jsonl``: how the final model does on every client's validation split."""
+def final_event(
+    outcome: RoundOutcome, objective: ObjectiveSpec, *, num_rounds: int, best_round: int
+) -> Event:
+    """Return the last line of ``metrics.jsonl``: how the final model does on every client's
+    validation split."""
     return {
         "event": "final",
         "round": outcome.number,
@@ -62,28 +66,45 @@ def data_summary(partitions: Mapping[int, Metrics]) -> dict[str, int | float]:
     about = partitions.values()
     return {
         "clients": len(about),
-        "utterances": int(sum(client["train_utterances"] + client["validation_utterances"] for client in about)),
+        "utterances": int(
+            sum(client["train_utterances"] + client["validation_utterances"] for client in about)
+        ),
         "train_audio_s": math.fsum(client["train_audio_s"] for client in about),
         "validation_audio_s": math.fsum(client["validation_audio_s"] for client in about),
     }
 
 
-def validation_figures(outcome: RoundOutcome, objective: ObjectiveSpec, *, model_round: int) -> dict[str, Any]:
-    """Return the figures over the validation splits of the clients heard, weighted by frames; empty without any."""
+def validation_figures(
+    outcome: RoundOutcome, objective: ObjectiveSpec, *, model_round: int
+) -> dict[str, Any]:
+    """Return the figures over the validation splits of the clients heard, weighted by frames; empty
+    without any."""
     sums = _sums(outcome, "validation_")
     if not sums.get(objective.counted):
         return {}
-    figures = {"model_round": model_round, **objective.figures(sums), "clients": len(outcome.clients)}
-    own = [objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()]
+    figures = {
+        "model_round": model_round,
+        **objective.figures(sums),
+        "clients": len(outcome.clients),
+    }
+    own = [
+        objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()
+    ]
     heard = [each for each in own if each.get(objective.counted)]
     names = [name for name in ("loss", "masked_accuracy") if name in figures]
-    return {**figures, "median": {name: statistics.median(each[name] for each in heard) for name in names}}
+    return {
+        **figures,
+        "median": {name: statistics.median(each[name] for each in heard) for name in names},
+    }
 
 
 def fairness_of(outcome: RoundOutcome, objective: ObjectiveSpec) -> dict[str, Any]:
-    """Return how evenly the model scored serves the clients heard (see :func:`~fedhubert.reporting.fairness.fairness`): by their masked accuracy,
-    or by their loss where there is none."""
-    scores = [objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()]
+    """Return how evenly the model scored serves the clients heard (see
+    :func:`~fedhubert.reporting.fairness.fairness`): by their masked accuracy, or by their loss
+    where there is none."""
+    scores = [
+        objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()
+    ]
     scores = [score for score in scores if score.get(objective.counted)]
     for figure, better in (("masked_accuracy", True), ("loss", False)):
         values = [score[figure] for score in scores if figure in score]
@@ -93,11 +114,16 @@ def fairness_of(outcome: RoundOutcome, objective: ObjectiveSpec) -> dict[str, An
 
 
 def check_figures(metrics: Mapping[str, int | float], objective: ObjectiveSpec) -> None:
-    """Raise ``ValueError`` if a client's numbers are out of range, or no figures can be made of its sums."""
+    """Raise ``ValueError`` if a client's numbers are out of range, or no figures can be made of its
+    sums."""
     if not all(abs(value) < LARGEST for value in metrics.values()):  # nor NaN
         raise ValueError("numbers out of range")
     for prefix in ("train_", "validation_"):
-        sums = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+        sums = {
+            name.removeprefix(prefix): value
+            for name, value in metrics.items()
+            if name.startswith(prefix)
+        }
         if sums:
             try:
                 objective.figures(sums)
@@ -107,11 +133,14 @@ def check_figures(metrics: Mapping[str, int | float], objective: ObjectiveSpec) 
 
 def said(figures: Mapping[str, Any], objective: ObjectiveSpec) -> str:
     """Return the figures in a few words, the objective's own."""
-    return " ".join(f"{word} {figures[name]:.4f}" for name, word in objective.words.items() if name in figures)
+    return " ".join(
+        f"{word} {figures[name]:.4f}" for name, word in objective.words.items() if name in figures
+    )
 
 
 def _sums(outcome: RoundOutcome, prefix: str) -> dict[str, float]:
-    """Add the clients' figures up, in partition order, so that sums do not depend on who answered first."""
+    """Add the clients' figures up, in partition order, so that sums do not depend on who answered
+    first."""
     sums: dict[str, float] = {}
     for partition in sorted(outcome.clients):
         for name, value in _sums_of(outcome.clients[partition], prefix).items():
@@ -120,20 +149,31 @@ def _sums(outcome: RoundOutcome, prefix: str) -> dict[str, float]:
 
 
 def _sums_of(client: Metrics, prefix: str) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in client.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in client.items()
+        if name.startswith(prefix)
+    }
 
 
 def per_client(outcome: RoundOutcome) -> list[dict[str, Any]]:
-    return [{"partition": partition, **outcome.clients[partition]} for partition in sorted(outcome.clients)]
+    return [
+        {"partition": partition, **outcome.clients[partition]}
+        for partition in sorted(outcome.clients)
+    ]
 
 
 def failed(outcome: RoundOutcome) -> list[dict[str, Any]]:
     ordered = sorted(outcome.failures, key=lambda failure: (failure.partition, failure.code))
-    return [{"partition": item.partition, "code": item.code, "setting": item.setting} for item in ordered]
+    return [
+        {"partition": item.partition, "code": item.code, "setting": item.setting}
+        for item in ordered
+    ]
 
 
 def brief(event: Event, *, clients_figures: bool = True) -> Event:
-    """The part of a round's event that checkpoints carry: no timings, so that equal runs have equal checkpoints.
+    """The part of a round's event that checkpoints carry: no timings, so that equal runs have equal
+    checkpoints.
 
     Without ``clients_figures`` nothing in it is measured on clients, or tells how many took part.
     """

@@ -1,7 +1,8 @@
 """Which clients each round accepted, written down before the model moves.
 
-Where a deadline or over-committing chose them, a run that is killed and resumed must choose the same: rounds after the checkpoint that are
-in the journal are replayed with exactly the clients, and the number of local steps, that are written there.
+Where a deadline or over-committing chose them, a run that is killed and resumed must choose the
+same: rounds after the checkpoint that are in the journal are replayed with exactly the clients, and
+the number of local steps, that are written there.
 """
 
 import json
@@ -22,7 +23,8 @@ class Entry:
     Attributes:
         steps: Accepted partition -> optimiser steps that it took.
         failures: (partition, code, setting) of those that failed.
-        release: With differential privacy, the name of what was released (:class:`fedhubert.federation.privacy.mechanism.Release`).
+        release: With differential privacy, the name of what was released
+            (:class:`fedhubert.federation.privacy.mechanism.Release`).
     """
 
     round: int
@@ -57,13 +59,15 @@ class Journal:
         return {number: len(tags) for number, tags in self._releases.items()}
 
     def write(self, entry: Entry) -> None:
-        """Append ``entry`` and force it to the disk; raises :class:`CheckpointError` when it cannot be written."""
+        """Append ``entry`` and force it to the disk; raises :class:`CheckpointError` when it cannot
+        be written."""
         self._keep(entry)
         try:
             append_durably(self._path, json.dumps(asdict(entry)))
         except OSError as error:
             raise CheckpointError(
-                f"cannot write to {self._path}: {error.strerror}; free some space there and resume", setting="checkpoint_dir"
+                f"cannot write to {self._path}: {error.strerror}; free some space there and resume",
+                setting="checkpoint_dir",
             ) from None
 
     def clear(self) -> None:
@@ -83,7 +87,10 @@ def _entry(values: Mapping[str, Any]) -> Entry:
         int(values["round"]),
         [int(partition) for partition in values["asked"]],
         {int(partition): int(steps) for partition, steps in values["steps"].items()},
-        [Failure(int(item["partition"]), str(item["code"]), str(item["setting"])) for item in values["failures"]],
+        [
+            Failure(int(item["partition"]), str(item["code"]), str(item["setting"]))
+            for item in values["failures"]
+        ],
         {str(name): int(count) for name, count in values["bytes"].items()},
         str(values.get("release", "")),
     )

@@ -1,11 +1,15 @@
-"""What is believed of a round's replies: bounds of what a client says, and the norms that its update may have.
+"""What is believed of a round's replies: bounds of what a client says, and the norms that its
+update may have.
 
-From the ninth accepted update on an update may be ``federated.max_norm_ratio`` times as long as the median of those accepted before. In the rounds
-until then the median is over those *and the round's own*: the longest updates of such a round (:data:`HELD_BACK` of them) are kept out of its sum
-until all replies are in; then those that are longer than so many medians are dropped, the median is taken over the rest, and so on until none is.
-Which those are depends on the round's set of norms alone: not on the order of arrival, and not on who was dropped, so a replay of the round with
-the clients that it accepted accepts all of them. The sum of a node's clients is held by the longest of them; where one of them is dropped the others
-are asked again. Memory: :data:`HELD_BACK` updates (4 bytes a parameter) or sums (8 bytes), in the first rounds only.
+From the ninth accepted update on an update may be ``federated.max_norm_ratio`` times as long as the
+median of those accepted before. In the rounds until then the median is over those *and the round's
+own*: the longest updates of such a round (:data:`HELD_BACK` of them) are kept out of its sum until
+all replies are in; then those that are longer than so many medians are dropped, the median is taken
+over the rest, and so on until none is. Which those are depends on the round's set of norms alone:
+not on the order of arrival, and not on who was dropped, so a replay of the round with the clients
+that it accepted accepts all of them. The sum of a node's clients is held by the longest of them;
+where one of them is dropped the others are asked again. Memory: :data:`HELD_BACK` updates (4 bytes
+a parameter) or sums (8 bytes), in the first rounds only.
 """
 
 import heapq
@@ -28,7 +32,8 @@ from fedhubert.objectives.spec import ObjectiveSpec, spec_of
 from fedhubert.training.parameters import ParameterLayout
 
 HELD_BACK = 4
-"""Updates, or sums of a node's, of a round that are kept out of its sum until the round's median is known."""
+"""Updates, or sums of a node's, of a round that are kept out of its sum until the round's median is
+known."""
 _FEWEST_NORMS = 3
 """A median of fewer says nothing of any of them."""
 
@@ -41,7 +46,8 @@ class RoundLimits:
         config: The run's.
         partitions: What the clients' sites described.
         weight: The most that an update weighs; None: what its client's data allows.
-        norm: Updates longer than this are dropped as they arrive; None: earlier rounds do not tell yet.
+        norm: Updates longer than this are dropped as they arrive; None: earlier rounds do not tell
+            yet.
         norms: Norms accepted in earlier rounds.
         most_held: Updates that may be held back in a round that has no ``norm``.
     """
@@ -60,16 +66,24 @@ class RoundLimits:
 
     @property
     def holds_back(self) -> bool:
-        """Whether the round's own median decides; never with differential privacy, where nobody decides of another's update."""
-        return self.norm is None and bool(self.config.federated.max_norm_ratio) and not self.config.privacy.enabled
+        """Whether the round's own median decides; never with differential privacy, where nobody
+        decides of another's update."""
+        return (
+            self.norm is None
+            and bool(self.config.federated.max_norm_ratio)
+            and not self.config.privacy.enabled
+        )
 
     def check(self, partition: int, metrics: Metrics) -> None:
-        """Raise :class:`UpdateRejected` where a client says more of its round than its data allows."""
+        """Raise :class:`UpdateRejected` where a client says more of its round than its data
+        allows."""
         about = self.partitions.get(partition)
         if about is None:
             raise UpdateRejected("partition")
         bounds = training_bounds(self.config, about, self.weight)
-        if not 1 <= int(metrics["weight"]) <= bounds.weight or metrics["weight"] != int(metrics["weight"]):
+        if not 1 <= int(metrics["weight"]) <= bounds.weight or metrics["weight"] != int(
+            metrics["weight"]
+        ):
             raise UpdateRejected("weight")
         if not 1 <= int(metrics["train_steps"]) <= bounds.steps:
             raise UpdateRejected("steps")
@@ -87,17 +101,30 @@ class RoundLimits:
             raise UpdateRejected("norm")
 
     def check_scores(self, partition: int, metrics: Metrics) -> None:
-        """Raise ``ValueError`` where a client's validation figures are out of range, or over more audio than it has."""
-        check_sums(self.config, sums_of(metrics, "validation_"), float(self.partitions[partition].get("validation_audio_s", 0.0)))
+        """Raise ``ValueError`` where a client's validation figures are out of range, or over more
+        audio than it has."""
+        check_sums(
+            self.config,
+            sums_of(metrics, "validation_"),
+            float(self.partitions[partition].get("validation_audio_s", 0.0)),
+        )
 
     def longest(self, norms: Iterable[float]) -> float | None:
-        """Return the longest update to accept in a round of these ``norms``; None where they are too few to tell."""
+        """Return the longest update to accept in a round of these ``norms``; None where they are
+        too few to tell."""
         pool = [*self.norms, *norms]
-        return self.config.federated.max_norm_ratio * statistics.median(pool) if len(pool) >= _FEWEST_NORMS else None
+        return (
+            self.config.federated.max_norm_ratio * statistics.median(pool)
+            if len(pool) >= _FEWEST_NORMS
+            else None
+        )
 
 
-def usable_scores(reply: Reply[Scored], asked: Collection[int], limits: RoundLimits) -> tuple[dict[int, Metrics], list[Failure]]:
-    """Return the scores of a reply's partitions, and which of those asked failed; scores that cannot be are ``malformed``."""
+def usable_scores(
+    reply: Reply[Scored], asked: Collection[int], limits: RoundLimits
+) -> tuple[dict[int, Metrics], list[Failure]]:
+    """Return the scores of a reply's partitions, and which of those asked failed; scores that
+    cannot be are ``malformed``."""
     scores, failures = {}, list(reply.failures)
     for partition, metrics in reply.metrics.items():
         if partition not in asked:
@@ -114,13 +141,24 @@ def usable_scores(reply: Reply[Scored], asked: Collection[int], limits: RoundLim
 
 def sums_of(metrics: Metrics, prefix: str) -> dict[str, float]:
     """Return the figures whose names begin with ``prefix``, without it."""
-    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    }
 
 
 def asked_for(config: Config, layout: ParameterLayout, partitions: list[int]) -> Asked:
-    """Return what may come of a node that trains ``partitions``: one update, or the sum of several."""
-    codec, sketches = config.federated.update_codec, 4 * len(partitions) * sketch_width(layout.numel)
-    arrays = {"update": num_bytes(codec, layout.shapes), "scales": 4 * sum(shape[0] if shape else 1 for shape in layout.shapes)}
+    """Return what may come of a node that trains ``partitions``: one update, or the sum of
+    several."""
+    codec, sketches = (
+        config.federated.update_codec,
+        4 * len(partitions) * sketch_width(layout.numel),
+    )
+    arrays = {
+        "update": num_bytes(codec, layout.shapes),
+        "scales": 4 * sum(shape[0] if shape else 1 for shape in layout.shapes),
+    }
     if len(partitions) > 1:
         arrays = {"sum": 8 * layout.numel}
     return Asked(partitions, {**arrays, "sketches": sketches})
@@ -128,7 +166,8 @@ def asked_for(config: Config, layout: ParameterLayout, partitions: list[int]) ->
 
 @dataclass(frozen=True, order=True)
 class Contribution:
-    """What goes into a round's sum at once: a client's update, or the sum [P] of several clients; ``norm``: of the longest of them."""
+    """What goes into a round's sum at once: a client's update, or the sum [P] of several clients;
+    ``norm``: of the longest of them."""
 
     norm: float
     partitions: tuple[int, ...]
@@ -144,12 +183,14 @@ class HeldBack:
         self._most, self._heap = max(0, most), list[Contribution]()
 
     def push(self, contribution: Contribution) -> Contribution | None:
-        """Keep ``contribution``; returns the shortest of those held where they have become too many."""
+        """Keep ``contribution``; returns the shortest of those held where they have become too
+        many."""
         heapq.heappush(self._heap, contribution)
         return heapq.heappop(self._heap) if len(self._heap) > self._most else None
 
     def take(self, partitions: Iterable[int]) -> list[Contribution]:
-        """Return the contributions that have any of ``partitions`` in them, and hold them no more."""
+        """Return the contributions that have any of ``partitions`` in them, and hold them no
+        more."""
         wanted = set(partitions)
         taken = [item for item in self._heap if wanted & set(item.partitions)]
         self._heap = [item for item in self._heap if not wanted & set(item.partitions)]

@@ -1,4 +1,5 @@
-"""The rounds of a run, one after the other; and the score of a model on every client's validation split."""
+"""The rounds of a run, one after the other; and the score of a model on every client's validation
+split."""
 
 import logging
 import time
@@ -18,17 +19,22 @@ from fedhubert.federation.wire.protocol import Asked
 log = logging.getLogger("fedhubert")
 
 AfterRound = Callable[[RoundResult, float], str]
-"""Told of every finished round and when it began (``time.monotonic``): books it; returns why the run ends here, or an empty string."""
+"""Told of every finished round and when it began (``time.monotonic``): books it; returns why the
+run ends here, or an empty string."""
 
 
-def run_rounds(rounds: Rounds, model: torch.Tensor, first: int, last: int, after_round: AfterRound) -> torch.Tensor:
+def run_rounds(
+    rounds: Rounds, model: torch.Tensor, first: int, last: int, after_round: AfterRound
+) -> torch.Tensor:
     """Play rounds ``first`` to ``last`` from ``model`` [P] on; return the last model.
 
-    Each round chooses whom to ask, asks them, aggregates their replies, writes the journal, and steps; ``after_round`` evaluates and saves.
+    Each round chooses whom to ask, asks them, aggregates their replies, writes the journal, and
+    steps; ``after_round`` evaluates and saves.
 
     Raises:
         RunInterrupted: asked to stop; rounds that ``after_round`` was told of are finished.
-        StepNotFinite, FederationError, CheckpointError: as :meth:`~fedhubert.federation.rounds.round.Round.finish`.
+        StepNotFinite, FederationError, CheckpointError: as
+            :meth:`~fedhubert.federation.rounds.round.Round.finish`.
     """
     for number in range(first, last + 1):
         started = time.monotonic()
@@ -44,12 +50,18 @@ def run_rounds(rounds: Rounds, model: torch.Tensor, first: int, last: int, after
 def score_everywhere(
     federation: Federation, targets_key: str, state: RoundState, model: torch.Tensor, number: int
 ) -> RoundOutcome:
-    """Have every connected client score ``model`` [P], that of round ``number``, on its whole validation split."""
+    """Have every connected client score ``model`` [P], that of round ``number``, on its whole
+    validation split."""
     outcome = RoundOutcome(number, sorted(federation.connected))
     broadcast = Broadcast.of(federation, targets_key, model)
     shares, limits = federation.everyone(), RoundLimits(federation.config, federation.partitions)
-    messages = (broadcast.message(node, Evaluate, partitions, number, state.positions) for node, partitions in shares.items())
-    for message in federation.grid.send_and_receive(messages, timeout=federation.config.federated.round_timeout_s):
+    messages = (
+        broadcast.message(node, Evaluate, partitions, number, state.positions)
+        for node, partitions in shares.items()
+    )
+    for message in federation.grid.send_and_receive(
+        messages, timeout=federation.config.federated.round_timeout_s
+    ):
         asked = shares.get(message.metadata.src_node_id, [])
         reply = federation.read(message, Scored, Asked(asked))
         scores, failures = usable_scores(reply, asked, limits)

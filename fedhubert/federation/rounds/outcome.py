@@ -12,12 +12,14 @@ _BYTES = ("bytes_down", "bytes_up", "bytes_down_fp32", "bytes_up_fp32")
 
 @dataclass
 class RoundOutcome:
-    """What happened in a round: per-partition metrics of the clients whose updates were folded, and who failed and why.
+    """What happened in a round: per-partition metrics of the clients whose updates were folded, and
+    who failed and why.
 
-    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32. ``drift`` is
-    :func:`~fedhubert.federation.rounds.aggregate.drift_of`'s (not where the strategy looks at every update) with the cosines to the mean, which stand
-    in ``clients``, too; empty with differential privacy: it would tell of the sum without its noise.
-    ``privacy`` is empty without differential privacy.
+    ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32.
+    ``drift`` is :func:`~fedhubert.federation.rounds.aggregate.drift_of`'s (not where the strategy
+    looks at every update) with the cosines to the mean, which stand in ``clients``, too; empty with
+    differential privacy: it would tell of the sum without its noise. ``privacy`` is empty without
+    differential privacy.
     """
 
     number: int

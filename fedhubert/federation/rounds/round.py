@@ -32,12 +32,14 @@ ClientsDone = Callable[[int, int, int], None]
 
 
 class StepNotFinite(FederationError):
-    """The server optimiser's step failed: its state is ahead of the model, and nothing may be saved of it."""
+    """The server optimiser's step failed: its state is ahead of the model, and nothing may be saved
+    of it."""
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A finished round: what came of it, the model [P] that it began with, and the one that it ended with."""
+    """A finished round: what came of it, the model [P] that it began with, and the one that it
+    ended with."""
 
     outcome: RoundOutcome
     before: torch.Tensor
@@ -52,9 +54,11 @@ class Rounds:
         federation: The connected nodes.
         optimizer: The run's strategy, with its state.
         state: What earlier rounds left; advanced as rounds are accepted.
-        journal: Where the accepted clients are written before each step; rounds already in it are replayed as they went.
+        journal: Where the accepted clients are written before each step; rounds already in it are
+            replayed as they went.
         targets_key: Names the labels on the sites.
-        checkpoints: Returns the rounds that a resume may go back to, for which sites keep their state.
+        checkpoints: Returns the rounds that a resume may go back to, for which sites keep their
+            state.
         privacy: Draws the cohorts and adds the noise; None: no differential privacy.
         on_client: Progress callback.
     """
@@ -72,17 +76,23 @@ class Rounds:
 
     def __post_init__(self) -> None:
         self.keeps_state = client_job(self.federation.config).keeps_state
-        self.total = ExactSum(0 if self.optimizer.needs_every_update else self.federation.layout.numel)
+        self.total = ExactSum(
+            0 if self.optimizer.needs_every_update else self.federation.layout.numel
+        )
 
     def run(self, number: int, model: torch.Tensor) -> RoundResult:
-        """Play round ``number`` from ``model`` [P] on; raises what :meth:`Round.finish` raises, and :class:`RunInterrupted`."""
+        """Play round ``number`` from ``model`` [P] on; raises what :meth:`Round.finish` raises, and
+        :class:`RunInterrupted`."""
         opened = Round(self, number, model)
         timeout_s = self.federation.config.federated.round_timeout_s
-        return opened.finish(self.federation.grid.send_and_receive(opened.messages(), timeout=timeout_s))
+        return opened.finish(
+            self.federation.grid.send_and_receive(opened.messages(), timeout=timeout_s)
+        )
 
 
 class Round:
-    """A round that is being played: :meth:`messages` are to be sent, and :meth:`finish` takes their replies."""
+    """A round that is being played: :meth:`messages` are to be sent, and :meth:`finish` takes their
+    replies."""
 
     def __init__(self, rounds: Rounds, number: int, model: torch.Tensor) -> None:
         self.rounds, self._federation, self._model = rounds, rounds.federation, model
@@ -112,13 +122,19 @@ class Round:
 
     def messages(self) -> Iterator[Message]:
         """Return one message per node that hosts some of those who are asked first."""
-        return self._ask(self._wanted if self._replayed else math.ceil(self._wanted * self._federated.over_commit))
+        return self._ask(
+            self._wanted
+            if self._replayed
+            else math.ceil(self._wanted * self._federated.over_commit)
+        )
 
     def finish(self, replies: Iterable[Message]) -> RoundResult:
-        """Take in the replies one at a time, ask again where they are too few, write the journal, and step the server optimiser.
+        """Take in the replies one at a time, ask again where they are too few, write the journal,
+        and step the server optimiser.
 
         Raises:
-            FederationError: fewer usable updates than the quorum; the model stays that of the last round.
+            FederationError: fewer usable updates than the quorum; the model stays that of the last
+                round.
             StepNotFinite: the step was taken and cannot be used.
             CheckpointError: the journal cannot be written.
         """
@@ -140,10 +156,14 @@ class Round:
     def _step(self) -> torch.Tensor:
         """Write the journal, then move the model; return the new one [P]."""
         outcome, privacy = self._outcome, self._privacy
-        release = privacy.release(outcome.number, self._fold.total, outcome.clients) if privacy else None
+        release = (
+            privacy.release(outcome.number, self._fold.total, outcome.clients) if privacy else None
+        )
         self._write_journal(release.tag if release else "")
         mean = release.mean if release else self._fold.mean()
-        updated = self.rounds.optimizer.step(self._model, mean, server_share(self._federated, outcome.number))
+        updated = self.rounds.optimizer.step(
+            self._model, mean, server_share(self._federated, outcome.number)
+        )
         if not math.isfinite(measure(updated).peak):
             raise StepNotFinite(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
@@ -159,7 +179,11 @@ class Round:
         config, state = self._federation.config, self.rounds.state
         if not state.median_client:
             state.median_client = median_client(self._federation.partitions)
-        dropped = [failure for failure in (self._replayed.failures if self._replayed else ()) if failure.code == "update_norm"]
+        dropped = [
+            failure
+            for failure in (self._replayed.failures if self._replayed else ())
+            if failure.code == "update_norm"
+        ]
         return RoundLimits(
             config,
             self._federation.partitions,
@@ -170,14 +194,17 @@ class Round:
         )
 
     def _choose(self) -> tuple[list[int], int]:
-        """Return the partitions in the order in which the round asks them, and how many it wants."""
+        """Return the partitions in the order in which the round asks them, and how many it
+        wants."""
         number = self._outcome.number
         if self._replayed:
             return sorted(self._replayed.steps), len(self._replayed.steps)
         if self._privacy:
             cohort = self._privacy.cohort(number)
             away = set(cohort) - self._federation.connected
-            self._outcome.failures = [Failure(partition, "not_connected") for partition in sorted(away)]
+            self._outcome.failures = [
+                Failure(partition, "not_connected") for partition in sorted(away)
+            ]
             return cohort, len(cohort)
         return asking_order(self._federation.config, number), self._federated.clients_per_round
 
@@ -192,7 +219,10 @@ class Round:
         """Return messages to those of ``asked`` that are connected."""
         outcome = self._outcome
         outcome.asked += [partition for partition in asked if partition not in outcome.asked]
-        load = {partition: float(about["train_audio_s"]) for partition, about in self._federation.partitions.items()}
+        load = {
+            partition: float(about["train_audio_s"])
+            for partition, about in self._federation.partitions.items()
+        }
         self._shares = assign_to_nodes(asked, self._federation.hosts, load)
         self._fold.expect(self._shares)
         outcome.bytes_down += len(self._shares) * self._broadcast.num_bytes
@@ -201,25 +231,37 @@ class Round:
 
     def _message(self, node: int, partitions: list[int]) -> Message:
         state = self.rounds.state
-        more: dict[str, object] = {"attempt": self._attempt, "norm_limit": self._limits.norm, "weight_limit": self._limits.weight}
+        more: dict[str, object] = {
+            "attempt": self._attempt,
+            "norm_limit": self._limits.norm,
+            "weight_limit": self._limits.weight,
+        }
         if self._privacy:
             more["clip_norm"] = self._privacy.clip_norm
         if self._replayed:
             more["steps"] = {partition: self._replayed.steps[partition] for partition in partitions}
         if self.rounds.keeps_state:
-            more["site_rounds"] = {partition: state.site_rounds.get(partition, 0) for partition in partitions}
+            more["site_rounds"] = {
+                partition: state.site_rounds.get(partition, 0) for partition in partitions
+            }
             more["checkpoints"] = tuple(self.rounds.checkpoints())
-        return self._broadcast.message(node, Train, partitions, self._outcome.number, state.positions, **more)
+        return self._broadcast.message(
+            node, Train, partitions, self._outcome.number, state.positions, **more
+        )
 
     def _gather(self, replies: Iterable[Message]) -> None:
         """Fold replies until the round has enough, or all are in, or the deadline has passed."""
         outcome, unheard = self._outcome, set(self._shares)
         for message in replies:
             asked = self._shares.get(message.metadata.src_node_id, [])
-            reply = self._federation.read(message, Trained, asked_for(self._federation.config, self._federation.layout, asked))
+            reply = self._federation.read(
+                message, Trained, asked_for(self._federation.config, self._federation.layout, asked)
+            )
             unheard.discard(reply.node_id)
             self._fold.add(reply)
-            self.rounds.on_client(outcome.number, min(len(outcome.clients), self._wanted), self._wanted)
+            self.rounds.on_client(
+                outcome.number, min(len(outcome.clients), self._wanted), self._wanted
+            )
             if len(outcome.clients) >= self._wanted and unheard:
                 close = getattr(replies, "close", None)
                 if close is not None:
@@ -227,17 +269,31 @@ class Round:
                 unheard.clear()  # over-committed: the others are not needed, and have not failed
                 break
         self._silent |= unheard
-        outcome.failures += [Failure(partition, "no_answer") for node in sorted(unheard) for partition in self._shares[node]]
+        outcome.failures += [
+            Failure(partition, "no_answer")
+            for node in sorted(unheard)
+            for partition in self._shares[node]
+        ]
 
         if fell := self._fold.judge():
             self._attempt += 1
             messages = self._ask_for(fell)
-            self._gather(self._federation.grid.send_and_receive(messages, timeout=self._federated.round_timeout_s))
+            self._gather(
+                self._federation.grid.send_and_receive(
+                    messages, timeout=self._federated.round_timeout_s
+                )
+            )
 
     def _set_aside_silent(self) -> None:
-        """Do not wait again for nodes that have let the round wait out its time, where the others suffice."""
+        """Do not wait again for nodes that have let the round wait out its time, where the others
+        suffice."""
         hosts = self._federation.hosts
-        others = {partition for node, hosted in hosts.items() if node not in self._silent for partition in hosted}
+        others = {
+            partition
+            for node, hosted in hosts.items()
+            if node not in self._silent
+            for partition in hosted
+        }
         if len(others) >= self._federated.quorum:
             self._federation.set_aside(self._silent)
 
@@ -258,7 +314,9 @@ class Round:
         outcome = self._outcome
         missing = self._wanted - len(outcome.clients)
         if not set(self._queue) & self._federation.connected:
-            self._queue = [partition for partition in outcome.asked if partition not in outcome.clients]
+            self._queue = [
+                partition for partition in outcome.asked if partition not in outcome.clients
+            ]
         log.warning(
             "round %d: %d usable updates, %d wanted; asking again (%d of %d). %s",
             outcome.number,
@@ -269,7 +327,11 @@ class Round:
             describe_failures(outcome.failures),
         )
         messages = self._ask(missing)
-        self._gather(self._federation.grid.send_and_receive(messages, timeout=self._federated.round_timeout_s))
+        self._gather(
+            self._federation.grid.send_and_receive(
+                messages, timeout=self._federated.round_timeout_s
+            )
+        )
 
     def _check_quorum(self) -> None:
         outcome, needed = self._outcome, self._federated.quorum
@@ -285,9 +347,12 @@ class Round:
             )
 
     def _check_not_silent(self) -> None:
-        """With differential privacy a round of noise alone is one like any other; a row of them in which clients were asked has broken down."""
+        """With differential privacy a round of noise alone is one like any other; a row of them in
+        which clients were asked has broken down."""
         rounds, outcome = self.rounds, self._outcome
-        rounds.silent_rounds = rounds.silent_rounds + 1 if self._wanted and not outcome.clients else 0
+        rounds.silent_rounds = (
+            rounds.silent_rounds + 1 if self._wanted and not outcome.clients else 0
+        )
         if rounds.silent_rounds > self._federated.round_retries:
             raise FederationError(
                 f"round {outcome.number}: no usable update in {rounds.silent_rounds} rounds in a row (federated.round_retries), only noise. "
@@ -296,7 +361,8 @@ class Round:
             )
 
     def _write_journal(self, release: str) -> None:
-        """Make the accepted set, and the name of what is ``release``d of it, durable; or, in a replay, check that they are those of before."""
+        """Make the accepted set, and the name of what is ``release``d of it, durable; or, in a
+        replay, check that they are those of before."""
         outcome, replayed = self._outcome, self._replayed
         if replayed and set(outcome.clients) == set(replayed.steps):
             outcome.asked, outcome.failures = list(replayed.asked), list(replayed.failures)
@@ -313,7 +379,17 @@ class Round:
                 sorted(outcome.clients),
             )
         if self.rounds.journal:
-            steps = {partition: int(outcome.clients[partition]["train_steps"]) for partition in sorted(outcome.clients)}
+            steps = {
+                partition: int(outcome.clients[partition]["train_steps"])
+                for partition in sorted(outcome.clients)
+            }
             self.rounds.journal.write(
-                Entry(outcome.number, outcome.asked, steps, outcome.failures, outcome.byte_counts(), release)
+                Entry(
+                    outcome.number,
+                    outcome.asked,
+                    steps,
+                    outcome.failures,
+                    outcome.byte_counts(),
+                    release,
+                )
             )

@@ -13,14 +13,16 @@ _NORMS_KEPT, _NORMS_NEEDED = 64, 8
 
 @dataclass
 class RoundState:
-    """What a round hands to the next besides the model and the server optimiser; kept in checkpoints.
+    """What a round hands to the next besides the model and the server optimiser; kept in
+    checkpoints.
 
     Attributes:
         positions: Partition -> micro-batches consumed so far.
-        site_rounds: Partition -> the last round whose update of it was accepted: the version of its site's state to go on from.
+        site_rounds: Partition -> the last round whose update of it was accepted: the version of its
+            site's state to go on from.
         norms: Norms of the updates accepted last, oldest first.
-        median_client: Medians of what the clients of the first round were described to have: what weights are limited by for the rest of the run,
-            whoever comes and goes.
+        median_client: Medians of what the clients of the first round were described to have: what
+            weights are limited by for the rest of the run, whoever comes and goes.
     """
 
     positions: dict[int, int] = field(default_factory=dict)
@@ -53,14 +55,22 @@ class RoundState:
         """Book a round whose model has been accepted."""
         for partition in sorted(outcome.clients):
             metrics = outcome.clients[partition]
-            self.positions[partition] = self.positions.get(partition, 0) + int(metrics["train_micro_batches"])
+            self.positions[partition] = self.positions.get(partition, 0) + int(
+                metrics["train_micro_batches"]
+            )
             self.site_rounds[partition] = outcome.number
             self.norms.append(float(metrics["update_norm"]))
         for failure in outcome.failures:
             if failure.code == STATE_MISSING:
-                self.site_rounds[failure.partition] = 0  # it has lost its state: next time it begins afresh
+                # it has lost its state: next time it begins afresh
+                self.site_rounds[failure.partition] = 0
         del self.norms[:-_NORMS_KEPT]
 
     def norm_limit(self, ratio: float) -> float | None:
-        """Return the longest update to accept: ``ratio`` times the median of those accepted before; None without enough of them."""
-        return ratio * statistics.median(self.norms) if ratio and len(self.norms) >= _NORMS_NEEDED else None
+        """Return the longest update to accept: ``ratio`` times the median of those accepted before;
+        None without enough of them."""
+        return (
+            ratio * statistics.median(self.norms)
+            if ratio and len(self.norms) >= _NORMS_NEEDED
+            else None
+        )

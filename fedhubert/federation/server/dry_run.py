@@ -1,4 +1,5 @@
-"""``dry_run=true``: connect to the sites, check them, say what each client would bring, and train nothing."""
+"""``dry_run=true``: connect to the sites, check them, say what each client would bring, and train
+nothing."""
 
 import threading
 from collections.abc import Mapping
@@ -17,8 +18,11 @@ from fedhubert.targets.extractor import Extractor
 from fedhubert.training.parameters import ParameterLayout
 
 
-def describe_federation(grid: Grid, config: Config, *, stop: threading.Event | None = None) -> Table:
-    """Connect to all sites and check them as a run would; return a table of what each client would bring. Writes and trains nothing.
+def describe_federation(
+    grid: Grid, config: Config, *, stop: threading.Event | None = None
+) -> Table:
+    """Connect to all sites and check them as a run would; return a table of what each client would
+    bring. Writes and trains nothing.
 
     Raises:
         FedhubertError: what would stop the run before its first round, by name.
@@ -28,16 +32,32 @@ def describe_federation(grid: Grid, config: Config, *, stop: threading.Event | N
     federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout)
     Extractor.of(config.targets)
     connect(federation)
-    numbers = {partitions[0]: number for number, partitions in enumerate(federation.hosts.values()) if len(partitions) == 1}
+    numbers = {
+        partitions[0]: number
+        for number, partitions in enumerate(federation.hosts.values())
+        if len(partitions) == 1
+    }
     return partitions_table(federation.partitions, numbers)
 
 
 def partitions_table(partitions: Mapping[int, Metrics], nodes: Mapping[int, int]) -> Table:
-    """Return one row per client: which node would train it, utterances, hours, batches per epoch; and their totals."""
+    """Return one row per client: which node would train it, utterances, hours, batches per epoch;
+    and their totals."""
     table = Table(title="Dry run: what each client would bring; nothing was trained")
-    for name in ("client", "node", "train utterances", "valid. utterances", "train h", "valid. h", "batches per epoch"):
+    for name in (
+        "client",
+        "node",
+        "train utterances",
+        "valid. utterances",
+        "train h",
+        "valid. h",
+        "batches per epoch",
+    ):
         table.add_column(name, justify="right")
-    rows = [(partition, nodes.get(partition, -1), partitions[partition]) for partition in sorted(partitions)]
+    rows = [
+        (partition, nodes.get(partition, -1), partitions[partition])
+        for partition in sorted(partitions)
+    ]
     for partition, node, numbers in rows:
         table.add_row(str(partition), "any" if node < 0 else str(node), *_figures([numbers]))
     table.add_section()

@@ -1,4 +1,5 @@
-"""A new run that goes on from a round of another one, under other settings; where it comes from is written into its checkpoints."""
+"""A new run that goes on from a round of another one, under other settings; where it comes from is
+written into its checkpoints."""
 
 import logging
 from collections.abc import Sequence
@@ -25,10 +26,12 @@ log = logging.getLogger("fedhubert")
 
 
 def fork(source: Path, overrides: Sequence[str], round_number: int | None = None) -> Config:
-    """Make the new run's folder from round ``round_number`` (the newest by default) of the run in ``source``.
+    """Make the new run's folder from round ``round_number`` (the newest by default) of the run in
+    ``source``.
 
-    What the changed settings make meaningless begins anew: positions in the data and labels with other data, the server optimiser's state with
-    another strategy. Sites begin with fresh state. Where the folder has been forked from the same round before, it is left as it is.
+    What the changed settings make meaningless begins anew: positions in the data and labels with
+    other data, the server optimiser's state with another strategy. Sites begin with fresh state.
+    Where the folder has been forked from the same round before, it is left as it is.
 
     Returns:
         The new run's configuration, with ``resume=auto``: training it goes on after the round.
@@ -43,7 +46,11 @@ def fork(source: Path, overrides: Sequence[str], round_number: int | None = None
     check_strategy(config)
     changed = changes(checkpoint["config"], config.model_dump(mode="json"))
     assert found.path is not None
-    entry = {"round": checkpoint["round"], "checkpoint_sha256": sha256_of(found.path), "changed": changed}
+    entry = {
+        "round": checkpoint["round"],
+        "checkpoint_sha256": sha256_of(found.path),
+        "changed": changed,
+    }
     if config.out is None or config.out == checkpoint["config"]["out"]:
         raise ConfigError("give the new run a folder of its own: out=...", setting="out")
     folder = RunFolder.of(config)
@@ -55,27 +62,46 @@ def fork(source: Path, overrides: Sequence[str], round_number: int | None = None
     build_and_load(config, checkpoint["model"])
     source_config = validate(Config, checkpoint["config"])
     resume["privacy"] = fork_privacy(
-        source_config, resume.get("privacy"), Journal(found.path.parent).releases, checkpoint["round"], config
+        source_config,
+        resume.get("privacy"),
+        Journal(found.path.parent).releases,
+        checkpoint["round"],
+        config,
     )
     if config.privacy.enabled:
         create_secret(folder.checkpoints)
-    metrics = {**checkpoint["federated_metrics"], "lineage": [*checkpoint["federated_metrics"].get("lineage", []), entry]}
+    metrics = {
+        **checkpoint["federated_metrics"],
+        "lineage": [*checkpoint["federated_metrics"].get("lineage", []), entry],
+    }
     for event in read_events(source / "metrics.jsonl"):
         if int(event.get("round", 0)) <= checkpoint["round"] and event.get("event") != "final":
             append_event(folder.metrics_file, event)
     plain = config.model_dump(mode="json")
     store.save(
-        checkpoint["round"], checkpoint["model"], config=plain, federated_metrics=metrics, resume=_resume(resume, changed, config)
+        checkpoint["round"],
+        checkpoint["model"],
+        config=plain,
+        federated_metrics=metrics,
+        resume=_resume(resume, changed, config),
     )
-    log.info("forked after round %d of %s; changed: %s", checkpoint["round"], source, ", ".join(changed) or "nothing")
+    log.info(
+        "forked after round %d of %s; changed: %s",
+        checkpoint["round"],
+        source,
+        ", ".join(changed) or "nothing",
+    )
     return config
 
 
 def build_and_load(config: Config, state: dict[str, Any]) -> None:
-    """Check that the model of ``config`` takes ``state``; raises :class:`CheckpointError` naming the parameter that differs."""
+    """Check that the model of ``config`` takes ``state``; raises :class:`CheckpointError` naming
+    the parameter that differs."""
     expected = build_model(config.model, config.task, config.seed).state_dict()
     for name in sorted(expected.keys() | state.keys()):
-        shapes = [tuple(states[name].shape) if name in states else None for states in (expected, state)]
+        shapes = [
+            tuple(states[name].shape) if name in states else None for states in (expected, state)
+        ]
         if shapes[0] != shapes[1]:
             raise CheckpointError(
                 f"the new configuration's model does not take the checkpoint's: {name} is {shapes[1]} there and {shapes[0]} here",
@@ -89,7 +115,11 @@ def _find(source: Path, round_number: int | None) -> Found:
             return store.latest()
         if round_number in store.rounds():
             return Found(round_number, store.path(int(round_number or 0)))
-    wanted = "a round's checkpoint" if round_number is None else f"the checkpoint of round {round_number}"
+    wanted = (
+        "a round's checkpoint"
+        if round_number is None
+        else f"the checkpoint of round {round_number}"
+    )
     raise CheckpointError(f"{source} has no {wanted}; name the folder of a run", setting="source")
 
 
@@ -97,7 +127,10 @@ def _check_forked_before(store: RoundStore, entry: dict[str, Any]) -> None:
     checkpoint, _ = store.latest().load()
     lineage = checkpoint["federated_metrics"].get("lineage", [])
     if not lineage or lineage[-1].get("checkpoint_sha256") != entry["checkpoint_sha256"]:
-        raise ConfigError(f"{store.folder} holds checkpoints of another run; choose another out=...", setting="out")
+        raise ConfigError(
+            f"{store.folder} holds checkpoints of another run; choose another out=...",
+            setting="out",
+        )
 
 
 def _resume(resume: dict[str, Any], changed: dict[str, Any], config: Config) -> dict[str, Any]:

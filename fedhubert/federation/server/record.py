@@ -1,4 +1,5 @@
-"""What a run writes down: events, the history that checkpoints carry, checkpoints, and where an interrupted run goes on."""
+"""What a run writes down: events, the history that checkpoints carry, checkpoints, and where an
+interrupted run goes on."""
 
 import logging
 import time
@@ -29,7 +30,8 @@ log = logging.getLogger("fedhubert")
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where an interrupted run goes on: after ``round``, with the checkpoint and what was saved for resuming."""
+    """Where an interrupted run goes on: after ``round``, with the checkpoint and what was saved for
+    resuming."""
 
     round: int
     checkpoint: dict[str, Any]
@@ -41,7 +43,8 @@ class RunRecord:
 
     Attributes:
         history: One brief event per finished round; checkpoints carry it, and
-        lineage: what this run began from: an imported encoder, the rounds of other runs that it was forked from.
+        lineage: what this run began from: an imported encoder, the rounds of other runs that it was
+            forked from.
         data: Counts over all clients' data, which checkpoints carry; empty where they must not.
         saved_round: The round of the newest checkpoint.
     """
@@ -61,7 +64,8 @@ class RunRecord:
         self.checkpoint_seconds = 0.0
 
     def resume(self) -> Resumed | None:
-        """Return where to go on, or None for a run that begins; refuses a folder with checkpoints unless asked to resume."""
+        """Return where to go on, or None for a run that begins; refuses a folder with checkpoints
+        unless asked to resume."""
         found = self.store.latest()
         for path, reason in found.rejected:
             log.warning("checkpoint %s is not usable (%s); trying the one before", path, reason)
@@ -84,22 +88,31 @@ class RunRecord:
         self.history = list(checkpoint["federated_metrics"]["history"])
         self.lineage = list(checkpoint["federated_metrics"].get("lineage", []))
         self.saved_round = number
-        self.store.prune(self.config.checkpoint.keep_last)  # the interruption may have come before it
+        # the interruption may have come before it
+        self.store.prune(self.config.checkpoint.keep_last)
         keep_events(
-            self.folder.metrics_file, lambda event: int(event.get("round", 0)) <= number and event.get("event") != "final"
+            self.folder.metrics_file,
+            lambda event: int(event.get("round", 0)) <= number and event.get("event") != "final",
         )
         log.info("resuming after round %d", number)
         return Resumed(number, checkpoint, resume)
 
     @cached_property
     def journal(self) -> Journal:
-        """The journal of accepted clients: one for all who write and read it, read when the run's folder is locked."""
+        """The journal of accepted clients: one for all who write and read it, read when the run's
+        folder is locked."""
         return Journal(self.folder.checkpoints)
 
     def open_trackers(self) -> None:
-        """Start the trackers and tell them what is in ``metrics.jsonl`` already; raises :class:`ConfigError`."""
+        """Start the trackers and tell them what is in ``metrics.jsonl`` already; raises
+        :class:`ConfigError`."""
         if self.config.reporting.trackers:
-            self.trackers = Trackers(self.config, self.folder.path, self.folder.run_key(), read_events(self.folder.metrics_file))
+            self.trackers = Trackers(
+                self.config,
+                self.folder.path,
+                self.folder.run_key(),
+                read_events(self.folder.metrics_file),
+            )
 
     def write_config(self) -> None:
         """Write the resolved configuration."""
@@ -120,10 +133,18 @@ class RunRecord:
         """Return the rounds that a resume may go back to: the newest two, and the start."""
         return [0, *self.store.rounds()[-2:]]
 
-    def save(self, number: int, model_state: Mapping[str, torch.Tensor], resume: Mapping[str, Any]) -> None:
+    def save(
+        self, number: int, model_state: Mapping[str, torch.Tensor], resume: Mapping[str, Any]
+    ) -> None:
         """Write the checkpoint of round ``number`` and remove those that are too many."""
         started = time.monotonic()
-        path = self.store.save(number, model_state, config=self._plain_config(), federated_metrics=self._metrics(), resume=resume)
+        path = self.store.save(
+            number,
+            model_state,
+            config=self._plain_config(),
+            federated_metrics=self._metrics(),
+            resume=resume,
+        )
         self.store.prune(self.config.checkpoint.keep_last)
         self.saved_round = number
         self.checkpoint_seconds = time.monotonic() - started
@@ -132,10 +153,13 @@ class RunRecord:
     def save_best(self, number: int, model_state: Mapping[str, torch.Tensor]) -> None:
         """Keep the model of round ``number`` as the best so far."""
         metrics = {**self._metrics(), "round": number}
-        self.store.save_best(number, model_state, config=self._plain_config(), federated_metrics=metrics)
+        self.store.save_best(
+            number, model_state, config=self._plain_config(), federated_metrics=metrics
+        )
 
     def best_round(self) -> int:
-        """Return the round whose model had the best validation figure so far (``federated.early_stopping.monitor``); 0 without any.
+        """Return the round whose model had the best validation figure so far
+        (``federated.early_stopping.monitor``); 0 without any.
 
         An improvement has to be larger than ``min_delta`` to count.
         """
@@ -144,18 +168,27 @@ class RunRecord:
         best_round, best = 0, float("-inf")
         for event in self.history:
             figures = event["validation"] or {}
-            figure = (figures.get("median", {}) if settings.over == "clients" else figures).get(settings.monitor)
-            if event["round"] > 1 and figure is not None and sign * figure > best + settings.min_delta:
+            figure = (figures.get("median", {}) if settings.over == "clients" else figures).get(
+                settings.monitor
+            )
+            if (
+                event["round"] > 1
+                and figure is not None
+                and sign * figure > best + settings.min_delta
+            ):
                 best_round, best = event["round"] - 1, sign * figure
         return best_round
 
     def is_over(self) -> bool:
         """Whether early stopping has had enough."""
         patience, best = self.config.federated.early_stopping.patience, self.best_round()
-        return patience is not None and best > 0 and self.history[-1]["round"] - 1 - best >= patience
+        return (
+            patience is not None and best > 0 and self.history[-1]["round"] - 1 - best >= patience
+        )
 
     def _begin(self) -> None:
-        """Start from nothing, or, where a run was interrupted before its first checkpoint, from its clustering and its journal."""
+        """Start from nothing, or, where a run was interrupted before its first checkpoint, from its
+        clustering and its journal."""
         metrics = self.folder.metrics_file
         state = self.kmeans.load() if self.config.resume == "auto" else None
         if state is None:
@@ -165,7 +198,10 @@ class RunRecord:
             self.kmeans.save({})
             return
         iterations = len(state.get("history", []))
-        keep_events(metrics, lambda event: event.get("event") == "kmeans" and event["iteration"] <= iterations)
+        keep_events(
+            metrics,
+            lambda event: event.get("event") == "kmeans" and event["iteration"] <= iterations,
+        )
 
     def _metrics(self) -> dict[str, Any]:
         lineage = {"lineage": self.lineage} if self.lineage else {}
@@ -176,14 +212,16 @@ class RunRecord:
 
 
 class KMeansFile:
-    """The run's settings and the state of its clustering, kept so that a run interrupted before its first checkpoint goes on."""
+    """The run's settings and the state of its clustering, kept so that a run interrupted before its
+    first checkpoint goes on."""
 
     def __init__(self, path: Path, config: Config) -> None:
         self._path = path
         self._config = config.model_dump(mode="json")
 
     def load(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the state (empty before the clustering), or None where no run of these settings began here."""
+        """Return the state (empty before the clustering), or None where no run of these settings
+        began here."""
         try:
             values = load_plain(self._path)
             if changes(values["config"], self._config):

@@ -1,4 +1,5 @@
-"""The phases of a run on the server: connect and check, targets, rounds, final evaluation, summary."""
+"""The phases of a run on the server: connect and check, targets, rounds, final evaluation,
+summary."""
 
 import logging
 import threading
@@ -16,13 +17,30 @@ from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.evaluation import ServerEvaluation
-from fedhubert.federation.phases.targets import Targets, label_newcomers, no_targets, prepare_targets
-from fedhubert.federation.phases.teacher import prepare_student, send_teacher, server_objective, with_teacher
+from fedhubert.federation.phases.targets import (
+    Targets,
+    label_newcomers,
+    no_targets,
+    prepare_targets,
+)
+from fedhubert.federation.phases.teacher import (
+    prepare_student,
+    send_teacher,
+    server_objective,
+    with_teacher,
+)
 from fedhubert.federation.privacy.opening import announce, open_privacy
 from fedhubert.federation.roster.connect import WELCOME_TIMEOUT_S, connect
 from fedhubert.federation.roster.node_keys import key_folders
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.rounds.figures import brief, data_summary, final_event, round_event, round_line, said
+from fedhubert.federation.rounds.figures import (
+    brief,
+    data_summary,
+    final_event,
+    round_event,
+    round_line,
+    said,
+)
 from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
 from fedhubert.federation.rounds.round import ClientsDone, RoundResult, Rounds, StepNotFinite
 from fedhubert.federation.rounds.state import RoundState
@@ -118,7 +136,13 @@ class _Run:
         self._say_who_is_there()
         if self.teacher is not None:
             timeout_s = self.config.federated.round_timeout_s
-            delivery = send_teacher(self.federation, self.teacher.teacher, self.federation.hosts, self.record.event, timeout_s)
+            delivery = send_teacher(
+                self.federation,
+                self.teacher.teacher,
+                self.federation.hosts,
+                self.record.event,
+                timeout_s,
+            )
             go_on_without(self.federation, delivery, "the teacher's delivery")
         needs_labels = self.config.task.needs_labels
         targets = (
@@ -147,39 +171,63 @@ class _Run:
 
     def _is_over(self) -> bool:
         """Whether there is no round left to train."""
-        spent = self.privacy is not None and self.first_round > 1 and not self.privacy.allows(self.first_round)
+        spent = (
+            self.privacy is not None
+            and self.first_round > 1
+            and not self.privacy.allows(self.first_round)
+        )
         return (
-            self.first_round > self.config.federated.num_rounds or (bool(self.record.history) and self.record.is_over()) or spent
+            self.first_round > self.config.federated.num_rounds
+            or (bool(self.record.history) and self.record.is_over())
+            or spent
         )
 
     def _welcome(self, targets: Targets, shares: dict[int, list[int]]) -> list[Failure]:
         """Prepare nodes that join later; returns what went wrong."""
-        timeout_s, failures = min(WELCOME_TIMEOUT_S, self.config.federated.round_timeout_s), list[Failure]()
+        timeout_s, failures = (
+            min(WELCOME_TIMEOUT_S, self.config.federated.round_timeout_s),
+            list[Failure](),
+        )
         if self.teacher is not None:
-            delivery = send_teacher(self.federation, self.teacher.teacher, shares, self.record.event, timeout_s)
+            delivery = send_teacher(
+                self.federation, self.teacher.teacher, shares, self.record.event, timeout_s
+            )
             failures = failures_of(delivery, shares)
-            shares = {node: hosted for node, hosted in shares.items() if node not in delivery.failed}
+            shares = {
+                node: hosted for node, hosted in shares.items() if node not in delivery.failed
+            }
         if self.config.task.needs_labels:
-            failures += label_newcomers(self.federation, targets, shares, self.record.event, timeout_s)
+            failures += label_newcomers(
+                self.federation, targets, shares, self.record.event, timeout_s
+            )
         return failures
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         resumed = self.record.resume()
         privacy = resumed.resume.get("privacy") if resumed else None
-        self.privacy = open_privacy(self.config, self.record.folder.checkpoints, privacy, self.record.journal.releases)
+        self.privacy = open_privacy(
+            self.config, self.record.folder.checkpoints, privacy, self.record.journal.releases
+        )
         if resumed is None:
             if self.config.init_from is not None:
-                self.record.lineage.append({"init_from": start_from(self.model, self.config.init_from)})
+                self.record.lineage.append(
+                    {"init_from": start_from(self.model, self.config.init_from)}
+                )
             if self.teacher is not None:
                 self.record.lineage.append({"teacher": dict(self.teacher.lineage)})
             return
         self.model.load_state_dict(resumed.checkpoint["model"])
-        if resumed.resume["server_optimizer"] is not None:  # a forked run with another strategy begins with a fresh one
+        # a forked run with another strategy begins with a fresh one
+        if resumed.resume["server_optimizer"] is not None:
             self.optimizer.load_state(resumed.resume["server_optimizer"])
         self.state = RoundState.from_plain(resumed.resume["rounds"])
-        self.federation.fingerprints = {int(key): int(value) for key, value in resumed.resume["fingerprints"].items()}
-        self.centroids = None if resumed.resume["centroids"] is None else resumed.resume["centroids"].numpy()
+        self.federation.fingerprints = {
+            int(key): int(value) for key, value in resumed.resume["fingerprints"].items()
+        }
+        self.centroids = (
+            None if resumed.resume["centroids"] is None else resumed.resume["centroids"].numpy()
+        )
         self.targets_key = str(resumed.resume.get("targets_key", ""))
         self.first_round = resumed.round + 1
 
@@ -198,8 +246,14 @@ class _Run:
 
     def _rounds(self, targets: Targets) -> None:
         """Play the rounds that are left; the last model is in ``self.model``."""
-        objective = server_objective(self.config, self.teacher) if self.config.evaluation.manifest else None
-        evaluation = ServerEvaluation(self.config, targets, objective) if self.config.evaluation.manifest else None
+        objective = (
+            server_objective(self.config, self.teacher) if self.config.evaluation.manifest else None
+        )
+        evaluation = (
+            ServerEvaluation(self.config, targets, objective)
+            if self.config.evaluation.manifest
+            else None
+        )
         rounds = Rounds(
             self.federation,
             self.optimizer,
@@ -213,7 +267,11 @@ class _Run:
         model, last = self.layout.to_vector(self.model), self.config.federated.num_rounds
         try:
             run_rounds(
-                rounds, model, self.first_round, last, lambda result, started: self._finish_round(result, started, evaluation)
+                rounds,
+                model,
+                self.first_round,
+                last,
+                lambda result, started: self._finish_round(result, started, evaluation),
             )
         except StepNotFinite:
             raise
@@ -222,7 +280,9 @@ class _Run:
             raise
         self._save_unsaved()
 
-    def _finish_round(self, result: RoundResult, round_started: float, evaluation: ServerEvaluation | None) -> str:
+    def _finish_round(
+        self, result: RoundResult, round_started: float, evaluation: ServerEvaluation | None
+    ) -> str:
         """Book a round, save what is due, and return why the run ends here, or an empty string."""
         outcome = result.outcome
         self.layout.load_vector(self.model, result.model)
@@ -232,9 +292,12 @@ class _Run:
             event["server_validation"] = evaluation.score(self.model, outcome.number)
             event["seconds"]["server_validation"] = time.monotonic() - started
         self.validation = event["validation"] or self.validation
-        event["seconds"]["checkpoint"] = self.record.checkpoint_seconds  # of the last one: this event is written before its own
+        # of the last one: this event is written before its own
+        event["seconds"]["checkpoint"] = self.record.checkpoint_seconds
         event["seconds"]["round"] = time.monotonic() - round_started
-        self.record.history.append(brief(event, clients_figures=not self.config.privacy.hides_figures))
+        self.record.history.append(
+            brief(event, clients_figures=not self.config.privacy.hides_figures)
+        )
         self.record.event(event)
         self._say_round(event)
         if self.config.checkpoint.keep_best and self.record.best_round() == outcome.number - 1 > 0:
@@ -267,9 +330,13 @@ class _Run:
             "server_optimizer": self.optimizer.state,
             "targets_key": self.targets_key,
             "rounds": self.state.to_plain(),
-            "fingerprints": {str(partition): value for partition, value in self.federation.fingerprints.items()},
+            "fingerprints": {
+                str(partition): value for partition, value in self.federation.fingerprints.items()
+            },
             "privacy": self.privacy.to_plain() if self.privacy else None,
-            "centroids": None if self.centroids is None else torch.from_numpy(self.centroids.copy()),
+            "centroids": None
+            if self.centroids is None
+            else torch.from_numpy(self.centroids.copy()),
         }
         self.record.save(number, self.model.state_dict(), resume)
 
@@ -277,7 +344,11 @@ class _Run:
         log.info("%s", round_line(event, self.config.federated.num_rounds, self.objective))
         for failure in event["failed"]:
             log.warning(
-                "round %d: client %d failed: %s %s", event["round"], failure["partition"], failure["code"], failure["setting"]
+                "round %d: client %d failed: %s %s",
+                event["round"],
+                failure["partition"],
+                failure["code"],
+                failure["setting"],
             )
 
     def _final_evaluation(self, number: int, targets: Targets) -> None:
@@ -285,9 +356,16 @@ class _Run:
         model = self.layout.to_vector(self.model)
         outcome = score_everywhere(self.federation, targets.key, self.state, model, number)
         event = final_event(
-            outcome, self.objective, num_rounds=self.config.federated.num_rounds, best_round=self.record.best_round()
+            outcome,
+            self.objective,
+            num_rounds=self.config.federated.num_rounds,
+            best_round=self.record.best_round(),
         )
         self.validation = event["validation"]
         self.record.event(event)
         if self.validation:
-            log.info("final model: validation %s over %d clients", said(self.validation, self.objective), len(outcome.clients))
+            log.info(
+                "final model: validation %s over %d clients",
+                said(self.validation, self.objective),
+                len(outcome.clients),
+            )

@@ -1,4 +1,5 @@
-"""Holds a server's requests to the site's policy: before anything is done, and before anything leaves."""
+"""Holds a server's requests to the site's policy: before anything is done, and before anything
+leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from pathlib import Path
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Partition, Site, open_site
 from fedhubert.clients.effective import effective_job
-from fedhubert.clients.settings import KMEANS_FRAMES, KMEANS_SEED, NodeConfig, number_in, own_value, state_dir_of
+from fedhubert.clients.settings import (
+    KMEANS_FRAMES,
+    KMEANS_SEED,
+    NodeConfig,
+    number_in,
+    own_value,
+    state_dir_of,
+)
 from fedhubert.config import ClientJob
 from fedhubert.config.catalog import rules_for
 from fedhubert.data.batching import SAMPLE_RATE_HZ, BatchPlan
@@ -19,7 +27,13 @@ from fedhubert.errors import FedhubertError
 from fedhubert.federation.site.bookkeeping import book, book_done, count, digest, pin
 from fedhubert.federation.site.ledger import Day, Ledger
 from fedhubert.federation.site.policy import Policy, default_policy, load_policy
-from fedhubert.federation.site.rules import Refusal, Refused, job_refusals, model_refusals, raise_first
+from fedhubert.federation.site.rules import (
+    Refusal,
+    Refused,
+    job_refusals,
+    model_refusals,
+    raise_first,
+)
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import (
     Answer,
@@ -41,8 +55,8 @@ RAISED = {"targets.min_frames": "min_frames", "targets.group_frames": "group_fra
 
 
 def policy_of(node_config: NodeConfig) -> Policy | None:
-    """Return the policy of a node: the file that ``policy`` in its configuration names, the strict default with a manifest of its own,
-    otherwise None: nothing is refused, and nothing counted.
+    """Return the policy of a node: the file that ``policy`` in its configuration names, the strict
+    default with a manifest of its own, otherwise None: nothing is refused, and nothing counted.
 
     Raises:
         ConfigError: see :func:`fedhubert.federation.site.policy.load_policy`.
@@ -69,7 +83,8 @@ class Guard:
 
     @classmethod
     def of(cls, policy: Policy, node_config: NodeConfig) -> Guard:
-        """Return the guard of a node; raises :class:`LedgerError` where its state folder cannot be used."""
+        """Return the guard of a node; raises :class:`LedgerError` where its state folder cannot be
+        used."""
         values: dict[str, str | int | float] = dict(node_config)
         for key, rule in RAISED.items():
             name = rules_for(key)["site"]
@@ -92,7 +107,9 @@ class Guard:
         raise_first(self._refusals(request))
         admitted = replace(request, job=effective_job(request.job, self.node_config))
         segments = self._segments(admitted)
-        with _ledger(self.node_config).entry("" if isinstance(task, Describe) else request.run_key) as (run, day):
+        with _ledger(self.node_config).entry(
+            "" if isinstance(task, Describe) else request.run_key
+        ) as (run, day):
             count(self.policy, task, request.run_key, self._received, run, day)
             if isinstance(task, Describe):
                 self._describe_once_more(admitted, day)
@@ -116,7 +133,12 @@ class Guard:
                 counts.bytes += self._received + sent
             if isinstance(answer, Trained) and isinstance(request.task, Train):
                 for number, numbers in answer.metrics.items():
-                    book_done(run, number, request.task.positions[number], int(numbers["train_micro_batches"]))
+                    book_done(
+                        run,
+                        number,
+                        request.task.positions[number],
+                        int(numbers["train_micro_batches"]),
+                    )
         if isinstance(answer, Trained) and isinstance(request.task, Train):
             site = open_site(request.job, self.node_config)
             for number, numbers in answer.metrics.items():
@@ -142,7 +164,8 @@ class Guard:
             yield Refusal("targets.kind", "k-means in a run that needs none")
 
     def _segments(self, request: Request[Instruction]) -> Mapping[int, tuple[int, int]]:
-        """Return partition -> first position and number of the micro-batches that a request trains on, all of them looked at."""
+        """Return partition -> first position and number of the micro-batches that a request trains
+        on, all of them looked at."""
         task, job = request.task, request.job
         segments: dict[int, tuple[int, int]] = {}
         if not isinstance(task, Describe | Train | Evaluate):
@@ -155,31 +178,46 @@ class Guard:
                 continue  # the handler says so, by partition
             raise_first(self._of_partition(task, job, site, partition), number)
             if isinstance(task, Train):
-                segments[number] = (task.positions.get(number, 0), _planned(task, job, partition) * job.client.accumulate)
+                segments[number] = (
+                    task.positions.get(number, 0),
+                    _planned(task, job, partition) * job.client.accumulate,
+                )
         return segments
 
-    def _of_partition(self, task: Instruction, job: ClientJob, site: Site, partition: Partition) -> Iterator[Refusal]:
+    def _of_partition(
+        self, task: Instruction, job: ClientJob, site: Site, partition: Partition
+    ) -> Iterator[Refusal]:
         update = self.policy.update
         if not isinstance(task, Evaluate):
             steps = _planned(task, job, partition)
             if not update.min_steps <= steps <= update.max_steps:
-                yield Refusal("client.local_steps", f"{steps} steps are not update.min_steps to update.max_steps")
+                yield Refusal(
+                    "client.local_steps",
+                    f"{steps} steps are not update.min_steps to update.max_steps",
+                )
                 return
             start = task.positions.get(partition.number, 0) if isinstance(task, Train) else 0
             length = steps * job.client.accumulate
             yield from self._too_little(partition.train_plan, start, length, "client.local_steps")
         plan, least = partition.validation_plan, update.min_validation_utterances
         if len(plan.rows) < least:
-            yield Refusal("data.partition.validation_fraction", f"{len(plan.rows)} utterances, fewer than {least}")
+            yield Refusal(
+                "data.partition.validation_fraction",
+                f"{len(plan.rows)} utterances, fewer than {least}",
+            )
         elif not isinstance(task, Evaluate):
             scored = plan.first(job.client.validation_batches)
             if sum(len(plan.batch(position).rows) for position in scored) < least:
                 yield Refusal(
-                    "client.validation_batches", f"fewer than {least} utterances are scored (update.min_validation_utterances)"
+                    "client.validation_batches",
+                    f"fewer than {least} utterances are scored (update.min_validation_utterances)",
                 )
 
-    def _too_little(self, plan: BatchPlan, start: int, length: int, setting: str) -> Iterator[Refusal]:
-        """Yield a refusal if ``length`` micro-batches from ``start`` on are too little for an update."""
+    def _too_little(
+        self, plan: BatchPlan, start: int, length: int, setting: str
+    ) -> Iterator[Refusal]:
+        """Yield a refusal if ``length`` micro-batches from ``start`` on are too little for an
+        update."""
         update = self.policy.update
         if len(plan.rows) < update.min_utterances:
             yield Refusal(
@@ -196,28 +234,47 @@ class Guard:
             seconds += len(spec.rows) * spec.num_samples / SAMPLE_RATE_HZ
         if len(rows) < update.min_utterances:
             yield Refusal(
-                setting, f"an update of {len(rows)} utterances, fewer than update.min_utterances={update.min_utterances}"
+                setting,
+                f"an update of {len(rows)} utterances, fewer than update.min_utterances={update.min_utterances}",
             )
         if seconds < update.min_seconds:
-            yield Refusal(setting, f"an update of {seconds:.1f} s, less than update.min_seconds={update.min_seconds}")
+            yield Refusal(
+                setting,
+                f"an update of {seconds:.1f} s, less than update.min_seconds={update.min_seconds}",
+            )
 
     def _describe_once_more(self, request: Request[Instruction], day: Day) -> None:
         if not request.task.partitions:
             return
         job, most = request.job, self.policy.describe.different_per_day
         manifest = open_site(job, self.node_config).manifest
-        data = job.data.model_copy(update={"manifest": None, "root": None, "num_workers": 0, "prefetch_batches": 1})
-        asked = digest(f"{manifest.fingerprint(range(len(manifest)))} {job.seed} {job.task.name} {data.model_dump_json()}")
+        data = job.data.model_copy(
+            update={"manifest": None, "root": None, "num_workers": 0, "prefetch_batches": 1}
+        )
+        asked = digest(
+            f"{manifest.fingerprint(range(len(manifest)))} {job.seed} {job.task.name} {data.model_dump_json()}"
+        )
         if asked not in day.described:
             if len(day.described) >= most:
-                raise Refused(f"more than describe.different_per_day={most} ways to cut this audio in a day", setting="data")
+                raise Refused(
+                    f"more than describe.different_per_day={most} ways to cut this audio in a day",
+                    setting="data",
+                )
             day.described.append(asked)
 
     def _rounded(self, numbers: Metrics) -> Metrics:
         describe = self.policy.describe
-        steps: dict[str, float] = {name: describe.round_seconds for name in ("train_audio_s", "validation_audio_s")}
-        steps |= {name: describe.round_utterances for name in ("train_utterances", "validation_utterances", "batches_per_epoch")}
-        return {name: _up(value, steps[name]) if name in steps else value for name, value in numbers.items()}
+        steps: dict[str, float] = {
+            name: describe.round_seconds for name in ("train_audio_s", "validation_audio_s")
+        }
+        steps |= {
+            name: describe.round_utterances
+            for name in ("train_utterances", "validation_utterances", "batches_per_epoch")
+        }
+        return {
+            name: _up(value, steps[name]) if name in steps else value
+            for name, value in numbers.items()
+        }
 
 
 def _up(value: int | float, step: float) -> int | float:
@@ -226,7 +283,11 @@ def _up(value: int | float, step: float) -> int | float:
 
 def _planned(task: Instruction, job: ClientJob, partition: Partition) -> int:
     planned = job.client.steps_per_round(partition.train_plan.num_batches)
-    exactly = task.steps.get(partition.number) if isinstance(task, Train) and task.steps is not None else None
+    exactly = (
+        task.steps.get(partition.number)
+        if isinstance(task, Train) and task.steps is not None
+        else None
+    )
     return planned if exactly is None else min(max(1, exactly), planned)
 
 

@@ -1,6 +1,8 @@
-"""A site's answer to a message: read it, admit it, do what it asks for, and write down what is sent before it leaves.
+"""A site's answer to a message: read it, admit it, do what it asks for, and write down what is sent
+before it leaves.
 
-Nothing raised on the way leaves the site: a failure becomes a code and a setting's name in the reply, and the full story goes to the site's log.
+Nothing raised on the way leaves the site: a failure becomes a code and a setting's name in the
+reply, and the full story goes to the site's log.
 """
 
 import logging
@@ -45,11 +47,12 @@ InstructionT = TypeVar("InstructionT", bound=Instruction)
 Handler = Callable[[Request[Instruction], NodeConfig], Answered]
 
 Admission = Callable[[Message, Request[Instruction]], Request[Instruction]]
-"""Says whether a site does what a message asks for: returns the request as the site takes it, or raises a ``FedhubertError`` with the code and
-the setting that the server is told."""
+"""Says whether a site does what a message asks for: returns the request as the site takes it, or
+raises a ``FedhubertError`` with the code and the setting that the server is told."""
 
 Departure = Callable[[Request[Instruction], Answer | None], Answer | None]
-"""Takes a request and what it is answered with (None where that failed), and returns the answer as it leaves; or raises a ``FedhubertError``."""
+"""Takes a request and what it is answered with (None where that failed), and returns the answer as
+it leaves; or raises a ``FedhubertError``."""
 
 Seal = Callable[[Message, Message], Message]
 """Takes a message and the reply to it, and returns the reply as it leaves (signed, for example)."""
@@ -73,12 +76,17 @@ class SiteContext:
 
 
 def site_context(node_config: NodeConfig) -> SiteContext:
-    """Return who answers for a node, by its configuration: whom it obeys, within which policy, and how its replies are sealed.
+    """Return who answers for a node, by its configuration: whom it obeys, within which policy, and
+    how its replies are sealed.
 
     Raises:
         FedhubertError: a key or the policy cannot be used; then nothing is to be answered.
     """
-    admission, seal, policy = admission_from(node_config), seal_from(node_config), policy_of(node_config)
+    admission, seal, policy = (
+        admission_from(node_config),
+        seal_from(node_config),
+        policy_of(node_config),
+    )
     guard = None if policy is None else Guard.of(policy, node_config)
     site = SiteContext(
         node_config if guard is None else guard.node_config,
@@ -99,12 +107,16 @@ def answer(message: Message, site: SiteContext) -> Message:
         asked = request
         for admit in site.admissions:
             asked = admit(message, asked)
-        reply = protocol.reply(message, *_done(replace(asked, job=effective_job(asked.job, node_config)), site))
+        reply = protocol.reply(
+            message, *_done(replace(asked, job=effective_job(asked.job, node_config)), site)
+        )
     except faults.InjectedCrash:
         raise
     except Exception as error:
         partition = error.partition if isinstance(error, Refused) else -1
-        reply = protocol.reply(message, None, [failure_of(partition, error)], node=number_of(node_config))
+        reply = protocol.reply(
+            message, None, [failure_of(partition, error)], node=number_of(node_config)
+        )
     try:
         folder = own_folder or state_dir_of(node_config, None if request is None else request.job)
         write_down(node_config, folder, message, request, reply.content)
@@ -139,7 +151,9 @@ def register(app: ClientApp) -> None:
         try:
             site = site_context(context.node_config)
         except FedhubertError as error:
-            return protocol.reply(message, None, [failure_of(-1, error)], node=number_of(context.node_config))
+            return protocol.reply(
+                message, None, [failure_of(-1, error)], node=number_of(context.node_config)
+            )
         return answer(message, site)
 
     for kind in HANDLERS:

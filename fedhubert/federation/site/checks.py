@@ -1,4 +1,5 @@
-"""``fedhubert site --check``: would this site work? Each thing that it needs is looked at, and said in a line."""
+"""``fedhubert site --check``: would this site work? Each thing that it needs is looked at, and said
+in a line."""
 
 import datetime
 import shutil
@@ -44,7 +45,8 @@ class Finding:
 
 
 def check(plan: SitePlan) -> list[Finding]:
-    """Look at everything that a site needs; what goes wrong on the way is a finding, not an error."""
+    """Look at everything that a site needs; what goes wrong on the way is a finding, not an
+    error."""
     checks: dict[str, Callable[[SitePlan], Iterator[Finding]]] = {
         "key": _key,
         "certificate": _authority,
@@ -62,7 +64,9 @@ def check(plan: SitePlan) -> list[Finding]:
         except FedhubertError as error:
             found.append(Finding(name, False, str(error)))
         except OSError as error:
-            found.append(Finding(name, False, f"{error.filename or ''} {error.strerror or error}".strip()))
+            found.append(
+                Finding(name, False, f"{error.filename or ''} {error.strerror or error}".strip())
+            )
     return found
 
 
@@ -74,7 +78,12 @@ def _key(plan: SitePlan) -> Iterator[Finding]:
     content = private.read_bytes()
     mode = stat.S_IMODE(private.stat().st_mode)
     if mode & 0o077:
-        yield Finding("key", False, f"{private} can be read by others (mode {mode:04o})", f"chmod 600 {private}")
+        yield Finding(
+            "key",
+            False,
+            f"{private} can be read by others (mode {mode:04o})",
+            f"chmod 600 {private}",
+        )
     elif plan.key is None:
         plan.secret()
         yield Finding("key", True, f"secret of the SuperNode, mode {mode:04o}")
@@ -84,7 +93,9 @@ def _key(plan: SitePlan) -> Iterator[Finding]:
         except (ValueError, TypeError):
             usable = False
         remedy = "" if usable else "make one with `fedhubert certs`"
-        words = f"{private}, mode {mode:04o}" if usable else f"{private} is no private key of a site"
+        words = (
+            f"{private}, mode {mode:04o}" if usable else f"{private} is no private key of a site"
+        )
         yield Finding("key", usable, words, remedy)
 
 
@@ -93,21 +104,36 @@ def _authority(plan: SitePlan) -> Iterator[Finding]:
         try:
             certificates = x509.load_pem_x509_certificates(plan.certificates.read_bytes())
         except ValueError:
-            raise ConfigError(f"{plan.certificates} holds no certificate: ask the coordinator for ca.crt") from None
+            raise ConfigError(
+                f"{plan.certificates} holds no certificate: ask the coordinator for ca.crt"
+            ) from None
         for certificate in certificates:
-            yield _expiry("certificate", str(plan.certificates), certificate, "ask the coordinator for a new ca.crt")
+            yield _expiry(
+                "certificate",
+                str(plan.certificates),
+                certificate,
+                "ask the coordinator for a new ca.crt",
+            )
 
 
 def _expiry(name: str, what: str, certificate: x509.Certificate, remedy: str) -> Finding:
     now, end = datetime.datetime.now(datetime.UTC), certificate.not_valid_after_utc
     if certificate.not_valid_before_utc > now:
         return Finding(
-            name, False, f"{what} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d}", "is this host's clock right?"
+            name,
+            False,
+            f"{what} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d}",
+            "is this host's clock right?",
         )
     days = (end - now).days
     if end <= now:
         return Finding(name, False, f"{what} ran out on {end:%Y-%m-%d}", remedy)
-    return Finding(name, True, f"{what} is valid until {end:%Y-%m-%d}, {days} days", remedy if days <= WARN_DAYS else "")
+    return Finding(
+        name,
+        True,
+        f"{what} is valid until {end:%Y-%m-%d}, {days} days",
+        remedy if days <= WARN_DAYS else "",
+    )
 
 
 def _manifest(plan: SitePlan) -> Iterator[Finding]:
@@ -117,13 +143,17 @@ def _manifest(plan: SitePlan) -> Iterator[Finding]:
     root = config.get("audio-root")
     manifest = Manifest.read(str(config["manifest"]), str(root) if root else None)
     if not len(manifest):
-        raise ConfigError(f"{config['manifest']} has no utterances: make it with `fedhubert prepare folder`")
+        raise ConfigError(
+            f"{config['manifest']} has no utterances: make it with `fedhubert prepare folder`"
+        )
     hours = float((manifest.num_samples / manifest.sample_rates_hz).sum()) / 3600
     for row in {0, len(manifest) // 2, len(manifest) - 1}:
         with manifest.audio_path(row).open("rb"):
             pass
     yield Finding(
-        "manifest", True, f"{config['manifest']}: {len(manifest)} utterances, {hours:.1f} h of audio in {manifest.root}"
+        "manifest",
+        True,
+        f"{config['manifest']}: {len(manifest)} utterances, {hours:.1f} h of audio in {manifest.root}",
     )
 
 
@@ -136,9 +166,19 @@ def _state_folder(plan: SitePlan) -> Iterator[Finding]:
     limit = float(str(plan.options.node_config.get("state-max-gb") or LEAST_FREE_GB))
     words = f"{folder}, {free:.1f} GB free"
     if free < min(limit, LEAST_FREE_GB):
-        yield Finding("state folder", False, words, "make room (`fedhubert state`), or name another disk with --state-dir")
+        yield Finding(
+            "state folder",
+            False,
+            words,
+            "make room (`fedhubert state`), or name another disk with --state-dir",
+        )
     elif mode & 0o077:
-        yield Finding("state folder", True, f"{words}, open to others (mode {mode:04o})", f"chmod 700 {folder}")
+        yield Finding(
+            "state folder",
+            True,
+            f"{words}, open to others (mode {mode:04o})",
+            f"chmod 700 {folder}",
+        )
     else:
         yield Finding("state folder", True, words)
 
@@ -161,7 +201,9 @@ def _policy(plan: SitePlan) -> Iterator[Finding]:
     if plan.options.policy is None:
         yield Finding("policy", True, "the strict default (what it allows: --explain-policy)")
     else:
-        yield Finding("policy", True, f"{plan.options.policy} can be read (what it allows: --explain-policy)")
+        yield Finding(
+            "policy", True, f"{plan.options.policy} can be read (what it allows: --explain-policy)"
+        )
 
 
 def _signatures(plan: SitePlan) -> Iterator[Finding]:
@@ -174,9 +216,18 @@ def _signatures(plan: SitePlan) -> Iterator[Finding]:
             "put it beside the keys (--keys)",
         )
     elif not config.get("site-key"):
-        yield Finding("signatures", True, "no site-N.key: replies are not signed", "`fedhubert certs --site N` makes it")
+        yield Finding(
+            "signatures",
+            True,
+            "no site-N.key: replies are not signed",
+            "`fedhubert certs --site N` makes it",
+        )
     else:
-        yield Finding("signatures", True, f"orders by {config['coordinator-key']} alone, replies by {config['site-key']}")
+        yield Finding(
+            "signatures",
+            True,
+            f"orders by {config['coordinator-key']} alone, replies by {config['site-key']}",
+        )
 
 
 def _coordinator(plan: SitePlan) -> Iterator[Finding]:
@@ -209,4 +260,9 @@ def _coordinator(plan: SitePlan) -> Iterator[Finding]:
         ) from None
     assert theirs is not None, "verified"
     yield Finding("coordinator", True, f"{address} answers in {version}")
-    yield _expiry("coordinator", "its certificate", x509.load_der_x509_certificate(theirs), "tell the coordinator to renew it")
+    yield _expiry(
+        "coordinator",
+        "its certificate",
+        x509.load_der_x509_certificate(theirs),
+        "tell the coordinator to renew it",
+    )

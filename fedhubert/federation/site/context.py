@@ -1,4 +1,5 @@
-"""Who a site is, as its own command line says: what its SuperNode's configuration is elsewhere, and whom and what it obeys."""
+"""Who a site is, as its own command line says: what its SuperNode's configuration is elsewhere, and
+whom and what it obeys."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ class SiteOptions:
     """What the worker is told of the command line.
 
     Attributes:
-        node_config: The site's settings, by the names that a SuperNode's ``--node-config`` has for them; ``policy``, ``coordinator-key`` and
-            ``site-key`` among them.
+        node_config: The site's settings, by the names that a SuperNode's ``--node-config`` has for
+            them; ``policy``, ``coordinator-key`` and ``site-key`` among them.
     """
 
     node_config: NodeConfig
@@ -32,14 +33,16 @@ class SiteOptions:
 
 
 def site_context(options: SiteOptions) -> "SiteContext":
-    """Return whose answers the worker gives; raises :class:`FedhubertError` where a key or the policy cannot be used."""
+    """Return whose answers the worker gives; raises :class:`FedhubertError` where a key or the
+    policy cannot be used."""
     from fedhubert.federation.site import answering
 
     return answering.site_context(options.node_config)
 
 
 def explain_policy(policy: Path | None) -> str:
-    """Return as a commented file what a policy allows (None: the strict default one); raises :class:`ConfigError`."""
+    """Return as a commented file what a policy allows (None: the strict default one); raises
+    :class:`ConfigError`."""
     from fedhubert.federation.site.policy import default_policy, explain, load_policy
 
     return explain(default_policy(own_data=True) if policy is None else load_policy(policy))

@@ -1,4 +1,5 @@
-"""What a node does with each instruction but those that come with the global model (:mod:`fedhubert.federation.site.train`)."""
+"""What a node does with each instruction but those that come with the global model
+(:mod:`fedhubert.federation.site.train`)."""
 
 import logging
 from dataclasses import asdict
@@ -81,8 +82,11 @@ def receive_extractor(request: Request[SendExtractor], node_config: NodeConfig) 
 
 
 def has_teacher(request: Request[HasTeacher], node_config: NodeConfig) -> Answered:
-    """Say whether the teacher that the server names is already here, and whole; a teacher of the site's own must be that one."""
-    return Has(has=int(open_site(request.job, node_config).find_teacher(request.job.task) is not None)), []
+    """Say whether the teacher that the server names is already here, and whole; a teacher of the
+    site's own must be that one."""
+    return Has(
+        has=int(open_site(request.job, node_config).find_teacher(request.job.task) is not None)
+    ), []
 
 
 def receive_teacher(request: Request[SendTeacher], node_config: NodeConfig) -> Answered:
@@ -98,7 +102,10 @@ def kmeans_seed(request: Request[SeedKMeans], node_config: NodeConfig) -> Answer
 
     def seeds(site: Site, partition: Partition) -> Metrics:
         centroids, weights, metrics = site_figures.seeds(site, partition, request.task.extractor)
-        arrays[f"centroids_{partition.number}"], arrays[f"weights_{partition.number}"] = centroids, weights
+        arrays[f"centroids_{partition.number}"], arrays[f"weights_{partition.number}"] = (
+            centroids,
+            weights,
+        )
         return metrics
 
     metrics, failures = each_partition(request, node_config, seeds)
@@ -106,12 +113,15 @@ def kmeans_seed(request: Request[SeedKMeans], node_config: NodeConfig) -> Answer
 
 
 def kmeans_step(request: Request[StepKMeans], node_config: NodeConfig) -> Answered:
-    """Send sums, counts and inertia of the partitions' features under the given centroids, added up over this node's partitions."""
+    """Send sums, counts and inertia of the partitions' features under the given centroids, added up
+    over this node's partitions."""
     centroids = _centroids(request)
     total: list[KMeansStatistics] = []
 
     def accumulate(site: Site, partition: Partition) -> Metrics:
-        statistics, metrics = site_figures.statistics(site, partition, centroids, request.task.extractor)
+        statistics, metrics = site_figures.statistics(
+            site, partition, centroids, request.task.extractor
+        )
         total[:] = [total[0] + statistics if total else statistics]
         return metrics
 
@@ -120,9 +130,11 @@ def kmeans_step(request: Request[StepKMeans], node_config: NodeConfig) -> Answer
 
 
 def label(request: Request[Label], node_config: NodeConfig) -> Answered:
-    """Label each partition (k-means: with the given centroids; precomputed: check them); send cluster counts of its two splits.
+    """Label each partition (k-means: with the given centroids; precomputed: check them); send
+    cluster counts of its two splits.
 
-    With ``targets.label_column`` also frames by cluster and label: counts alone, labels by their place in the agreed list.
+    With ``targets.label_column`` also frames by cluster and label: counts alone, labels by their
+    place in the agreed list.
     """
     arrays: dict[str, Counts] = {}
     centroids = _centroids(request) if "centroids" in request.arrays else None
@@ -131,7 +143,11 @@ def label(request: Request[Label], node_config: NodeConfig) -> Answered:
         store = site.labels(partition, request.task.targets, centroids, request.task.extractor)
         for name, counts in site_figures.label_counts(site, partition, store).items():
             arrays[name] = arrays[name] + counts if name in arrays else counts
-        return {"frames": store.num_frames, "label_rate_hz": store.rate_hz, "num_clusters": store.num_clusters}
+        return {
+            "frames": store.num_frames,
+            "label_rate_hz": store.rate_hz,
+            "num_clusters": store.num_clusters,
+        }
 
     metrics, failures = each_partition(request, node_config, count)
     return LabelCounts(metrics=metrics, arrays=arrays), failures

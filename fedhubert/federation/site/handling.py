@@ -1,4 +1,5 @@
-"""What every handler of a node needs: partition by partition, with what fails beside what succeeds."""
+"""What every handler of a node needs: partition by partition, with what fails beside what
+succeeds."""
 
 import logging
 import math
@@ -40,9 +41,11 @@ def each_partition(
     work: Callable[[Site, Partition], Metrics],
     budget_s: float | None = None,
 ) -> tuple[dict[int, Metrics], list[Failure]]:
-    """Run ``work`` for each partition of the request; return what it gives, and the failures of the others.
+    """Run ``work`` for each partition of the request; return what it gives, and the failures of the
+    others.
 
-    Within a time budget, partitions for which it would not suffice, judged by those before, are left out, so that the others arrive in time.
+    Within a time budget, partitions for which it would not suffice, judged by those before, are
+    left out, so that the others arrive in time.
     """
     site = open_site(request.job, node_config)
     metrics: dict[int, Metrics] = {}

@@ -1,7 +1,8 @@
 """Whom a site obeys, and as whom it answers: the coordinator's key that it pinned, and its own.
 
-A node's configuration names ``coordinator-key`` (the file coordinator.pub) and ``site-key`` (site-N.key). With the first, nothing is answered but
-what that coordinator signed for this site, and nothing twice; with the second every reply is signed.
+A node's configuration names ``coordinator-key`` (the file coordinator.pub) and ``site-key``
+(site-N.key). With the first, nothing is answered but what that coordinator signed for this site,
+and nothing twice; with the second every reply is signed.
 """
 
 import time
@@ -36,10 +37,13 @@ class SignedRequests:
         """Return ``request``, which from now on is answered.
 
         Raises:
-            FedhubertError: ``not_signed``, ``signature``, ``expired``, ``replayed``, or ``ledger`` where that cannot be written down.
+            FedhubertError: ``not_signed``, ``signature``, ``expired``, ``replayed``, or ``ledger``
+                where that cannot be written down.
         """
         now_s = self.clock()
-        envelope = signing.check_request(message, request.arrays, self.number, self.coordinator, now_s)
+        envelope = signing.check_request(
+            message, request.arrays, self.number, self.coordinator, now_s
+        )
         self.ledger.enter(envelope, now_s)
         return request
 
@@ -57,21 +61,30 @@ class SignedReplies:
 
 
 def admission_of(coordinator_key: Path, number: int, state_dir: Path) -> SignedRequests:
-    """Return the admission of site ``number``, whose ledger is in ``state_dir``; raises :class:`ConfigError` where the key cannot be used."""
+    """Return the admission of site ``number``, whose ledger is in ``state_dir``; raises
+    :class:`ConfigError` where the key cannot be used."""
     key = read_verify_key(coordinator_key, setting=COORDINATOR_KEY)
-    return SignedRequests(key, _checked(number), RequestLedger(state_dir / f"requests-{number}.ledger"))
+    return SignedRequests(
+        key, _checked(number), RequestLedger(state_dir / f"requests-{number}.ledger")
+    )
 
 
 def seal_of(site_key: Path, number: int) -> SignedReplies:
-    """Return the seal of site ``number``; raises :class:`ConfigError` where the key cannot be used."""
+    """Return the seal of site ``number``; raises :class:`ConfigError` where the key cannot be
+    used."""
     return SignedReplies(read_signing_key(site_key, setting=SITE_KEY), _checked(number))
 
 
 def admission_from(node_config: NodeConfig) -> SignedRequests | None:
-    """Return the admission that a node's configuration asks for; raises what :func:`admission_of` raises."""
+    """Return the admission that a node's configuration asks for; raises what :func:`admission_of`
+    raises."""
     path = node_config.get(COORDINATOR_KEY)
     # never where a server says: it could name an empty folder, and with it another ledger
-    return admission_of(_path(path), number_of(node_config), state_dir_of(node_config, None)) if path else None
+    return (
+        admission_of(_path(path), number_of(node_config), state_dir_of(node_config, None))
+        if path
+        else None
+    )
 
 
 def seal_from(node_config: NodeConfig) -> SignedReplies | None:
@@ -87,6 +100,7 @@ def _path(value: object) -> Path:
 def _checked(number: int) -> int:
     if number < 0:
         raise ConfigError(
-            "a site with keys needs its number: partition-id=... in the node's configuration", setting="partition-id"
+            "a site with keys needs its number: partition-id=... in the node's configuration",
+            setting="partition-id",
         )
     return number

@@ -1,4 +1,5 @@
-"""What a site has done for whom: counts by run and by day, kept in its state folder and never lost by a restart.
+"""What a site has done for whom: counts by run and by day, kept in its state folder and never lost
+by a restart.
 
 One JSON file of mode 0600 in ``policy`` in the state folder, replaced whole under a lock. Beside it
 lies the seed of the site's own sample for k-means.
@@ -94,7 +95,8 @@ class Ledger:
 
     @contextmanager
     def entry(self, run_key: str) -> Iterator[tuple[RunEntry, Day]]:
-        """Give the entries of a run and of today (UTC) to read and change; written when the block ends without an error.
+        """Give the entries of a run and of today (UTC) to read and change; written when the block
+        ends without an error.
 
         Raises:
             LedgerError: the ledger cannot be read or written.
@@ -119,14 +121,18 @@ class Ledger:
                 self._put(file, str(seed))
                 return seed
             except (OSError, ValueError) as error:
-                raise LedgerError(f"cannot read {file}: {error}", setting="client.state_dir") from None
+                raise LedgerError(
+                    f"cannot read {file}: {error}", setting="client.state_dir"
+                ) from None
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise LedgerError(f"cannot write to {self.folder}: {error.strerror}", setting="client.state_dir") from None
+            raise LedgerError(
+                f"cannot write to {self.folder}: {error.strerror}", setting="client.state_dir"
+            ) from None
         with exclusively(self.folder, setting="client.state_dir"):
             yield
 
@@ -153,7 +159,9 @@ class Ledger:
             write_temporary(file, lambda opened: opened.write(text.encode()))
             os.replace(temporary, file)
         except OSError as error:
-            raise LedgerError(f"cannot write {file}: {error.strerror}", setting="client.state_dir") from None
+            raise LedgerError(
+                f"cannot write {file}: {error.strerror}", setting="client.state_dir"
+            ) from None
 
 
 def _recent(entries: Entries, today: date) -> Entries:

@@ -20,7 +20,8 @@ class SitePlan:
         superlink: ``HOST:PORT`` of the coordinator; None where the SuperNode runs elsewhere.
         certificates: Who vouches for the coordinator; None: plain HTTP.
         key: The site's private key; None: plain HTTP.
-        supernode, supernode_secret: Address of a SuperNode that runs elsewhere, and the file with its secret.
+        supernode, supernode_secret: Address of a SuperNode that runs elsewhere, and the file with
+            its secret.
     """
 
     options: SiteOptions
@@ -44,13 +45,17 @@ class SitePlan:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise ConfigError(
-                    f"cannot write to the state folder {folder}: name another with --state-dir", setting="--state-dir"
+                    f"cannot write to the state folder {folder}: name another with --state-dir",
+                    setting="--state-dir",
                 )
         except OSError as error:
-            raise ConfigError(f"cannot make the state folder {folder}: {error.strerror}", setting="--state-dir") from None
+            raise ConfigError(
+                f"cannot make the state folder {folder}: {error.strerror}", setting="--state-dir"
+            ) from None
 
     def node(self, say: Callable[[str], None]) -> Node:
-        """Return the SuperNode, not yet started; from here on, this process and its children reach it without a proxy.
+        """Return the SuperNode, not yet started; from here on, this process and its children reach
+        it without a proxy.
 
         Raises:
             ConfigError: the secret cannot be read.
@@ -59,7 +64,13 @@ class SitePlan:
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), own]))
         if self.superlink is not None:
-            return OwnNode(self.superlink, self.certificates, self.key, self.options.state_dir / "supernode.log", say)
+            return OwnNode(
+                self.superlink,
+                self.certificates,
+                self.key,
+                self.options.state_dir / "supernode.log",
+                say,
+            )
         return DistantNode(SuperNodeApi(str(self.supernode), self.secret()), say)
 
     def secret(self) -> bytes:
@@ -68,7 +79,10 @@ class SitePlan:
         try:
             secret = self.supernode_secret.read_bytes()
         except OSError as error:
-            raise ConfigError(f"cannot read {self.supernode_secret}: {error.strerror}", setting="--supernode-secret") from None
+            raise ConfigError(
+                f"cannot read {self.supernode_secret}: {error.strerror}",
+                setting="--supernode-secret",
+            ) from None
         if not secret:
             raise ConfigError(f"{self.supernode_secret} is empty", setting="--supernode-secret")
         return secret

@@ -40,8 +40,8 @@ _WIDTH = 100
 
 
 def default_policy(own_data: bool) -> Policy:
-    """Return the policy of a site that names none: strict for one with a manifest of its own; one that refuses nothing where the
-    server's manifest is used anyway."""
+    """Return the policy of a site that names none: strict for one with a manifest of its own; one
+    that refuses nothing where the server's manifest is used anyway."""
     return Policy() if own_data else Policy.model_validate(_open(Policy(), ""))
 
 
@@ -58,7 +58,8 @@ _OPEN: Mapping[str, object] = {
     "describe.round_utterances": 1,
     "describe.round_seconds": 0.0,
 }
-"""What refuses nothing, of keys that are neither the most (any number) nor the least (0) of something."""
+"""What refuses nothing, of keys that are neither the most (any number) nor the least (0) of
+something."""
 
 
 def _open(part: Model, prefix: str) -> dict[str, object]:
@@ -87,9 +88,13 @@ def load_policy(path: Path) -> Policy:
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(f"cannot read the policy {path}: {error.strerror}", setting="policy") from None
+        raise ConfigError(
+            f"cannot read the policy {path}: {error.strerror}", setting="policy"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}", setting="policy") from None
+        raise ConfigError(
+            f"{path} is no YAML: {' '.join(str(error).split())}", setting="policy"
+        ) from None
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path}: a policy is a mapping of keys", setting="policy")
     try:
@@ -99,7 +104,10 @@ def load_policy(path: Path) -> Policy:
         raise ConfigError(f"{path}: {found}", setting=found.setting) from None
     unknown = sorted(set(policy.instructions) - set(INSTRUCTIONS))
     if unknown:
-        raise ConfigError(f"{path}: instructions: {unknown[0]!r} is none of {', '.join(INSTRUCTIONS)}", setting="instructions")
+        raise ConfigError(
+            f"{path}: instructions: {unknown[0]!r} is none of {', '.join(INSTRUCTIONS)}",
+            setting="instructions",
+        )
     return policy
 
 
@@ -119,7 +127,12 @@ def value_of(policy: Policy, name: str) -> object:
 def explain(policy: Policy) -> str:
     """Return ``policy`` as a commented YAML file that :func:`load_policy` reads."""
     head = "What this site does for a server; what is not allowed here is refused, by name. A key that is left out has its strict default."
-    return "\n".join([_comment(head, 0), *(line for key in policy_keys() for line in _lines(policy, key))]) + "\n"
+    return (
+        "\n".join(
+            [_comment(head, 0), *(line for key in policy_keys() for line in _lines(policy, key))]
+        )
+        + "\n"
+    )
 
 
 def _lines(policy: Policy, key: Key) -> Iterator[str]:
@@ -130,18 +143,27 @@ def _lines(policy: Policy, key: Key) -> Iterator[str]:
         yield _comment(" ".join((type(value_of(policy, key.name)).__doc__ or "").split()), depth)
         yield f"{start}{name}:"
         return
-    yield _comment(f"{key.description} ({type_of(key.schema)}; strict: {_typed(value_of(Policy(), key.name))})", depth)
+    yield _comment(
+        f"{key.description} ({type_of(key.schema)}; strict: {_typed(value_of(Policy(), key.name))})",
+        depth,
+    )
     yield f"{start}{name}: {_typed(value_of(policy, key.name))}"
 
 
 def _typed(value: object) -> str:
     plain = json.loads(json.dumps(value))
-    return str(yaml.safe_dump(plain, default_flow_style=True, width=2**31)).removesuffix("...\n").strip()
+    return (
+        str(yaml.safe_dump(plain, default_flow_style=True, width=2**31))
+        .removesuffix("...\n")
+        .strip()
+    )
 
 
 def _comment(text: str, depth: int) -> str:
     start = "  " * depth + "# "
-    return textwrap.fill(text, _WIDTH, initial_indent=start, subsequent_indent=start, break_long_words=False)
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=start, subsequent_indent=start, break_long_words=False
+    )
 
 
 def table(policy: Policy) -> str:

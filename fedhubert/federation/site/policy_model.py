@@ -1,4 +1,5 @@
-"""The keys of a site's policy, with their strict defaults (see :mod:`fedhubert.federation.site.policy`)."""
+"""The keys of a site's policy, with their strict defaults (see
+:mod:`fedhubert.federation.site.policy`)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class _Part(Model):
 
 
 class ModelPolicy(_Part):
-    """Shapes of models, of teachers and of models for features. By default those that fedhubert ships, up to HuBERT large."""
+    """Shapes of models, of teachers and of models for features. By default those that fedhubert
+    ships, up to HuBERT large."""
 
     convolutions: tuple[Convolutions, ...] = (HUBERT_CONVOLUTIONS,)
     """[kernel, stride] of each convolution, one list for each front end that is allowed; none: any.

@@ -1,4 +1,5 @@
-"""Which requests a site has begun to answer: none is answered twice, also not by a site that was started anew."""
+"""Which requests a site has begun to answer: none is answered twice, also not by a site that was
+started anew."""
 
 import fcntl
 import os
@@ -22,8 +23,9 @@ _PRUNE_FROM = 64
 class RequestLedger:
     """A file of lines ``expiry id``, of mode 0600, that only grows until entries have expired.
 
-    A line is on the disk before :meth:`enter` returns; processes of one site take turns. Entries are dropped when their requests would be
-    refused as expired anyway, and the latest expiry among them stays (``expiry -``): with a clock set back they are refused all the same.
+    A line is on the disk before :meth:`enter` returns; processes of one site take turns. Entries
+    are dropped when their requests would be refused as expired anyway, and the latest expiry among
+    them stays (``expiry -``): with a clock set back they are refused all the same.
     """
 
     path: Path
@@ -41,14 +43,18 @@ class RequestLedger:
             with self._locked() as file:
                 entries, over_s = self._entries(file)
                 if request.id in entries:
-                    raise Replayed("the request has been answered before", setting="coordinator-key")
+                    raise Replayed(
+                        "the request has been answered before", setting="coordinator-key"
+                    )
                 if request.expires <= over_s:
                     raise Expired(
                         f"the request expires at {request.expires}, and {self.path} begins after {over_s} (seconds since 1970)",
                         setting="clock",
                     )
                 entries[request.id] = request.expires
-                dead = [number for number, expires in entries.items() if expires + CLOCK_SKEW_S < now_s]
+                dead = [
+                    number for number, expires in entries.items() if expires + CLOCK_SKEW_S < now_s
+                ]
                 if len(dead) >= max(_PRUNE_FROM, len(entries) // 2):
                     over_s = max(over_s, *(entries.pop(number) for number in dead))
                     self._rewrite({_OVER: over_s, **entries})
@@ -63,7 +69,8 @@ class RequestLedger:
             ) from None
 
     def _entries(self, file: BinaryIO) -> tuple[dict[str, int], int]:
-        """Return id -> expiry, and the latest expiry of those that were dropped; a line that was cut short goes: it was never answered."""
+        """Return id -> expiry, and the latest expiry of those that were dropped; a line that was
+        cut short goes: it was never answered."""
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1
@@ -73,7 +80,8 @@ class RequestLedger:
         entries = {match.group(2).decode(): int(match.group(1)) for match in matches if match}
         if not all(matches):
             raise LedgerError(
-                f"{self.path} is damaged: move it away once every request that was sent so far has expired", setting="state-dir"
+                f"{self.path} is damaged: move it away once every request that was sent so far has expired",
+                setting="state-dir",
             )
         return entries, entries.pop(_OVER, -1)
 
@@ -81,7 +89,11 @@ class RequestLedger:
         scratch = temporary_path(self.path)
         scratch.unlink(missing_ok=True)
         with open(scratch, "xb", opener=_private) as file:
-            file.write(b"".join(b"%d %s\n" % (expires, number.encode()) for number, expires in entries.items()))
+            file.write(
+                b"".join(
+                    b"%d %s\n" % (expires, number.encode()) for number, expires in entries.items()
+                )
+            )
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, self.path)
@@ -96,7 +108,9 @@ class RequestLedger:
                 if file.tell() == 0:
                     sync_folder(self.path.parent)
                 # it may have been rewritten while we waited
-                if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
+                if self.path.exists() and os.path.samestat(
+                    os.fstat(file.fileno()), os.stat(self.path)
+                ):
                     yield file
                     return
 

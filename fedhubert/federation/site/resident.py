@@ -1,4 +1,5 @@
-"""``fedhubert site``'s process: it watches the SuperNode and the worker, gives the one's messages to the other, and says what goes on.
+"""``fedhubert site``'s process: it watches the SuperNode and the worker, gives the one's messages
+to the other, and says what goes on.
 
 Nothing of a message but its kind, size and time limit is looked at here. Whatever the worker does
 with it, the coordinator gets a reply: the worker's, or one that says that there is none.
@@ -97,7 +98,9 @@ class Resident:
         try:
             event = self._worker.wait(0.0)
         except WorkerDied as died:
-            self._say(f"the worker {died}; a new one in {RETRY_S:.0f} s (site.log in the state folder may say more)")
+            self._say(
+                f"the worker {died}; a new one in {RETRY_S:.0f} s (site.log in the state folder may say more)"
+            )
             self._stop.wait(RETRY_S)
             self._worker.start()
             return False
@@ -138,7 +141,9 @@ class Resident:
                 elif isinstance(event, Done) and asked is not None and sent is not None:
                     return self._tell(asked, sent, now - started)
                 elif isinstance(event, Raised):
-                    return self._fail(job, asked, sent, f"{event.kind} (see site.log in the state folder)")
+                    return self._fail(
+                        job, asked, sent, f"{event.kind} (see site.log in the state folder)"
+                    )
                 if self._stop.is_set():
                     stop_at = min(stop_at, now + self._grace_s)
                 if now > deadline:
@@ -166,7 +171,9 @@ class Resident:
     def _tell(self, asked: Pulled, sent: Pushing, seconds: float) -> None:
         done = "refused" if sent.refused and not sent.num_bytes else "done"
         words = f": {', '.join(sorted(set(sent.refused))[:5])}" if sent.refused else ""
-        self._say(f"{_name(asked)} {done} in {seconds:.1f} s{words}; reply sent{_size(sent.num_bytes)}")
+        self._say(
+            f"{_name(asked)} {done} in {seconds:.1f} s{words}; reply sent{_size(sent.num_bytes)}"
+        )
 
     def _fail(self, job: Job, asked: Pulled | None, sent: Pushing | None, why: str) -> None:
         """Answer a message whose work has come to nothing."""
@@ -179,7 +186,9 @@ class Resident:
         try:
             fallback = self._unread(job) if asked is None else asked.fallback
             if fallback is None:
-                return self._say(f"{said}; the SuperNode tells the coordinator within a minute, as it hears no more of it")
+                return self._say(
+                    f"{said}; the SuperNode tells the coordinator within a minute, as it hears no more of it"
+                )
             self._node.api.push(job.token, fallback.message, fallback)
             self._node.api.finish(job.token, LOST)
         except Unreachable as error:
@@ -188,14 +197,23 @@ class Resident:
         self._say(f"{said}; the coordinator is told that there is no reply")
 
     def _unread(self, job: Job) -> Task | None:
-        """Return what to reply to a message that the worker has not read; None if it is not to be had any more."""
+        """Return what to reply to a message that the worker has not read; None if it is not to be
+        had any more."""
         task = self._node.api.pull_envelope(job.token)
-        return None if task is None else Task(error_reply(task.message, LOST), task.run_id, task.node_id)
+        return (
+            None
+            if task is None
+            else Task(error_reply(task.message, LOST), task.run_id, task.node_id)
+        )
 
     def _await_delivery(self) -> None:
         """Give the SuperNode the time to pass the last reply on."""
         deadline = time.monotonic() + DELIVERY_S
-        while not self._node.has_passed_on(self._due) and self._node.tend() and time.monotonic() < deadline:
+        while (
+            not self._node.has_passed_on(self._due)
+            and self._node.tend()
+            and time.monotonic() < deadline
+        ):
             time.sleep(POLL_S)
 
 

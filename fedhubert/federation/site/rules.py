@@ -1,4 +1,5 @@
-"""What a policy refuses of a job and of a model, by the run's keys. Nothing is built and no file is opened."""
+"""What a policy refuses of a job and of a model, by the run's keys. Nothing is built and no file is
+opened."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from fedhubert.federation.site.policy import ModelPolicy, Policy
 
 
 class Refused(FedhubertError):
-    """A site's policy does not allow what a server asks for; of one ``partition``, or (-1) of the whole message."""
+    """A site's policy does not allow what a server asks for; of one ``partition``, or (-1) of the
+    whole message."""
 
     code = "refused"
 
@@ -40,22 +42,33 @@ def raise_first(refusals: Iterator[Refusal], partition: int = -1) -> None:
     found = list(refusals)
     if found:
         text = "; ".join(f"{refusal.setting}: {refusal.text}" for refusal in found[:20])
-        raise Refused(f"refused by this site's policy: {text}", setting=found[0].setting, partition=partition)
+        raise Refused(
+            f"refused by this site's policy: {text}", setting=found[0].setting, partition=partition
+        )
 
 
 def job_refusals(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Iterator[Refusal]:
     """Yield what is refused of ``job`` as the server sends it."""
     yield from _places(policy, job, node_config)
     yield from model_refusals(policy.model, job.model, "model")
-    yield from _beyond("targets.num_clusters", job.targets.num_clusters, "model.max_clusters", policy.model.max_clusters)
+    yield from _beyond(
+        "targets.num_clusters",
+        job.targets.num_clusters,
+        "model.max_clusters",
+        policy.model.max_clusters,
+    )
     yield from _task(policy, job.task)
     yield from _audio(policy, job)
     yield from _steps(policy, job)
     most = policy.kmeans.max_label_values
-    yield from _beyond("targets.label_values", len(job.targets.label_values), "kmeans.max_label_values", most)
+    yield from _beyond(
+        "targets.label_values", len(job.targets.label_values), "kmeans.max_label_values", most
+    )
 
 
-def model_refusals(policy: ModelPolicy, model: ModelConfig, named: str, *, one_name: bool = False) -> Iterator[Refusal]:
+def model_refusals(
+    policy: ModelPolicy, model: ModelConfig, named: str, *, one_name: bool = False
+) -> Iterator[Refusal]:
     """Yield what is refused of a model's shape.
 
     Args:
@@ -70,29 +83,45 @@ def model_refusals(policy: ModelPolicy, model: ModelConfig, named: str, *, one_n
     front_end = tuple((kernel, stride) for _, kernel, stride in model.conv_layers)
     if policy.convolutions and front_end not in policy.convolutions:
         setting = named if one_name else f"{named}.conv_layers"
-        yield Refusal(setting, f"convolutions [kernel, stride] of {str(front_end)[:200]} are not among model.convolutions")
+        yield Refusal(
+            setting,
+            f"convolutions [kernel, stride] of {str(front_end)[:200]} are not among model.convolutions",
+        )
     yield from beyond(
-        "conv_layers", max((channels for channels, _, _ in model.conv_layers), default=0), "max_channels", policy.max_channels
+        "conv_layers",
+        max((channels for channels, _, _ in model.conv_layers), default=0),
+        "max_channels",
+        policy.max_channels,
     )
     yield from beyond("embed_dim", model.embed_dim, "max_width", policy.max_width)
     yield from beyond("final_dim", model.final_dim, "max_width", policy.max_width)
     yield from beyond("num_layers", model.num_layers, "max_layers", policy.max_layers)
     yield from beyond("num_heads", model.num_heads, "max_heads", policy.max_heads)
     yield from beyond("ffn_dim", model.ffn_dim, "max_ffn", policy.max_ffn)
-    yield from beyond("num_classes", model.num_classes, "max_clusters", policy.max_clusters + NUM_SPECIAL_ROWS)
-    yield from _beyond(named, 4 * num_parameters(model), "model.max_bytes", policy.max_bytes, "bytes of parameters")
+    yield from beyond(
+        "num_classes", model.num_classes, "max_clusters", policy.max_clusters + NUM_SPECIAL_ROWS
+    )
+    yield from _beyond(
+        named, 4 * num_parameters(model), "model.max_bytes", policy.max_bytes, "bytes of parameters"
+    )
 
 
 def num_parameters(model: ModelConfig) -> int:
-    """Return the number of an encoder's and its head's weight matrices' entries, from the sizes alone: biases and norms are less than a
-    hundredth more."""
+    """Return the number of an encoder's and its head's weight matrices' entries, from the sizes
+    alone: biases and norms are less than a hundredth more."""
     width, convolutions, before = model.embed_dim, 0, 1
     for channels, kernel, _ in model.conv_layers:
         convolutions += before * channels * kernel
         before = channels
     positions = width * (width // model.pos_conv_groups) * model.pos_conv_kernel
     layers = model.num_layers * (4 * width * width + 2 * width * model.ffn_dim)
-    return convolutions + before * width + positions + layers + model.final_dim * (width + model.num_classes)
+    return (
+        convolutions
+        + before * width
+        + positions
+        + layers
+        + model.final_dim * (width + model.num_classes)
+    )
 
 
 def _places(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Iterator[Refusal]:
@@ -106,11 +135,14 @@ def _places(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Iterator
     }
     for key, by_server in named.items():
         if by_server and not policy.places and not own_value(node_config, key):
-            yield Refusal(key, "named by the server; name it in the node's configuration, or allow places")
+            yield Refusal(
+                key, "named by the server; name it in the node's configuration, or allow places"
+            )
 
 
 def _task(policy: Policy, task: MaskedTask) -> Iterator[Refusal]:
-    """Yield what is refused of a task, whatever it is: shapes of teachers, lists of layers (each is a head), bytes on the site's disk."""
+    """Yield what is refused of a task, whatever it is: shapes of teachers, lists of layers (each is
+    a head), bytes on the site's disk."""
     for name, value in task:
         setting = f"task.{name}"
         if isinstance(value, ModelConfig):
@@ -125,22 +157,41 @@ def _task(policy: Policy, task: MaskedTask) -> Iterator[Refusal]:
 def _audio(policy: Policy, job: ClientJob) -> Iterator[Refusal]:
     audio, limits, data = policy.audio, policy.limits, job.data
     if data.min_seconds < audio.min_seconds:
-        yield Refusal("data.min_seconds", f"{data.min_seconds} s is less than audio.min_seconds={audio.min_seconds}")
+        yield Refusal(
+            "data.min_seconds",
+            f"{data.min_seconds} s is less than audio.min_seconds={audio.min_seconds}",
+        )
     yield from _beyond("data.max_seconds", data.max_seconds, "audio.max_seconds", audio.max_seconds)
-    yield from _beyond("data.batch_seconds", data.batch_seconds, "audio.max_batch_seconds", audio.max_batch_seconds)
-    yield from _beyond("data.num_workers", data.num_workers, "limits.max_threads", limits.max_threads)
-    yield from _beyond("client.threads", job.client.threads, "limits.max_threads", limits.max_threads)
-    yield from _beyond("data.prefetch_batches", data.prefetch_batches, "limits.max_prefetch", limits.max_prefetch)
+    yield from _beyond(
+        "data.batch_seconds", data.batch_seconds, "audio.max_batch_seconds", audio.max_batch_seconds
+    )
+    yield from _beyond(
+        "data.num_workers", data.num_workers, "limits.max_threads", limits.max_threads
+    )
+    yield from _beyond(
+        "client.threads", job.client.threads, "limits.max_threads", limits.max_threads
+    )
+    yield from _beyond(
+        "data.prefetch_batches", data.prefetch_batches, "limits.max_prefetch", limits.max_prefetch
+    )
 
 
 def _steps(policy: Policy, job: ClientJob) -> Iterator[Refusal]:
     steps, update = job.client.local_steps, policy.update
     if steps is not None and steps < update.min_steps:
-        yield Refusal("client.local_steps", f"{steps} is less than update.min_steps={update.min_steps}")
+        yield Refusal(
+            "client.local_steps", f"{steps} is less than update.min_steps={update.min_steps}"
+        )
     yield from _beyond("client.local_steps", steps or 0, "update.max_steps", update.max_steps)
-    yield from _beyond("client.accumulate", job.client.accumulate, "update.max_accumulate", update.max_accumulate)
+    yield from _beyond(
+        "client.accumulate", job.client.accumulate, "update.max_accumulate", update.max_accumulate
+    )
 
 
-def _beyond(setting: str, value: float, rule: str, most: float, what: str = "") -> Iterator[Refusal]:
+def _beyond(
+    setting: str, value: float, rule: str, most: float, what: str = ""
+) -> Iterator[Refusal]:
     if value > most:
-        yield Refusal(setting, f"{what + ' ' if what else ''}{value} is more than {rule} allows: {most}")
+        yield Refusal(
+            setting, f"{what + ' ' if what else ''}{value} is more than {rule} allows: {most}"
+        )

@@ -1,4 +1,5 @@
-"""The SuperNode of a site: started, watched, and started again with growing pauses, as a service manager would."""
+"""The SuperNode of a site: started, watched, and started again with growing pauses, as a service
+manager would."""
 
 import os
 import secrets
@@ -55,7 +56,8 @@ class Node(Protocol):
 
 @dataclass
 class DistantNode:
-    """A SuperNode that somebody else runs: in a container of its own, for example. ``say``: as of :class:`OwnNode`."""
+    """A SuperNode that somebody else runs: in a container of its own, for example. ``say``: as of
+    :class:`OwnNode`."""
 
     api: SuperNodeApi
     say: Callable[[str], None]
@@ -75,7 +77,8 @@ class DistantNode:
 
 
 class OwnNode:
-    """A SuperNode as a child of this process; its output goes to ``supernode.log`` in the state folder.
+    """A SuperNode as a child of this process; its output goes to ``supernode.log`` in the state
+    folder.
 
     Args:
         superlink: ``HOST:PORT`` of the coordinator.
@@ -86,9 +89,20 @@ class OwnNode:
     """
 
     def __init__(
-        self, superlink: str, certificates: Path | None, key: Path | None, log: Path, say: Callable[[str], None]
+        self,
+        superlink: str,
+        certificates: Path | None,
+        key: Path | None,
+        log: Path,
+        say: Callable[[str], None],
     ) -> None:
-        self._superlink, self._certificates, self._key, self._log, self._say = superlink, certificates, key, log, say
+        self._superlink, self._certificates, self._key, self._log, self._say = (
+            superlink,
+            certificates,
+            key,
+            log,
+            say,
+        )
         self._scratch = tempfile.TemporaryDirectory(prefix="fedhubert-site-")  # mode 0700
         self._secret = Path(self._scratch.name) / "superexec.secret"
         self._secret.write_text(secrets.token_hex(32))
@@ -114,7 +128,9 @@ class OwnNode:
             steady = now - self._started > STEADY_S
             self._pause_s = FIRST_PAUSE_S if steady else min(2 * self._pause_s, LONGEST_PAUSE_S)
             self._not_before = now + self._pause_s
-            self._say(f"SuperNode: {self._reason(self._process.returncode)}; again in {self._pause_s:.0f} s")
+            self._say(
+                f"SuperNode: {self._reason(self._process.returncode)}; again in {self._pause_s:.0f} s"
+            )
             self._process = None
         if now < self._not_before:
             return False
@@ -124,7 +140,9 @@ class OwnNode:
     def _start(self) -> None:
         port = free_port()
         self.api = SuperNodeApi(f"127.0.0.1:{port}", self._secret.read_bytes())
-        command = supernode_command(self._superlink, port, self._secret, self._certificates, self._key)
+        command = supernode_command(
+            self._superlink, port, self._secret, self._certificates, self._key
+        )
         self._process = subprocess.Popen(
             command,
             env=QUIET | os.environ,

@@ -1,4 +1,5 @@
-"""A node's part of a round: score the incoming model, train it on each of its partitions, and send what came of it."""
+"""A node's part of a round: score the incoming model, train it on each of its partitions, and send
+what came of it."""
 
 import logging
 import math
@@ -53,11 +54,13 @@ _resident: Resident | None = None
 
 
 def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
-    """Score the incoming model on each partition's validation split, train it on the training split, and send the update.
+    """Score the incoming model on each partition's validation split, train it on the training
+    split, and send the update.
 
-    One partition: its update, encoded. Several: the exact partial sum (:mod:`fedhubert.federation.updates.exact_sum`) of their updates
-    as the server would have decoded them, each behind the server's own guards. With differential privacy updates are clipped before they are
-    encoded, and again, as the server would, after decoding.
+    One partition: its update, encoded. Several: the exact partial sum
+    (:mod:`fedhubert.federation.updates.exact_sum`) of their updates as the server would have
+    decoded them, each behind the server's own guards. With differential privacy updates are clipped
+    before they are encoded, and again, as the server would, after decoding.
     """
     release_extractor()
     job, task = request.job, request.task
@@ -76,21 +79,37 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
 
     def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
         scored = job.client.validation_batches
-        metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=scored)
-        state = folder.load(_of(partition.number, task.site_rounds, "site_rounds")) if job.keeps_state else PartitionState()
+        metrics = _evaluate(
+            request, site, partition, resident, incoming, device, num_batches=scored
+        )
+        state = (
+            folder.load(_of(partition.number, task.site_rounds, "site_rounds"))
+            if job.keeps_state
+            else PartitionState()
+        )
         result = _train(request, site, partition, resident, incoming, device, state)
         state.optimizer = result.optimizer_state
         sent = _sent_update(request, partition.number, resident, incoming, result, state)
         decoded = sent.update
         if job.keeps_state:
             folder.save(task.round, state)
-            folder.prune([task.round, _of(partition.number, task.site_rounds, "site_rounds")], task.checkpoints)
+            folder.prune(
+                [task.round, _of(partition.number, task.site_rounds, "site_rounds")],
+                task.checkpoints,
+            )
         if fold is not None and task.clip_norm is not None:
             decoded, _ = clipped(decoded, task.clip_norm)
-        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[job.weight_by]
+        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[
+            job.weight_by
+        ]
         weight = weight if task.weight_limit is None else min(weight, task.weight_limit)
         magnitude = measure(decoded)
-        metrics |= {**_training_metrics(result), **sent.figures, "weight": weight, "update_norm": magnitude.norm}
+        metrics |= {
+            **_training_metrics(result),
+            **sent.figures,
+            "weight": weight,
+            "update_norm": magnitude.norm,
+        }
         if not all(map(math.isfinite, metrics.values())):
             raise UpdateRejected("metrics")
         if fold is None:
@@ -109,14 +128,19 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         arrays["sum"] = fold.partial().total.numpy()
     if metrics and job.sends_sketches:
         arrays["sketches"] = np.stack([sketches[number] for number in metrics])
-    trained = Trained(metrics=metrics, arrays=arrays, round=task.round, layout=resident.layout.fingerprint)
+    trained = Trained(
+        metrics=metrics, arrays=arrays, round=task.round, layout=resident.layout.fingerprint
+    )
     return trained, failures
 
 
 def _of(partition: int, named: Mapping[int, int], what: str) -> int:
-    """Return what a request says of a partition; raises :class:`FederationError` where it says nothing."""
+    """Return what a request says of a partition; raises :class:`FederationError` where it says
+    nothing."""
     if partition not in named:
-        raise FederationError(f"the request has no {what} of partition {partition}", setting="version")
+        raise FederationError(
+            f"the request has no {what} of partition {partition}", setting="version"
+        )
     return named[partition]
 
 
@@ -128,11 +152,14 @@ def _sent_update(
     result: LocalResult,
     state: PartitionState,
 ) -> Outgoing:
-    """Return the update as it travels and as the server decodes it; what the codec leaves over goes into ``state``."""
+    """Return the update as it travels and as the server decodes it; what the codec leaves over goes
+    into ``state``."""
     job, task, shapes = request.job, request.task, resident.layout.shapes
     update = Outgoing(resident.layout.update_of(resident.model, incoming), state.residual)
     seed = derive_seed(job.seed, "codec", task.round, number)
-    sent = run_steps(update, steps_of(job, shapes, local_steps=result.steps, clip_norm=task.clip_norm, seed=seed))
+    sent = run_steps(
+        update, steps_of(job, shapes, local_steps=result.steps, clip_norm=task.clip_norm, seed=seed)
+    )
     state.residual = sent.residual
     spoilt = {
         name: faults.spoil_if_drawn(job.faults, job.seed, task.round, task.attempt, number, array)
@@ -147,7 +174,8 @@ def _sent_update(
 
 
 def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answered:
-    """Score the incoming model on the whole of each partition's validation split (rounds: on ``client.validation_batches`` of it)."""
+    """Score the incoming model on the whole of each partition's validation split (rounds: on
+    ``client.validation_batches`` of it)."""
     site = open_site(request.job, node_config)
     device = resolve_device(site.job.client.device)
     resident, incoming = _incoming(request, site, device)
@@ -185,7 +213,13 @@ def _train(
 
     return train_locally(
         resident.model,
-        _batches(request, site, partition, partition.train_plan, range(position, position + planned * job.client.accumulate)),
+        _batches(
+            request,
+            site,
+            partition,
+            partition.train_plan,
+            range(position, position + planned * job.client.accumulate),
+        ),
         client=job.client,
         task=job.task,
         progress=Progress(task.round, job.num_rounds, planned),
@@ -223,7 +257,9 @@ def _evaluate(
     return {f"validation_{name}": figure for name, figure in result.figures.items()}
 
 
-def _batches(request: Request[WithModel], site: Site, partition: Partition, plan: BatchPlan, positions: range) -> Iterator[Batch]:
+def _batches(
+    request: Request[WithModel], site: Site, partition: Partition, plan: BatchPlan, positions: range
+) -> Iterator[Batch]:
     job = request.job
     source = site.label_source(job.task, partition, request.task.targets)
     return load_batches(site.manifest, plan, positions, source, mask_spec(job.task), job.data)
@@ -246,7 +282,10 @@ def resident_model(job: ClientJob) -> Resident:
     if _resident is None or _resident.key != key:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         log.info(
-            "process %d builds %s; CUDA_VISIBLE_DEVICES=%s", os.getpid(), job.model.name, "(not set)" if seen is None else seen
+            "process %d builds %s; CUDA_VISIBLE_DEVICES=%s",
+            os.getpid(),
+            job.model.name,
+            "(not set)" if seen is None else seen,
         )
         model = build_model(job.model, job.task, job.seed)
         model.set_activation_checkpointing(job.client.activation_checkpointing)
@@ -255,7 +294,9 @@ def resident_model(job: ClientJob) -> Resident:
     return _resident
 
 
-def _incoming(request: Request[WithModel], site: Site, device: torch.device) -> tuple[Resident, torch.Tensor]:
+def _incoming(
+    request: Request[WithModel], site: Site, device: torch.device
+) -> tuple[Resident, torch.Tensor]:
     """Return this process's model, with its teacher, and the server's parameters [P] for it.
 
     Raises:
@@ -270,11 +311,19 @@ def _incoming(request: Request[WithModel], site: Site, device: torch.device) -> 
             spec.take_over(resident.model, teacher.state)
         resident.objective = spec.loss(source)
     try:
-        incoming = decode(request.task.broadcast_codec, {"update": request.arrays["model"]}, resident.layout.shapes)
+        incoming = decode(
+            request.task.broadcast_codec,
+            {"update": request.arrays["model"]},
+            resident.layout.shapes,
+        )
     except UpdateRejected:
         incoming = torch.empty(0)
-    if resident.layout.fingerprint != request.task.layout or incoming.numel() != resident.layout.numel:
+    if (
+        resident.layout.fingerprint != request.task.layout
+        or incoming.numel() != resident.layout.numel
+    ):
         raise FederationError(
-            "the server's model has other parameters than this site builds from its configuration", setting="model"
+            "the server's model has other parameters than this site builds from its configuration",
+            setting="model",
         )
     return resident, incoming

@@ -1,6 +1,8 @@
-"""What a site's worker does with a message: pull it from the SuperNode, answer it with the installed handlers, push the reply.
+"""What a site's worker does with a message: pull it from the SuperNode, answer it with the
+installed handlers, push the reply.
 
-The place of Flower's ``flwr-clientapp``, which would unpack and run the code that came with the run.
+The place of Flower's ``flwr-clientapp``, which would unpack and run the code that came with the
+run.
 """
 
 import json
@@ -74,7 +76,15 @@ class SiteWork:
         message = task.message
         about = message.metadata
         fallback = Task(error_reply(message, LOST), task.run_id, task.node_id)
-        say(Pulled(printable(about.message_type), printable(about.group_id), array_bytes(message), limit_s(message), fallback))
+        say(
+            Pulled(
+                printable(about.message_type),
+                printable(about.group_id),
+                array_bytes(message),
+                limit_s(message),
+                fallback,
+            )
+        )
         reply = answer(message, site_context(self.options))
         say(Pushing(array_bytes(reply), refusals(reply)))
         node.push(job.token, reply, task)
@@ -83,14 +93,18 @@ class SiteWork:
 
 def printable(text: str) -> str:
     """Return words from outside as a terminal may show them."""
-    return "".join(letter if letter.isascii() and letter.isprintable() else "?" for letter in text[:64])
+    return "".join(
+        letter if letter.isascii() and letter.isprintable() else "?" for letter in text[:64]
+    )
 
 
 def array_bytes(message: Message) -> int:
     """Return the bytes of a message's arrays."""
     if not message.has_content():
         return 0
-    arrays = [array for record in message.content.array_records.values() for array in record.values()]
+    arrays = [
+        array for record in message.content.array_records.values() for array in record.values()
+    ]
     try:
         return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
     except TypeError:  # types that NumPy does not have; it will be refused
@@ -98,11 +112,13 @@ def array_bytes(message: Message) -> int:
 
 
 def limit_s(message: Message) -> float:
-    """Return for how long the coordinator waits for a reply: the budget that it names, or the message's time to live."""
+    """Return for how long the coordinator waits for a reply: the budget that it names, or the
+    message's time to live."""
     content = message.content if message.has_content() else RecordDict()
     try:
         budget_s = float(json.loads(str(content.config_records["request"]["task"]))["budget_s"])
-        return budget_s if budget_s < message.metadata.ttl else message.metadata.ttl  # also where it is no number
+        # also where it is no number
+        return budget_s if budget_s < message.metadata.ttl else message.metadata.ttl
     except (KeyError, ValueError, TypeError, RecursionError):
         return message.metadata.ttl
 
@@ -112,5 +128,11 @@ def refusals(reply: Message) -> tuple[str, ...]:
     record = reply.content.config_records.get("failures") if reply.has_content() else None
     if record is None:
         return ()
-    codes, settings = (map(str, column if isinstance(column, list) else []) for column in (record["code"], record["setting"]))
-    return tuple(f"{code} ({setting})" if setting else code for code, setting in zip(codes, settings, strict=False))
+    codes, settings = (
+        map(str, column if isinstance(column, list) else [])
+        for column in (record["code"], record["setting"])
+    )
+    return tuple(
+        f"{code} ({setting})" if setting else code
+        for code, setting in zip(codes, settings, strict=False)
+    )

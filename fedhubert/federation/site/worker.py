@@ -1,4 +1,5 @@
-"""A process that does one job after another and keeps what it has loaded; one that dies or hangs is begun anew.
+"""A process that does one job after another and keeps what it has loaded; one that dies or hangs is
+begun anew.
 
 The process that watches it has none of the job's libraries and none of its memory, so that whatever
 becomes of the work, somebody is left who can say so.
@@ -90,7 +91,9 @@ class Worker:
         self.stop()
         context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
         self._events, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._work, theirs), name="fedhubert-site-worker")
+        self._process = context.Process(
+            target=_serve, args=(self._work, theirs), name="fedhubert-site-worker"
+        )
         self._process.start()
         theirs.close()
         self.busy = True
@@ -141,13 +144,16 @@ class Worker:
         self._process.join(5.0)
         code = self._process.exitcode
         if code is not None and code < 0:
-            return WorkerDied(f"killed by {signal.Signals(-code).name}; SIGKILL is mostly the kernel, out of memory")
+            return WorkerDied(
+                f"killed by {signal.Signals(-code).name}; SIGKILL is mostly the kernel, out of memory"
+            )
         return WorkerDied(f"ended with exit code {code}")
 
 
 def _serve(work: Work, connection: Connection) -> None:
     """The worker's process: one job after another until its parent is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the parent, which ends this one when it is time
+    # meant for the parent, which ends this one when it is time
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _end_with_parent()
     work.prepare()
@@ -177,6 +183,7 @@ def _end_with_parent() -> None:
 
 
 def end_with_parent() -> None:
-    """Have the kernel end the calling process when its parent is gone, where it can (Linux); for ``preexec_fn``."""
+    """Have the kernel end the calling process when its parent is gone, where it can (Linux); for
+    ``preexec_fn``."""
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

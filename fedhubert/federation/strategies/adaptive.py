@@ -19,7 +19,9 @@ class Adaptive(ServerStrategy):
         self.beta1, self.beta2 = config.beta1, config.beta2
         self.state = {"m": torch.zeros(numel), "v": torch.full((numel,), self.tau**2)}
 
-    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+    def step(
+        self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0
+    ) -> torch.Tensor:
         m, v = self.state["m"], self.state["v"]
         m.mul_(self.beta1).add_(mean_update, alpha=1.0 - self.beta1)
         self._second_moment(v, mean_update)

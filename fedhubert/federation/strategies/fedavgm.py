@@ -18,7 +18,9 @@ class FedAvgM(ServerStrategy):
         super().__init__(config, numel)
         self.state = {"momentum": torch.zeros(numel)}
 
-    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+    def step(
+        self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0
+    ) -> torch.Tensor:
         momentum = self.config.server_momentum
         buffer = self.state["momentum"].mul_(momentum).add_(mean_update)
         direction = mean_update.add_(buffer, alpha=momentum) if self.config.nesterov else buffer

@@ -22,4 +22,6 @@ class FedNova(ServerStrategy):
         ordered = [clients[partition] for partition in sorted(clients)]
         steps = [effective_steps(int(client["train_steps"]), momentum) for client in ordered]
         weights = [float(client["weight"]) for client in ordered]
-        return sum(weight * step for weight, step in zip(weights, steps, strict=True)) / sum(weights)
+        return sum(weight * step for weight, step in zip(weights, steps, strict=True)) / sum(
+            weights
+        )

@@ -77,7 +77,9 @@ class ServerStrategy:
         """
         return 1.0
 
-    def step(self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+    def step(
+        self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0
+    ) -> torch.Tensor:
         """Return the new model [P], after a step at ``share`` of the rate, in the memory of
         ``mean_update``; ``model`` is left as it is."""
         rate = share * self.config.server_learning_rate
@@ -91,7 +93,9 @@ class ServerStrategy:
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take the state of a checkpoint; raises :class:`CheckpointError` when it is another
         strategy's."""
-        if set(state) != set(self.state) or any(state[key].shape != self.state[key].shape for key in state):
+        if set(state) != set(self.state) or any(
+            state[key].shape != self.state[key].shape for key in state
+        ):
             raise CheckpointError(
                 f"the checkpoint's server optimiser state {sorted(state)} does not fit the strategy's {sorted(self.state)}; "
                 "resume with the strategy and model that the run began with",

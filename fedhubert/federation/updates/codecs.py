@@ -1,7 +1,9 @@
-"""How vectors travel: float32, bfloat16, float16 scaled into its range, or int8 with a scale per output channel.
+"""How vectors travel: float32, bfloat16, float16 scaled into its range, or int8 with a scale per
+output channel.
 
-int8 is rounded stochastically, so that the mean over many clients is not biased, and what a client's rounding left over is added to its next
-update (error feedback: Seide et al. 2014; Karimireddy et al. 2019); see :mod:`fedhubert.clients.state`.
+int8 is rounded stochastically, so that the mean over many clients is not biased, and what a
+client's rounding left over is added to its next update (error feedback: Seide et al. 2014;
+Karimireddy et al. 2019); see :mod:`fedhubert.clients.state`.
 """
 
 import math
@@ -26,7 +28,8 @@ _INT8_MAX = 127
 def channels(shapes: Sequence[tuple[int, ...]]) -> tuple[torch.Tensor, list[int]]:
     """Return the length of each int8 channel and the number of channels of each parameter.
 
-    A matrix or convolution has one channel per output (its first dimension), a vector is one channel.
+    A matrix or convolution has one channel per output (its first dimension), a vector is one
+    channel.
     """
     counts = [_num_channels(shape) for shape in shapes]
     lengths = [math.prod(shape) // count for shape, count in zip(shapes, counts, strict=True)]
@@ -37,8 +40,11 @@ def _num_channels(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 1 else 1
 
 
-def encode(codec: CodecName, vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int = 0) -> Arrays:
-    """Return the arrays that stand for a float32 ``vector`` [P] of parameters of ``shapes``; ``seed`` is for int8's rounding."""
+def encode(
+    codec: CodecName, vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int = 0
+) -> Arrays:
+    """Return the arrays that stand for a float32 ``vector`` [P] of parameters of ``shapes``;
+    ``seed`` is for int8's rounding."""
     if codec == "fp32":
         return {VALUES: vector.numpy()}
     if codec == "bf16":  # NumPy has no bfloat16: its bits travel as integers
@@ -47,11 +53,16 @@ def encode(codec: CodecName, vector: torch.Tensor, shapes: Sequence[tuple[int, .
         peak = float(vector.abs().max()) if vector.numel() else 0.0
         exponent = _FP16_PEAK_EXPONENT - math.frexp(peak)[1] if 0.0 < peak < math.inf else 0
         scale = math.ldexp(1.0, min(exponent, 126))
-        return {VALUES: (vector * scale).to(torch.float16).numpy(), SCALES: np.array([1.0 / scale], np.float32)}
+        return {
+            VALUES: (vector * scale).to(torch.float16).numpy(),
+            SCALES: np.array([1.0 / scale], np.float32),
+        }
     return _encode_int8(vector, shapes, seed)
 
 
-def decode(codec: CodecName, arrays: Mapping[str, npt.NDArray[Any]], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
+def decode(
+    codec: CodecName, arrays: Mapping[str, npt.NDArray[Any]], shapes: Sequence[tuple[int, ...]]
+) -> torch.Tensor:
     """Return the float32 vector [P] that ``arrays`` stand for.
 
     Raises:
@@ -61,21 +72,35 @@ def decode(codec: CodecName, arrays: Mapping[str, npt.NDArray[Any]], shapes: Seq
     if codec == "fp32":
         return tensor_of(_checked(arrays, VALUES, np.float32, numel))
     if codec == "bf16":
-        return tensor_of(_checked(arrays, VALUES, np.int16, numel)).view(torch.bfloat16).to(torch.float32)
+        return (
+            tensor_of(_checked(arrays, VALUES, np.int16, numel))
+            .view(torch.bfloat16)
+            .to(torch.float32)
+        )
     if codec == "fp16":
         scale = _scales(arrays, 1)
         return tensor_of(_checked(arrays, VALUES, np.float16, numel)).to(torch.float32).mul_(scale)
     lengths, counts = channels(shapes)
-    values, scales = tensor_of(_checked(arrays, VALUES, np.int8, numel)), _scales(arrays, len(lengths))
+    values, scales = (
+        tensor_of(_checked(arrays, VALUES, np.int8, numel)),
+        _scales(arrays, len(lengths)),
+    )
     decoded = torch.empty(numel)
-    for out, part, scale in zip(_split(decoded, shapes), _split(values, shapes), torch.split(scales, counts), strict=True):
+    for out, part, scale in zip(
+        _split(decoded, shapes), _split(values, shapes), torch.split(scales, counts), strict=True
+    ):
         torch.mul(part.view(len(scale), -1), scale[:, None], out=out.view(len(scale), -1))
     return decoded
 
 
 def num_bytes(codec: CodecName, shapes: Sequence[tuple[int, ...]]) -> int:
     """Return the bytes of what :func:`encode` gives for parameters of ``shapes``."""
-    width, scales = {"fp32": (4, 0), "bf16": (2, 0), "fp16": (2, 1), "int8": (1, sum(map(_num_channels, shapes)))}[codec]
+    width, scales = {
+        "fp32": (4, 0),
+        "bf16": (2, 0),
+        "fp16": (2, 1),
+        "int8": (1, sum(map(_num_channels, shapes))),
+    }[codec]
     return width * sum(math.prod(shape) for shape in shapes) + 4 * scales
 
 
@@ -83,11 +108,18 @@ def _encode_int8(vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: 
     generator = torch.Generator().manual_seed(seed)
     lengths, counts = channels(shapes)
     values, scales = torch.empty(vector.numel(), dtype=torch.int8), torch.empty(len(lengths))
-    for part, out, scale in zip(_split(vector, shapes), _split(values, shapes), torch.split(scales, counts), strict=True):
+    for part, out, scale in zip(
+        _split(vector, shapes), _split(values, shapes), torch.split(scales, counts), strict=True
+    ):
         rows = part.view(len(scale), -1)
         torch.div(rows.abs().amax(dim=1), _INT8_MAX, out=scale)
         step = torch.where(scale > 0, scale, 1.0)[:, None]
-        rounded = (rows / step).add_(torch.rand(rows.shape, generator=generator)).floor_().clamp_(-_INT8_MAX, _INT8_MAX)
+        rounded = (
+            (rows / step)
+            .add_(torch.rand(rows.shape, generator=generator))
+            .floor_()
+            .clamp_(-_INT8_MAX, _INT8_MAX)
+        )
         out.view(len(scale), -1).copy_(rounded)
     return {VALUES: values.numpy(), SCALES: scales.numpy()}
 
@@ -96,7 +128,9 @@ def _split(vector: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> tuple[tor
     return torch.split(vector, [math.prod(shape) for shape in shapes])
 
 
-def _checked(arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: Any, length: int) -> npt.NDArray[Any]:
+def _checked(
+    arrays: Mapping[str, npt.NDArray[Any]], name: str, dtype: Any, length: int
+) -> npt.NDArray[Any]:
     array = arrays.get(name)
     if array is None or array.dtype != dtype or array.shape != (length,):
         raise UpdateRejected("shape")

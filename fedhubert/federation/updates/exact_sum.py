@@ -1,10 +1,12 @@
-"""A weighted sum of update vectors that does not depend on the order, or the grouping, in which they arrive.
+"""A weighted sum of update vectors that does not depend on the order, or the grouping, in which
+they arrive.
 
-Floating-point addition is not associative, so two servers that hear the same clients in another order get other bits. Here every
-product ``weight * value`` is rounded once to a fixed grid of 2**-33 and kept as an integer; integers add exactly, so any permutation
-and any partition into partial sums (shards) gives the same bits. A float32 value has 24 significant bits and weights have at most 28,
-so the product is exact in float64 and the one rounding is all the error there is: at most 2**-34 per client, before division by the
-total weight.
+Floating-point addition is not associative, so two servers that hear the same clients in another
+order get other bits. Here every product ``weight * value`` is rounded once to a fixed grid of
+2**-33 and kept as an integer; integers add exactly, so any permutation and any partition into
+partial sums (shards) gives the same bits. A float32 value has 24 significant bits and weights have
+at most 28, so the product is exact in float64 and the one rounding is all the error there is: at
+most 2**-34 per client, before division by the total weight.
 """
 
 import math
@@ -20,9 +22,12 @@ from fedhubert.config.federated import MOST_NOISE
 GRID_BITS = 33
 MAX_WEIGHT = 2**28
 _ROW = 2**12  # short enough that BLAS takes one thread for its product with itself
-_CHUNK = 16 * _ROW  # fits the processor's cache, in NumPy, whose integer sums take less time than torch's
-_TOGETHER = 2  # updates in one pass: reading and writing the sum takes the memory longer than reading an update
-_MAGIC = 1.5 * 2.0**52  # x + _MAGIC rounds x to an integer (ties to even) that sits in the low bits, for |x| < 2**51
+# fits the processor's cache, in NumPy, whose integer sums take less time than torch's
+_CHUNK = 16 * _ROW
+# updates in one pass: reading and writing the sum takes the memory longer than reading an update
+_TOGETHER = 2
+# x + _MAGIC rounds x to an integer (ties to even) that sits in the low bits, for |x| < 2**51
+_MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = 0x4338000000000000
 _LIMIT = 2.0**62  # of the sum of bounds, one bit below int64
 
@@ -45,14 +50,16 @@ class PartialSum:
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Of a float32 vector: its Euclidean norm, to six digits, and its largest magnitude. Both are NaN or infinite if an entry is."""
+    """Of a float32 vector: its Euclidean norm, to six digits, and its largest magnitude. Both are
+    NaN or infinite if an entry is."""
 
     norm: float
     peak: float
 
 
 class ExactSum:
-    """Running sum of ``weight * update`` over float32 vectors of ``numel`` entries; memory is that of one int64 vector and one update."""
+    """Running sum of ``weight * update`` over float32 vectors of ``numel`` entries; memory is that
+    of one int64 vector and one update."""
 
     def __init__(self, numel: int) -> None:
         self._total = torch.zeros(numel, dtype=torch.int64)
@@ -62,7 +69,8 @@ class ExactSum:
         self.weight = 0
 
     def clear(self) -> None:
-        """Begin anew in the same memory: taking 8 bytes per entry from the system costs more than adding several updates."""
+        """Begin anew in the same memory: taking 8 bytes per entry from the system costs more than
+        adding several updates."""
         self._total.zero_()
         self._waiting.clear()
         self._magics, self._bound, self.weight = 0, 0.0, 0
@@ -74,14 +82,15 @@ class ExactSum:
     def add(self, update: torch.Tensor, weight: int, magnitude: Magnitude | None = None) -> None:
         """Fold one client's update [P] with its integer weight.
 
-        Everything is checked here, so a rejected update leaves the sum as it was. The update must not change until the sum has been read: it may be
-        added together with the next one.
+        Everything is checked here, so a rejected update leaves the sum as it was. The update must
+        not change until the sum has been read: it may be added together with the next one.
 
         Args:
             magnitude: The update's :func:`measure`, where the caller knows it.
 
         Raises:
-            UpdateRejected: wrong shape or dtype, weight outside [1, 2**28], NaN or Inf, or magnitudes that could overflow.
+            UpdateRejected: wrong shape or dtype, weight outside [1, 2**28], NaN or Inf, or
+                magnitudes that could overflow.
         """
         if update.shape != self._total.shape or update.dtype != torch.float32:
             raise UpdateRejected("shape")
@@ -117,7 +126,8 @@ class ExactSum:
         self._waiting.clear()
 
     def _settle(self) -> None:
-        """Add what waits, and take off the bits of the magic numbers that were added; they and the sum wrap around at 2**64 alike."""
+        """Add what waits, and take off the bits of the magic numbers that were added; they and the
+        sum wrap around at 2**64 alike."""
         self._add_waiting()
         excess = self._magics * _MAGIC_BITS % 2**64
         self._total.sub_(excess - 2**64 if excess >= 2**63 else excess)
@@ -141,24 +151,33 @@ class ExactSum:
         self._settle()
         return PartialSum(self._total, self.weight)
 
-    def add_noise(self, std: float, standard_normal: Callable[[int], npt.NDArray[np.float64]]) -> None:
-        """Add to each entry a normal variable of standard deviation ``std``, at most 2**26, rounded to the grid.
+    def add_noise(
+        self, std: float, standard_normal: Callable[[int], npt.NDArray[np.float64]]
+    ) -> None:
+        """Add to each entry a normal variable of standard deviation ``std``, at most 2**26, rounded
+        to the grid.
 
         Args:
             standard_normal: Draws so many values of standard deviation 1.
 
         Raises:
-            ValueError: more than that: what is not on the grid any more is not the noise that was accounted for.
+            ValueError: more than that: what is not on the grid any more is not the noise that was
+                accounted for.
         """
         if not 0.0 <= std <= MOST_NOISE:
-            raise ValueError(f"noise of standard deviation {std:g} on a grid that holds {MOST_NOISE:g}")
+            raise ValueError(
+                f"noise of standard deviation {std:g} on a grid that holds {MOST_NOISE:g}"
+            )
         self._settle()
         total = self._total.numpy()
         for part in _chunks(self.numel):
-            total[part] += np.rint(standard_normal(part.stop - part.start) * (std * 2.0**GRID_BITS)).astype(np.int64)
+            total[part] += np.rint(
+                standard_normal(part.stop - part.start) * (std * 2.0**GRID_BITS)
+            ).astype(np.int64)
 
     def mean(self, denominator: float | None = None) -> torch.Tensor:
-        """Return the sum [P] over ``denominator``, by default the total weight, in float32; raises ``ValueError`` when nothing was added then."""
+        """Return the sum [P] over ``denominator``, by default the total weight, in float32; raises
+        ``ValueError`` when nothing was added then."""
         if denominator is None and self.weight == 0:
             raise ValueError("mean of no updates")
         self._settle()
@@ -171,7 +190,8 @@ class ExactSum:
 
 
 def measure(vector: torch.Tensor) -> Magnitude:
-    """Return the magnitude of a float32 vector in one pass, the same with any number of threads: squares of rows in float32, their sum in float64."""
+    """Return the magnitude of a float32 vector in one pass, the same with any number of threads:
+    squares of rows in float32, their sum in float64."""
     values, square, peak = vector.numpy(), 0.0, 0.0
     for part in _chunks(len(values)):
         chunk = values[part]
@@ -179,7 +199,8 @@ def measure(vector: torch.Tensor) -> Magnitude:
         with np.errstate(over="ignore", invalid="ignore"):  # infinite is an answer
             for each in (rows, chunk[rows.size :][None]):
                 square += float(np.matmul(each[:, None, :], each[:, :, None]).sum(dtype=np.float64))
-        peak = float(np.maximum(peak, max(chunk.max(), -chunk.min())))  # np.maximum keeps a NaN, and so do NumPy's max and min
+        # np.maximum keeps a NaN, and so do NumPy's max and min
+        peak = float(np.maximum(peak, max(chunk.max(), -chunk.min())))
     return Magnitude(float(f"{math.sqrt(square):.6g}"), peak)
 
 

@@ -92,7 +92,9 @@ class Encode:
         return replace(sent, update=decoded, arrays=arrays, residual=residual)
 
 
-def steps_of(job: ClientJob, shapes: Shapes, *, local_steps: int, clip_norm: float | None, seed: int) -> Iterator[Step]:
+def steps_of(
+    job: ClientJob, shapes: Shapes, *, local_steps: int, clip_norm: float | None, seed: int
+) -> Iterator[Step]:
     """Yield the steps of a client's update, in order.
 
     Args:

@@ -1,8 +1,11 @@
-"""A few thousand numbers that stand for an update where only its direction is asked for: updates are gone when their mean is known.
+"""A few thousand numbers that stand for an update where only its direction is asked for: updates
+are gone when their mean is known.
 
-A sketch adds entries with random signs into buckets (CountSketch: Charikar, Chen and Farach-Colton 2002). The product of two sketches is that of
-their vectors but for a random error that does not depend on their length (Weinberger et al. 2009): a cosine has a standard error of at most
-1/sqrt(``NUM_SUMS``), 0.016. Signs are drawn anew for each round, so that figures over many rounds are exacter than those of one.
+A sketch adds entries with random signs into buckets (CountSketch: Charikar, Chen and Farach-Colton
+2002). The product of two sketches is that of their vectors but for a random error that does not
+depend on their length (Weinberger et al. 2009): a cosine has a standard error of at most
+1/sqrt(``NUM_SUMS``), 0.016. Signs are drawn anew for each round, so that figures over many rounds
+are exacter than those of one.
 """
 
 import numpy as np
@@ -19,28 +22,34 @@ _WORD_BITS = 64
 
 
 def sketch_width(numel: int) -> int:
-    """Return the entries of a sketch of a vector of ``numel`` entries; a vector that is shorter than a sketch has one of its own length, exact."""
+    """Return the entries of a sketch of a vector of ``numel`` entries; a vector that is shorter
+    than a sketch has one of its own length, exact."""
     return min(NUM_SUMS, numel)
 
 
 def sketch_of(vector: torch.Tensor, run_seed: int, round_number: int) -> Sketch:
-    """Return the sketch [:func:`sketch_width`] of a float32 vector [P]: entry j is in sum j modulo its width, with a sign of the round's."""
+    """Return the sketch [:func:`sketch_width`] of a float32 vector [P]: entry j is in sum j modulo
+    its width, with a sign of the round's."""
     values, width = vector.numpy().view(np.uint32), sketch_width(vector.numel())
     signs = np.random.PCG64(derive_seed(run_seed, "sketch", round_number))
     sums, buffer = np.zeros(width), np.empty(_WORD_BITS * width, np.uint32)
     for start in range(0, len(values), len(buffer)):
         part = values[start : start + len(buffer)]
         signed = buffer[: -(-len(part) // width) * width]  # whole rows
-        bits = np.unpackbits(signs.random_raw(width).astype("<u8").view(np.uint8), count=len(signed))
+        bits = np.unpackbits(
+            signs.random_raw(width).astype("<u8").view(np.uint8), count=len(signed)
+        )
         np.left_shift(bits, 31, out=signed, dtype=np.uint32, casting="unsafe")
-        signed[: len(part)] ^= part  # a float's highest bit is its sign: ten times faster than a multiplication
+        # a float's highest bit is its sign: ten times faster than a multiplication
+        signed[: len(part)] ^= part
         signed[len(part) :] = 0
         sums += signed.view(np.float32).reshape(-1, width).sum(axis=0)
     return sums.astype(np.float32)
 
 
 def sketched_cosine(left: Sketch, right: Sketch) -> float | None:
-    """Return about the cosine of two vectors, by their sketches of one round, in six digits; None where one of them is zero."""
+    """Return about the cosine of two vectors, by their sketches of one round, in six digits; None
+    where one of them is zero."""
     x, y = left.astype(np.float64), right.astype(np.float64)
     length = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(f"{float(x @ y) / length:.6g}") if length else None

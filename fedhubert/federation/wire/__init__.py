@@ -1,1 +1,2 @@
-"""What crosses between server and sites: messages, the arrays in them, and the grid that carries them."""
+"""What crosses between server and sites: messages, the arrays in them, and the grid that carries
+them."""

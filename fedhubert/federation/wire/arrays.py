@@ -1,8 +1,9 @@
 """Flower ``Array``s that are not copied until they must be.
 
-Flower's own is bytes: a model is serialised when it is built, copied into every message of a simulation, and parsed again by every client.
-A :class:`HeldArray` keeps the ndarray and serialises it when it goes over a wire; a :class:`SharedArray` lies in the object store of a
-simulation's Ray, once, and messages carry a reference to it.
+Flower's own is bytes: a model is serialised when it is built, copied into every message of a
+simulation, and parsed again by every client. A :class:`HeldArray` keeps the ndarray and serialises
+it when it goes over a wire; a :class:`SharedArray` lies in the object store of a simulation's Ray,
+once, and messages carry a reference to it.
 """
 
 import hashlib
@@ -51,12 +52,14 @@ class SharedArray(LazyArray):
 
 
 def size_on_wire(array: Array) -> int:
-    """Return the bytes of an array that has come: of one that never left this machine those of its values, without making a copy of them."""
+    """Return the bytes of an array that has come: of one that never left this machine those of its
+    values, without making a copy of them."""
     return array.numpy().nbytes if isinstance(array, LazyArray) else len(array.data)
 
 
 def release(message: Message) -> None:
-    """Let go of what ``message`` refers to in the object store: threads of Flower's engine hold on to the last messages that they have seen."""
+    """Let go of what ``message`` refers to in the object store: threads of Flower's engine hold on
+    to the last messages that they have seen."""
     for array in shared_arrays(message):
         array.release()
 
@@ -64,7 +67,9 @@ def release(message: Message) -> None:
 def shared_arrays(message: Message) -> list[SharedArray]:
     """Return what of ``message`` lies in the object store of a simulation."""
     records = message.content.array_records.values() if message.has_content() else ()
-    return [array for record in records for array in record.values() if isinstance(array, SharedArray)]
+    return [
+        array for record in records for array in record.values() if isinstance(array, SharedArray)
+    ]
 
 
 def sha256_of_ndarray(ndarray: NDArray) -> str:
@@ -73,7 +78,8 @@ def sha256_of_ndarray(ndarray: NDArray) -> str:
 
 
 def sha256_of(array: Array) -> str:
-    """Return the same of an ``Array`` that this process has made: of a :class:`HeldArray` or :class:`SharedArray` it is taken once, and kept."""
+    """Return the same of an ``Array`` that this process has made: of a :class:`HeldArray` or
+    :class:`SharedArray` it is taken once, and kept."""
     if not isinstance(array, HeldArray | SharedArray):
         return sha256_of_ndarray(array.numpy())
     if "_sha256" not in array.__dict__:

@@ -1,7 +1,8 @@
 """A Flower ``Grid`` that hands replies over one at a time, as they arrive.
 
-Stock ``send_and_receive`` collects every reply in a list first, so the server's memory grows with the number of clients. This proxy
-keeps a window of messages in flight and returns a generator: a strategy's ``aggregate_train`` folds each reply and lets it go.
+Stock ``send_and_receive`` collects every reply in a list first, so the server's memory grows with
+the number of clients. This proxy keeps a window of messages in flight and returns a generator: a
+strategy's ``aggregate_train`` folds each reply and lets it go.
 """
 
 import threading
@@ -16,11 +17,13 @@ MIN_POLL_S, MAX_POLL_S = 0.01, 0.5
 
 
 SITES_IN_FLIGHT = 64
-"""Real sites that train at the same time; their replies wait in the SuperLink's store until they are folded."""
+"""Real sites that train at the same time; their replies wait in the SuperLink's store until they
+are folded."""
 
 
 def messages_in_flight(num_workers: int) -> int:
-    """Return the window of a simulation: one message more than there are workers, so that none waits for work while the server folds."""
+    """Return the window of a simulation: one message more than there are workers, so that none
+    waits for work while the server folds."""
     return num_workers + 1
 
 
@@ -39,7 +42,9 @@ class StreamingGrid(ForwardingGrid):
         stop: When set, waiting ends with :class:`RunInterrupted`.
     """
 
-    def __init__(self, grid: Grid, *, window: int = 16, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, grid: Grid, *, window: int = 16, stop: threading.Event | None = None
+    ) -> None:
         super().__init__(grid)
         self._window = window
         self._stop = stop or threading.Event()
@@ -52,10 +57,14 @@ class StreamingGrid(ForwardingGrid):
         if self._stop.is_set():
             raise RunInterrupted("asked to stop")
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Yield replies as they arrive until all are in or ``timeout`` seconds have passed (then see :attr:`unanswered`).
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Yield replies as they arrive until all are in or ``timeout`` seconds have passed (then
+        see :attr:`unanswered`).
 
-        Closing the iterator early gives up on the rest. Replies that come too late are taken from Flower and dropped by later calls.
+        Closing the iterator early gives up on the rest. Replies that come too late are taken from
+        Flower and dropped by later calls.
 
         Raises:
             RunInterrupted: while waiting, when the run was asked to stop.
@@ -71,7 +80,8 @@ class StreamingGrid(ForwardingGrid):
                 if exhausted and not in_flight:
                     return
                 any_arrived = False
-                for message_id in list(in_flight):  # one id per pull: a pull of many would hold all their arrays at once
+                # one id per pull: a pull of many would hold all their arrays at once
+                for message_id in list(in_flight):
                     for reply in self._grid.pull_messages([message_id]):
                         del in_flight[message_id]
                         any_arrived = True
@@ -80,7 +90,10 @@ class StreamingGrid(ForwardingGrid):
                         finally:
                             release(reply)
                 if time.monotonic() > deadline:
-                    self.unanswered += [*in_flight.values(), *(message.metadata.dst_node_id for message in waiting)]
+                    self.unanswered += [
+                        *in_flight.values(),
+                        *(message.metadata.dst_node_id for message in waiting),
+                    ]
                     return
                 pause_s = MIN_POLL_S if any_arrived else min(pause_s * 1.5, MAX_POLL_S)
                 if in_flight and not any_arrived:
@@ -105,7 +118,8 @@ class StreamingGrid(ForwardingGrid):
         return False
 
     def _drop_late_replies(self) -> None:
-        """Take replies that nobody waits for any more out of Flower's state, where they would pile up; one at a time, as they may be large."""
+        """Take replies that nobody waits for any more out of Flower's state, where they would pile
+        up; one at a time, as they may be large."""
         for message_id in list(self._late):
             for reply in self._grid.pull_messages([message_id]):
                 del self._late[message_id]

@@ -1,7 +1,9 @@
-"""The wire: every message that server and sites send each other, both ways. What is not in here does not cross.
+"""The wire: every message that server and sites send each other, both ways. What is not in here
+does not cross.
 
-A server sends an :class:`Instruction`, a site answers it with the :class:`Answer` that belongs to it, or with :class:`Failure` codes. Fields,
-columns and arrays are closed lists with types and bounds: a message that holds anything else is refused. No audio, path, text, speaker or
+A server sends an :class:`Instruction`, a site answers it with the :class:`Answer` that belongs to
+it, or with :class:`Failure` codes. Fields, columns and arrays are closed lists with types and
+bounds: a message that holds anything else is refused. No audio, path, text, speaker or
 per-utterance value has a place in them.
 
 Shapes: P parameters, K clusters, D features wide, L labels, N partitions.
@@ -49,7 +51,8 @@ Norm = Annotated[float, Field(ge=0.0)]
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a partition, or a whole node (partition -1), did not answer: a code and a setting's name, both single words."""
+    """Why a partition, or a whole node (partition -1), did not answer: a code and a setting's name,
+    both single words."""
 
     partition: int
     code: str
@@ -90,7 +93,9 @@ class Message(BaseModel):
         MAX_ARRAYS: How many it may carry.
     """
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
     SLOTS: ClassVar[Mapping[str, Slot]] = {}
     MAX_ARRAYS: ClassVar[int] = 8
@@ -108,16 +113,24 @@ class Message(BaseModel):
             reason = "is not asked for" if slot is None else slot.refuses(array)
             if reason:
                 raise ValueError(f"the array {name[:64]!r} {reason}")
-        missing = [name for name, slot in self.SLOTS.items() if slot.required and name not in self.arrays]
+        missing = [
+            name for name, slot in self.SLOTS.items() if slot.required and name not in self.arrays
+        ]
         if missing:
             raise ValueError(f"no array {missing[0]!r}")
         return self
 
 
 def slot_of(slots: Mapping[str, Slot], name: str) -> Slot | None:
-    """Return the slot that an array called ``name`` has among ``slots``, None where there is none."""
+    """Return the slot that an array called ``name`` has among ``slots``, None where there is
+    none."""
     many = next(
-        (slot for key, slot in slots.items() if key.endswith("*") and re.fullmatch(re.escape(key[:-1]) + r"[\w.]*", name)), None
+        (
+            slot
+            for key, slot in slots.items()
+            if key.endswith("*") and re.fullmatch(re.escape(key[:-1]) + r"[\w.]*", name)
+        ),
+        None,
     )
     return slots.get(name, many)
 
@@ -177,7 +190,8 @@ class SendTeacher(Instruction):
 
 
 class SeedKMeans(Instruction):
-    """Send weighted local centroids of the partitions' features; ``extractor`` names the model that gives them, empty for MFCC."""
+    """Send weighted local centroids of the partitions' features; ``extractor`` names the model that
+    gives them, empty for MFCC."""
 
     KIND = "train.kmeans_seed"
     extractor: Key = ""
@@ -192,7 +206,8 @@ class StepKMeans(Instruction):
 
 
 class Label(Instruction):
-    """Label the partitions' audio, under ``centroids`` [K, D] (none: precomputed labels are checked); ``targets`` names the labels."""
+    """Label the partitions' audio, under ``centroids`` [K, D] (none: precomputed labels are
+    checked); ``targets`` names the labels."""
 
     KIND = "train.label"
     SLOTS: ClassVar[Mapping[str, Slot]] = {"centroids": _CENTROIDS}
@@ -265,15 +280,25 @@ class Answer(Message):
     OPTIONAL: ClassVar[frozenset[str]] = frozenset()
     FIGURES: ClassVar[tuple[str, ...]] = ()
 
-    metrics: Annotated[dict[Partition, Metrics], Field(max_length=MAX_PARTITIONS, exclude=True)] = {}
+    metrics: Annotated[
+        dict[Partition, Metrics], Field(max_length=MAX_PARTITIONS, exclude=True)
+    ] = {}
 
     @model_validator(mode="after")
     def _check_metrics(self) -> Self:
         for numbers in self.metrics.values():
             others = numbers.keys() - self.COLUMNS - self.OPTIONAL
-            unknown = [name for name in others if not name.startswith(self.FIGURES or ("\0",)) or len(name) > 64]
+            unknown = [
+                name
+                for name in others
+                if not name.startswith(self.FIGURES or ("\0",)) or len(name) > 64
+            ]
             if unknown or len(others) > MAX_FIGURES:
-                raise ValueError(f"the number {unknown[0][:64]!r} is not asked for" if unknown else f"{len(others)} figures")
+                raise ValueError(
+                    f"the number {unknown[0][:64]!r} is not asked for"
+                    if unknown
+                    else f"{len(others)} figures"
+                )
             missing = self.COLUMNS - numbers.keys()
             if missing:
                 raise ValueError(f"no number {min(missing)!r}")
@@ -283,7 +308,8 @@ class Answer(Message):
 
 
 class Description(Answer):
-    """Who a node is (number ``node`` of ``num_nodes``), and how much audio its partitions have; what all sites of a run must have in common."""
+    """Who a node is (number ``node`` of ``num_nodes``), and how much audio its partitions have;
+    what all sites of a run must have in common."""
 
     COLUMNS = frozenset(
         {
@@ -317,7 +343,10 @@ class Seeds(Answer):
     """``centroids_n`` [k, D] and ``weights_n`` [k] of each partition n."""
 
     COLUMNS = frozenset({"frames", "withheld_clusters"})
-    SLOTS: ClassVar[Mapping[str, Slot]] = {"centroids_*": Slot(("float32", "float64"), 2), "weights_*": Slot(("int64",), 1)}
+    SLOTS: ClassVar[Mapping[str, Slot]] = {
+        "centroids_*": Slot(("float32", "float64"), 2),
+        "weights_*": Slot(("int64",), 1),
+    }
     MAX_ARRAYS = 2 * MAX_PARTITIONS
 
 
@@ -333,7 +362,8 @@ class Statistics(Answer):
 
 
 class LabelCounts(Answer):
-    """Frames by cluster of both splits [K] over the partitions, and by cluster and label [K, L] where labels were asked for."""
+    """Frames by cluster of both splits [K] over the partitions, and by cluster and label [K, L]
+    where labels were asked for."""
 
     COLUMNS = frozenset({"frames", "label_rate_hz", "num_clusters"})
     SLOTS: ClassVar[Mapping[str, Slot]] = {
@@ -344,12 +374,15 @@ class LabelCounts(Answer):
 
 
 class Trained(Answer):
-    """One partition's ``update`` [P] (int8, float16: with ``scales``), or the exact ``sum`` [P] of several.
+    """One partition's ``update`` [P] (int8, float16: with ``scales``), or the exact ``sum`` [P] of
+    several.
 
     ``sketches`` [N, S]: see :mod:`fedhubert.federation.updates.sketches`.
     """
 
-    COLUMNS = frozenset({"weight", "update_norm", "train_micro_batches", "train_steps", "train_audio_s"})
+    COLUMNS = frozenset(
+        {"weight", "update_norm", "train_micro_batches", "train_steps", "train_audio_s"}
+    )
     OPTIONAL = frozenset({"update_unclipped"})
     FIGURES = ("train_", "validation_")
     SLOTS: ClassVar[Mapping[str, Slot]] = {

@@ -1,8 +1,11 @@
-"""Messages as Flower records, and back: whatever the bytes are, reading them gives a typed message or says that they are none.
+"""Messages as Flower records, and back: whatever the bytes are, reading them gives a typed message
+or says that they are none.
 
-A request is the record ``request`` (versions, the run's key, the clients' part of the configuration, and the instruction's fields, as JSON) and
-``arrays``. A reply is ``info`` (versions and the answer's fields), ``metrics`` (a column per number, a row per partition), ``failures``
-and ``arrays``. Where there are keys, either has a record ``signature`` beside them, of which only :mod:`fedhubert.federation.wire.signing` knows.
+A request is the record ``request`` (versions, the run's key, the clients' part of the
+configuration, and the instruction's fields, as JSON) and ``arrays``. A reply is ``info`` (versions
+and the answer's fields), ``metrics`` (a column per number, a row per partition), ``failures`` and
+``arrays``. Where there are keys, either has a record ``signature`` beside them, of which only
+:mod:`fedhubert.federation.wire.signing` knows.
 """
 
 import re
@@ -18,7 +21,14 @@ from fedhubert.clients import Metrics
 from fedhubert.config import ClientJob, from_json
 from fedhubert.errors import FederationError, quoted
 from fedhubert.federation.wire.arrays import HeldArray, SharedArray, shared_arrays, size_on_wire
-from fedhubert.federation.wire.flower import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from fedhubert.federation.wire.flower import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from fedhubert.federation.wire.messages import (
     INSTRUCTIONS,
     MAX_ARRAY_BYTES,
@@ -63,7 +73,8 @@ class Request(Generic[InstructionT]):
 
 @dataclass(frozen=True)
 class Versions:
-    """What a node says it runs; words that cannot be read are empty, and its number is -1 where it says none."""
+    """What a node says it runs; words that cannot be read are empty, and its number is -1 where it
+    says none."""
 
     protocol: int = 0
     package: str = ""
@@ -76,7 +87,8 @@ class Asked:
 
     Attributes:
         partitions: Whom the request was about: numbers and failures of others are not taken.
-        num_bytes: Slot of the answer -> the most bytes that the values of one array in it take; arrays in other slots are not taken.
+        num_bytes: Slot of the answer -> the most bytes that the values of one array in it take;
+            arrays in other slots are not taken.
     """
 
     partitions: Collection[int]
@@ -85,7 +97,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Reply(Generic[AnswerT]):
-    """A reply as the server reads it: an answer, or failures, or both; ``num_bytes`` counts its arrays."""
+    """A reply as the server reads it: an answer, or failures, or both; ``num_bytes`` counts its
+    arrays."""
 
     node_id: int
     answer: AnswerT | None = None
@@ -109,9 +122,20 @@ def request(
     ttl_s: float,
     published: Mapping[str, Array] | None = None,
 ) -> Message:
-    """Build the request that has ``node_id`` follow ``instruction``; ``published`` holds arrays of it that are ready to be sent to many."""
-    envelope: dict[str, Scalar] = {"protocol": PROTOCOL_VERSION, "version": __version__, "run": run_key}
-    content = RecordDict({"request": ConfigRecord({**envelope, "job": job_json, "task": instruction.model_dump_json()})})
+    """Build the request that has ``node_id`` follow ``instruction``; ``published`` holds arrays of
+    it that are ready to be sent to many."""
+    envelope: dict[str, Scalar] = {
+        "protocol": PROTOCOL_VERSION,
+        "version": __version__,
+        "run": run_key,
+    }
+    content = RecordDict(
+        {
+            "request": ConfigRecord(
+                {**envelope, "job": job_json, "task": instruction.model_dump_json()}
+            )
+        }
+    )
     if instruction.arrays:
         record = ArrayRecord()
         for name, array in instruction.arrays.items():
@@ -139,7 +163,9 @@ def read_request(message: Message) -> Request[Instruction]:
         )
     run_key, job, fields = (str(record.get(name, "")) for name in ("run", "job", "task"))
     if not _RUN_KEY.fullmatch(run_key):  # it names a folder
-        raise FederationError("the request's run is not named by letters and digits", setting="version")
+        raise FederationError(
+            "the request's run is not named by letters and digits", setting="version"
+        )
     if max(len(job), len(fields)) > MAX_JSON_BYTES:
         raise FederationError("the request's fields are too long", setting="version")
     try:
@@ -149,13 +175,19 @@ def read_request(message: Message) -> Request[Instruction]:
     try:
         instruction = kind.model_validate_json(fields, context=arrays)
     except ValidationError as error:
-        named = "; ".join(f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip() for item in error.errors()[:4])
+        named = "; ".join(
+            f"{'.'.join(map(str, item['loc']))} {item['msg']}".strip()
+            for item in error.errors()[:4]
+        )
         raise FederationError(f"the request's {named[:200]}", setting="version") from None
     return Request(from_json(ClientJob, job), run_key, instruction)
 
 
-def reply(message: Message, answer: Answer | None = None, failures: Sequence[Failure] = (), node: int = -1) -> Message:
-    """Build the reply to ``message``: an answer, failures, or both; without an answer ``node`` says which one replies."""
+def reply(
+    message: Message, answer: Answer | None = None, failures: Sequence[Failure] = (), node: int = -1
+) -> Message:
+    """Build the reply to ``message``: an answer, failures, or both; without an answer ``node`` says
+    which one replies."""
     info: dict[str, Scalar] = {} if answer is None else answer.model_dump(exclude_none=True)
     if answer is None and node >= 0:
         info["node"] = node
@@ -180,7 +212,9 @@ def reply_of(
     content = RecordDict()
     if metrics:
         names = list(next(iter(metrics.values())))
-        columns: dict[str, list[int] | list[float]] = {"partition": [int(partition) for partition in metrics]}
+        columns: dict[str, list[int] | list[float]] = {
+            "partition": [int(partition) for partition in metrics]
+        }
         columns.update({name: [row[name] for row in metrics.values()] for name in names})
         content["metrics"] = MetricRecord({**columns})
     if failures:
@@ -197,15 +231,19 @@ def reply_of(
         for name, array in arrays.items():
             record[name] = kind(np.ascontiguousarray(array))
         content["arrays"] = record
-    content["info"] = ConfigRecord({"protocol": PROTOCOL_VERSION, "version": __version__, **(info or {})})
+    content["info"] = ConfigRecord(
+        {"protocol": PROTOCOL_VERSION, "version": __version__, **(info or {})}
+    )
     return Message(content, reply_to=message)
 
 
 def read_reply(message: Message, kind: type[AnswerT], asked: Asked | None = None) -> Reply[AnswerT]:
-    """Parse a reply that should be an answer of ``kind`` to what was ``asked`` (None: all that ``kind`` allows, for those who look at messages).
+    """Parse a reply that should be an answer of ``kind`` to what was ``asked`` (None: all that
+    ``kind`` allows, for those who look at messages).
 
-    Whatever a site may have sent, the result is a :class:`Reply`; what cannot be read, or is more than was asked for, is a failure ``malformed``.
-    Names, counts and bytes are looked at before anything is parsed.
+    Whatever a site may have sent, the result is a :class:`Reply`; what cannot be read, or is more
+    than was asked for, is a failure ``malformed``. Names, counts and bytes are looked at before
+    anything is parsed.
     """
     node_id = message.metadata.src_node_id
     if message.has_error():
@@ -216,7 +254,9 @@ def read_reply(message: Message, kind: type[AnswerT], asked: Asked | None = None
     try:
         versions = _versions(message.content)
         return _parse_reply(node_id, message.content, kind, versions, asked)
-    except Exception:  # bytes from outside: anything can be wrong with them, and none of it may stop the server
+    except (
+        Exception
+    ):  # bytes from outside: anything can be wrong with them, and none of it may stop the server
         return Reply(node_id, failures=(Failure(-1, "malformed"),), versions=versions)
 
 
@@ -234,21 +274,36 @@ def _versions(content: RecordDict) -> Versions | None:
 
 
 def _parse_reply(
-    node_id: int, content: RecordDict, kind: type[AnswerT], versions: Versions | None, asked: Asked | None
+    node_id: int,
+    content: RecordDict,
+    kind: type[AnswerT],
+    versions: Versions | None,
+    asked: Asked | None,
 ) -> Reply[AnswerT]:
     most = MAX_PARTITIONS if asked is None else len(asked.partitions)
     failures = tuple(_failures(content, most + 1))  # one may be of the node
     if versions is None or versions != Versions(PROTOCOL_VERSION, __version__, versions.node):
         return Reply(node_id, None, failures or (Failure(-1, "version", "version"),), versions)
-    fields = {name: value for name, value in content.config_records["info"].items() if name not in ("protocol", "version")}
-    if not fields.keys() - {"node"} and "metrics" not in content and "arrays" not in content and failures:
+    fields = {
+        name: value
+        for name, value in content.config_records["info"].items()
+        if name not in ("protocol", "version")
+    }
+    if (
+        not fields.keys() - {"node"}
+        and "metrics" not in content
+        and "arrays" not in content
+        and failures
+    ):
         return Reply(node_id, None, failures, versions)
     metrics = _metrics(content, most)
     if asked is not None and not metrics.keys() <= set(asked.partitions):
         raise ValueError("an answer for partitions that were not asked for")
     arrays = _arrays(content, kind, asked)
     answer = kind.model_validate({**fields, "metrics": metrics, "arrays": arrays})
-    return Reply(node_id, answer, failures, versions, sum(array.nbytes for array in arrays.values()))
+    return Reply(
+        node_id, answer, failures, versions, sum(array.nbytes for array in arrays.values())
+    )
 
 
 def _metrics(content: RecordDict, most: int) -> dict[int, Metrics]:
@@ -258,7 +313,11 @@ def _metrics(content: RecordDict, most: int) -> dict[int, Metrics]:
     if len(columns) > 2 * MAX_FIGURES:
         raise ValueError("too many columns")
     partitions = columns.pop("partition")
-    if not isinstance(partitions, list) or len(partitions) > most or len(set(partitions)) < len(partitions):
+    if (
+        not isinstance(partitions, list)
+        or len(partitions) > most
+        or len(set(partitions)) < len(partitions)
+    ):
         raise ValueError("partitions that are no list, too many, or named twice")
     rows: dict[int, Metrics] = {int(partition): {} for partition in partitions}
     for name, column in columns.items():
@@ -277,11 +336,17 @@ def _failures(content: RecordDict, most: int) -> list[Failure]:
     if not all(isinstance(column, list) and len(column) <= most for column in columns):
         raise ValueError("failures that are no lists, or too many")
     rows = zip(*(column for column in columns if isinstance(column, list)), strict=True)
-    return [Failure(int(partition), _word(str(code)), _word(str(setting))) for partition, code, setting in rows]
+    return [
+        Failure(int(partition), _word(str(code)), _word(str(setting)))
+        for partition, code, setting in rows
+    ]
 
 
-def _arrays(content: RecordDict, kind: type[Instruction] | type[Answer], asked: Asked | None = None) -> dict[str, NDArray]:
-    """Return the arrays of a message of ``kind``; names, number and bytes are looked at before anything is parsed."""
+def _arrays(
+    content: RecordDict, kind: type[Instruction] | type[Answer], asked: Asked | None = None
+) -> dict[str, NDArray]:
+    """Return the arrays of a message of ``kind``; names, number and bytes are looked at before
+    anything is parsed."""
     if "arrays" not in content:
         return {}
     record = content.array_records["arrays"]
@@ -299,7 +364,8 @@ def _arrays(content: RecordDict, kind: type[Instruction] | type[Answer], asked: 
 
 
 def _most_bytes(kind: type[Instruction] | type[Answer], name: str, asked: Asked | None) -> int:
-    """Return the most bytes that the array called ``name`` takes, 0 where none of that name is asked for."""
+    """Return the most bytes that the array called ``name`` takes, 0 where none of that name is
+    asked for."""
     if asked is None:
         return MAX_ARRAY_BYTES + _HEADER_BYTES
     stem, _, number = name.rpartition("_")

@@ -83,8 +83,11 @@ class Envelope:
     expires: int
 
 
-def sign_request(message: Message, node: int, lifetime_s: float, key: Ed25519PrivateKey | None) -> str:
-    """Put the signature into a request to the site with number ``node``, and return the digest; without a key, that alone goes along for replies.
+def sign_request(
+    message: Message, node: int, lifetime_s: float, key: Ed25519PrivateKey | None
+) -> str:
+    """Put the signature into a request to the site with number ``node``, and return the digest;
+    without a key, that alone goes along for replies.
 
     Arrays that were published are hashed once, however many requests carry them.
     """
@@ -92,12 +95,17 @@ def sign_request(message: Message, node: int, lifetime_s: float, key: Ed25519Pri
     envelope = Envelope(node, secrets.token_hex(16), issued, issued + int(lifetime_s))
     digest = _request_digest(message, envelope, _described(message.content))
     signature = key.sign(_REQUEST + bytes.fromhex(digest)) if key else b""
-    message.content[RECORD] = ConfigRecord({**vars(envelope), "digest": digest, "signature": signature})
+    message.content[RECORD] = ConfigRecord(
+        {**vars(envelope), "digest": digest, "signature": signature}
+    )
     return digest
 
 
-def check_request(message: Message, arrays: Arrays, node: int, key: Ed25519PublicKey, now_s: float) -> Envelope:
-    """Return what a request says of itself, if the coordinator signed it for this site and it holds now.
+def check_request(
+    message: Message, arrays: Arrays, node: int, key: Ed25519PublicKey, now_s: float
+) -> Envelope:
+    """Return what a request says of itself, if the coordinator signed it for this site and it holds
+    now.
 
     Args:
         arrays: What was read of the message: what the site goes by.
@@ -106,23 +114,43 @@ def check_request(message: Message, arrays: Arrays, node: int, key: Ed25519Publi
 
     Raises:
         NotSigned: it has no signature.
-        BadSignature: it is not ``key``'s, or over something else: other content, another kind, another site.
+        BadSignature: it is not ``key``'s, or over something else: other content, another kind,
+            another site.
         Expired: its time is over, or is yet to come, by more than :data:`CLOCK_SKEW_S`.
     """
     record = _record(message.content)
     digest, signature = record.get("digest"), record.get("signature")
-    if not signature or not isinstance(signature, bytes) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+    if (
+        not signature
+        or not isinstance(signature, bytes)
+        or not isinstance(digest, str)
+        or not _DIGEST.fullmatch(digest)
+    ):
         raise NotSigned(
-            "the request is not signed: name federated.signing_key at the coordinator", setting="federated.signing_key"
+            "the request is not signed: name federated.signing_key at the coordinator",
+            setting="federated.signing_key",
         )
     _verify(
-        key, signature, _REQUEST + bytes.fromhex(digest), "the request is not signed by the coordinator's key", "coordinator-key"
+        key,
+        signature,
+        _REQUEST + bytes.fromhex(digest),
+        "the request is not signed by the coordinator's key",
+        "coordinator-key",
     )
     envelope = _envelope(record)
-    if envelope is None or _request_digest(message, envelope, _read(message.content, arrays, _REQUEST_RECORDS)) != digest:
-        raise BadSignature("the request is not what the coordinator signed", setting="coordinator-key")
+    if (
+        envelope is None
+        or _request_digest(message, envelope, _read(message.content, arrays, _REQUEST_RECORDS))
+        != digest
+    ):
+        raise BadSignature(
+            "the request is not what the coordinator signed", setting="coordinator-key"
+        )
     if envelope.node != node:
-        raise BadSignature(f"the request is for site {envelope.node}, and this is site {node}", setting="partition-id")
+        raise BadSignature(
+            f"the request is for site {envelope.node}, and this is site {node}",
+            setting="partition-id",
+        )
     if not envelope.issued - CLOCK_SKEW_S <= now_s <= envelope.expires + CLOCK_SKEW_S:
         raise Expired(
             f"the request holds from {envelope.issued} to {envelope.expires} and this site's clock says {now_s:.0f} (seconds since 1970): if it is "
@@ -143,8 +171,11 @@ def sign_reply(message: Message, reply: Message, node: int, key: Ed25519PrivateK
     return reply
 
 
-def check_reply(reply: Message, arrays: Arrays, request: str, node: int, key: Ed25519PublicKey) -> None:
-    """Check that the site ``node``, whose key is ``key``, said ``reply`` to the request with digest ``request``.
+def check_reply(
+    reply: Message, arrays: Arrays, request: str, node: int, key: Ed25519PublicKey
+) -> None:
+    """Check that the site ``node``, whose key is ``key``, said ``reply`` to the request with digest
+    ``request``.
 
     Args:
         arrays: What was read of the reply: what the server goes by.
@@ -156,12 +187,22 @@ def check_reply(reply: Message, arrays: Arrays, request: str, node: int, key: Ed
     signature = record.get("signature")
     about = {"request": request, "node": node, "signature": signature}
     if not isinstance(signature, bytes) or record != about:
-        raise BadSignature(f"the reply is not signed by site {node} for this request", setting="site-key")
+        raise BadSignature(
+            f"the reply is not signed by site {node} for this request", setting="site-key"
+        )
     digest = _reply_digest(reply, request, node, _read(reply.content, arrays, _REPLY_RECORDS))
-    _verify(key, signature, _REPLY + bytes.fromhex(digest), f"the reply is not signed by site {node}'s key", "site-key")
+    _verify(
+        key,
+        signature,
+        _REPLY + bytes.fromhex(digest),
+        f"the reply is not signed by site {node}'s key",
+        "site-key",
+    )
 
 
-def _verify(key: Ed25519PublicKey, signature: bytes, said: bytes, otherwise: str, setting: str) -> None:
+def _verify(
+    key: Ed25519PublicKey, signature: bytes, said: bytes, otherwise: str, setting: str
+) -> None:
     try:
         key.verify(signature, said)
     except InvalidSignature:
@@ -174,32 +215,52 @@ def _record(content: RecordDict) -> Mapping[str, object]:
 
 
 def _envelope(record: Mapping[str, object]) -> Envelope | None:
-    node, number, issued, expires = (record.get(name) for name in ("node", "id", "issued", "expires"))
+    node, number, issued, expires = (
+        record.get(name) for name in ("node", "id", "issued", "expires")
+    )
     if not isinstance(number, str) or not _ID.fullmatch(number) or len(record) != 6:
         return None
     if type(node) is not int or type(issued) is not int or type(expires) is not int:
         return None
-    return Envelope(node, number, issued, expires) if 0 <= issued <= expires <= _MAX_TIME_S else None
+    return (
+        Envelope(node, number, issued, expires) if 0 <= issued <= expires <= _MAX_TIME_S else None
+    )
 
 
 def _request_digest(message: Message, envelope: Envelope, arrays: Described) -> str:
-    about = {**vars(envelope), "kind": message.metadata.message_type, "group": message.metadata.group_id}
+    about = {
+        **vars(envelope),
+        "kind": message.metadata.message_type,
+        "group": message.metadata.group_id,
+    }
     return _digest(about, message.content, arrays)
 
 
 def _reply_digest(reply: Message, request: str, node: int, arrays: Described) -> str:
-    return _digest({"request": request, "node": node, "kind": reply.metadata.message_type}, reply.content, arrays)
+    return _digest(
+        {"request": request, "node": node, "kind": reply.metadata.message_type},
+        reply.content,
+        arrays,
+    )
 
 
 def _digest(about: Mapping[str, str | int], content: RecordDict, arrays: Described) -> str:
-    """Return the SHA-256 over one JSON text: sorted keys, ASCII, numbers as Python writes them, which tells 1 from 1.0 and keeps every bit."""
+    """Return the SHA-256 over one JSON text: sorted keys, ASCII, numbers as Python writes them,
+    which tells 1 from 1.0 and keeps every bit."""
     said = {
         "about": dict(about),
         "arrays": {name: list(described) for name, described in arrays.items()},
-        "configs": {name: dict(record) for name, record in content.config_records.items() if name != RECORD},
+        "configs": {
+            name: dict(record) for name, record in content.config_records.items() if name != RECORD
+        },
         "metrics": {name: dict(record) for name, record in content.metric_records.items()},
     }
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"), default=lambda value: {"bytes": bytes(value).hex()})
+    text = json.dumps(
+        said,
+        sort_keys=True,
+        separators=(",", ":"),
+        default=lambda value: {"bytes": bytes(value).hex()},
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -210,10 +271,14 @@ def _described(content: RecordDict) -> Described:
 
 
 def _read(content: RecordDict, arrays: Arrays, records: frozenset[str]) -> Described:
-    """Describe the arrays that were read of a message, which must be all that it has, beside ``records``: what nobody reads is not signed."""
+    """Describe the arrays that were read of a message, which must be all that it has, beside
+    ``records``: what nobody reads is not signed."""
     if content.keys() - records:
         raise BadSignature("the message has records that are not read", setting="version")
     there = {(record, name) for record, held in content.array_records.items() for name in held}
     if there != {("arrays", name) for name in arrays}:
         raise BadSignature("the message has arrays that are not read", setting="version")
-    return {name: (str(array.dtype), array.shape, sha256_of_ndarray(array)) for name, array in arrays.items()}
+    return {
+        name: (str(array.dtype), array.shape, sha256_of_ndarray(array))
+        for name, array in arrays.items()
+    }

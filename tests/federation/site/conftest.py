@@ -21,4 +21,12 @@ def server(site_manifest: Path, tmp_path: Path) -> Server:
     data._cached_site.cache_clear()
     train._resident = None
     state = str(tmp_path / "state")
-    return Server({"partition-id": 0, "num-partitions": 3, "manifest": str(site_manifest), "state-dir": state, "device": "cpu"})
+    return Server(
+        {
+            "partition-id": 0,
+            "num-partitions": 3,
+            "manifest": str(site_manifest),
+            "state-dir": state,
+            "device": "cpu",
+        }
+    )

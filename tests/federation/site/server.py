@@ -26,9 +26,25 @@ UTTERANCES = 60
 JOB = [
     "experiment=demo",
     "model.conv_layers=[[16,10,5],[16,3,2],[16,3,2],[16,3,2],[16,3,2],[16,2,2],[16,2,2]]",
-    *("model.embed_dim=32", "model.ffn_dim=64", "model.num_layers=1", "model.num_heads=2", "model.pos_conv_kernel=16"),
-    *("model.pos_conv_groups=4", "data.max_seconds=2", "data.batch_seconds=8", "targets.num_clusters=6"),
-    *("federated.num_clients=3", "client.local_steps=10", "client.validation_batches=4", "data.num_workers=0"),
+    *(
+        "model.embed_dim=32",
+        "model.ffn_dim=64",
+        "model.num_layers=1",
+        "model.num_heads=2",
+        "model.pos_conv_kernel=16",
+    ),
+    *(
+        "model.pos_conv_groups=4",
+        "data.max_seconds=2",
+        "data.batch_seconds=8",
+        "targets.num_clusters=6",
+    ),
+    *(
+        "federated.num_clients=3",
+        "client.local_steps=10",
+        "client.validation_batches=4",
+        "data.num_workers=0",
+    ),
 ]
 """A run that a strict site takes part in."""
 
@@ -78,7 +94,11 @@ class Server:
         return f"run{next(self._runs)}"
 
     def ask(
-        self, instruction: Instruction, *overrides: str, run: str = "run", job: ClientJob | None = None
+        self,
+        instruction: Instruction,
+        *overrides: str,
+        run: str = "run",
+        job: ClientJob | None = None,
     ) -> protocol.Reply[Answer]:
         message = protocol.request(
             1,
@@ -91,7 +111,13 @@ class Server:
         reply = answer(message, site_context(self.node))
         return protocol.read_reply(reply, ANSWERS[type(instruction)])
 
-    def refusal(self, instruction: Instruction, *overrides: str, run: str = "run", job: ClientJob | None = None) -> str:
+    def refusal(
+        self,
+        instruction: Instruction,
+        *overrides: str,
+        run: str = "run",
+        job: ClientJob | None = None,
+    ) -> str:
         """Return the key that an instruction is refused by; an empty string when it is not."""
         reply = self.ask(instruction, *overrides, run=run, job=job)
         refused = [failure for failure in reply.failures if failure.code == "refused"]

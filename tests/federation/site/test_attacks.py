@@ -12,7 +12,16 @@ from fedhubert.clients.data import open_site
 from fedhubert.data.audio import read_audio
 from fedhubert.federation.site import train as site_train
 from fedhubert.federation.site.faults import InjectedCrash
-from fedhubert.federation.wire.messages import Describe, Description, Label, LabelCounts, Statistics, StepKMeans, Train, Trained
+from fedhubert.federation.wire.messages import (
+    Describe,
+    Description,
+    Label,
+    LabelCounts,
+    Statistics,
+    StepKMeans,
+    Train,
+    Trained,
+)
 from fedhubert.models.hubert import build_hubert
 from fedhubert.objectives.spec import build_model
 from fedhubert.targets.kmeans import KMeansStatistics, centroids_hash, scale_of
@@ -27,9 +36,25 @@ ONE_CLUSTER = np.concatenate([np.zeros((1, 39)), np.full((5, 39), 400.0)]).astyp
 
 WINDOWS = [
     "model.conv_layers=[[1,1,1],[4096,400,320]]",
-    *("model.conv_bias=true", "model.feature_grad_mult=1", "task.feature_penalty=1000", "task.min_masks=1"),
-    *("data.min_seconds=0.25", "data.max_seconds=0.25", "data.batch_seconds=0.25", "client.validation_batches=1"),
-    *("client.local_steps=1", "client.optimizer=sgd", "client.lr=1", "client.schedule=constant", "client.weight_decay=0"),
+    *(
+        "model.conv_bias=true",
+        "model.feature_grad_mult=1",
+        "task.feature_penalty=1000",
+        "task.min_masks=1",
+    ),
+    *(
+        "data.min_seconds=0.25",
+        "data.max_seconds=0.25",
+        "data.batch_seconds=0.25",
+        "client.validation_batches=1",
+    ),
+    *(
+        "client.local_steps=1",
+        "client.optimizer=sgd",
+        "client.lr=1",
+        "client.schedule=constant",
+        "client.weight_decay=0",
+    ),
     *("client.warmup_fraction=0", "client.grad_clip_norm=0"),
 ]
 """One step on one crop, by a front end that sees the waveform in windows (Fowl et al. 2022)."""
@@ -42,7 +67,13 @@ def label(server: Server, *overrides: str, run: str = "run") -> str:
     return key
 
 
-def train(server: Server, *overrides: str, position: int = 0, run: str = "run", vector: torch.Tensor | None = None) -> Train:
+def train(
+    server: Server,
+    *overrides: str,
+    position: int = 0,
+    run: str = "run",
+    vector: torch.Tensor | None = None,
+) -> Train:
     job = server.job(*overrides)
     model = build_model(job.model, job.task, job.seed)
     layout = ParameterLayout.of(model)
@@ -81,7 +112,10 @@ def windows_of_the_update(layout: ParameterLayout, update: np.ndarray) -> np.nda
     parts, start = {}, 0
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         size = int(np.prod(shape))
-        parts[name], start = update[start : start + size].reshape(shape).astype(np.float64), start + size
+        parts[name], start = (
+            update[start : start + size].reshape(shape).astype(np.float64),
+            start + size,
+        )
     name = "wav2vec2.feature_extractor.conv_layers.1.conv"
     bias = parts[f"{name}.bias"]
     seen = np.abs(bias) > 1e-9
@@ -92,14 +126,18 @@ def share_copied(server: Server, reply: Trained, layout: ParameterLayout) -> flo
     """Return the share of the crop's windows that are in an update, each sample to a hundredth of the waveform's deviation."""
     site = open_site(server.job(*WINDOWS), server.node)
     spec = site.partition(0).train_plan.batch(0)
-    waveform = read_audio(site.manifest.audio_path(int(spec.rows[0])), 16000, int(spec.starts[0]), spec.num_samples)
+    waveform = read_audio(
+        site.manifest.audio_path(int(spec.rows[0])), 16000, int(spec.starts[0]), spec.num_samples
+    )
     standard = (waveform - waveform.mean()) / waveform.std()
     windows = np.lib.stride_tricks.sliding_window_view(standard, 400)[::320]
     found = windows_of_the_update(layout, reply.arrays["update"])
     return float(np.mean([np.abs(found - window).max(axis=1).min() < 0.01 for window in windows]))
 
 
-def test_a_front_end_of_the_servers_own_copies_the_waveform_and_is_refused(server: Server, tmp_path: Path) -> None:
+def test_a_front_end_of_the_servers_own_copies_the_waveform_and_is_refused(
+    server: Server, tmp_path: Path
+) -> None:
     layout, vector = windows_model(server)
     open_door = server.without_policy(tmp_path)
     reply = answered(open_door.ask(train(open_door, *WINDOWS, vector=vector), *WINDOWS), Trained)
@@ -109,7 +147,11 @@ def test_a_front_end_of_the_servers_own_copies_the_waveform_and_is_refused(serve
     refused = server.ask(request, *WINDOWS)
     assert refused.answer is None and only(refused.failures) == {"refused": "model.conv_layers"}
     told = (tmp_path / "state/site.log").read_text()
-    assert "model.convolutions" in told and "audio.min_seconds" in told and "update.min_seconds" not in told
+    assert (
+        "model.convolutions" in told
+        and "audio.min_seconds" in told
+        and "update.min_seconds" not in told
+    )
     shipped = [text for text in WINDOWS if not text.startswith("model.")]
     assert server.refusal(train(server, *shipped), *shipped) == "data.min_seconds"
 
@@ -119,8 +161,12 @@ def test_a_front_end_of_the_servers_own_copies_the_waveform_and_is_refused(serve
 
 def cluster_sum(server: Server, *overrides: str, run: str) -> np.ndarray:
     """Return the sum of the frames that k-means sees [39]."""
-    reply = answered(server.ask(StepKMeans(arrays={"centroids": ONE_CLUSTER}), *overrides, run=run), Statistics)
-    return KMeansStatistics.from_arrays(reply.arrays, 6, 39, scale_of(ONE_CLUSTER)).means_KD[0] * int(reply.arrays["counts"][0])
+    reply = answered(
+        server.ask(StepKMeans(arrays={"centroids": ONE_CLUSTER}), *overrides, run=run), Statistics
+    )
+    return KMeansStatistics.from_arrays(reply.arrays, 6, 39, scale_of(ONE_CLUSTER)).means_KD[
+        0
+    ] * int(reply.arrays["counts"][0])
 
 
 def frames_by_differences(server: Server, first: int, count: int) -> np.ndarray:
@@ -142,7 +188,12 @@ def test_k_means_over_a_frame_more_each_time_tells_frames_and_a_strict_site_has_
     assert np.abs(frames_by_differences(open_door, 60, 6) - frames).max() < 0.01
 
     assert not frames_by_differences(server, 60, 6).any()
-    varied = ["seed=7", "data.min_seconds=0.9", "data.partition.validation_fraction=0.3", "targets.seed_frames_per_client=40"]
+    varied = [
+        "seed=7",
+        "data.min_seconds=0.9",
+        "data.partition.validation_fraction=0.3",
+        "targets.seed_frames_per_client=40",
+    ]
     same = [cluster_sum(server, change, run=server.new_run()) for change in varied]
     assert all((other == same[0]).all() for other in same)
     assert (server.manifest.lengths(16000) >= 4000).all()
@@ -159,7 +210,9 @@ def test_a_run_asks_for_no_k_means_that_it_does_not_need(server: Server, tmp_pat
     assert server.refusal(step, *node_labels) == "targets.kind"
 
 
-def test_frames_alone_in_their_cluster_are_sent_only_where_the_policy_lets_them(server: Server, tmp_path: Path) -> None:
+def test_frames_alone_in_their_cluster_are_sent_only_where_the_policy_lets_them(
+    server: Server, tmp_path: Path
+) -> None:
     site = open_site(server.job(), server.node)
     frames = np.asarray(site.fitting_features(site.partition(0)))[:6].copy()
     few = ["targets.min_frames=1", "targets.max_frames_per_client=12"]
@@ -185,34 +238,48 @@ def lengths_by_sweep(server: Server, thresholds: list[float]) -> list[int]:
     return told
 
 
-def test_sweeps_of_descriptions_tell_lengths_and_a_strict_site_rounds_and_stops(server: Server, tmp_path: Path) -> None:
+def test_sweeps_of_descriptions_tell_lengths_and_a_strict_site_rounds_and_stops(
+    server: Server, tmp_path: Path
+) -> None:
     lengths = server.manifest.lengths(16000)
     thresholds = [float(length + 1) / 16000 for length in sorted(lengths)[:8]]
-    assert lengths_by_sweep(server.without_policy(tmp_path), thresholds) == [len(lengths) - number - 1 for number in range(8)]
+    assert lengths_by_sweep(server.without_policy(tmp_path), thresholds) == [
+        len(lengths) - number - 1 for number in range(8)
+    ]
     told = lengths_by_sweep(server, thresholds)
     assert len(told) == 4 and all(count % 10 == 0 for count in told)
     assert lengths_by_sweep(server, thresholds[:4]) == told  # the same again is free
     assert server.refusal(Describe(), f"data.min_seconds={thresholds[5]}") == "data"
 
 
-def test_updates_of_single_crops_are_refused_wherever_they_begin(server: Server, tmp_path: Path) -> None:
+def test_updates_of_single_crops_are_refused_wherever_they_begin(
+    server: Server, tmp_path: Path
+) -> None:
     one = ["client.local_steps=1", "data.batch_seconds=2"]
     open_door = server.without_policy(tmp_path)
     heard = [
-        answered(open_door.ask(train(open_door, *one, position=position), *one), Trained).metrics[0]["train_audio_s"]
+        answered(open_door.ask(train(open_door, *one, position=position), *one), Trained).metrics[
+            0
+        ]["train_audio_s"]
         for position in range(3)
     ]
     assert all(0 < seconds <= 2 for seconds in heard)
-    assert [server.refusal(train(server, *one, position=position), *one) for position in range(3)] == ["client.local_steps"] * 3
+    assert [
+        server.refusal(train(server, *one, position=position), *one) for position in range(3)
+    ] == ["client.local_steps"] * 3
     by_the_clock = ["client.max_seconds=0.000001"]  # a round is at least one step
-    assert only(server.ask(train(server, *by_the_clock, run="clock"), *by_the_clock, run="clock").failures) == {
-        "refused": "client.max_seconds"
-    }
+    assert only(
+        server.ask(train(server, *by_the_clock, run="clock"), *by_the_clock, run="clock").failures
+    ) == {"refused": "client.max_seconds"}
     scored = ["client.validation_batches=1", "data.batch_seconds=2", "client.local_steps=60"]
-    assert server.refusal(train(server, *scored), *scored, run="scored") == "client.validation_batches"
+    assert (
+        server.refusal(train(server, *scored), *scored, run="scored") == "client.validation_batches"
+    )
 
 
-def test_a_run_goes_on_or_goes_back_but_not_to_other_pieces_of_the_same_audio(server: Server, tmp_path: Path) -> None:
+def test_a_run_goes_on_or_goes_back_but_not_to_other_pieces_of_the_same_audio(
+    server: Server, tmp_path: Path
+) -> None:
     request = train(server)
 
     def at(position: int, steps: int | None = None, who: Server = server) -> str:
@@ -224,21 +291,39 @@ def test_a_run_goes_on_or_goes_back_but_not_to_other_pieces_of_the_same_audio(se
     assert at(10, steps=9) == "client.local_steps" and at(11) == "positions" and at(45) == ""
     open_door = server.without_policy(tmp_path)
     label(open_door)
-    assert [at(0, who=open_door), at(1, who=open_door), at(0, steps=9, who=open_door)] == ["", "", ""]
+    assert [at(0, who=open_door), at(1, who=open_door), at(0, steps=9, who=open_door)] == [
+        "",
+        "",
+        "",
+    ]
 
 
 def test_a_run_stays_what_it_is(server: Server, tmp_path: Path) -> None:
     label(server)
     assert server.refusal(StepKMeans(arrays={"centroids": ONE_CLUSTER}), "seed=3") == "seed"
-    assert server.refusal(StepKMeans(arrays={"centroids": ONE_CLUSTER}), "client.local_steps=11") == "client"
-    assert server.refusal(StepKMeans(arrays={"centroids": ONE_CLUSTER}), "data.num_workers=1", "client.device=cuda") == ""
-    assert server.refusal(StepKMeans(arrays={"centroids": ONE_CLUSTER}), "seed=3", run="another") == ""
+    assert (
+        server.refusal(StepKMeans(arrays={"centroids": ONE_CLUSTER}), "client.local_steps=11")
+        == "client"
+    )
+    assert (
+        server.refusal(
+            StepKMeans(arrays={"centroids": ONE_CLUSTER}),
+            "data.num_workers=1",
+            "client.device=cuda",
+        )
+        == ""
+    )
+    assert (
+        server.refusal(StepKMeans(arrays={"centroids": ONE_CLUSTER}), "seed=3", run="another") == ""
+    )
 
 
 # ---------------------------------------------------------------- files, memory, time
 
 
-def test_a_server_deletes_nothing_by_a_state_folder_or_a_limit_of_its_choice(server: Server, tmp_path: Path) -> None:
+def test_a_server_deletes_nothing_by_a_state_folder_or_a_limit_of_its_choice(
+    server: Server, tmp_path: Path
+) -> None:
     victim = tmp_path / "any"
     for place in (victim, tmp_path / "state", tmp_path / "open"):
         (place / "labels").mkdir(parents=True)
@@ -249,18 +334,27 @@ def test_a_server_deletes_nothing_by_a_state_folder_or_a_limit_of_its_choice(ser
     server.node["state-dir"] = str(tmp_path / "state")
     assert server.refusal(Describe(), *little) == "client.state_max_gb"
     assert server.refusal(Describe(), *elsewhere) == ""  # the site's own holds
-    assert (victim / "labels/labels-a.npy").exists() and (tmp_path / "state/labels/labels-a.npy").exists()
+    assert (victim / "labels/labels-a.npy").exists() and (
+        tmp_path / "state/labels/labels-a.npy"
+    ).exists()
     assert not (victim / "site.log").exists()
 
     manifest = str(server.node["manifest"])
     shared = Server({"partition-id": 0, "num-partitions": 1})
-    shared.ask(Describe(), f"data.manifest={manifest}", *elsewhere, *little, "data.partition.kind=random")
+    shared.ask(
+        Describe(), f"data.manifest={manifest}", *elsewhere, *little, "data.partition.kind=random"
+    )
     assert not (victim / "labels/labels-a.npy").exists()
     server.without_policy(tmp_path).ask(Describe(), *little)
-    assert not (tmp_path / "open/labels/labels-a.npy").exists() and (tmp_path / "state/labels/labels-a.npy").exists()
+    assert (
+        not (tmp_path / "open/labels/labels-a.npy").exists()
+        and (tmp_path / "state/labels/labels-a.npy").exists()
+    )
 
 
-def test_a_server_opens_no_file_of_a_site(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_opens_no_file_of_a_site(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
 
     def read(manifest: object, rows: object, labels: str, *rest: object) -> None:
@@ -278,7 +372,9 @@ def test_a_server_opens_no_file_of_a_site(server: Server, tmp_path: Path, monkey
     assert opened == ["/dev/zero", "/own.km"]
 
 
-def test_a_server_has_no_giant_model_built(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_has_no_giant_model_built(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built: list[int] = []
 
     def build(model: object, *rest: object) -> None:
@@ -305,15 +401,27 @@ def test_the_server_is_told_the_key_and_the_site_all_of_it(server: Server, tmp_p
     reply = server.ask(Describe(), "model.num_layers=4321")
     assert only(reply.failures) == {"refused": "model.num_layers"} and "4321" not in repr(reply)
     assert reply.versions is not None and reply.versions.node == 0
-    assert "num_layers 4321 is more than model.max_layers allows: 24" in (tmp_path / "state/site.log").read_text()
+    assert (
+        "num_layers 4321 is more than model.max_layers allows: 24"
+        in (tmp_path / "state/site.log").read_text()
+    )
     (file,) = (tmp_path / "state/audit").iterdir()
     (line,) = map(json.loads, file.read_text().splitlines())
-    assert line["asked"]["settings"]["model.num_layers"] == 4321 and len(line["asked"]["sha256"]) == 64
+    assert (
+        line["asked"]["settings"]["model.num_layers"] == 4321 and len(line["asked"]["sha256"]) == 64
+    )
 
 
 def test_counts_of_labels_are_over_twenty_frames(server: Server) -> None:
     reply = answered(
-        server.ask(Label(targets=centroids_hash(CENTROIDS), arrays={"centroids": CENTROIDS}), "targets.min_frames=1"), LabelCounts
+        server.ask(
+            Label(targets=centroids_hash(CENTROIDS), arrays={"centroids": CENTROIDS}),
+            "targets.min_frames=1",
+        ),
+        LabelCounts,
     )
-    assert all(((counts == 0) | (counts >= 20)).all() for counts in (reply.arrays["train"], reply.arrays["validation"]))
+    assert all(
+        ((counts == 0) | (counts >= 20)).all()
+        for counts in (reply.arrays["train"], reply.arrays["validation"])
+    )
     assert mfcc_features(np.zeros(16000, np.float32)).shape[1] == CENTROIDS.shape[1]

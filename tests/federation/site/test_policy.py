@@ -10,7 +10,14 @@ import yaml
 from fedhubert.errors import ConfigError
 from fedhubert.federation.site import policy as policies
 from fedhubert.federation.site.admission import Guard, policy_of
-from fedhubert.federation.site.policy import Policy, default_policy, explain, load_policy, policy_keys, value_of
+from fedhubert.federation.site.policy import (
+    Policy,
+    default_policy,
+    explain,
+    load_policy,
+    policy_keys,
+    value_of,
+)
 from fedhubert.federation.wire.messages import (
     Describe,
     Evaluate,
@@ -34,7 +41,9 @@ def test_the_template_is_read_as_what_it_was_made_from(tmp_path: Path, own_data:
     file = tmp_path / "policy.yaml"
     file.write_text(explain(default_policy(own_data)))
     assert load_policy(file) == default_policy(own_data)
-    assert all(len(line) <= 100 for line in file.read_text().splitlines() if line.lstrip().startswith("#"))
+    assert all(
+        len(line) <= 100 for line in file.read_text().splitlines() if line.lstrip().startswith("#")
+    )
     file.write_text("")
     assert load_policy(file) == default_policy(own_data=True) == Policy()
 
@@ -68,17 +77,26 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, text: str, said: str
     assert said in str(error.value) and "policy.yaml" in str(error.value) and error.value.setting
 
 
-def test_a_node_has_the_policy_that_it_names_or_a_strict_one_with_a_manifest_of_its_own(tmp_path: Path) -> None:
+def test_a_node_has_the_policy_that_it_names_or_a_strict_one_with_a_manifest_of_its_own(
+    tmp_path: Path,
+) -> None:
     assert policy_of({}) is None and policy_of({"manifest": "/own.csv"}) == Policy()
     file = tmp_path / "policy.yaml"
     file.write_text("faults: true\nkmeans: {min_frames: 50}\n")
-    named = {"manifest": "/own.csv", "policy": str(file), "state-dir": str(tmp_path / "state"), "group-frames": 30}
+    named = {
+        "manifest": "/own.csv",
+        "policy": str(file),
+        "state-dir": str(tmp_path / "state"),
+        "group-frames": 30,
+    }
     assert policy_of(named) == Policy(faults=True, kmeans=policies.KMeansPolicy(min_frames=50))
     guard = Guard.of(policy_of(named) or Policy(), named)
     assert (guard.node_config["min-frames"], guard.node_config["group-frames"]) == (50, 30)
 
 
-def test_a_site_whose_policy_cannot_be_read_answers_nothing_else(server: Server, tmp_path: Path) -> None:
+def test_a_site_whose_policy_cannot_be_read_answers_nothing_else(
+    server: Server, tmp_path: Path
+) -> None:
     server.node["policy"] = str(tmp_path / "nowhere.yaml")
     (failure,) = server.ask(Describe()).failures
     assert (failure.code, failure.setting) == ("config", "policy")
@@ -102,11 +120,22 @@ def _label(server: Server) -> Instruction:
 
 def _evaluate(server: Server) -> Instruction:
     request = train(server)
-    return Evaluate(round=1, positions=request.positions, layout=request.layout, targets=request.targets, arrays=request.arrays)
+    return Evaluate(
+        round=1,
+        positions=request.positions,
+        layout=request.layout,
+        targets=request.targets,
+        arrays=request.arrays,
+    )
 
 
 CASES: dict[str, Case] = {
-    "instructions": (["query.describe"], lambda server: HasExtractor(extractor="a"), [], "query.extractor"),
+    "instructions": (
+        ["query.describe"],
+        lambda server: HasExtractor(extractor="a"),
+        [],
+        "query.extractor",
+    ),
     "faults": (False, _describe, ["faults.nan=0.1"], "faults.nan"),
     "places": (False, _describe, ["targets=precomputed", "targets.labels=/a.km"], "targets.labels"),
     "model.convolutions": ([[[10, 5], [8, 8], [8, 8]]], _describe, [], "model.conv_layers"),
@@ -130,8 +159,18 @@ CASES: dict[str, Case] = {
     "kmeans.iterations_per_day": (0, _step, [], "iterations_per_day"),
     "kmeans.labellings_per_run": (0, _label, [], "labellings_per_run"),
     "kmeans.labellings_per_day": (0, _label, [], "labellings_per_day"),
-    "kmeans.needless": (False, _step, ["targets=precomputed", "targets.labels=column:a"], "targets.kind"),
-    "kmeans.max_label_values": (1, _describe, ["targets.label_column=a", "targets.label_values=[b,c]"], "targets.label_values"),
+    "kmeans.needless": (
+        False,
+        _step,
+        ["targets=precomputed", "targets.labels=column:a"],
+        "targets.kind",
+    ),
+    "kmeans.max_label_values": (
+        1,
+        _describe,
+        ["targets.label_column=a", "targets.label_values=[b,c]"],
+        "targets.label_values",
+    ),
     "limits.messages_per_day": (1, _describe, [], "messages_per_day"),
     "limits.messages_per_run": (1, _evaluate, [], "messages_per_run"),
     "limits.work_seconds_per_day": (1e-9, _describe, [], "work_seconds_per_day"),
@@ -176,7 +215,9 @@ def policy_with(name: str, value: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_a_key_refuses_is_told_by_name_and_done_where_it_does_not(server: Server, tmp_path: Path, name: str) -> None:
+def test_what_a_key_refuses_is_told_by_name_and_done_where_it_does_not(
+    server: Server, tmp_path: Path, name: str
+) -> None:
     value, asks, overrides, setting = CASES[name]
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(policy_with(name, value)))
     strict = server.without_policy(tmp_path)
@@ -189,19 +230,37 @@ def test_what_a_key_refuses_is_told_by_name_and_done_where_it_does_not(server: S
         assert value_of(load_policy(tmp_path / "one.yaml"), name) == value
 
 
-def test_models_of_other_shapes_are_no_extractor_and_no_teacher(server: Server, tmp_path: Path) -> None:
+def test_models_of_other_shapes_are_no_extractor_and_no_teacher(
+    server: Server, tmp_path: Path
+) -> None:
     model = server.job().model.model_copy(update={"conv_layers": ((1, 1, 1), (4096, 400, 320))})
     tensors = {"a": np.zeros(3, np.float32)}
-    assert server.refusal(SendExtractor(extractor="a", model=model, arrays=tensors)) == "targets.checkpoint"
+    assert (
+        server.refusal(SendExtractor(extractor="a", model=model, arrays=tensors))
+        == "targets.checkpoint"
+    )
     assert server.refusal(SendTeacher(teacher="a", model=model, arrays=tensors)) == "task.teacher"
-    assert server.without_policy(tmp_path).refusal(SendTeacher(teacher="a", model=model, arrays=tensors)) == ""
+    assert (
+        server.without_policy(tmp_path).refusal(
+            SendTeacher(teacher="a", model=model, arrays=tensors)
+        )
+        == ""
+    )
 
 
-def test_runs_are_counted_by_the_day_and_a_restart_forgets_none(server: Server, tmp_path: Path) -> None:
+def test_runs_are_counted_by_the_day_and_a_restart_forgets_none(
+    server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(policy_with("limits.runs_per_day", 2)))
     server.node["policy"] = str(tmp_path / "one.yaml")
     ask = HasExtractor(extractor="a")
-    assert [server.refusal(ask, run=run) for run in ("a", "b", "a", "c", "b")] == ["", "", "", "runs_per_day", ""]
+    assert [server.refusal(ask, run=run) for run in ("a", "b", "a", "c", "b")] == [
+        "",
+        "",
+        "",
+        "runs_per_day",
+        "",
+    ]
     ledger = tmp_path / "state/policy/ledger.json"
     assert ledger.stat().st_mode & 0o777 == 0o600
     ledger.write_text(ledger.read_text()[:-9])

@@ -31,7 +31,12 @@ EXPERIMENTS = {
 
 def nodes(manifest: Path, state: Path) -> list[Node]:
     return [
-        {"partition-id": number, "num-partitions": 3, "manifest": str(manifest), "state-dir": str(state / str(number))}
+        {
+            "partition-id": number,
+            "num-partitions": 3,
+            "manifest": str(manifest),
+            "state-dir": str(state / str(number)),
+        }
         for number in range(3)
     ]
 
@@ -43,10 +48,21 @@ def test_strict_sites_take_part_in_what_is_shipped(experiment: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["hubert_tiny", "hubert_base", "hubert_large", "student_384x10", "student_768x2", "student_tiny"]
+    "model",
+    [
+        "hubert_tiny",
+        "hubert_base",
+        "hubert_large",
+        "student_384x10",
+        "student_768x2",
+        "student_tiny",
+    ],
 )
 def test_shipped_shapes_are_allowed(model: str) -> None:
-    assert list(model_refusals(Policy().model, compose([f"model={model}", MANIFEST]).model, "model")) == []
+    assert (
+        list(model_refusals(Policy().model, compose([f"model={model}", MANIFEST]).model, "model"))
+        == []
+    )
 
 
 def test_strict_sites_train_a_whole_run(site_manifest: Path, tmp_path: Path) -> None:
@@ -62,17 +78,23 @@ def test_strict_sites_train_a_whole_run(site_manifest: Path, tmp_path: Path) -> 
     assert {"train.kmeans_step", "train.label", "train.round", "evaluate.model"} <= set(grid.kinds)
 
 
-def test_a_run_that_a_policy_refuses_ends_before_anything_trains_by_site_and_key(site_manifest: Path, tmp_path: Path) -> None:
+def test_a_run_that_a_policy_refuses_ends_before_anything_trains_by_site_and_key(
+    site_manifest: Path, tmp_path: Path
+) -> None:
     sites = nodes(site_manifest, tmp_path)
     (tmp_path / "policy.yaml").write_text("model: {max_layers: 1}\n")
     sites[1]["policy"] = str(tmp_path / "policy.yaml")
     federated, grid = federation([*JOB, "model.num_layers=2"], sites)
-    with pytest.raises(FederationError, match=r"site 1 is not ready: node: refused \(see model\.num_layers\)") as error:
+    with pytest.raises(
+        FederationError, match=r"site 1 is not ready: node: refused \(see model\.num_layers\)"
+    ) as error:
         connect(federated)
     assert error.value.setting == "model.num_layers" and set(grid.kinds) == {"query.describe"}
 
 
-def test_too_little_data_is_refused_before_anything_trains(site_manifest: Path, tmp_path: Path) -> None:
+def test_too_little_data_is_refused_before_anything_trains(
+    site_manifest: Path, tmp_path: Path
+) -> None:
     lines = site_manifest.read_text().splitlines()
     few = site_manifest.with_name("few.csv")
     few.write_text("\n".join(lines[:9]) + "\n")
@@ -85,7 +107,9 @@ def test_too_little_data_is_refused_before_anything_trains(site_manifest: Path, 
     assert "fewer than update.min_utterances=8" in (tmp_path / "2/site.log").read_text()
 
 
-def test_one_step_on_eight_seconds_is_too_little_and_on_more_of_them_is_enough(server: Server) -> None:
+def test_one_step_on_eight_seconds_is_too_little_and_on_more_of_them_is_enough(
+    server: Server,
+) -> None:
     """What README.md says of ``experiment=speech_mini``."""
     one_step = ["client.local_steps=1", "client.optimizer=sgd"]
     assert server.refusal(Describe(), *one_step) == "client.local_steps"

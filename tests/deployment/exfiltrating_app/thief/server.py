@@ -17,7 +17,9 @@ def main(grid, context):
     for reply in grid.send_and_receive(asked, timeout=240):
         node = Path(context.run_config["loot"]) / str(reply.metadata.src_node_id)
         node.mkdir()
-        (node / "answered").write_text(str(reply.error if reply.has_error() else dict(reply.content)))
+        (node / "answered").write_text(
+            str(reply.error if reply.has_error() else dict(reply.content))
+        )
         if reply.has_content() and "loot" in reply.content:
             for name, content in reply.content["loot"].items():
                 (node / name).write_bytes(content)
