@@ -31,7 +31,7 @@ from .test_rounds import failing
 
 FOUR = [
     *("privacy=central", "federated.num_clients=4", "federated.client_fraction=1", "federated.strategy=FedAvg"),
-    *("privacy.clip_norm=2", "client.local_steps=1"),
+    *("privacy.clip_norm=2", "client.local_steps=8"),
 ]
 SILENT = "privacy.noise_multiplier=0"
 CLIP = 2.0
