@@ -37,7 +37,7 @@ FOUR = [
         "federated.client_fraction=1",
         "federated.strategy=FedAvg",
     ),
-    *("privacy.clip_norm=2", "client.local_steps=1"),
+    *("privacy.clip_norm=2", "client.local_steps=8"),
 ]
 SILENT = "privacy.noise_multiplier=0"
 CLIP = 2.0
