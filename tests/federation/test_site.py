@@ -34,6 +34,7 @@ class FakeNode:
     address: str = "here:1"
     replies: int = 0
     done: list[tuple[str, ...]] = field(default_factory=list)
+    over: list[str] = field(default_factory=list)
     resident: Resident | None = None
 
     @property
@@ -70,7 +71,10 @@ class FakeNode:
         self.done.append(("error reply", token))
 
     def finish(self, token: str, error: str = "") -> None:
-        self.done.append(("finish", token))
+        if error:
+            self.done.append(("finish", token))
+        else:
+            self.over.append(token)
 
 
 def see(node: FakeNode, work: Behaving | None = None, **limits: float) -> list[str]:
@@ -84,7 +88,9 @@ def see(node: FakeNode, work: Behaving | None = None, **limits: float) -> list[s
 
 
 def test_what_is_asked_done_refused_and_sent_is_a_line_each() -> None:
-    said = see(FakeNode(["fine", "refuse"]))
+    node = FakeNode(["fine", "refuse"])
+    said = see(node)
+    assert node.over == ["fine", "refuse"] and node.done == [("stop",)]
     assert said[0].startswith("ready")
     assert said[1] == "train.round 4 asked, 2.0 MB" and said[2].startswith("train.round 4 done in ")
     assert (

@@ -93,9 +93,10 @@ def weight_limit(config: Config, median: Mapping[str, float]) -> int | None:
 
 
 def feature_frames(config: Config, about: Metrics) -> int:
-    """Return the most frames of a client that k-means sees."""
+    """Return the most frames of a client that k-means sees: all of its audio, since a site may draw
+    a sample of its own size over both splits."""
     rate_hz = FRAME_RATE_HZ if config.targets.layer else 100
-    return min(config.targets.max_frames_per_client, _frames(about, "train", rate_hz))
+    return _frames(about, "train", rate_hz) + _frames(about, "validation", rate_hz)
 
 
 def label_frames(config: Config, about: Metrics, split: str) -> int:

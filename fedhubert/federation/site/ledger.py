@@ -154,9 +154,7 @@ class Ledger:
     def _put(self, file: Path, text: str) -> None:
         try:
             temporary = temporary_path(file)
-            temporary.unlink(missing_ok=True)
-            temporary.touch(mode=0o600)
-            write_temporary(file, lambda opened: opened.write(text.encode()))
+            write_temporary(file, lambda opened: opened.write(text.encode()), private=True)
             os.replace(temporary, file)
         except OSError as error:
             raise LedgerError(

@@ -5,6 +5,7 @@ Nothing of a message but its kind, size and time limit is looked at here. Whatev
 with it, the coordinator gets a reply: the worker's, or one that says that there is none.
 """
 
+import contextlib
 import signal
 import threading
 import time
@@ -139,7 +140,7 @@ class Resident:
                 elif isinstance(event, Pushing):
                     sent = event
                 elif isinstance(event, Done) and asked is not None and sent is not None:
-                    return self._tell(asked, sent, now - started)
+                    return self._tell(job, asked, sent, now - started)
                 elif isinstance(event, Raised):
                     return self._fail(
                         job, asked, sent, f"{event.kind} (see site.log in the state folder)"
@@ -153,11 +154,12 @@ class Resident:
                 elif now > beat_at:
                     beat_at = now + BEAT_S
                     why = self._beat(job)
-            self._worker.start()
         except WorkerDied as died:
             why = f"the worker {died}"
-            self._worker.start()
+        self._worker.stop()
         self._fail(job, asked, sent, why)
+        if not self._stop.is_set():
+            self._worker.start()
 
     def _beat(self, job: Job) -> str:
         """Say that the message is being worked on; return why it should not be, if so."""
@@ -168,7 +170,9 @@ class Resident:
         except Unreachable:
             return ""  # it may come back
 
-    def _tell(self, asked: Pulled, sent: Pushing, seconds: float) -> None:
+    def _tell(self, job: Job, asked: Pulled, sent: Pushing, seconds: float) -> None:
+        with contextlib.suppress(Unreachable):  # the reply is there, which is all that matters
+            self._node.api.finish(job.token)
         done = "refused" if sent.refused and not sent.num_bytes else "done"
         words = f": {', '.join(sorted(set(sent.refused))[:5])}" if sent.refused else ""
         self._say(

@@ -63,7 +63,7 @@ class SiteWork:
         site_context(self.options)
 
     def __call__(self, job: Job, say: Say) -> None:
-        """Answer the message of ``job``.
+        """Answer the message of ``job``; that its task is over is for who beats for it to say, or a last beat would find it gone.
 
         Raises:
             Unreachable: the SuperNode is gone or wants no reply any more.
@@ -88,7 +88,6 @@ class SiteWork:
         reply = answer(message, site_context(self.options))
         say(Pushing(array_bytes(reply), refusals(reply)))
         node.push(job.token, reply, task)
-        node.finish(job.token)
 
 
 def printable(text: str) -> str:

@@ -126,10 +126,10 @@ class Worker:
             WorkerDied: it is gone, and has nothing more to say.
         """
         assert self._process is not None, "not started"
-        wait([self._events, self._process.sentinel], timeout_s)
+        ended = self._process.sentinel in wait([self._events, self._process.sentinel], timeout_s)
         try:
             if not self._events.poll():
-                if self._process.is_alive():
+                if not ended:
                     return None
                 raise self._died()
             event = self._events.recv()
