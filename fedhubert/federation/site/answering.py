@@ -143,22 +143,26 @@ def _done(request: Request[Instruction], site: SiteContext) -> tuple[Answer | No
     return answer, failures
 
 
+def respond(message: Message, node_config: NodeConfig) -> Message:
+    """Return what the node of ``node_config`` replies; where its keys or its policy cannot be used,
+    why."""
+    try:
+        site = site_context(node_config)
+    except FedhubertError as error:
+        return protocol.reply(message, None, [failure_of(-1, error)], node=number_of(node_config))
+    return answer(message, site)
+
+
 def register(app: ClientApp) -> None:
     """Have a Flower ``ClientApp`` answer every instruction."""
     verbs = {"query": app.query, "train": app.train, "evaluate": app.evaluate}
 
-    def respond(message: Message, context: Context) -> Message:
-        try:
-            site = site_context(context.node_config)
-        except FedhubertError as error:
-            return protocol.reply(
-                message, None, [failure_of(-1, error)], node=number_of(context.node_config)
-            )
-        return answer(message, site)
+    def reply(message: Message, context: Context) -> Message:
+        return respond(message, context.node_config)
 
     for kind in HANDLERS:
         verb, _, action = kind.KIND.partition(".")
-        verbs[verb](action)(respond)
+        verbs[verb](action)(reply)
 
 
 def _does(

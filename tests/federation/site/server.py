@@ -13,7 +13,7 @@ import soundfile
 from fedhubert.compose import compose
 from fedhubert.config import ClientJob
 from fedhubert.data.manifest import Manifest
-from fedhubert.federation.site.answering import answer, site_context
+from fedhubert.federation.site.answering import respond
 from fedhubert.federation.site.policy import default_policy, explain
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
@@ -108,7 +108,7 @@ class Server:
             group="",
             ttl_s=60.0,
         )
-        reply = answer(message, site_context(self.node))
+        reply = respond(message, self.node)
         return protocol.read_reply(reply, ANSWERS[type(instruction)])
 
     def refusal(
