@@ -192,7 +192,7 @@ def _agreed(
         if about.num_nodes != expected
     }
     hashes = Counter(about.centroids_hash for about in rest.values() if about.centroids_hash)
-    usual = max(hashes, key=lambda digest: (hashes[digest], digest), default="")
+    usual = max(sorted(hashes), key=hashes.__getitem__, default="")
     claimed = Counter(about.node for node, about in rest.items() if node not in odd)
     for node, about in rest.items():
         if node not in odd and claimed[about.node] > 1:
