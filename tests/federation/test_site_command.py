@@ -116,14 +116,6 @@ def test_the_keys_of_other_sites_do_not_belong_at_a_site(certs: Path, tmp_path: 
         plan(*COORDINATOR, *AUDIO, "--keys", str(tmp_path), "--of", "3")
 
 
-def test_policies_that_this_version_does_not_have_are_said(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "fedhubert.federation.site.policy", None)
-    assert main(["site", *AUDIO, "--explain-policy"]) == 1
-    assert "no site policies: leave out --policy" in capsys.readouterr().err
-
-
 def test_a_sites_own_supernode_is_reached_past_the_networks_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from tests.flower import identify
 from tests.integration.conftest import SMALL
 
 from .behaving import PATIENCE_S
-from .in_process import InProcessGrid
+from .in_process import InProcessGrid, open_policy
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def test_two_hundred_messages_have_the_bits_of_fresh_processes_and_take_no_more_
         "partition-id": 0,
         "num-partitions": 1,
         "manifest": str(manifest),
+        "policy": open_policy(tmp_path),
     }
     config |= {
         "audio-root": str(tone_folder),

@@ -98,7 +98,9 @@ def test_a_toy_objective_is_trained_scored_planned_and_compared(
             event["train"]["loss"] == pytest.approx(expected)
             and event["train"]["energy_frames"] == frames
         )
-        assert {"loss", "energy_frames", "clients", "model_round"} == set(event["validation"])
+        assert {"loss", "energy_frames", "clients", "median", "model_round"} == set(
+            event["validation"]
+        )
         assert (
             event["fairness"]["figure"] == "loss"
             and event["server_validation"]["energy_frames"] > 0
