@@ -81,7 +81,7 @@ def test_a_node_may_not_be_another(deployment: Deployment, tmp_path: Path) -> No
     impostor.wait_for("SuperNode ID:")
     deployment.node[0] = deployment.restart_node(0)
     out = tmp_path / "run"
-    known = [f"federated.node_keys={deployment.certs}", "federated.min_clients=2", "federated.connect_timeout_s=20"]
+    known = [f"federated.node_keys={deployment.certs}", "federated.min_clients=2", "federated.connect_timeout_s=60"]
     assert deployment.finish(deployment.run(out, *known)) == "finished:completed", deployment.logs()
     log = (out / "federated_training.log").read_text()
     assert "it says that it is node 0, and has the key of node 1" in log and "2 of 3 nodes connected" in log
