@@ -116,7 +116,7 @@ def test_a_node_may_not_be_another(deployment: Deployment, tmp_path: Path) -> No
     known = [
         f"federated.node_keys={deployment.certs}",
         "federated.min_clients=2",
-        "federated.connect_timeout_s=20",
+        "federated.connect_timeout_s=60",
     ]
     assert deployment.finish(deployment.run(out, *known)) == "finished:completed", deployment.logs()
     log = (out / "federated_training.log").read_text()
