@@ -39,7 +39,7 @@ from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
 from fedhubert.targets.labels import precomputed_labels
-from tests.federation.in_process import InProcessGrid
+from tests.federation.in_process import InProcessGrid, open_policy
 from tests.flower import identify, raw_array
 from tests.integration.conftest import SMALL
 
@@ -429,6 +429,7 @@ def recorded(
                 "manifest": str(manifest),
                 "audio-root": str(root),
                 "state-dir": str(folder / "state"),
+                "policy": open_policy(folder),
             }
         )
     overrides = [

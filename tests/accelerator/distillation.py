@@ -9,9 +9,10 @@ import torch
 
 from fedhubert.config import Config
 from fedhubert.data.batching import Batch
+from fedhubert.models.student import take_over
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
-from fedhubert.objectives.spec import build_model, take_over
+from fedhubert.objectives.spec import build_model
 from fedhubert.training.output_cache import OutputCache
 from fedhubert.training.stepping import Trainer
 from fedhubert.training.teaching import Teaching

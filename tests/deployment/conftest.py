@@ -248,6 +248,7 @@ class Deployment:
             f"--of={self.num_sites}",
         ]
         where = [f"--manifest={site / 'manifest.csv'}", f"--state-dir={site / 'state'}"]
+        where.append(f"--policy={open_policy(self.folder)}")
         return self.start(
             f"site-{number}", "fedhubert", "site", *what, *where, *(options or secure), **how
         )

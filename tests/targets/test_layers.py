@@ -264,7 +264,7 @@ def test_models_that_do_not_fit_are_refused(tiny_model_config: ModelConfig) -> N
         for name, tensor in Extractor.cut(tiny_model_config, state, 1).state.items()
     }
     with pytest.raises(TargetsError, match="not the one announced"):
-        Extractor.received(tiny_model_config.model_dump_json(), arrays, "0" * 32)
+        Extractor.received(tiny_model_config, arrays, "0" * 32)
 
 
 def test_a_kept_extractor_is_whole_or_absent(extractor: Extractor, tmp_path: Path) -> None:
