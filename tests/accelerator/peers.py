@@ -17,6 +17,7 @@ from fedhubert.config import NUM_SPECIAL_ROWS, ClientConfig, Config
 from fedhubert.data.batching import Batch
 from fedhubert.models.hubert import torchaudio_arguments
 from tests.accelerator.context import need
+from tests.benchmarks.distillation import distiller_settings
 
 Step = Callable[[], object]
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,19 +127,7 @@ def s3prl_step(
     """Return s3prl's distillation step, the teacher run each time."""
     module = need("s3prl.upstream.distiller.model", "s3prl==0.4.18")
     model, client = config.model, config.client
-    settings = {
-        "extractor_conv_feature_layers": repr(list(model.conv_layers)),
-        "encoder_layers": model.num_layers,
-        "encoder_embed_dim": model.embed_dim,
-        "encoder_ffn_embed_dim": model.ffn_dim,
-        "encoder_attention_heads": model.num_heads,
-        "conv_pos": model.pos_conv_kernel,
-        "conv_pos_groups": model.pos_conv_groups,
-        "feature_grad_mult": 0.1,
-        "n_tasks": len(layers),
-        "pred_layer_id": list(layers),
-        "final_dim": teacher.config.embed_dim,
-    }
+    settings = distiller_settings(model, layers, teacher.config.embed_dim)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         student = module.DistillerModel(module.DistillerConfig(settings)).to(device).train()
     encoder = teacher.wav2vec2.to(device).eval()

@@ -12,7 +12,7 @@ import importlib.util
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from fedhubert.compose import compose
-from fedhubert.config import Config
+from fedhubert.config import Config, ModelConfig
 from fedhubert.data.batching import Batch
 from fedhubert.models.hubert import build_hubert
 from fedhubert.models.student import take_over
@@ -81,11 +81,11 @@ def ours(config: Config, teacher_model: Any, folder: Path, batches: Iterator[Bat
     return lambda: trainer.step([next(batches)], config.client.lr)
 
 
-def peer(config: Config, teacher_model: Any, batches: Iterator[Batch]) -> tuple[Step, Step]:
-    """Return s3prl's step, and its teacher's part alone."""
-    module = importlib.import_module(S3PRL)
-    model, task, client = config.model, config.task, config.client
-    settings = {
+def distiller_settings(
+    model: ModelConfig, layers: Sequence[int], final_dim: int
+) -> dict[str, object]:
+    """Return s3prl's settings of a student of ``model``'s shape that learns ``layers`` of ``final_dim`` values."""
+    return {
         "extractor_conv_feature_layers": repr(list(model.conv_layers)),
         "encoder_layers": model.num_layers,
         "encoder_embed_dim": model.embed_dim,
@@ -94,10 +94,17 @@ def peer(config: Config, teacher_model: Any, batches: Iterator[Batch]) -> tuple[
         "conv_pos": model.pos_conv_kernel,
         "conv_pos_groups": model.pos_conv_groups,
         "feature_grad_mult": 0.1,
-        "n_tasks": len(task.layers),
-        "pred_layer_id": list(task.layers),
-        "final_dim": teacher_model.config.embed_dim,
+        "n_tasks": len(layers),
+        "pred_layer_id": list(layers),
+        "final_dim": final_dim,
     }
+
+
+def peer(config: Config, teacher_model: Any, batches: Iterator[Batch]) -> tuple[Step, Step]:
+    """Return s3prl's step, and its teacher's part alone."""
+    module = importlib.import_module(S3PRL)
+    model, task, client = config.model, config.task, config.client
+    settings = distiller_settings(model, task.layers, teacher_model.config.embed_dim)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         student = module.DistillerModel(module.DistillerConfig(settings)).train()
     teacher = teacher_model.wav2vec2.eval()
