@@ -34,6 +34,10 @@ def figures(captured: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]
     return said
 
 
+def prepare(audio: Path, manifest: Path) -> None:
+    assert main(["prepare", "folder", "--root", str(audio), "--out", str(manifest)]) == 0
+
+
 def test_step(capsys: pytest.CaptureFixture[str]) -> None:
     step.compare_time("hubert_tiny", rows=1, seconds=0.5, repeats=1, size=64)
     assert len(figures(capsys)) == 3
@@ -67,19 +71,7 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_clusters(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(
-            [
-                "prepare",
-                "folder",
-                "--root",
-                str(tone_folder),
-                "--out",
-                str(tmp_path / "manifest.csv"),
-            ]
-        )
-        == 0
-    )
+    prepare(tone_folder, tmp_path / "manifest.csv")
     capsys.readouterr()
     waveforms = clusters.speech(Manifest.read(tmp_path / "manifest.csv", tone_folder), minutes=1.0)
     clusters.compare(waveforms, num_clients=2, targets=TargetsConfig(num_clusters=4), repeats=1)
@@ -155,19 +147,7 @@ def test_codecs(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert (
-        main(
-            [
-                "prepare",
-                "folder",
-                "--root",
-                str(tone_folder),
-                "--out",
-                str(tmp_path / "manifest.csv"),
-            ]
-        )
-        == 0
-    )
+    prepare(tone_folder, tmp_path / "manifest.csv")
     monkeypatch.setenv("FEDHUBERT_CORPUS", str(tmp_path))
     capfd.readouterr()
     small = [
