@@ -24,7 +24,7 @@ PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulatio
 FLOORS = (
     {"errors", "seeding", "registry"},
     {"files", "config"},
-    {"compose", "models"},
+    {"compose", "models", "disk_cache"},
     {"data"},
     {"objectives", "formats"},
     {"runs", "deployment"},

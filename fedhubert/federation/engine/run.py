@@ -112,7 +112,8 @@ def _summarise(result: RunResult) -> float:
         ("last checkpoint", result.checkpoint),
     ):
         output.print(f"{name}: {path}", soft_wrap=True, highlight=False)
-    return float(result.validation.get("loss", math.inf))
+    loss = result.validation.get("loss")
+    return loss if isinstance(loss, float) else math.inf
 
 
 def _print_table(table: Table) -> Console:
