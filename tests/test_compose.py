@@ -240,4 +240,4 @@ def test_training_on_own_audio_says_that_it_takes_the_demos_settings(
     assert main(["train", *overrides]) == 1
     told = capsys.readouterr().err
     assert ("no experiment=... was given" in told) == bool(said) and said in told
-    assert "cannot read the manifest" in told.splitlines()[-1]
+    assert "no such file gone.csv" in told.splitlines()[-1]
