@@ -53,6 +53,7 @@ from fedhubert.files import exclusively
 from fedhubert.formats.importing import start_from
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.spec import build_model, spec_of
+from fedhubert.reporting.learning import Levels, verdict
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event
 from fedhubert.training.parameters import ParameterLayout
@@ -105,6 +106,7 @@ class _Run:
         self.centroids: np.ndarray[Any, np.dtype[np.float32]] | None = None
         self.targets_key = ""
         self.validation: dict[str, Any] = {}
+        self.levels: Levels | None = None
 
     def run(self) -> RunResult:
         from fedhubert.reporting.console import log_to_file, stop_logging_to
@@ -158,6 +160,7 @@ class _Run:
                 setting="targets.checkpoint",
             )
         self.centroids, self.targets_key = targets.centroids, targets.key
+        self.levels = Levels.of(targets.event()) if needs_labels else None
         if self.first_round == 1 and needs_labels:
             self.record.event(targets.event())
             self.record.lineage.append({"targets": targets.lineage()})
@@ -341,7 +344,9 @@ class _Run:
         self.record.save(number, self.model.state_dict(), resume)
 
     def _say_round(self, event: Event) -> None:
-        log.info("%s", round_line(event, self.config.federated.num_rounds, self.objective))
+        num_rounds = self.config.federated.num_rounds
+        learned = self._verdict()
+        log.info("%s", round_line(event, num_rounds, self.objective, self.levels, learned))
         for failure in event["failed"]:
             log.warning(
                 "round %d: client %d failed: %s %s",
@@ -350,6 +355,11 @@ class _Run:
                 failure["code"],
                 failure["setting"],
             )
+
+    def _verdict(self, *further: Mapping[str, Any]) -> str:
+        """Say whether the run learns: by the rounds booked, and by figures that are not yet."""
+        booked = [entry["validation"] for entry in self.record.history]
+        return verdict([*booked, *further], self.levels, self.config.federated.num_rounds)
 
     def _final_evaluation(self, number: int, targets: Targets) -> None:
         """Score the final model on every client's validation split, once, without training."""
@@ -365,7 +375,9 @@ class _Run:
         self.record.event(event)
         if self.validation:
             log.info(
-                "final model: validation %s over %d clients",
+                "final model: validation %s%s over %d clients%s",
                 said(self.validation, self.objective),
+                f" ({self.levels})" if self.levels else "",
                 len(outcome.clients),
+                f": {learned}" if (learned := self._verdict(self.validation)) else "",
             )
