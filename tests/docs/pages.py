@@ -112,8 +112,9 @@ def _lexer(text: str) -> shlex.shlex:
 
 
 def commands_of(text: str) -> Iterator[list[str]]:
-    """Yield the simple commands of a shell script as words: comments, redirections, assignments and the shell's own words left out."""
-    waiting = ""
+    """Yield the simple commands of a shell script as words: comments, redirections, assignments and the shell's own words left out, the variable of a
+    loop as its first value."""
+    waiting, loops = "", dict[str, str]()
     for line in text.replace("\\\n", " ").splitlines():
         try:
             tokens = list(_lexer(waiting + line))
@@ -131,8 +132,12 @@ def commands_of(text: str) -> Iterator[list[str]]:
             elif set(token) <= set(";&|()"):
                 while words and (words[0] in _BEFORE_A_COMMAND or re.match(r"[A-Z_]+=", words[0])):
                     words = words[1:]
-                if words and words[0] not in ("for", "done", "fi", "if", "while"):
+                if words[:1] == ["for"]:
+                    loops[f"${words[1]}"] = words[3]
+                elif words and words[0] not in ("done", "fi", "if", "while", "until"):
                     yield words
                 words = []
             else:
+                for variable, value in loops.items():
+                    token = token.replace(variable, value)
                 words.append(token)
