@@ -125,8 +125,10 @@ def commands_of(text: str) -> Iterator[list[str]]:
         words: list[str] = []
         target = False
         for token in [*tokens, ";"]:
-            if set(token) <= set("<>"):
+            if set(token) & set("<>"):
                 target = True
+                if token == ">&":  # of 2>&1
+                    words = words[:-1]
             elif target:
                 target = False
             elif set(token) <= set(";&|()"):
