@@ -29,6 +29,7 @@ VERBS = {
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
     "state": "what a site keeps between rounds and runs, and how to remove it",
     "site": "a site of a federation: takes the coordinator's messages and answers them with the installed code, until stopped",
+    "doctor": "versions, cores, GPUs, room and extras of this installation; what would fail, and what to do",
     "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 
@@ -39,7 +40,9 @@ Train federated on this host: Flower's simulation engine plays every client. KEY
 
   fedhubert train                                            the demo: five languages, five clients
   fedhubert train experiment=E out=DIR resume=auto           go on where DIR was left
-  fedhubert train data.manifest=PATH federated.num_rounds=20 your own audio (see `fedhubert prepare folder`)
+  fedhubert train experiment=speech_mini data.manifest=PATH  your own audio (see `fedhubert prepare folder`), tiny model, by speaker
+  fedhubert train experiment=accelerator_small data.manifest=PATH           the same with model=hubert_small, for one GPU
+  fedhubert train experiment=research_standard_pretraining data.manifest=PATH   HuBERT base
   fedhubert train -m seed=1,2,3                              a sweep: one folder per job
   fedhubert train experiment=full_recipe ...                 the same as `fedhubert recipe full ...`
 
@@ -56,6 +59,11 @@ choices:
 {choices}
 All keys with their values: fedhubert train --cfg job; what a key means: fedhubert config KEY
 """
+
+DEMO_ON_OWN_AUDIO = """\
+fedhubert: no experiment=... was given, so the demo's settings hold: model {model}, a toy that learns something in minutes on two cores.
+For audio of your own take experiment=speech_mini (tiny, by speaker), experiment=accelerator_small (hubert_small, one GPU) or
+experiment=research_standard_pretraining (hubert_base)."""
 
 RECIPE_HELP = """\
 usage: fedhubert recipe NAME [out=DIR] [KEY=VALUE ...] [STAGE:KEY=VALUE ...]
@@ -122,7 +130,17 @@ def _fail(error: FedhubertError) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fedhubert.commands import certs, config, evaluate, export, prepare, report, site, state
+    from fedhubert.commands import (
+        certs,
+        config,
+        doctor,
+        evaluate,
+        export,
+        prepare,
+        report,
+        site,
+        state,
+    )
 
     parser = argparse.ArgumentParser(
         prog="fedhubert",
@@ -137,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         ("report", report),
         ("state", state),
         ("config", config),
+        ("doctor", doctor),
         ("site", site),
         ("certs", certs),
     )
@@ -221,6 +240,9 @@ def train(arguments: Sequence[str]) -> int:
         return 0
     from fedhubert.federation.engine.run import train_here
 
+    chosen = any(text.startswith("experiment=") for text in overrides)
+    if config.data.manifest != "sample" and not chosen:
+        print(DEMO_ON_OWN_AUDIO.format(model=config.model.name), file=sys.stderr)
     train_here(config)
     return 0
 

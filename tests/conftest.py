@@ -24,10 +24,10 @@ def corpus() -> Path:
     return Path(folder)
 
 
-def write_tones(root: Path) -> None:
-    """Write three speakers with four files of 1 to 2.5 s each to ``root``: a gliding tone in noise, at 16 kHz and 8 kHz."""
+def write_tones(root: Path, speakers: int = 3) -> None:
+    """Write so many speakers with four files of 1 to 2.5 s each to ``root``: a gliding tone in noise, at 16 kHz and 8 kHz."""
     rng = np.random.default_rng(0)
-    for speaker in range(3):
+    for speaker in range(speakers):
         for number in range(4):
             rate = 8000 if number == 3 else 16000
             time_s = np.arange(int(rate * (1.0 + 0.5 * number))) / rate

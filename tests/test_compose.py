@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from fedhubert.cli import main
 from fedhubert.compose import compose, group_choices, to_yaml
 from fedhubert.config import ClientJob, Config, DistillConfig, from_json
 from fedhubert.errors import ConfigError
@@ -223,3 +224,20 @@ def test_the_resolved_configuration_is_printed() -> None:
 def test_what_an_experiment_sets_wins_over_the_root() -> None:
     assert compose(["experiment=demo"]).checkpoint.every == 2
     assert compose(["experiment=demo", "checkpoint.every=7"]).checkpoint.every == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.manifest=gone.csv"], "model hubert_tiny"),
+        (["data.manifest=gone.csv", "model=hubert_small"], "model hubert_small"),
+        (["data.manifest=gone.csv", "experiment=speech_mini"], ""),
+    ],
+)
+def test_training_on_own_audio_says_that_it_takes_the_demos_settings(
+    overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *overrides]) == 1
+    told = capsys.readouterr().err
+    assert ("no experiment=... was given" in told) == bool(said) and said in told
+    assert "no such file gone.csv" in told.splitlines()[-1]

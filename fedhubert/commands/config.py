@@ -4,7 +4,7 @@ import argparse
 import sys
 from shutil import get_terminal_size
 
-from fedhubert.config.explain import explain
+from fedhubert.config.explain import explain, markdown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="a key or a group: client.lr, federated (default: all)",
     )
+    parser.add_argument(
+        "--markdown",
+        action="store_true",
+        help="print the keys as tables in Markdown, as in conf/README.md",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,5 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: there is no such key.
     """
+    if arguments.markdown:
+        print(markdown(arguments.key))
+        return 0
     print(explain(arguments.key, get_terminal_size().columns if sys.stdout.isatty() else None))
     return 0

@@ -53,6 +53,47 @@ def explain(name: str, width: int | None = None) -> str:
     )
 
 
+def markdown(name: str = "") -> str:
+    """Return the keys of a group (``""``: of all) as Markdown tables, one under the heading of each
+    group.
+
+    Raises:
+        ConfigError: there is no such group; the message has names like it.
+    """
+    keys = all_keys()
+    groups = [key for key in keys.values() if key.is_group and "." not in key.name]
+    root = [key for key in keys.values() if not key.is_group and "." not in key.name]
+    if not name:
+        parts = [_table("The run", "What a run is called, where it goes, how it ends.", root)]
+    elif keys.get(name) in groups:
+        parts, groups = [], [keys[name]]
+    else:
+        raise ConfigError(f"no group `{name}`{near_names(name)}", setting=name)
+    for group in groups:
+        inside = [
+            key
+            for key in keys.values()
+            if not key.is_group and key.name.startswith(f"{group.name}.")
+        ]
+        parts.append(_table(f"`{group.name}`", group.description, inside))
+    return "\n\n".join(parts)
+
+
+def _table(title: str, description: str, keys: list[Key]) -> str:
+    rows = []
+    for key in keys:
+        unit = f", in {key.rules['unit']}" if "unit" in key.rules else ""
+        marks = [key.choice] * bool(key.choice) + ["free"] * (key.rules.get("resume") == "free")
+        marks += [f"site: `{key.rules['site']}`"] if "site" in key.rules else []
+        default = default_of(key) if _is_needed(key) else f"`{default_of(key)}`"
+        said = key.description.replace("|", "\\|").replace("<", "\\<")
+        rows.append(
+            " | ".join([f"`{key.name}`", default, _type(key) + unit, ", ".join(marks), said])
+        )
+    head = "| key | default | values | notes | meaning |\n|---|---|---|---|---|"
+    return "\n".join([f"### {title}", "", description, "", head, *(f"| {row} |" for row in rows)])
+
+
 def near_names(name: str) -> str:
     """Return the end of a message about an unknown key: where it belongs, names like it, or how to
     list all."""

@@ -80,7 +80,7 @@ class FederatedConfig(Model):
         "FedTrimmedAvg",
         "Krum",
     ] = key("FedAdam", fork=["server_optimizer"])
-    """How the server makes a step of the updates; see README, Strategies and rounds."""
+    """How the server makes a step of the updates; see fedhubert/federation/README.md."""
 
     server_learning_rate: Positive = 1.0
     """Factor on the mean update, of all strategies but FedAdam, FedYogi and FedAdagrad."""

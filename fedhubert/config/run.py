@@ -138,7 +138,7 @@ class Config(Model):
     """Where else a run's figures go."""
 
     faults: FaultsConfig = key(FaultsConfig(), resume="free")
-    """Failures to rehearse with; see README, Strategies and rounds."""
+    """Failures to rehearse with; see fedhubert/federation/README.md."""
 
     @property
     def sends_sketches(self) -> bool:

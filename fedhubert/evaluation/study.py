@@ -108,7 +108,7 @@ def run_study(
     track: Track,
     fitted_on: Annotated | None = None,
 ) -> dict[str, Any]:
-    """Return the figures as plain values (see ``results.json`` in the README).
+    """Return the figures as plain values, as `fedhubert evaluate --out` writes them.
 
     Args:
         source: What :func:`~fedhubert.evaluation.encoders.load_encoder` takes.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedhubert.reporting.learning import Levels, verdict
 from fedhubert.runs.metrics import Event, read_events
 
 
@@ -58,6 +59,12 @@ def rounds_table(metrics_file: Path) -> Table:
             f"{train['audio_s']:.0f}",
             f"{event['seconds']['round']:.1f}",
         )
+    final = final_event(metrics_file)
+    scores = [event.get("validation") or {} for event in [*rounds, *([final] if final else [])]]
+    levels = Levels.of(targets_of(events))
+    number = final.get("num_rounds", len(rounds))
+    if learned := verdict(scores, levels, number):
+        table.caption = f"{levels} (loss, accuracy of a model that ignores its input); {learned}"
     return table
 
 

@@ -32,7 +32,7 @@ def free_port() -> int:
 def flower(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """Flower's settings as the README has them, with ports and a home of the test's own; ends its SuperLink."""
+    """Flower's settings as the chapter of rounds has them, with ports and a home of the test's own; ends its SuperLink."""
     port = str(free_port())
     settings = {
         **environment,

@@ -10,6 +10,7 @@ from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
+from fedhubert.reporting.learning import Levels
 from fedhubert.runs.metrics import Event
 
 LARGEST = 2.0**63
@@ -196,16 +197,23 @@ def brief(event: Event, *, clients_figures: bool = True) -> Event:
     }
 
 
-def round_line(event: Event, num_rounds: int, objective: ObjectiveSpec) -> str:
-    """Return the line that the log has for a round."""
+def round_line(
+    event: Event, num_rounds: int, objective: ObjectiveSpec, levels: Levels | None, learned: str
+) -> str:
+    """Return the line that the log has for a round; ``learned`` is the verdict on the run so
+    far."""
     train, validation, seconds = event["train"], event["validation"], event["seconds"]["round"]
     heard = "no validation"
     if validation:
-        heard = f"validation (round {validation['model_round']}) {said(validation, objective)}"
+        beside = f" ({levels})" if levels else ""
+        heard = (
+            f"validation (round {validation['model_round']}) {said(validation, objective)}{beside}"
+        )
     return (
         f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
         f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{seconds:.1f} s, "
         f"about {duration(seconds * (num_rounds - event['round']))} left"
+        f"{f' | {learned}' if learned else ''}"
     )
 
 

@@ -12,6 +12,7 @@ from fedhubert.federation.rounds.round import RoundResult
 from fedhubert.federation.server.record import RunRecord
 from fedhubert.federation.server.run_state import RunState
 from fedhubert.objectives.spec import spec_of
+from fedhubert.reporting.learning import Levels, verdict
 from fedhubert.runs.metrics import Event
 
 log = logging.getLogger("fedhubert")
@@ -23,11 +24,13 @@ class Bookkeeper:
     Attributes:
         evaluation: Scores models on the server, if anything does.
         validation: The last figures on the clients' validation splits.
+        levels: What a model that ignores its input would reach; None without pseudo-labels.
     """
 
     def __init__(self, record: RunRecord, state: RunState) -> None:
         self.evaluation: ServerEvaluation | None = None
         self.validation: Mapping[str, object] = {}
+        self.levels: Levels | None = None
         self._record, self._state = record, state
         self._config, self._objective = record.config, spec_of(record.config.task)
 
@@ -77,8 +80,13 @@ class Bookkeeper:
         self.validation = event["validation"]
         self._record.event(event)
         if self.validation:
-            figures = said(self.validation, self._objective)
-            log.info("final model: validation %s over %d clients", figures, len(outcome.clients))
+            log.info(
+                "final model: validation %s%s over %d clients%s",
+                said(self.validation, self._objective),
+                f" ({self.levels})" if self.levels else "",
+                len(outcome.clients),
+                f": {learned}" if (learned := self._verdict(self.validation)) else "",
+            )
 
     def save_unsaved(self) -> None:
         """Save the last finished round of a run that stops before its checkpoint was due."""
@@ -100,7 +108,9 @@ class Bookkeeper:
         return event
 
     def _log_round(self, event: Event) -> None:
-        log.info("%s", round_line(event, self._config.federated.num_rounds, self._objective))
+        num_rounds = self._config.federated.num_rounds
+        learned = self._verdict()
+        log.info("%s", round_line(event, num_rounds, self._objective, self.levels, learned))
         for failure in event["failed"]:
             log.warning(
                 "round %d: client %d failed: %s %s",
@@ -109,6 +119,11 @@ class Bookkeeper:
                 failure["code"],
                 failure["setting"],
             )
+
+    def _verdict(self, *further: Mapping[str, object]) -> str:
+        """Say whether the run learns: by the rounds booked, and by figures that are not yet."""
+        booked = [entry["validation"] for entry in self._record.history]
+        return verdict([*booked, *further], self.levels, self._config.federated.num_rounds)
 
     def _end_after(self, number: int) -> str:
         if self._record.is_over():

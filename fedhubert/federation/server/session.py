@@ -31,6 +31,7 @@ from fedhubert.federation.server.run_state import RunState
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
+from fedhubert.reporting.learning import Levels
 from fedhubert.runs.folder import RunFolder
 
 log = logging.getLogger("fedhubert")
@@ -94,6 +95,7 @@ def _run(
     equipment = Equipment(federation, record, teacher)
     equipment.teach()
     targets = _targets(federation, record, state)
+    books.levels = Levels.of(targets.event()) if config.task.needs_labels else None
     federation.welcome = lambda shares: equipment.welcome(targets, shares)
 
     if books.is_over():

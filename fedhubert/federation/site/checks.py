@@ -8,7 +8,6 @@ import ssl
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -16,32 +15,12 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from fedhubert.errors import ConfigError, FedhubertError
 from fedhubert.federation.site.plan import SitePlan
+from fedhubert.reporting.findings import Finding
 
 WARN_DAYS = 30
 LEAST_FREE_GB = 5.0
 GB = 1e9
 CONNECT_S = 10.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check has found.
-
-    Attributes:
-        name: What was looked at.
-        ok: Whether the site would work with it.
-        words: What it is like.
-        remedy: What to do; also where it is ``ok``, but not for long.
-    """
-
-    name: str
-    ok: bool
-    words: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        state = "problem" if not self.ok else "warning" if self.remedy else "ok"
-        return f"{state:8s}{self.name}: {self.words}{f'; {self.remedy}' if self.remedy else ''}"
 
 
 def check(plan: SitePlan) -> list[Finding]:

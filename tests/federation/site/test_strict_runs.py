@@ -110,7 +110,7 @@ def test_too_little_data_is_refused_before_anything_trains(
 def test_one_step_on_eight_seconds_is_too_little_and_on_more_of_them_is_enough(
     server: Server,
 ) -> None:
-    """What README.md says of ``experiment=speech_mini``."""
+    """What the chapter of policies says of ``experiment=speech_mini``."""
     one_step = ["client.local_steps=1", "client.optimizer=sgd"]
     assert server.refusal(Describe(), *one_step) == "client.local_steps"
     assert server.refusal(Describe(), *one_step, "client.accumulate=8") == ""
