@@ -10,6 +10,7 @@ from typing import Any
 from fedhubert.errors import CheckpointError
 from fedhubert.files import sha256_of
 from fedhubert.formats.content import inflates, load_plain, validated
+from fedhubert.formats.mistaken import mistaken_for_weights
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; name a round_NNN_checkpoint.pt")
+    mistake = mistaken_for_weights(path)
+    if mistake is not None:
+        raise CheckpointError(f"{path} {mistake}")
     damage = damage_of(path, sidecar=False)
     if damage is not None:
         raise CheckpointError(
