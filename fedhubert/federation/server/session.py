@@ -4,7 +4,8 @@ summary."""
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 
 from fedhubert.config import Config
+from fedhubert.data.corpora import resolve_manifest
+from fedhubert.data.manifest import Manifest
 from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
@@ -45,6 +48,7 @@ from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
 from fedhubert.federation.rounds.round import ClientsDone, RoundResult, Rounds, StepNotFinite
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.record import RunRecord
+from fedhubert.federation.server.space import check_checkpoint_space
 from fedhubert.federation.strategies.strategy import ServerStrategy, check_strategy, strategy_of
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
@@ -55,6 +59,8 @@ from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.spec import build_model, spec_of
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event
+from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.mfcc import NUM_FEATURES
 from fedhubert.training.parameters import ParameterLayout
 
 log = logging.getLogger("fedhubert")
@@ -83,48 +89,82 @@ def run_federation(
         RunInterrupted: ``stop`` was set; the last finished round is in the checkpoint folder.
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
-    return _Run(StreamingGrid(grid, window=window, stop=stop), config, on_client).run()
+    with open_run(config) as run:
+        return run.over(StreamingGrid(grid, window=window, stop=stop), on_client)
 
 
-class _Run:
-    """State that the phases of one run share."""
+@contextmanager
+def open_run(config: Config) -> Iterator["Run"]:
+    """Open the folder of a run and read what its start depends on: all that can be wrong without
+    its sites is found here, before any of them is waited for.
 
-    def __init__(self, grid: StreamingGrid, config: Config, on_client: ClientsDone | None) -> None:
+    Raises:
+        FedhubertError: settings that do not fit; a teacher, encoder or extractor that cannot be
+            used; a folder that is in use, belongs to a run of other settings, or is too small.
+    """
+    from fedhubert.reporting.console import log_to_file, stop_logging_to
+
+    run = Run(config)
+    handler = log_to_file(run.record.folder.log_file)
+    try:
+        with exclusively(run.record.folder.checkpoints, setting="out"):
+            run.begin()
+            yield run
+    except FedhubertError as error:
+        log.error("run stopped: %s", error)
+        raise
+    finally:
+        run.record.close()
+        stop_logging_to(handler)
+
+
+class Run:
+    """State that the phases of one run share.
+
+    Attributes:
+        feature_width: Of what k-means sees.
+    """
+
+    federation: Federation
+    on_client: ClientsDone | None = None
+
+    def __init__(self, config: Config) -> None:
         check_strategy(config)
         config, self.teacher = with_teacher(config)
+        extractor = Extractor.of(config.targets) if config.task.needs_labels else None
+        self.feature_width = extractor.config.embed_dim if extractor else NUM_FEATURES
         self.config = config
-        self.on_client = on_client
         self.record = RunRecord(config)
         self.objective = spec_of(config.task)
         self.model: HubertModel = build_model(config.model, config.task, config.seed)
         self.layout = ParameterLayout.of(self.model)
         self.optimizer: ServerStrategy = strategy_of(config.federated, self.layout.numel)
-        self.federation = Federation(grid, config, self.record.folder.run_key(), self.layout)
+        self.fingerprints: dict[int, int] = {}
         self.first_round = 1
         self.state = RoundState()
         self.centroids: np.ndarray[Any, np.dtype[np.float32]] | None = None
         self.targets_key = ""
         self.validation: dict[str, Any] = {}
 
-    def run(self) -> RunResult:
-        from fedhubert.reporting.console import log_to_file, stop_logging_to
-
-        handler = log_to_file(self.record.folder.log_file)
-        try:
-            with exclusively(self.record.folder.checkpoints, setting="out"):
-                return self._phases()
-        except FedhubertError as error:
-            log.error("run stopped: %s", error)
-            raise
-        finally:
-            self.record.close()
-            stop_logging_to(handler)
-
-    def _phases(self) -> RunResult:
+    def begin(self) -> None:
+        """Begin, or go on from the newest checkpoint; see :func:`open_run`."""
         log.info("run folder: %s", self.record.folder.path)
+        if self.config.evaluation.manifest:
+            Manifest.read(
+                resolve_manifest(self.config.evaluation.manifest), self.config.evaluation.root
+            )
         if self.teacher is not None:
             prepare_student(self.model, self.config, self.teacher)
         self._resume()
+        check_checkpoint_space(
+            self.config, self.record.folder.checkpoints, self.layout.numel, self.model
+        )
+
+    def over(self, grid: StreamingGrid, on_client: ClientsDone | None = None) -> RunResult:
+        """Play the run's phases over ``grid``; raises what :func:`run_federation` raises."""
+        self.on_client = on_client
+        self.federation = Federation(grid, self.config, self.record.folder.run_key(), self.layout)
+        self.federation.fingerprints = self.fingerprints
         self.record.write_config()
         self.record.open_trackers()
         if self.privacy and not self._is_over():
@@ -222,7 +262,7 @@ class _Run:
         if resumed.resume["server_optimizer"] is not None:
             self.optimizer.load_state(resumed.resume["server_optimizer"])
         self.state = RoundState.from_plain(resumed.resume["rounds"])
-        self.federation.fingerprints = {
+        self.fingerprints = {
             int(key): int(value) for key, value in resumed.resume["fingerprints"].items()
         }
         self.centroids = (
