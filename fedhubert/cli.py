@@ -258,12 +258,12 @@ def recipe(arguments: Sequence[str]) -> int:
 def _multirun(overrides: Sequence[str]) -> int:
     """Run a sweep; a job that fails is reported and does not stop the others."""
     from fedhubert.compose import multirun
-    from fedhubert.config import Config
-    from fedhubert.federation.engine.run import train_here
 
     failures: list[str] = []
 
-    def job(out: str, configuration: Callable[[], Config]) -> float:
+    def job(out: str, configuration: Callable[[], "Config"]) -> float:
+        from fedhubert.federation.engine.run import train_here
+
         try:
             return train_here(configuration())
         except FedhubertError as error:

@@ -145,7 +145,7 @@ def check_overrides(overrides: Sequence[str], *, sweeping: bool = False) -> None
     parser = OverridesParser.create()
     for override in overrides:
         key, equals, value = override.partition("=")
-        quoted = shlex.quote(f"{key}={hydra_quoted(value)}")
+        quoted = _shell(key, hydra_quoted(value))
         try:
             parsed = parser.parse_override(override)
         except HydraException as error:
@@ -159,7 +159,7 @@ def check_overrides(overrides: Sequence[str], *, sweeping: bool = False) -> None
             ) from None
         if parsed.is_sweep_override() and not sweeping:
             raise ConfigError(
-                f"`{override}` names several values: as one value {quoted}, as a list {shlex.quote(f'{key}=[{value}]')}, "
+                f"`{override}` names several values: as one value {quoted}, as a list {_shell(key, f'[{value}]')}, "
                 "as one run for each `fedhubert train -m`",
                 setting=key,
             )
@@ -169,6 +169,17 @@ def hydra_quoted(value: str) -> str:
     """Return a value with any characters in it as Hydra's grammar wants it."""
     escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
     return '"' + escaped.replace("${", "\\${") + '"'
+
+
+def shell_override(key: str, value: str) -> str:
+    """Return ``key=value`` for printed commands: as it is where shell and Hydra take it so, else in
+    the quotes that both want."""
+    plain = re.fullmatch(r"[A-Za-z_/][\w./:-]*", value, re.ASCII) is not None
+    return _shell(key, value if plain else hydra_quoted(value))
+
+
+def _shell(key: str, value: str) -> str:
+    return shlex.quote(f"{key}={value}")
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
