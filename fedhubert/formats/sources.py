@@ -24,7 +24,12 @@ from fedhubert.formats.reading import (
     read_weights,
     shards,
 )
-from fedhubert.formats.round_file import find_checkpoint, load_checkpoint, rounds_in
+from fedhubert.formats.round_file import (
+    checkpoint_folders,
+    find_checkpoint,
+    load_checkpoint,
+    rounds_in,
+)
 from fedhubert.formats.torchaudio_form import FACTORY_FILE, WEIGHTS_FILE
 
 BUNDLE = "torchaudio:"
@@ -103,7 +108,7 @@ def _folder(path: Path) -> Found:
         )
     if (path / "config.json").is_file():
         return _huggingface(path)
-    if rounds_in(path) or rounds_in(path / "checkpoints"):
+    if any(rounds_in(folder) for folder in checkpoint_folders(path)):
         return _file(find_checkpoint(path))
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
     if len(files) == 1:

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedhubert.commands import export as export_command
+from fedhubert.compose import compose, to_yaml
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError
 from fedhubert.formats.export import export
 from fedhubert.formats.fairseq_form import fairseq_state, model_settings, task_settings
 from fedhubert.formats.importing import encoder_sha256, import_encoder, import_on_server
 from fedhubert.formats.reading import conversion_command
-from fedhubert.formats.round_file import load_checkpoint
+from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.models.hubert import HubertModel
 
 from .common import SHAPES, saved, trained
@@ -276,5 +277,13 @@ def test_a_runs_folder_is_its_newest_round_whatever_lies_beside(
 ) -> None:
     saved(tmp_path / "run" / "checkpoints", model, 2)
     (tmp_path / "run" / "notes.pt").write_bytes(b"")
-    for given in (tmp_path / "run", tmp_path / "run" / "checkpoints"):
+    saved(tmp_path / "big disk", model, 3)
+    (tmp_path / "moved").mkdir()
+    config = compose([f"checkpoint_dir={tmp_path}/big disk"])
+    (tmp_path / "moved" / "config.yaml").write_text(to_yaml(config))
+    for given in (tmp_path / "run", tmp_path / "run" / "checkpoints", tmp_path / "moved"):
         assert import_encoder(given).sha256 == encoder_sha256(model.state_dict())
+        assert load_checkpoint(find_checkpoint(given))["round"] in (2, 3)
+    (tmp_path / "moved" / "config.yaml").write_text("checkpoint_dir: null")
+    with pytest.raises(CheckpointError, match="neither a checkpoint file nor a folder"):
+        find_checkpoint(tmp_path / "moved")
