@@ -2,6 +2,8 @@
 other."""
 
 import argparse
+import json
+import shlex
 from pathlib import Path
 
 from fedhubert.errors import ConfigError
@@ -22,19 +24,19 @@ NEXT_COORDINATOR = """
 To compare by phone with every site:
 {fingerprints}
 To every site: {out}/ca.crt and {out}/coordinator.pub. From every site: its node-N.pub and site-N.pub, for
-  fedhubert certs --enrol *.pub --out {out}
+  fedhubert certs --enrol *.pub --out {quoted}
 On the SuperLink's host: ca.crt, server.crt, server.key, superexec.secret, coordinator.key, and the sites' .pub files:
   flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key --enable-supernode-auth ...
-Runs are started with federated.signing_key={out}/coordinator.key federated.node_keys={out}
+Runs are started with {overrides}
 ca.key signs certificates that every site will trust: keep it off these hosts, it is needed only to renew one."""
 
 NEXT_SITE = """
 To compare by phone with the coordinator:
 {fingerprints}
 To the coordinator: {out}/node-{site}.pub and {out}/site-{site}.pub. The .key files stay here: nobody else ever needs them.
-From the coordinator, beside them: ca.crt and coordinator.pub; fedhubert certs --show {out} prints what to compare.
-  flower-supernode --root-certificates {out}/ca.crt --auth-supernode-private-key {out}/node-{site}.key \\
-    --node-config 'partition-id={site} coordinator-key="{out}/coordinator.pub" site-key="{out}/site-{site}.key" ...'"""
+From the coordinator, beside them: ca.crt and coordinator.pub; fedhubert certs --show {quoted} prints what to compare.
+  flower-supernode --root-certificates {ca} --auth-supernode-private-key {key} \\
+    --node-config {node_config}"""
 
 REVOKED = """What else has to be done about site {site}:
   - Stop the runs in progress (flwr stop RUN_ID): they read the keys when they began. Start them again with resume=auto.
@@ -139,6 +141,14 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _register(out: Path, number: int) -> str:
+    return f"flwr supernode register {_quoted(out / f'node-{number}.pub')} --name site-{number}"
+
+
 def _say_made(out: Path, made: list[Path]) -> None:
     for path in made:
         print(f"wrote {path}")
@@ -156,13 +166,26 @@ def _site(out: Path, number: int, *, force: bool) -> int:
     from fedhubert.deployment.enrolment import make_site
 
     _say_made(out, make_site(out, number, force=force))
+    keys = {"coordinator-key": "coordinator.pub", "site-key": f"site-{number}.key"}
+    values = [
+        f"{name}={json.dumps(str(out / file), ensure_ascii=False)}" for name, file in keys.items()
+    ]
     print(
-        NEXT_SITE.format(site=number, out=out, fingerprints=_fingerprints(out, f"site {number} "))
+        NEXT_SITE.format(
+            site=number,
+            out=out,
+            quoted=_quoted(out),
+            ca=_quoted(out / "ca.crt"),
+            key=_quoted(out / f"node-{number}.key"),
+            node_config=shlex.quote(f"partition-id={number} {' '.join(values)} ..."),
+            fingerprints=_fingerprints(out, f"site {number} "),
+        )
     )
     return 0
 
 
 def _coordinator(out: Path, arguments: argparse.Namespace) -> int:
+    from fedhubert.compose import shell_override
     from fedhubert.deployment.certificates import make_certificates, renew_server
     from fedhubert.deployment.enrolment import make_coordinator_key
 
@@ -174,7 +197,16 @@ def _coordinator(out: Path, arguments: argparse.Namespace) -> int:
     _say_made(out, made + make_coordinator_key(out, force=arguments.force))
     print(
         NEXT_COORDINATOR.format(
-            out=out, fingerprints=_fingerprints(out, "authority", "coordinator")
+            out=out,
+            quoted=_quoted(out),
+            overrides=" ".join(
+                shell_override(key, str(value))
+                for key, value in (
+                    ("federated.signing_key", out / "coordinator.key"),
+                    ("federated.node_keys", out),
+                )
+            ),
+            fingerprints=_fingerprints(out, "authority", "coordinator"),
         )
     )
     return 0
@@ -189,7 +221,7 @@ def _enrol(out: Path, files: list[Path], *, force: bool) -> int:
         print(_fingerprints(out, f"site {number} "))
     print("Only once the digits are the same, at the SuperLink:")
     for number in numbers:
-        print(f"  flwr supernode register {out / f'node-{number}.pub'} --name site-{number}")
+        print(f"  {_register(out, number)}")
     return 0
 
 
@@ -234,15 +266,12 @@ def _all_in_one_place(out: Path, arguments: argparse.Namespace) -> int:
     _say_made(out, made)
     if arguments.nodes:
         print(TRYING_OUT)
-    register = "\n".join(
-        f"  flwr supernode register {out / f'node-{node}.pub'} --name site-{node}"
-        for node in range(arguments.nodes)
-    )
+    register = "\n".join(f"  {_register(out, node)}" for node in range(arguments.nodes))
     print(
         NEXT.format(
-            ca=out / "ca.crt",
-            cert=out / "server.crt",
-            key=out / "server.key",
+            ca=_quoted(out / "ca.crt"),
+            cert=_quoted(out / "server.crt"),
+            key=_quoted(out / "server.key"),
             register=register or "  (--nodes N makes keys)",
         )
     )

@@ -1,7 +1,6 @@
 """The folder of a run: where it is, and the files in it that others read."""
 
 import json
-import os
 import secrets
 import time
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError
-from fedhubert.files import on_server
+from fedhubert.files import check_writable, on_server
 
 
 def resolve_out(config: Config) -> Path:
@@ -60,9 +59,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            check_writable(self.path)
+            check_writable(self.checkpoints)
         except OSError as error:
             raise ConfigError(
                 f"cannot write to the run's folder {self.path}: {error.strerror}; choose another with out=...",

@@ -2,11 +2,14 @@
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedhubert.config import Config
+from fedhubert.data.corpora import resolve_manifest
+from fedhubert.data.manifest import Manifest
 from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation.phases.evaluation import ServerEvaluation
@@ -28,11 +31,14 @@ from fedhubert.federation.server.bookkeeping import Bookkeeper
 from fedhubert.federation.server.newcomers import Equipment
 from fedhubert.federation.server.record import RunRecord
 from fedhubert.federation.server.run_state import RunState
+from fedhubert.federation.server.space import check_checkpoint_space
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
 from fedhubert.reporting.learning import Levels
 from fedhubert.runs.folder import RunFolder
+from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.mfcc import NUM_FEATURES
 
 log = logging.getLogger("fedhubert")
 
@@ -60,26 +66,66 @@ def run_federation(
         RunInterrupted: ``stop`` was set; the last finished round is in the checkpoint folder.
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
+    with open_run(config) as run:
+        return run.over(StreamingGrid(grid, window=window, stop=stop), on_client)
+
+
+@contextmanager
+def open_run(config: Config) -> Iterator["Run"]:
+    """Open the folder of a run and read what its start depends on: all that can be wrong without
+    its sites is found here, before any of them is waited for.
+
+    Raises:
+        FedhubertError: settings that do not fit; a teacher, encoder or extractor that cannot be
+            used; a folder that is in use, belongs to a run of other settings, or is too small.
+    """
     check_strategy(config)
     config, teacher = with_teacher(config)
+    extractor = Extractor.of(config.targets) if config.task.needs_labels else None
     record = RunRecord(config)
     with record.opened():
-        messages = StreamingGrid(grid, window=window, stop=stop)
-        return _run(messages, record, teacher, on_client or (lambda number, done, asked: None))
+        state = RunState.initial(config)
+        log.info("run folder: %s", record.folder.path)
+        if config.evaluation.manifest:
+            Manifest.read(resolve_manifest(config.evaluation.manifest), config.evaluation.root)
+        if teacher is not None:
+            prepare_student(state.model, config, teacher)
+        state.restore(record, teacher)
+        numel = state.layout.numel
+        check_checkpoint_space(config, record.folder.checkpoints, numel, state.model)
+        width = extractor.config.embed_dim if extractor else NUM_FEATURES
+        yield Run(record, state, teacher, width)
 
 
-def _run(
-    grid: StreamingGrid, record: RunRecord, teacher: ServerTeacher | None, on_client: ClientsDone
+@dataclass(frozen=True)
+class Run:
+    """A run whose folder is open and whose start has been read.
+
+    Attributes:
+        feature_width: Of what k-means sees.
+    """
+
+    record: RunRecord
+    state: RunState
+    teacher: ServerTeacher | None
+    feature_width: int
+
+    def over(self, grid: StreamingGrid, on_client: ClientsDone | None = None) -> RunResult:
+        """Play the run's phases over ``grid``; raises what :func:`run_federation` raises."""
+        on_client = on_client or (lambda number, done, asked: None)
+        return _phases(grid, self.record, self.state, self.teacher, on_client)
+
+
+def _phases(
+    grid: StreamingGrid,
+    record: RunRecord,
+    state: RunState,
+    teacher: ServerTeacher | None,
+    on_client: ClientsDone,
 ) -> RunResult:
-    """Play the phases of a run whose folder is open: go on or begin, connect, prepare the sites,
-    train, score."""
+    """Connect, prepare the sites, train what is left, score."""
     config = record.config
-    state = RunState.initial(config)
     federation = Federation(grid, config, record.folder.run_key(), state.layout)
-    log.info("run folder: %s", record.folder.path)
-    if teacher is not None:
-        prepare_student(state.model, config, teacher)
-    state.restore(record, teacher)
     federation.fingerprints = state.fingerprints
     record.write_config()
     record.open_trackers()
