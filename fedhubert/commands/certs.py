@@ -7,7 +7,9 @@ from pathlib import Path
 from fedhubert.errors import ConfigError
 
 SERVER_DAYS = 825
-TRYING_OUT = "--nodes N is for trying out: it makes all sites' private keys in one place; real sites make theirs by --site N."
+TRYING_OUT = """
+--nodes N is for trying out on one machine: whoever ran it has all sites' private keys, and nothing is signed.
+Where sites are real each makes its own by --site N, and the coordinator its own by --coordinator."""
 
 NEXT = """
 On the SuperLink's host ({ca}, {cert}, {key}):
@@ -76,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="make keys of the nodes 0 to N-1, for trying out",
+        help="for trying out on one machine: make all nodes' private keys, 0 to N-1, in one place, and none that signs",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to")
     parser.add_argument(
@@ -228,6 +230,12 @@ def _revoke(out: Path, number: int, *, now: bool) -> int:
 def _all_in_one_place(out: Path, arguments: argparse.Namespace) -> int:
     from fedhubert.deployment.certificates import make_certificates
 
+    if arguments.nodes and (out / "coordinator.key").exists():
+        raise ConfigError(
+            f"--nodes: {out} has the key of a coordinator whose sites make their own keys (--site N at each, then --enrol here); "
+            "to try things out, name another folder",
+            setting="--nodes",
+        )
     made = make_certificates(
         out, arguments.host, arguments.nodes, days=arguments.days, force=arguments.force
     )

@@ -83,6 +83,21 @@ def test_a_folder_of_keys_says_who_the_site_is(
     }
 
 
+def test_a_site_on_a_shared_disk_has_no_audio_of_its_own(own: Path) -> None:
+    """On a cluster the run's manifest is everybody's; the node then is one without a policy, as in simulation."""
+    arguments = (*COORDINATOR, "--keys", str(own), "--of", "3")
+    made = plan(*arguments, "--shared-manifest")
+    assert "manifest" not in made.options.node_config
+    found = {
+        finding.name: finding.words for finding in (*checks._manifest(made), *checks._policy(made))
+    }
+    assert "the run's own" in found["manifest"] and found["policy"].startswith("none")
+    with pytest.raises(ConfigError, match="give --manifest"):
+        plan(*arguments)
+    with pytest.raises(SystemExit):
+        plan(*arguments, *AUDIO, "--shared-manifest")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -140,6 +140,9 @@ def _manifest(plan: SitePlan) -> Iterator[Finding]:
     from fedhubert.data.manifest import Manifest
 
     config = plan.options.node_config
+    if "manifest" not in config:
+        yield Finding("manifest", True, "the run's own (--shared-manifest)")
+        return
     root = config.get("audio-root")
     manifest = Manifest.read(str(config["manifest"]), str(root) if root else None)
     if not len(manifest):
@@ -198,7 +201,9 @@ def _policy(plan: SitePlan) -> Iterator[Finding]:
     from fedhubert.federation.site.context import site_context
 
     site_context(plan.options)
-    if plan.options.policy is None:
+    if plan.options.policy is None and "manifest" not in plan.options.node_config:
+        yield Finding("policy", True, "none: the run brings its own manifest")
+    elif plan.options.policy is None:
         yield Finding("policy", True, "the strict default (what it allows: --explain-policy)")
     else:
         yield Finding(
