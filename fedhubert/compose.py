@@ -34,6 +34,7 @@ DEFAULT_CHOICES = {
     "data": "default",
     "federated": "standard",
     "client": "standard",
+    "secure": "none",
     "privacy": "none",
     "targets": "kmeans",
 }

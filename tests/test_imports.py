@@ -34,7 +34,7 @@ FLOORS = (
     {"federation.wire"},
     {"federation.updates"},
     {"federation.strategies"},
-    {"federation.privacy"},
+    {"federation.privacy", "federation.secure"},
     {"federation.roster"},
     {"federation.rounds"},
     {"federation.phases"},
@@ -47,7 +47,7 @@ FLOORS = (
 """Rooms from the ground up: each imports what is below it, and nothing beside or above it."""
 
 HIGHEST = {floor: number for number, floors in enumerate(FLOORS) for floor in floors}
-SITE_SEES = {"federation.wire", "federation.updates", "federation.strategies"}
+SITE_SEES = {"federation.wire", "federation.updates", "federation.strategies", "federation.secure"}
 """What of the federation a site's code may import: nothing of the server's."""
 
 

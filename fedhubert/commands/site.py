@@ -98,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what this site does for others and what not (default: strict)",
     )
     who.add_argument(
+        "--roster",
+        type=Path,
+        metavar="JSON",
+        help="roster.json of the federation, compared by phone: this site sends nothing unmasked",
+    )
+    who.add_argument(
         "--set",
         nargs="+",
         action="extend",
@@ -189,6 +195,8 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
         config["audio-root"] = str(_absolute(arguments.audio_root))
     if arguments.policy is not None:
         config["policy"] = str(_absolute(arguments.policy))
+    if arguments.roster is not None:
+        config["roster"] = str(_absolute(arguments.roster))
     if arguments.keys is not None:
         config |= _identity_in(_absolute(arguments.keys), number)
     config |= dict(map(_setting, arguments.set))

@@ -11,6 +11,7 @@ from fedhubert.config.federated import UpdateCodec, Weighting
 from fedhubert.config.keys import rules_of
 from fedhubert.config.model import ModelConfig
 from fedhubert.config.run import Config
+from fedhubert.config.secure import SecureConfig
 from fedhubert.config.task import TargetsConfig, Task
 
 GroupT = TypeVar("GroupT", bound=Model)
@@ -70,6 +71,9 @@ class ClientJob(Model):
     client: ClientConfig
     """``client``."""
 
+    secure: SecureConfig
+    """``secure`` without its server-only keys."""
+
     faults: FaultsConfig
     """``faults``."""
 
@@ -96,6 +100,7 @@ def job_with(config: Config, terms: ClientTerms) -> ClientJob:
         task=_without_server_keys(config.task),
         targets=_without_server_keys(config.targets),
         client=_without_server_keys(config.client),
+        secure=_without_server_keys(config.secure),
         faults=_without_server_keys(config.faults),
     )
 

@@ -13,6 +13,7 @@ from fedhubert.config.data import DataConfig
 from fedhubert.config.federated import MOST_NOISE, FederatedConfig, PrivacyConfig
 from fedhubert.config.keys import key
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
+from fedhubert.config.secure import SecureConfig
 from fedhubert.config.task import TargetsConfig, Task, TaskConfig
 
 
@@ -121,6 +122,9 @@ class Config(Model):
     baseline: BaselineConfig = key(BaselineConfig(), resume="free")
     """What training without federation (``fedhubert central``, ``compare``) takes instead of
     ``client``'s."""
+
+    secure: SecureConfig = SecureConfig()
+    """Secure aggregation: ``secure=none`` or ``pairwise``."""
 
     privacy: PrivacyConfig = PrivacyConfig()
     """Differential privacy of the clients: ``privacy=none`` or ``central``."""

@@ -14,7 +14,7 @@ import torch
 
 from fedhubert.config import Config
 from fedhubert.deployment.expiry import expiring
-from fedhubert.errors import CheckpointError, FedhubertError
+from fedhubert.errors import CheckpointError, ConfigError, FedhubertError
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.evaluation import ServerEvaluation
 from fedhubert.federation.phases.targets import (
@@ -122,6 +122,11 @@ class _Run:
 
     def _phases(self) -> RunResult:
         log.info("run folder: %s", self.record.folder.path)
+        if self.config.secure.enabled:
+            raise ConfigError(
+                "secure.mode=pairwise: this version masks no sum yet, and trains nothing rather than in the clear",
+                setting="secure.mode",
+            )
         if self.teacher is not None:
             prepare_student(self.model, self.config, self.teacher)
         self._resume()

@@ -22,6 +22,7 @@ from fedhubert.federation.site.handling import Answered, failure_of
 from fedhubert.federation.site.identity import admission_from, seal_from
 from fedhubert.federation.site.rules import Refused
 from fedhubert.federation.site.train import evaluate_model, train_round
+from fedhubert.federation.site.unmasked import pinned_from
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import (
@@ -76,21 +77,25 @@ class SiteContext:
 
 
 def site_context(node_config: NodeConfig) -> SiteContext:
-    """Return who answers for a node, by its configuration: whom it obeys, within which policy, and
-    how its replies are sealed.
+    """Return who answers for a node, by its configuration: whom it obeys, whether it sends anything
+    unmasked, within which policy, and how its replies are sealed.
 
     Raises:
-        FedhubertError: a key or the policy cannot be used; then nothing is to be answered.
+        FedhubertError: a key, the roster or the policy cannot be used; then nothing is to be
+            answered.
     """
     admission, seal, policy = (
         admission_from(node_config),
         seal_from(node_config),
         policy_of(node_config),
     )
+    pinned = pinned_from(node_config)
     guard = None if policy is None else Guard.of(policy, node_config)
+    # what is refused for its signature, or for want of masks, counts nothing in the policy's ledger
+    asked = (admission, pinned, guard.admit if guard else None)
     site = SiteContext(
         node_config if guard is None else guard.node_config,
-        (*([admission] if admission else []), *([guard.admit] if guard else [])),
+        tuple(admit for admit in asked if admit is not None),
         (guard.leave,) if guard else (),
     )
     return replace(site, seal=seal) if seal else site

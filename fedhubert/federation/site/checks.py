@@ -55,6 +55,7 @@ def check(plan: SitePlan) -> list[Finding]:
         "device": _device,
         "policy": _policy,
         "signatures": _signatures,
+        "roster": _roster,
         "coordinator": _coordinator,
     }
     found: list[Finding] = []
@@ -232,6 +233,20 @@ def _signatures(plan: SitePlan) -> Iterator[Finding]:
             "signatures",
             True,
             f"orders by {config['coordinator-key']} alone, replies by {config['site-key']}",
+        )
+
+
+def _roster(plan: SitePlan) -> Iterator[Finding]:
+    from fedhubert.federation.site.unmasked import pinned_from
+
+    pinned = pinned_from(plan.options.node_config)
+    if pinned is not None:
+        roster = pinned.roster
+        yield Finding(
+            "roster",
+            True,
+            f"{roster.federation}, {len(roster.sites)} sites, sums of {roster.min_sites} or more; nothing leaves unmasked; "
+            f"digits {roster.digits}",
         )
 
 

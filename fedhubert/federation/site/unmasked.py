@@ -1,0 +1,111 @@
+"""A site that has pinned a roster sends nothing unmasked: what would is refused before anything is
+done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedhubert.clients.settings import NodeConfig, number_of
+from fedhubert.deployment.keys import read_signing_key
+from fedhubert.errors import ConfigError, FederationError
+from fedhubert.federation.secure.roster import Roster, read_roster
+from fedhubert.federation.site.identity import SITE_KEY
+from fedhubert.federation.wire.flower import Message
+from fedhubert.federation.wire.messages import (
+    Describe,
+    HasExtractor,
+    HasTeacher,
+    Instruction,
+    SendExtractor,
+    SendTeacher,
+)
+from fedhubert.federation.wire.protocol import Request
+
+ROSTER = "roster"
+"""Name in a node's configuration of the roster that it has pinned."""
+
+NEEDS_NO_MASK: frozenset[type[Instruction]] = frozenset(
+    {Describe, HasExtractor, SendExtractor, HasTeacher, SendTeacher}
+)
+"""What is answered with nothing that was learned from audio: who a site is and how much it has, and
+whether a model is here."""
+
+MASKED: frozenset[type[Instruction]] = frozenset()
+"""What is answered in masks where the job asks for it. An instruction that is in neither set is
+refused, whatever the job says."""
+
+
+class SecureRequired(FederationError):
+    """What is asked for would leave the site unmasked."""
+
+    code = "secure_required"
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """An admission of what sends nothing unmasked.
+
+    Attributes:
+        roster: That the site has compared.
+        number: The site's.
+        key: Its long-term key, whose public half is in the roster under the number.
+    """
+
+    roster: Roster
+    number: int
+    key: Ed25519PrivateKey
+
+    def __call__(self, message: Message, request: Request[Instruction]) -> Request[Instruction]:
+        """Return ``request``.
+
+        A description is refused, too, in a run without secure aggregation: such a run ends at the
+        start, by the key, and not when it has begun to train.
+
+        Raises:
+            SecureRequired: its answer would not be masked.
+        """
+        kind = type(request.task)
+        if not request.job.secure.enabled:
+            raise SecureRequired(
+                f"this site has pinned the roster of {self.roster.federation}, and {kind.KIND} is of a run with secure.mode="
+                f"{request.job.secure.mode}: it takes part in runs with secure=pairwise",
+                setting="secure.mode",
+            )
+        if kind not in NEEDS_NO_MASK | MASKED:
+            raise SecureRequired(
+                f"this site has pinned the roster of {self.roster.federation}, and this version has no masked answer to {kind.KIND}",
+                setting="secure.mode",
+            )
+        return request
+
+
+def pinned_from(node_config: NodeConfig) -> Pinned | None:
+    """Return the admission of a node whose configuration names a ``roster``, None where it names
+    none.
+
+    Raises:
+        ConfigError: the roster or the site's key cannot be used, or the site is not in the roster
+            with it.
+    """
+    named = node_config.get(ROSTER)
+    if named in (None, "", False):
+        return None
+    number, key = number_of(node_config), _key_of(node_config)
+    roster = read_roster(Path(str(named)).expanduser().absolute(), setting=ROSTER)
+    roster.check_member(number, key.public_key().public_bytes_raw(), setting=ROSTER)
+    return Pinned(roster, number, key)
+
+
+def _key_of(node_config: Mapping[str, object]) -> Ed25519PrivateKey:
+    named = node_config.get(SITE_KEY)
+    if not named:
+        raise ConfigError(
+            "a site with a roster needs its long-term key: put site-N.key into --keys (fedhubert certs --site N made it), "
+            f"or name it as {SITE_KEY} in the node's configuration",
+            setting=SITE_KEY,
+        )
+    return read_signing_key(Path(str(named)).expanduser().absolute(), setting=SITE_KEY)
