@@ -185,7 +185,8 @@ def _agreed(
         stated, key=lambda count: (stated[count], count == num_clients, -count), default=1
     )
     if federation.config.federated.node_keys is not None and rest:
-        expected = num_clients  # a key belongs to one client
+        # a key belongs to one client, or, where there are fewer keys (a cluster), to a node of many
+        expected = min(num_clients, federation.num_keys)
     odd |= {
         node: _other_number(about, expected)
         for node, about in rest.items()

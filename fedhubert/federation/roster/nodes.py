@@ -71,6 +71,11 @@ class Federation:
         self._correspondence = Correspondence.of(self.config.federated, self._keys)
         self._refusals: Counter[int] = Counter()
 
+    @property
+    def num_keys(self) -> int:
+        """How many nodes have a key in ``federated.node_keys``."""
+        return len(self._keys.numbers)
+
     def present(self) -> set[int]:
         """Return the nodes that are connected, those without one of ``federated.node_keys`` left
         out."""
