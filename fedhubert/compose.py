@@ -34,8 +34,8 @@ DEFAULT_CHOICES = {
     "data": "default",
     "federated": "standard",
     "client": "standard",
-    "secure": "none",
     "privacy": "none",
+    "secure": "none",
     "targets": "kmeans",
 }
 """Group -> the choice that is its model's defaults. Each model of a task is a choice by its

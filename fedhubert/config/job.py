@@ -11,7 +11,7 @@ from fedhubert.config.federated import UpdateCodec, Weighting
 from fedhubert.config.keys import rules_of
 from fedhubert.config.model import ModelConfig
 from fedhubert.config.run import Config
-from fedhubert.config.secure import SecureConfig
+from fedhubert.config.secure import SecureProtocol
 from fedhubert.config.task import TargetsConfig, Task
 
 GroupT = TypeVar("GroupT", bound=Model)
@@ -56,6 +56,9 @@ class ClientJob(Model):
     """Whether a sketch of the update goes with it (``federated.client_cosines``, never with
     privacy)."""
 
+    secure: SecureProtocol
+    """``secure.protocol``."""
+
     data: DataConfig
     """The server's ``data``; a site's own manifest takes the place of its paths."""
 
@@ -70,9 +73,6 @@ class ClientJob(Model):
 
     client: ClientConfig
     """``client``."""
-
-    secure: SecureConfig
-    """``secure`` without its server-only keys."""
 
     faults: FaultsConfig
     """``faults``."""
@@ -95,12 +95,12 @@ def job_with(config: Config, terms: ClientTerms) -> ClientJob:
         normalise_by_steps=terms.normalise_by_steps,
         update_codec=config.federated.update_codec,
         sends_sketches=config.sends_sketches,
+        secure=config.secure.protocol,
         data=_without_server_keys(config.data),
         model=_without_server_keys(config.model),
         task=_without_server_keys(config.task),
         targets=_without_server_keys(config.targets),
         client=_without_server_keys(config.client),
-        secure=_without_server_keys(config.secure),
         faults=_without_server_keys(config.faults),
     )
 

@@ -123,11 +123,11 @@ class Config(Model):
     """What training without federation (``fedhubert central``, ``compare``) takes instead of
     ``client``'s."""
 
-    secure: SecureConfig = SecureConfig()
-    """Secure aggregation: ``secure=none`` or ``pairwise``."""
-
     privacy: PrivacyConfig = PrivacyConfig()
     """Differential privacy of the clients: ``privacy=none`` or ``central``."""
+
+    secure: SecureConfig = SecureConfig()
+    """Secure aggregation: ``secure=none`` or ``pairwise``."""
 
     simulation: SimulationConfig = key(SimulationConfig(), resume="free")
     """Size of the single host that plays all clients."""

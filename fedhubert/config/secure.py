@@ -1,4 +1,4 @@
-"""Whether updates are masked, so that the server sees their sum only."""
+"""Whether the server sees sums only."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from typing import Literal
 
 from fedhubert.config.base import Model
 
+SecureProtocol = Literal["none", "pairwise"]
+
 
 class SecureConfig(Model):
-    """Secure aggregation: the server sees sums over sites, and no site's own part."""
+    """Secure aggregation (see the chapter in ``fedhubert/federation/secure``)."""
 
-    mode: Literal["none", "pairwise"] = "none"
-    """pairwise: sites mask what they send, and the masks cancel in the sum. Choose it by
-    ``secure=pairwise``. Sites that have pinned a roster take part in no other run."""
+    protocol: SecureProtocol = "none"
+    """pairwise: clients mask what they send, so that the server sees sums only; the model is the
+    same, bit for bit. Choose it by ``secure=pairwise``."""
 
     @property
     def enabled(self) -> bool:
-        """Whether updates are masked."""
-        return self.mode != "none"
+        return self.protocol != "none"

@@ -124,8 +124,8 @@ class _Run:
         log.info("run folder: %s", self.record.folder.path)
         if self.config.secure.enabled:
             raise ConfigError(
-                "secure.mode=pairwise: this version masks no sum yet, and trains nothing rather than in the clear",
-                setting="secure.mode",
+                "secure.protocol=pairwise: this version masks no sum yet, and trains nothing rather than in the clear",
+                setting="secure.protocol",
             )
         if self.teacher is not None:
             prepare_student(self.model, self.config, self.teacher)

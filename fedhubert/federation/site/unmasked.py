@@ -69,16 +69,16 @@ class Pinned:
             SecureRequired: its answer would not be masked.
         """
         kind = type(request.task)
-        if not request.job.secure.enabled:
+        if request.job.secure == "none":
             raise SecureRequired(
-                f"this site has pinned the roster of {self.roster.federation}, and {kind.KIND} is of a run with secure.mode="
-                f"{request.job.secure.mode}: it takes part in runs with secure=pairwise",
-                setting="secure.mode",
+                f"this site has pinned the roster of {self.roster.federation}, and {kind.KIND} is of a run with secure.protocol=none: "
+                "it takes part in runs with secure=pairwise",
+                setting="secure.protocol",
             )
         if kind not in NEEDS_NO_MASK | MASKED:
             raise SecureRequired(
                 f"this site has pinned the roster of {self.roster.federation}, and this version has no masked answer to {kind.KIND}",
-                setting="secure.mode",
+                setting="secure.protocol",
             )
         return request
 

@@ -78,13 +78,15 @@ def test_nothing_unmasked_leaves_whatever_is_asked(pinned: Server) -> None:
                 continue
             reply = pinned.ask(instruction, *overrides)
             assert reply.answer is None and not reply.metrics
-            assert only(reply.failures) == {"secure_required": "secure.mode"}
+            assert only(reply.failures) == {"secure_required": "secure.protocol"}
 
 
 def test_a_run_without_masks_is_refused_at_its_first_word(pinned: Server, tmp_path: Path) -> None:
     for instruction in (Describe(), HasExtractor(extractor="x"), HasTeacher(teacher="x")):
         reply = pinned.ask(instruction)
-        assert reply.answer is None and only(reply.failures) == {"secure_required": "secure.mode"}
+        assert reply.answer is None and only(reply.failures) == {
+            "secure_required": "secure.protocol"
+        }
     said = (tmp_path / "state/site.log").read_text()
     assert "has pinned the roster of test" in said and "secure=pairwise" in said
     about = answered(pinned.ask(Describe(), "secure=pairwise"), Description)
@@ -94,7 +96,7 @@ def test_a_run_without_masks_is_refused_at_its_first_word(pinned: Server, tmp_pa
 def test_a_refusal_costs_the_site_nothing_of_its_policys_counts(pinned: Server) -> None:
     for number in range(5):  # different ways to cut: the policy answers four a day
         reply = pinned.ask(Describe(), f"data.max_seconds={2 + number / 100}")
-        assert only(reply.failures) == {"secure_required": "secure.mode"}
+        assert only(reply.failures) == {"secure_required": "secure.protocol"}
     answered(pinned.ask(Describe(), "secure=pairwise"), Description)
 
 
@@ -112,9 +114,9 @@ def test_a_run_ends_at_preflight_with_the_sites_number_and_the_key(
     ]
     configs[1] = pin(configs[1], tmp_path / "keys", number=1)
     config = compose([*JOB, f"out={tmp_path / 'run'}", "federated.connect_timeout_s=5"])
-    with pytest.raises(FederationError, match=r"secure_required \(see secure.mode\)") as ended:
+    with pytest.raises(FederationError, match=r"secure_required \(see secure.protocol\)") as ended:
         run_federation(InProcessGrid(configs), config)
-    assert "site 1" in str(ended.value) and ended.value.setting == "secure.mode"
+    assert "site 1" in str(ended.value) and ended.value.setting == "secure.protocol"
     assert not list((tmp_path / "run").rglob("round_*.pt"))
 
 
