@@ -32,6 +32,7 @@ def round_event(outcome: RoundOutcome, objective: ObjectiveSpec) -> Event:
         "validation": validation_figures(outcome, objective, model_round=outcome.number - 1),
         "fairness": fairness_of(outcome, objective),
         "drift": outcome.drift,
+        **_cut_off(outcome),
         "asked": outcome.asked,
         "clients": per_client(outcome),
         "failed": failed(outcome),
@@ -207,6 +208,12 @@ def round_line(event: Event, num_rounds: int, objective: ObjectiveSpec) -> str:
         f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{seconds:.1f} s, "
         f"about {duration(seconds * (num_rounds - event['round']))} left"
     )
+
+
+def _cut_off(outcome: RoundOutcome) -> dict[str, int]:
+    """Return how many entries of updates a ring codec has cut off; nothing with another codec."""
+    cut = [int(c["clipped_entries"]) for c in outcome.clients.values() if "clipped_entries" in c]
+    return {"clipped_entries": sum(cut)} if cut else {}
 
 
 def _spent(event: Event) -> str:

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,11 +19,12 @@ from fedhubert.federation.rounds.broadcast import Broadcast
 from fedhubert.federation.rounds.journal import Entry, Journal
 from fedhubert.federation.rounds.limits import HELD_BACK, RoundLimits, asked_for
 from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.rounds.ring import ring_of, warn_of_clipping
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Failure, Train, Trained
+from fedhubert.federation.wire.messages import Failure, RingTerms, Train, Trained
 
 log = logging.getLogger("fedhubert")
 
@@ -104,6 +105,9 @@ class Round:
         self._outcome = RoundOutcome(number, [])
         self._queue, self._wanted = self._choose()
         self._limits = self._find_limits()
+        self._ring = ring_of(self._federation, rounds.state, self._limits.weight)
+        if self._ring is not None:
+            self._limits = replace(self._limits, weight=self._ring.max_weight)
         self._fold = RoundFold(
             self._federated,
             self._federation.config.client.sgd_momentum,
@@ -114,6 +118,7 @@ class Round:
             self._privacy.clip_norm if self._privacy else None,
             total=rounds.total,
             seed=self._federation.config.seed,
+            ring=self._ring,
         )
         self._shares: dict[int, list[int]] = {}
         self._attempt = self._retries = 0
@@ -160,6 +165,8 @@ class Round:
             privacy.release(outcome.number, self._fold.total, outcome.clients) if privacy else None
         )
         self._write_journal(release.tag if release else "")
+        if self._ring is not None:
+            warn_of_clipping(outcome, self._federated.ring_clip, self._federation.layout.numel)
         mean = release.mean if release else self._fold.mean()
         updated = self.rounds.optimizer.step(
             self._model, mean, server_share(self._federated, outcome.number)
@@ -238,6 +245,14 @@ class Round:
         }
         if self._privacy:
             more["clip_norm"] = self._privacy.clip_norm
+        if self._ring:
+            ring = self._ring
+            more["ring"] = RingTerms(
+                clip=ring.clip,
+                summands=ring.summands,
+                max_weight=ring.max_weight,
+                headroom=ring.headroom,
+            )
         if self._replayed:
             more["steps"] = {partition: self._replayed.steps[partition] for partition in partitions}
         if self.rounds.keeps_state:

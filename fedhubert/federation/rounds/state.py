@@ -23,12 +23,15 @@ class RoundState:
         norms: Norms of the updates accepted last, oldest first.
         median_client: Medians of what the clients of the first round were described to have: what
             weights are limited by for the rest of the run, whoever comes and goes.
+        largest_weight: The most that one of them can weigh, which a ring codec counts on; 0: not
+            needed yet.
     """
 
     positions: dict[int, int] = field(default_factory=dict)
     site_rounds: dict[int, int] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
     median_client: dict[str, float] = field(default_factory=dict)
+    largest_weight: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
@@ -38,6 +41,7 @@ class RoundState:
             "site_rounds": {str(p): r for p, r in self.site_rounds.items()},
             "norms": list(self.norms),
             "median_client": dict(self.median_client),
+            **({"largest_weight": self.largest_weight} if self.largest_weight else {}),
         }
 
     @classmethod
@@ -49,6 +53,7 @@ class RoundState:
             {int(p): int(r) for p, r in values["site_rounds"].items()},
             [float(norm) for norm in values["norms"]],
             {str(name): float(value) for name, value in values.get("median_client", {}).items()},
+            largest_weight=int(values.get("largest_weight", 0)),
         )
 
     def accept(self, outcome: RoundOutcome) -> None:

@@ -24,8 +24,14 @@ from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
-from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
+from fedhubert.federation.updates.exact_sum import (
+    ExactSum,
+    PartialSum,
+    UpdateRejected,
+    measure,
+)
 from fedhubert.federation.updates.pipeline import Outgoing, run_steps, steps_of
+from fedhubert.federation.updates.ring import RING_BITS, Ring, pack
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
 from fedhubert.federation.wire.messages import Evaluate, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
@@ -89,7 +95,11 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         )
         result = _train(request, site, partition, resident, incoming, device, state)
         state.optimizer = result.optimizer_state
-        sent = _sent_update(request, partition.number, resident, incoming, result, state)
+        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[
+            job.weight_by
+        ]
+        weight = weight if task.weight_limit is None else min(weight, task.weight_limit)
+        sent = _sent_update(request, partition.number, resident, incoming, result, state, weight)
         decoded = sent.update
         if job.keeps_state:
             folder.save(task.round, state)
@@ -97,12 +107,8 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
                 [task.round, _of(partition.number, task.site_rounds, "site_rounds")],
                 task.checkpoints,
             )
-        if fold is not None and task.clip_norm is not None:
+        if fold is not None and task.clip_norm is not None and sent.integers is None:
             decoded, _ = clipped(decoded, task.clip_norm)
-        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[
-            job.weight_by
-        ]
-        weight = weight if task.weight_limit is None else min(weight, task.weight_limit)
         magnitude = measure(decoded)
         metrics |= {
             **_training_metrics(result),
@@ -117,7 +123,10 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         else:
             if task.norm_limit is not None and magnitude.norm > task.norm_limit:
                 raise UpdateRejected("norm")
-            fold.add(decoded, weight, magnitude)
+            if sent.integers is None:
+                fold.add(decoded, weight, magnitude)
+            else:
+                fold.merge(PartialSum(sent.integers, weight))
         if job.sends_sketches:
             sketches[partition.number] = sketch_of(decoded, job.seed, task.round)
         faults.wait_if_drawn(job.faults, job.seed, task.round, task.attempt, partition.number)
@@ -125,7 +134,9 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
     if fold is not None and fold.weight:
-        arrays["sum"] = fold.partial().total.numpy()
+        total = fold.partial().total
+        bits = RING_BITS.get(job.update_codec)
+        arrays["sum"] = total.numpy() if bits is None else pack(total, bits)
     if metrics and job.sends_sketches:
         arrays["sketches"] = np.stack([sketches[number] for number in metrics])
     trained = Trained(
@@ -151,26 +162,49 @@ def _sent_update(
     incoming: torch.Tensor,
     result: LocalResult,
     state: PartitionState,
+    weight: int,
 ) -> Outgoing:
-    """Return the update as it travels and as the server decodes it; what the codec leaves over goes
-    into ``state``."""
+    """Return the update of ``weight`` as it travels and as the server decodes it; what the codec
+    leaves over goes into ``state``."""
     job, task, shapes = request.job, request.task, resident.layout.shapes
     update = Outgoing(resident.layout.update_of(resident.model, incoming), state.residual)
     seed = derive_seed(job.seed, "codec", task.round, number)
     sent = run_steps(
-        update, steps_of(job, shapes, local_steps=result.steps, clip_norm=task.clip_norm, seed=seed)
+        update,
+        steps_of(
+            job,
+            shapes,
+            local_steps=result.steps,
+            clip_norm=task.clip_norm,
+            seed=seed,
+            ring=_ring_of(request),
+            weight=weight,
+        ),
     )
     state.residual = sent.residual
     spoilt = {
         name: faults.spoil_if_drawn(job.faults, job.seed, task.round, task.attempt, number, array)
         for name, array in sent.arrays.items()
-        if array.dtype != np.int8  # which has no NaN: its scales do
+        if array.dtype != np.int8 and sent.integers is None  # no NaN: int8's scales have
     }
     if any(spoilt[name] is not sent.arrays[name] for name in spoilt):
         sent = replace(sent, arrays={**sent.arrays, **spoilt})
         if len(task.partitions) > 1:
             sent = replace(sent, update=decode(job.update_codec, sent.arrays, shapes))
     return sent
+
+
+def _ring_of(request: Request[Train]) -> Ring | None:
+    """Return the ring of the job's codec, None where it has none; raises :class:`FederationError`
+    where the request does not describe it."""
+    bits, terms = RING_BITS.get(request.job.update_codec), request.task.ring
+    if bits is None:
+        return None
+    if terms is None:
+        raise FederationError(
+            f"the request has no ring for {request.job.update_codec}", setting="version"
+        )
+    return Ring(bits, **terms.model_dump())
 
 
 def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answered:

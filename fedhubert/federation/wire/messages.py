@@ -234,6 +234,18 @@ class WithModel(Instruction):
     budget_s: Annotated[float, Field(gt=0.0)] | None = None
 
 
+class RingTerms(BaseModel):
+    """What a ring codec needs to know (:class:`fedhubert.federation.updates.ring.Ring`): the largest
+    entry, how many updates are added up, the largest weight, and room for noise."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    clip: Annotated[float, Field(gt=0.0, lt=2.0**64)]
+    summands: Annotated[int, Field(ge=1, le=MAX_PARTITIONS)]
+    max_weight: Annotated[int, Field(ge=1, le=2**28)]
+    headroom: Annotated[float, Field(ge=0.0, lt=2.0**64)] = 0.0
+
+
 class Train(WithModel):
     """Score the model on each partition, train it there, and send the updates.
 
@@ -242,6 +254,7 @@ class Train(WithModel):
         norm_limit: Updates longer than this are not wanted.
         weight_limit: No update weighs more.
         clip_norm: Scale updates down to this norm (differential privacy).
+        ring: Of a codec that has one.
         steps: Partition -> optimiser steps, where a round is replayed.
         site_rounds: Partition -> the round whose state to go on from, where sites keep state.
         checkpoints: Rounds that a resume may go back to.
@@ -252,6 +265,7 @@ class Train(WithModel):
     norm_limit: Norm | None = None
     weight_limit: Annotated[int, Field(ge=1, lt=2**40)] | None = None
     clip_norm: Norm | None = None
+    ring: RingTerms | None = None
     steps: PerPartition | None = None
     site_rounds: PerPartition = {}
     checkpoints: Rounds = ()
@@ -374,8 +388,8 @@ class LabelCounts(Answer):
 
 
 class Trained(Answer):
-    """One partition's ``update`` [P] (int8, float16: with ``scales``), or the exact ``sum`` [P] of
-    several.
+    """One partition's ``update`` [P] (int8, float16: with ``scales``; ring24: [3 P]), or the exact
+    ``sum`` [P] of several (on a ring: as its updates).
 
     ``sketches`` [N, S]: see :mod:`fedhubert.federation.updates.sketches`.
     """
@@ -383,12 +397,12 @@ class Trained(Answer):
     COLUMNS = frozenset(
         {"weight", "update_norm", "train_micro_batches", "train_steps", "train_audio_s"}
     )
-    OPTIONAL = frozenset({"update_unclipped"})
+    OPTIONAL = frozenset({"update_unclipped", "clipped_entries"})
     FIGURES = ("train_", "validation_")
     SLOTS: ClassVar[Mapping[str, Slot]] = {
-        "update": Slot(("float32", "float16", "int16", "int8"), 1),
+        "update": Slot(("float32", "float16", "int32", "int16", "int8", "uint8"), 1),
         "scales": Slot(("float32",), 1),
-        "sum": Slot(("int64",), 1),
+        "sum": Slot(("int64", "int32", "int16", "uint8"), 1),
         "sketches": Slot(("float32",), 2),
     }
     round: Count
