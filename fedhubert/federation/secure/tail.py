@@ -5,6 +5,7 @@ all that the server sees of a client's weight, losses and times.
 """
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ BITS = 24
 COUNT = "count"
 """1 of each: how many were added up."""
 
-Figures = Mapping[str, int | float]
+Figures = Mapping[str, int | float | Fraction]
 Tail = npt.NDArray[np.int64]
 
 

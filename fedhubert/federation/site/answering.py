@@ -15,17 +15,19 @@ import torch
 from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
 from fedhubert.errors import FedhubertError
-from fedhubert.federation.site import faults, handlers
+from fedhubert.federation.site import faults, handlers, opening
 from fedhubert.federation.site.admission import Guard, policy_of
 from fedhubert.federation.site.audit import write_down
 from fedhubert.federation.site.handling import Answered, failure_of
 from fedhubert.federation.site.identity import admission_from, seal_from
 from fedhubert.federation.site.rules import Refused
+from fedhubert.federation.site.secure import ROSTER, admit_masked
 from fedhubert.federation.site.train import evaluate_model, train_round
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import (
     Answer,
+    Close,
     Describe,
     Evaluate,
     Failure,
@@ -33,6 +35,8 @@ from fedhubert.federation.wire.messages import (
     HasTeacher,
     Instruction,
     Label,
+    MomentsKMeans,
+    Open,
     SeedKMeans,
     SendExtractor,
     SendTeacher,
@@ -88,9 +92,10 @@ def site_context(node_config: NodeConfig) -> SiteContext:
         policy_of(node_config),
     )
     guard = None if policy is None else Guard.of(policy, node_config)
+    masked = [admit_masked] if node_config.get(ROSTER) else []
     site = SiteContext(
         node_config if guard is None else guard.node_config,
-        (*([admission] if admission else []), *([guard.admit] if guard else [])),
+        (*([admission] if admission else []), *masked, *([guard.admit] if guard else [])),
         (guard.leave,) if guard else (),
     )
     return replace(site, seal=seal) if seal else site
@@ -179,10 +184,13 @@ HANDLERS: Mapping[type[Instruction], Handler] = dict(
         _does(HasTeacher, handlers.has_teacher),
         _does(SendTeacher, handlers.receive_teacher),
         _does(SeedKMeans, handlers.kmeans_seed),
+        _does(MomentsKMeans, handlers.kmeans_moments),
         _does(StepKMeans, handlers.kmeans_step),
         _does(Label, handlers.label),
         _does(Train, train_round),
         _does(Evaluate, evaluate_model),
+        _does(Open, opening.open_sum),
+        _does(Close, opening.close_run),
     ]
 )
 """What a site does with each instruction."""

@@ -20,14 +20,22 @@ from fedhubert.config import ClientJob
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
+from fedhubert.federation.secure.figures import (
+    CLEAR,
+    score_figures,
+    score_names,
+    train_figures,
+    train_names,
+)
 from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Answered, each_partition
+from fedhubert.federation.site.secure import Masker
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
-from fedhubert.federation.updates.pipeline import Outgoing, run_steps, steps_of
+from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
-from fedhubert.federation.wire.messages import Evaluate, Scored, Train, Trained, WithModel
+from fedhubert.federation.wire.messages import Evaluate, Masked, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
@@ -68,7 +76,9 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     site = open_site(job, node_config)
     device = resolve_device(site.job.client.device)
     resident, incoming = _incoming(request, site, device)
-    fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 else None
+    spec = spec_of(job.task)
+    masker = Masker.of(request, node_config, train_names(spec)) if task.secure else None
+    fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 or masker else None
     arrays: Arrays = {}
     sketches: dict[int, Sketch] = {}
 
@@ -78,6 +88,9 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
             return train_alone(site, partition, folder)
 
     def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
+        start = _of(partition.number, task.positions, "positions")
+        if masker is not None:
+            masker.enter(partition.number, start)
         scored = job.client.validation_batches
         metrics = _evaluate(
             request, site, partition, resident, incoming, device, num_batches=scored
@@ -117,13 +130,34 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         else:
             if task.norm_limit is not None and magnitude.norm > task.norm_limit:
                 raise UpdateRejected("norm")
+            if masker is not None:
+                fold.clear()
             fold.add(decoded, weight, magnitude)
+        if masker is not None and fold is not None and task.secure is not None:
+            tau = (
+                effective_steps(result.steps, job.client.sgd_momentum)
+                if job.normalise_by_steps
+                else 0.0
+            )
+            figures = train_figures(metrics, spec, steps=tau, scale=task.secure.scale)
+            end = start + result.micro_batches
+            masker.add(partition.number, fold.partial().total.numpy(), figures, end)
+            metrics = {name: metrics[name] for name in CLEAR}
         if job.sends_sketches:
             sketches[partition.number] = sketch_of(decoded, job.seed, task.round)
         faults.wait_if_drawn(job.faults, job.seed, task.round, task.attempt, partition.number)
         return metrics
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
+    if masker is not None and task.secure is not None:
+        masked = Masked(
+            metrics=metrics,
+            arrays=masker.arrays(),
+            round=task.round,
+            attempt=task.secure.attempt,
+            layout=resident.layout.fingerprint,
+        )
+        return masked, failures
     if fold is not None and fold.weight:
         arrays["sum"] = fold.partial().total.numpy()
     if metrics and job.sends_sketches:
@@ -180,11 +214,28 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
     device = resolve_device(site.job.client.device)
     resident, incoming = _incoming(request, site, device)
 
-    def score(site: Site, partition: Partition) -> Metrics:
-        return _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+    task, spec = request.task, spec_of(request.job.task)
+    masker = Masker.of(request, node_config, score_names(spec)) if task.secure else None
 
-    metrics, failures = each_partition(request, node_config, score, request.task.budget_s)
-    return Scored(metrics=metrics), failures
+    def score(site: Site, partition: Partition) -> Metrics:
+        if masker is None:
+            return _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+        masker.enter(partition.number)
+        metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+        masker.add(partition.number, np.zeros(0, np.int64), score_figures(metrics, spec))
+        return {}
+
+    metrics, failures = each_partition(request, node_config, score, task.budget_s)
+    if masker is None or task.secure is None:
+        return Scored(metrics=metrics), failures
+    masked = Masked(
+        metrics=metrics,
+        arrays=masker.arrays(),
+        round=task.round,
+        attempt=task.secure.attempt,
+        layout=resident.layout.fingerprint,
+    )
+    return masked, failures
 
 
 def _train(

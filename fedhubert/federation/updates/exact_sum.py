@@ -18,6 +18,17 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config.federated import MOST_NOISE
+from fedhubert.federation.updates.rejected import UpdateRejected
+
+__all__ = [
+    "GRID_BITS",
+    "MAX_WEIGHT",
+    "ExactSum",
+    "Magnitude",
+    "PartialSum",
+    "UpdateRejected",
+    "measure",
+]
 
 GRID_BITS = 33
 MAX_WEIGHT = 2**28
@@ -30,14 +41,6 @@ _TOGETHER = 2
 _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = 0x4338000000000000
 _LIMIT = 2.0**62  # of the sum of bounds, one bit below int64
-
-
-class UpdateRejected(ValueError):
-    """An update that must not reach the sum; ``reason`` is a short word for reports."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
