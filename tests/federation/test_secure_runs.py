@@ -59,6 +59,7 @@ def model(result: RunResult) -> torch.Tensor:
     )
 
 
+QUICK = ("FedNova",)
 ROWS = {
     "FedAvg": ["federated.strategy=FedAvg"],
     "FedAvgM": ["federated.strategy=FedAvgM", "federated.update_codec=bf16"],
@@ -71,7 +72,9 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=[] if row in QUICK else pytest.mark.slow) for row in ROWS]
+)
 def test_a_run_of_secure_sums_trains_the_plain_model(go: Go, row: str) -> None:
     settings = [*ROWS[row], "federated.num_rounds=2"]
     plain, secure = go("plain", *PLAIN, *settings), go("secure", "secure=pairwise", *settings)
@@ -90,6 +93,7 @@ def test_a_run_of_secure_sums_trains_the_plain_model(go: Go, row: str) -> None:
                         assert other[group][name] == pytest.approx(value, rel=2e-6, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_nodes_of_several_clients_add_masked_vectors_before_they_leave(go: Go) -> None:
     settings = ["data.partition.kind=random", "federated.num_clients=6", "federated.num_rounds=2"]
     settings += [
@@ -105,7 +109,7 @@ def test_nodes_of_several_clients_add_masked_vectors_before_they_leave(go: Go) -
     ]
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_who_drops_out_before_or_after_masking_is_missing_as_in_a_plain_run(
     go: Go, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +141,7 @@ def test_who_drops_out_before_or_after_masking_is_missing_as_in_a_plain_run(
         assert event["secure"]["helpers"] == 4 and event["secure"]["masked"] == 4
 
 
+@pytest.mark.slow
 def test_central_privacy_adds_the_same_noise_to_an_opened_sum(
     go: Go, monkeypatch: pytest.MonkeyPatch
 ) -> None:
