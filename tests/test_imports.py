@@ -33,8 +33,9 @@ FLOORS = (
     {"clients"},
     {"federation.wire"},
     {"federation.updates"},
+    {"federation.secure"},
     {"federation.strategies"},
-    {"federation.privacy", "federation.secure"},
+    {"federation.privacy"},
     {"federation.roster"},
     {"federation.rounds"},
     {"federation.phases"},
@@ -47,7 +48,12 @@ FLOORS = (
 """Rooms from the ground up: each imports what is below it, and nothing beside or above it."""
 
 HIGHEST = {floor: number for number, floors in enumerate(FLOORS) for floor in floors}
-SITE_SEES = {"federation.wire", "federation.updates", "federation.strategies", "federation.secure"}
+SITE_SEES = {
+    "federation.wire",
+    "federation.updates",
+    "federation.secure",
+    "federation.strategies",
+}
 """What of the federation a site's code may import: nothing of the server's."""
 
 

@@ -14,6 +14,7 @@ from fedhubert.clients import Metrics
 from fedhubert.config import FederatedConfig
 from fedhubert.federation.rounds.limits import Contribution, HeldBack, RoundLimits
 from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.secure.figures import FINER
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import VALUES, decode
@@ -48,10 +49,26 @@ def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, floa
     ordered = [clients[partition] for partition in sorted(clients)]
     total = math.fsum(float(client["weight"]) for client in ordered)
     lengths = [float(client["weight"]) / total * float(client["update_norm"]) for client in ordered]
-    mean_length, own = math.fsum(lengths), math.fsum(length**2 for length in lengths)
+    return _drift(
+        math.fsum(lengths), math.fsum(length**2 for length in lengths), len(lengths), mean_norm
+    )
+
+
+def pooled_drift(
+    sums: Mapping[str, int | float], clients: int, scale: int, mean_norm: float
+) -> dict[str, float]:
+    """Return :func:`drift_of` so many ``clients`` of which only sums are known: of w_i |u_i|, and of
+    its square on another scale (:func:`fedhubert.federation.secure.figures.train_figures`)."""
+    total = float(sums["weight"])
+    mean_length = sums["weighted_norm"] / total
+    own = sums["weighted_norm_squared"] * (scale / FINER / total) ** 2
+    return _drift(mean_length, own, clients, mean_norm)
+
+
+def _drift(mean_length: float, own: float, clients: int, mean_norm: float) -> dict[str, float]:
     drift = {"update_norm": mean_length, "mean_update_norm": mean_norm}
     pairs = mean_length**2 - own
-    if len(lengths) > 1 and pairs > 1e-9 * own:  # else all but one are zero
+    if clients > 1 and pairs > 1e-9 * own:  # else all but one are zero
         drift["pairwise_cosine"] = (mean_norm**2 - own) / pairs
     return drift
 

@@ -48,9 +48,16 @@ def summands_of(config: Config) -> int:
     return federated.num_clients if config.privacy.enabled else min(federated.num_clients, asked)
 
 
+def clipped_entries(outcome: RoundOutcome) -> int:
+    """Return how many entries of a round's updates were cut off, as the clients say, or their
+    sum."""
+    own = [int(metrics.get("clipped_entries", 0)) for metrics in outcome.clients.values()]
+    return int(outcome.pooled.get("clipped_entries", 0)) + sum(own)
+
+
 def warn_of_clipping(outcome: RoundOutcome, clip: float, numel: int) -> None:
     """Say where more than a few of the entries [``numel``] of a round's updates were cut off."""
-    cut = sum(int(metrics.get("clipped_entries", 0)) for metrics in outcome.clients.values())
+    cut = clipped_entries(outcome)
     share = cut / max(1, numel * len(outcome.clients))
     if share > _MUCH:
         log.warning(

@@ -24,7 +24,7 @@ from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Failure, RingTerms, Train, Trained
+from fedhubert.federation.wire.messages import Arrays, Failure, RingTerms, Train, Trained
 
 log = logging.getLogger("fedhubert")
 
@@ -79,15 +79,6 @@ class Rounds:
         self.keeps_state = client_job(self.federation.config).keeps_state
         self.total = ExactSum(
             0 if self.optimizer.needs_every_update else self.federation.layout.numel
-        )
-
-    def run(self, number: int, model: torch.Tensor) -> RoundResult:
-        """Play round ``number`` from ``model`` [P] on; raises what :meth:`Round.finish` raises, and
-        :class:`RunInterrupted`."""
-        opened = Round(self, number, model)
-        timeout_s = self.federation.config.federated.round_timeout_s
-        return opened.finish(
-            self.federation.grid.send_and_receive(opened.messages(), timeout=timeout_s)
         )
 
 
@@ -162,12 +153,16 @@ class Round:
         """Write the journal, then move the model; return the new one [P]."""
         outcome, privacy = self._outcome, self._privacy
         release = (
-            privacy.release(outcome.number, self._fold.total, outcome.clients) if privacy else None
+            privacy.release(
+                outcome.number, self._fold.total, len(outcome.clients), self._unclipped()
+            )
+            if privacy
+            else None
         )
         self._write_journal(release.tag if release else "")
         if self._ring is not None:
             warn_of_clipping(outcome, self._federated.ring_clip, self._federation.layout.numel)
-        mean = release.mean if release else self._fold.mean()
+        mean = release.mean if release else self._mean()
         updated = self.rounds.optimizer.step(
             self._model, mean, server_share(self._federated, outcome.number)
         )
@@ -181,6 +176,14 @@ class Round:
             outcome.privacy = privacy.figures(outcome.number)
             privacy.clip_norm = release.next_clip_norm
         return updated
+
+    def _unclipped(self) -> int:
+        """Return how many of the updates were short enough (differential privacy)."""
+        return sum(bool(metrics["update_unclipped"]) for metrics in self._outcome.clients.values())
+
+    def _mean(self) -> torch.Tensor:
+        """Return the mean update [P] of those accepted."""
+        return self._fold.mean()
 
     def _find_limits(self) -> RoundLimits:
         config, state = self._federation.config, self.rounds.state
@@ -237,8 +240,18 @@ class Round:
         return (self._message(node, shared) for node, shared in self._shares.items())
 
     def _message(self, node: int, partitions: list[int]) -> Message:
+        return self._message_of(node, partitions)
+
+    def _message_of(
+        self,
+        node: int,
+        partitions: list[int],
+        arrays: Arrays | None = None,
+        **also: object,
+    ) -> Message:
         state = self.rounds.state
         more: dict[str, object] = {
+            **also,
             "attempt": self._attempt,
             "norm_limit": self._limits.norm,
             "weight_limit": self._limits.weight,
@@ -261,7 +274,7 @@ class Round:
             }
             more["checkpoints"] = tuple(self.rounds.checkpoints())
         return self._broadcast.message(
-            node, Train, partitions, self._outcome.number, state.positions, **more
+            node, Train, partitions, self._outcome.number, state.positions, arrays, **more
         )
 
     def _gather(self, replies: Iterable[Message]) -> None:

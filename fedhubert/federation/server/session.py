@@ -14,9 +14,10 @@ import torch
 
 from fedhubert.config import Config
 from fedhubert.deployment.expiry import expiring
-from fedhubert.errors import CheckpointError, ConfigError, FedhubertError
+from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.evaluation import ServerEvaluation
+from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.targets import (
     Targets,
     label_newcomers,
@@ -122,14 +123,11 @@ class _Run:
 
     def _phases(self) -> RunResult:
         log.info("run folder: %s", self.record.folder.path)
-        if self.config.secure.enabled:
-            raise ConfigError(
-                "secure.protocol=pairwise: this version masks no sum yet, and trains nothing rather than in the clear",
-                setting="secure.protocol",
-            )
         if self.teacher is not None:
             prepare_student(self.model, self.config, self.teacher)
         self._resume()
+        # a run that begins where another was given up has ledgers of its own at the sites
+        self.federation.run_key = self.record.folder.run_key()
         self.record.write_config()
         self.record.open_trackers()
         if self.privacy and not self._is_over():
@@ -139,6 +137,7 @@ class _Run:
         log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
         connect(self.federation)
         self._say_who_is_there()
+        say_how_secure(self.federation)
         if self.teacher is not None:
             timeout_s = self.config.federated.round_timeout_s
             delivery = send_teacher(
@@ -172,6 +171,7 @@ class _Run:
             self._rounds(targets)
         number = self.record.history[-1]["round"]
         self._final_evaluation(number, targets)
+        close_run(self.federation)
         return RunResult(self.record.folder, self.record.store.path(number), self.validation)
 
     def _is_over(self) -> bool:
@@ -359,7 +359,9 @@ class _Run:
     def _final_evaluation(self, number: int, targets: Targets) -> None:
         """Score the final model on every client's validation split, once, without training."""
         model = self.layout.to_vector(self.model)
-        outcome = score_everywhere(self.federation, targets.key, self.state, model, number)
+        outcome = score_everywhere(
+            self.federation, targets.key, self.state, model, number, self.record.journal
+        )
         event = final_event(
             outcome,
             self.objective,

@@ -15,7 +15,7 @@ import torch
 from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
 from fedhubert.errors import FedhubertError
-from fedhubert.federation.site import faults, handlers
+from fedhubert.federation.site import faults, handlers, opening
 from fedhubert.federation.site.admission import Guard, policy_of
 from fedhubert.federation.site.audit import write_down
 from fedhubert.federation.site.handling import Answered, failure_of
@@ -27,6 +27,7 @@ from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import (
     Answer,
+    Close,
     Describe,
     Evaluate,
     Failure,
@@ -34,6 +35,8 @@ from fedhubert.federation.wire.messages import (
     HasTeacher,
     Instruction,
     Label,
+    MomentsKMeans,
+    Open,
     SeedKMeans,
     SendExtractor,
     SendTeacher,
@@ -184,10 +187,13 @@ HANDLERS: Mapping[type[Instruction], Handler] = dict(
         _does(HasTeacher, handlers.has_teacher),
         _does(SendTeacher, handlers.receive_teacher),
         _does(SeedKMeans, handlers.kmeans_seed),
+        _does(MomentsKMeans, handlers.kmeans_moments),
         _does(StepKMeans, handlers.kmeans_step),
         _does(Label, handlers.label),
         _does(Train, train_round),
         _does(Evaluate, evaluate_model),
+        _does(Open, opening.open_sum),
+        _does(Close, opening.close_run),
     ]
 )
 """What a site does with each instruction."""

@@ -11,17 +11,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedhubert.clients.settings import NodeConfig, number_of
 from fedhubert.deployment.keys import read_signing_key
-from fedhubert.errors import ConfigError, FederationError
+from fedhubert.errors import ConfigError
+from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.roster import Roster, read_roster
 from fedhubert.federation.site.identity import SITE_KEY
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import (
+    Close,
     Describe,
     HasExtractor,
     HasTeacher,
     Instruction,
+    Label,
+    Open,
     SendExtractor,
     SendTeacher,
+    Summing,
 )
 from fedhubert.federation.wire.protocol import Request
 
@@ -29,20 +34,11 @@ ROSTER = "roster"
 """Name in a node's configuration of the roster that it has pinned."""
 
 NEEDS_NO_MASK: frozenset[type[Instruction]] = frozenset(
-    {Describe, HasExtractor, SendExtractor, HasTeacher, SendTeacher}
+    {Describe, HasExtractor, SendExtractor, HasTeacher, SendTeacher, Open, Close}
 )
-"""What is answered with nothing that was learned from audio: who a site is and how much it has, and
-whether a model is here."""
-
-MASKED: frozenset[type[Instruction]] = frozenset()
-"""What is answered in masks where the job asks for it. An instruction that is in neither set is
-refused, whatever the job says."""
-
-
-class SecureRequired(FederationError):
-    """What is asked for would leave the site unmasked."""
-
-    code = "secure_required"
+"""What is answered with nothing that was learned from audio: who a site is and how much it has,
+whether a model is here, and shares of masks. All else is a part of a secure sum, or refused: also
+an instruction that is new."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +62,22 @@ class Pinned:
         start, by the key, and not when it has begun to train.
 
         Raises:
-            SecureRequired: its answer would not be masked.
+            SecureError: ``secure_required``: its answer would not be masked.
         """
-        kind = type(request.task)
+        task, federation = request.task, self.roster.federation
         if request.job.secure == "none":
-            raise SecureRequired(
-                f"this site has pinned the roster of {self.roster.federation}, and {kind.KIND} is of a run with secure.protocol=none: "
+            raise SecureError(
+                "secure_required",
+                f"this site has pinned the roster of {federation}, and {task.KIND} is of a run with secure.protocol=none: "
                 "it takes part in runs with secure=pairwise",
-                setting="secure.protocol",
             )
-        if kind not in NEEDS_NO_MASK | MASKED:
-            raise SecureRequired(
-                f"this site has pinned the roster of {self.roster.federation}, and this version has no masked answer to {kind.KIND}",
-                setting="secure.protocol",
+        in_sum = isinstance(task, Summing) and (
+            task.secure is not None or (isinstance(task, Label) and not task.counted)
+        )
+        if not in_sum and type(task) not in NEEDS_NO_MASK:
+            raise SecureError(
+                "secure_required",
+                f"{task.KIND} in the clear: this site has pinned the roster of {federation}, and sends nothing unmasked",
             )
         return request
 

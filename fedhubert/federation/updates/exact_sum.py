@@ -18,6 +18,17 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config.federated import MOST_NOISE
+from fedhubert.federation.updates.rejected import UpdateRejected
+
+__all__ = [
+    "GRID_BITS",
+    "MAX_WEIGHT",
+    "ExactSum",
+    "Magnitude",
+    "PartialSum",
+    "UpdateRejected",
+    "measure",
+]
 
 GRID_BITS = 33
 GRID = 2.0**-GRID_BITS
@@ -31,14 +42,6 @@ _TOGETHER = 2
 _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = 0x4338000000000000
 _LIMIT = 2.0**62  # of the sum of bounds, one bit below int64
-
-
-class UpdateRejected(ValueError):
-    """An update that must not reach the sum; ``reason`` is a short word for reports."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,15 @@ class ExactSum:
         self._bound = 0.0
         self.weight = 0
 
-    def clear(self, unit: float = GRID) -> None:
+    def clear(self, unit: float | None = None) -> None:
         """Begin anew in the same memory: taking 8 bytes per entry from the system costs more than
         adding several updates.
 
         Args:
-            unit: What an integer is worth. With another than the grid's, integers alone are added,
-                by :meth:`merge` (:mod:`fedhubert.federation.updates.ring`).
+            unit: What an integer is worth; None: as before. With another than the grid's, integers
+                alone are added, by :meth:`merge` (:mod:`fedhubert.federation.updates.ring`).
         """
-        self._unit = unit
+        self._unit = self._unit if unit is None else unit
         self._total.zero_()
         self._waiting.clear()
         self._magics, self._bound, self.weight = 0, 0.0, 0
