@@ -39,6 +39,7 @@ DEFAULT_CHOICES = {
     "federated": "standard",
     "client": "standard",
     "privacy": "none",
+    "secure": "none",
     "targets": "kmeans",
 }
 """Group -> the choice that is its model's defaults. Each model of a task is a choice by its

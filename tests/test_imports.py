@@ -33,6 +33,7 @@ FLOORS = (
     {"clients"},
     {"federation.wire"},
     {"federation.updates"},
+    {"federation.secure"},
     {"federation.strategies"},
     {"federation.privacy"},
     {"federation.roster"},
@@ -47,7 +48,12 @@ FLOORS = (
 """Rooms from the ground up: each imports what is below it, and nothing beside or above it."""
 
 HIGHEST = {floor: number for number, floors in enumerate(FLOORS) for floor in floors}
-SITE_SEES = {"federation.wire", "federation.updates", "federation.strategies"}
+SITE_SEES = {
+    "federation.wire",
+    "federation.updates",
+    "federation.secure",
+    "federation.strategies",
+}
 """What of the federation a site's code may import: nothing of the server's."""
 
 

@@ -250,6 +250,10 @@ class TargetsConfig(Model):
     tolerance: NonNegative = 1e-4
     """k-means stops when the inertia falls by less than this fraction."""
 
+    seeding: Literal["local", "moments"] = "local"
+    """Where the first centroids come from. local: each client's own, weighted. moments: points
+    drawn like the pooled frames, by their mean and covariance, which are sums (``secure``)."""
+
     max_frames_per_client: PositiveInt = key(200_000, unit="frames")
     """Frames of each client that k-means sees. Those of source=layer:N are kept on the site's disk
     until its audio is labelled: frames x width x 4 bytes."""

@@ -4,6 +4,7 @@ from fedhubert.federation.engine.simulation import num_supernodes, object_store_
 from fedhubert.federation.server import space
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.codecs import num_bytes
+from fedhubert.federation.updates.ring import RING_BITS
 from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.objectives.spec import spec_of
 from fedhubert.planning.inputs import ClientAudio, Inputs
@@ -21,10 +22,9 @@ def model_bytes(inputs: Inputs) -> int:
 def reply_bytes(inputs: Inputs, clients: int) -> int:
     """Return the bytes of a node's reply for so many clients: an encoded update, or the exact sum
     of several; and sketches of each."""
+    codec = inputs.config.federated.update_codec
     update = (
-        num_bytes(inputs.config.federated.update_codec, inputs.shapes)
-        if clients == 1
-        else 8 * inputs.numel
+        num_bytes(codec, inputs.shapes) if clients == 1 or codec in RING_BITS else 8 * inputs.numel
     )
     return update + clients * 4 * sketch_width(inputs.numel) * inputs.config.sends_sketches
 

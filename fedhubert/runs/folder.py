@@ -72,5 +72,9 @@ class RunFolder:
         resume."""
         file = self.path / "run.json"
         if not file.is_file():
-            file.write_text(json.dumps({"run_key": secrets.token_hex(8)}) + "\n")
+            self.renew_run_key()
         return str(json.loads(file.read_text())["run_key"])
+
+    def renew_run_key(self) -> None:
+        """Give the run another name: for its sites it is a new one."""
+        (self.path / "run.json").write_text(json.dumps({"run_key": secrets.token_hex(8)}) + "\n")

@@ -221,6 +221,8 @@ class RunRecord:
         if state is None:
             metrics.unlink(missing_ok=True)
             self.journal.clear()
+            if self.config.secure.enabled:
+                self.folder.renew_run_key()
             forget_secret(self.folder.checkpoints)
             self.kmeans.save({})
             return

@@ -13,6 +13,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation.phases.evaluation import ServerEvaluation
+from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.targets import Targets, no_targets, prepare_targets
 from fedhubert.federation.phases.teacher import (
     ServerTeacher,
@@ -138,6 +139,7 @@ def _phases(
 
     connect(federation)
     _book_data(federation, record)
+    say_how_secure(federation)
     equipment = Equipment(federation, record, teacher)
     equipment.teach()
     targets = _targets(federation, record, state)
@@ -154,7 +156,9 @@ def _phases(
 
     number = int(record.history[-1]["round"])
     model = state.layout.to_vector(state.model)
-    books.book_final(score_everywhere(federation, targets.key, state.rounds, model, number))
+    scores = score_everywhere(federation, targets.key, state.rounds, model, number, record.journal)
+    books.book_final(scores)
+    close_run(federation)
     return RunResult(record.folder, record.store.path(number), books.validation)
 
 
