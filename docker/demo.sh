@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a trained checkpoint, in containers: build the image, start the SuperLink, its proxy and three sites (compose.yaml), train over the sample
 # speech, copy the run's folder to $OUT, and end the containers, also when interrupted. Run again, it goes on where it was.
-# Settings: ROUNDS (4), STEPS (75; at least 5, since the sites' strict policy lets no update of fewer than 30 s of audio leave, and a step has 8 s),
+# Settings: ROUNDS (4), STEPS (75; at least 10, since a site lets no update of fewer than 30 s of audio leave, and a step has up to 8),
 # NAME (of the run; a run keeps its settings, so others begin one of another name), OUT (outputs/docker-NAME), KEEP=1 (leave the federation running),
 # GPU=1 (compose.gpu.yaml), SKIP_BUILD=1 (the image is there).
 set -euo pipefail
@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 rounds=${ROUNDS:-4} steps=${STEPS:-75}
 name=${NAME:-demo-${rounds}x$steps}
 out=${OUT:-outputs/docker-$name}
-if [ "$steps" -lt 5 ]; then
-  echo "STEPS=$steps: at least 5, or the sites refuse (update.min_seconds in fedhubert/federation/site/README.md)" >&2
+if [ "$steps" -lt 10 ]; then
+  echo "STEPS=$steps: at least 10, or the sites refuse (update.min_seconds in fedhubert/federation/site/README.md)" >&2
   exit 2
 fi
 

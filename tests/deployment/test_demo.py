@@ -95,7 +95,7 @@ def test_an_interrupted_demo_leaves_no_container(
 
 
 def test_too_few_steps_are_refused_before_anything_starts(environment: dict[str, str]) -> None:
-    code, calls, errors = demo(environment, STEPS="4")
+    code, calls, errors = demo(environment, STEPS="9")
     assert code == 2 and not calls and "update.min_seconds" in errors
 
 
