@@ -125,7 +125,7 @@ class _Planner:
         federated, rates = self._config.federated, self._rates
         wanted = (
             max(1, round(federated.expected_cohort))
-            if self._config.privacy.enabled
+            if self._config.privacy.central
             else federated.clients_per_round
         )
         asked = asking_order(self._config, number)[: math.ceil(wanted * federated.over_commit)]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert.config.secure import least_threshold
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.roster.sampling import assign_to_nodes
 from fedhubert.federation.secure.errors import SecureError
@@ -19,7 +20,6 @@ from fedhubert.federation.secure.tail import COUNT, decode
 from fedhubert.federation.secure.terms import (
     SumTerms,
     least_in_sum,
-    least_threshold,
     neighbours_of,
 )
 from fedhubert.federation.wire.messages import (

@@ -153,6 +153,8 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
                 if job.normalise_by_steps
                 else 0.0
             )
+            if job.noise_multiplier:
+                _add_noise(request, masker, partition.number, fold)
             figures = train_figures(metrics, spec, steps=tau, scale=task.secure.scale)
             end = start + result.micro_batches
             masker.add(partition.number, fold.partial().total.numpy(), figures, end)
@@ -232,6 +234,25 @@ def _sent_update(
         if len(task.partitions) > 1:
             sent = replace(sent, update=decode(job.update_codec, sent.arrays, shapes))
     return sent
+
+
+def _add_noise(request: Request[Train], masker: Masker, number: int, fold: ExactSum) -> None:
+    """Add the noise of client ``number`` to its part of the sum (``privacy=distributed``); raises
+    :class:`FederationError` where the request does not say to which norm updates are clipped."""
+    job, clip_norm = request.job, request.task.clip_norm
+    if clip_norm is None:
+        raise FederationError(
+            "the request has no norm to clip to, and noise without one protects nothing",
+            setting="privacy.clip_norm",
+        )
+    std, normal = masker.noise(
+        number,
+        fold.partial().total.numpy(),
+        multiplier=job.noise_multiplier,
+        clip_norm=clip_norm,
+        colluding=job.colluding,
+    )
+    fold.add_noise(std, normal)
 
 
 def _ring_of(request: Request[Train]) -> Ring | None:

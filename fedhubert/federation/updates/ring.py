@@ -12,6 +12,7 @@ clients that the ring has to hold. The weights are inside, so that the server ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -68,9 +69,8 @@ class Ring:
     def largest(self) -> int:
         """Of the integers of one update: so many of them, and the headroom, are below half of the
         ring."""
-        spare = np.ceil(self.headroom / self.step)
-        most = (2 ** (self.bits - 1) - 1 - int(spare)) // self.summands
-        return min(most, int(self.clip / self.step))
+        spare, half = math.ceil(self.headroom / self.step), 1 << (self.bits - 1)
+        return min((half - 1 - spare) // self.summands, int(self.clip / self.step))
 
     def within(self, norm: float, numel: int) -> float:
         """Return the norm of an update [``numel``] of weight ``max_weight`` that is at most ``norm``
@@ -79,7 +79,7 @@ class Ring:
         Raises:
             UpdateRejected: rounding alone is as long.
         """
-        left = norm - 0.5 * self.step * float(np.sqrt(numel))
+        left = norm - 0.5 * self.step * math.sqrt(numel)
         if left <= 0.0:
             raise UpdateRejected("range")
         return left
@@ -131,8 +131,8 @@ def of_ring(integers: torch.Tensor, weight: float, ring: Ring) -> torch.Tensor:
 def wrapped(integers: torch.Tensor, bits: int) -> torch.Tensor:
     """Return ``integers`` [P], int64, modulo 2**``bits``, from -2**(bits - 1) on: what a sum modulo
     the ring stands for."""
-    half = 2 ** (bits - 1)
-    return (integers + half).remainder_(2 * half).sub_(half)
+    half = 1 << (bits - 1)
+    return torch.remainder(integers + half, 2 * half) - half
 
 
 def pack(integers: torch.Tensor, bits: int) -> npt.NDArray[Any]:
