@@ -229,9 +229,20 @@ def round_line(event: Event, num_rounds: int, objective: ObjectiveSpec) -> str:
         heard = f"validation (round {validation['model_round']}) {said(validation, objective)}"
     return (
         f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
-        f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{seconds:.1f} s, "
+        f"{len(event['clients'])} of {len(event['asked'])} clients | {_opened(event)}{_spent(event)}{seconds:.1f} s, "
         f"about {duration(seconds * (num_rounds - event['round']))} left"
     )
+
+
+def _opened(event: Event) -> str:
+    """Return how a secure sum went."""
+    secure = event.get("secure")
+    if not secure:
+        return ""
+    if "skipped" in secure:
+        return f"secure: skipped ({secure['skipped']}) | "
+    dropped = f", {len(secure['dropped'])} dropped" if secure["dropped"] else ""
+    return f"secure: {secure['masked']} masked{dropped}, opened by {secure['helpers']} | "
 
 
 def _spent(event: Event) -> str:

@@ -1,6 +1,7 @@
 """Helping to open a secure sum, and the end of a run: needs no torch, and waits for nothing that
 does."""
 
+from fedhubert.clients import Metrics
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.federation.secure.keys import RunKeyFile
 from fedhubert.federation.site.failures import Answered, failure_of
@@ -18,7 +19,9 @@ def open_sum(request: Request[Open], node_config: NodeConfig) -> Answered:
             arrays[f"shares_{number}"] = open_shares(request, node_config, number)
         except Exception as error:
             failures.append(failure_of(number, error))
-    opened = {number: {} for number in request.task.partitions if f"shares_{number}" in arrays}
+    opened: dict[int, Metrics] = {
+        number: {} for number in request.task.partitions if f"shares_{number}" in arrays
+    }
     return Opened(metrics=opened, arrays=arrays), failures
 
 
