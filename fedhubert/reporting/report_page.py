@@ -9,6 +9,7 @@ from fedhubert.reporting import report_plots
 from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_data import RunData, config_differences
+from fedhubert.reporting.report_secure import HEAD, secure_rows
 from fedhubert.reporting.summary import MANY_ROUNDS
 
 MAX_CLIENTS = 40
@@ -35,6 +36,7 @@ def render(runs: Sequence[RunData]) -> str:
         ("Clients", _clients(runs)),
         ("Drift", _drift(runs)),
         ("Participation and failures", _participation(runs)),
+        ("Secure sums", _secure(runs)),
         ("Bytes and time", _costs(runs)),
         ("Settings that differ", _settings(runs)),
         ("Probes and clusters", _evaluations(runs)),
@@ -208,6 +210,12 @@ def _participation_of(run: RunData) -> str:
         "mean cosine to the mean update",
     ]
     return f"<h3>{escape(run.name)}: {total}{note}</h3>" + _table(head, rows)
+
+
+def _secure(runs: Sequence[RunData]) -> str:
+    rows = secure_rows(runs)
+    note = "The server saw sums over the clients of a round, and no client's own update, loss or weight."
+    return f'{_table(HEAD, rows)}<p class="note">{note}</p>' if rows else ""
 
 
 def _costs(runs: Sequence[RunData]) -> str:

@@ -133,7 +133,11 @@ class SecureRound(Round):
             steps=replayed.steps if replayed else None,
             scale=self._scale(),
         )
-        return super()._ask_for(asked)
+        messages = super()._ask_for(asked)
+        self._outcome.bytes_down += len(self._shares) * sum(
+            array.nbytes for array in self._keys.values()
+        )
+        return messages
 
     def _scale(self) -> int:
         """Return a power of two that no weight of the cohort exceeds."""
@@ -142,7 +146,7 @@ class SecureRound(Round):
             for partition in self._cohort
             if (about := self._federation.partitions.get(partition)) is not None
         ]
-        return 2 ** max(1, *bounds).bit_length()
+        return 1 << max(1, *bounds).bit_length()
 
     def _message(self, node: int, partitions: list[int]) -> Message:
         return self._message_of(

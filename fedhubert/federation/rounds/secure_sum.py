@@ -241,7 +241,9 @@ class SecureSum:
                     opening.take(number, np.asarray(opened, np.uint8))
                     self.helpers.add(number)
             if opening.is_enough:
-                replies.close()
+                close = getattr(replies, "close", None)
+                if close is not None:
+                    close()
                 break
 
     def _sealed_for(self, helper: int, opening: Opening) -> npt.NDArray[np.uint8]:
