@@ -8,6 +8,7 @@ from fedhubert.federation.secure.figures import train_names
 from fedhubert.federation.secure.keys import ROW_BYTES, SEAL_BYTES
 from fedhubert.federation.secure.shares import COMMITMENT_BYTES, SHARE_BYTES
 from fedhubert.federation.secure.terms import neighbours_of
+from fedhubert.federation.updates.ring import RING_BITS
 from fedhubert.objectives.spec import spec_of
 from fedhubert.planning.inputs import Inputs
 
@@ -29,7 +30,8 @@ def masked_bytes(inputs: Inputs, cohort: int, clients: int) -> int:
         secrets * (secrets * SHARE_BYTES + SEAL_BYTES) + secrets * (1 + secrets) * COMMITMENT_BYTES
     )
     tail = len(train_names(spec_of(inputs.config.task)))
-    return 8 * (inputs.numel + tail) + clients * dealt
+    width = RING_BITS.get(inputs.config.federated.update_codec, 64) // 8
+    return width * inputs.numel + 8 * tail + clients * dealt
 
 
 def terms_bytes(cohort: int) -> int:

@@ -49,6 +49,7 @@ class SecureRound(Round):
             number,
             self._federation.layout.numel,
             train_names(self._spec),
+            bits=None if self._ring is None else self._ring.bits,
         )
         self._cohort: list[int] = []
 
@@ -298,7 +299,7 @@ class SecureRound(Round):
         total = self._fold.total
         total.clear()
         try:
-            total.merge(PartialSum(torch.from_numpy(self._sum.total), int(sums["weight"])))
+            total.merge(PartialSum(self._sum.integers, int(sums["weight"])))
         except UpdateRejected as rejected:
             raise SecureError("secure_garbage", f"the opened sum: {rejected.reason}") from None
 

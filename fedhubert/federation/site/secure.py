@@ -248,9 +248,7 @@ class Masker:
     def _ledger(self, number: int) -> SumLedger:
         return self.site.ledger(self.terms.run, number)
 
-    def add(
-        self, number: int, vector: npt.NDArray[np.int64], figures: Figures, end: int = 0
-    ) -> None:
+    def add(self, number: int, vector: Integers, figures: Figures, end: int = 0) -> None:
         """Mask the vector of client ``number`` [P], in place, with its figures; add both to what
         leaves.
 
@@ -261,7 +259,7 @@ class Masker:
             SecureError: ``secure_garbage`` for entries that could overflow the sum; what the ledger
                 refuses.
         """
-        parts = [vector, encode(figures, self.names)]
+        parts: list[Integers] = [vector, encode(figures, self.names)]
         if any(largest_entry(part) >= LIMIT // len(self.terms.cohort) for part in parts):
             raise SecureError("secure_garbage", "entries that are out of range of a sum")
         if not self.alone:

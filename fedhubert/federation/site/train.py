@@ -39,7 +39,7 @@ from fedhubert.federation.updates.exact_sum import (
     measure,
 )
 from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
-from fedhubert.federation.updates.ring import RING_BITS, Ring, pack
+from fedhubert.federation.updates.ring import RING_BITS, Ring, narrow, pack, to_wire
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
 from fedhubert.federation.wire.messages import Evaluate, Masked, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
@@ -157,7 +157,9 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
                 _add_noise(request, masker, partition.number, fold)
             figures = train_figures(metrics, spec, steps=tau, scale=task.secure.scale)
             end = start + result.micro_batches
-            masker.add(partition.number, fold.partial().total.numpy(), figures, end)
+            total = fold.partial().total
+            part = total.numpy() if ring is None else narrow(total, ring.bits)
+            masker.add(partition.number, part, figures, end)
             metrics = {name: metrics[name] for name in CLEAR}
         if job.sends_sketches:
             sketches[partition.number] = sketch_of(decoded, job.seed, task.round)
@@ -166,9 +168,12 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
     if masker is not None and task.secure is not None:
+        leaves = dict(masker.arrays())
+        if ring is not None and "masked" in leaves:
+            leaves["masked"] = to_wire(leaves["masked"], ring.bits)
         masked = Masked(
             metrics=metrics,
-            arrays=masker.arrays(),
+            arrays=leaves,
             round=task.round,
             attempt=task.secure.attempt,
             layout=resident.layout.fingerprint,

@@ -22,7 +22,9 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.federation.updates.exact_sum import UpdateRejected
-from fedhubert.training.parameters import tensor_of
+
+Words = npt.NDArray[Any]
+"""Integers of 2 or 4 bytes, with their sign."""
 
 RING_BITS: Final[Mapping[str, int]] = {"ring32": 32, "ring24": 24, "ring16": 16}
 """Codec -> bits of its ring."""
@@ -135,18 +137,34 @@ def wrapped(integers: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.remainder(integers + half, 2 * half) - half
 
 
-def pack(integers: torch.Tensor, bits: int) -> npt.NDArray[Any]:
-    """Return ``integers`` [P] modulo the ring as they travel: int32, int16, or three bytes each,
-    the lowest first, in a uint8 array [3 P]."""
-    narrow = wrapped(integers, bits).to(torch.int16 if bits == 16 else torch.int32).numpy()
+def narrow(integers: torch.Tensor, bits: int) -> Words:
+    """Return ``integers`` [P] modulo the ring in the words that masks are added to: int16, or int32,
+    of which a ring of 24 bits counts the lowest 24."""
+    words: Words = wrapped(integers, bits).numpy().astype(word_type(bits))
+    return words
+
+
+def word_type(bits: int) -> npt.DTypeLike:
+    """Return the type of a ring's words."""
+    return np.int16 if bits == 16 else np.int32
+
+
+def widened(words: Words, bits: int) -> torch.Tensor:
+    """Return what ``words`` [P] stand for, int64: modulo the ring, with their sign."""
+    return wrapped(torch.from_numpy(words.astype(np.int64)), bits)
+
+
+def to_wire(words: Words, bits: int) -> npt.NDArray[Any]:
+    """Return ``words`` [P] as they travel: as they are, or, of 24 bits, three bytes each, the lowest
+    first, in a uint8 array [3 P]."""
     if bits != 24:
-        return narrow
-    octets: npt.NDArray[np.uint8] = narrow.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3]
+        return words
+    octets: npt.NDArray[np.uint8] = words.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3]
     return np.ascontiguousarray(octets).reshape(-1)
 
 
-def unpack(array: npt.NDArray[Any] | None, bits: int, numel: int) -> torch.Tensor:
-    """Return the integers [``numel``], int64, that :func:`pack` made ``array`` of.
+def of_wire(array: npt.NDArray[Any] | None, bits: int, numel: int) -> Words:
+    """Return the words [``numel``] that :func:`to_wire` made ``array`` of.
 
     Raises:
         UpdateRejected: an array of another type or length, or none.
@@ -155,11 +173,21 @@ def unpack(array: npt.NDArray[Any] | None, bits: int, numel: int) -> torch.Tenso
     if array is None or array.dtype != dtype or array.shape != (times * numel,):
         raise UpdateRejected("shape")
     if bits != 24:
-        return tensor_of(array).to(torch.int64)
+        return array
     words = np.zeros((numel, 4), np.uint8)
-    words[:, 1:] = array.reshape(-1, 3)
-    # the lowest byte is empty: the shift brings the sign along
-    return torch.from_numpy(words.reshape(-1).view("<i4").astype(np.int64) >> 8)
+    words[:, :3] = array.reshape(-1, 3)
+    return words.reshape(-1).view("<i4")
+
+
+def pack(integers: torch.Tensor, bits: int) -> npt.NDArray[Any]:
+    """Return ``integers`` [P] modulo the ring as they travel."""
+    return to_wire(narrow(integers, bits), bits)
+
+
+def unpack(array: npt.NDArray[Any] | None, bits: int, numel: int) -> torch.Tensor:
+    """Return the integers [``numel``], int64, that :func:`pack` made ``array`` of; raises
+    :class:`UpdateRejected` for an array of another type or length, or none."""
+    return widened(of_wire(array, bits, numel), bits)
 
 
 def ring_bytes(codec: str, numel: int) -> int:
