@@ -40,6 +40,10 @@ def say_how_secure(federation: Federation) -> None:
         max(0, min(2 * threshold - helpers - 1, helpers - 2)),
         f"; roster {roster.federation}, {roster.fingerprint[:16]}" if roster else "",
     )
+    if federation.config.privacy.enabled:
+        log.warning(
+            "privacy.mechanism=central on opened sums: nobody sees an update, so that clipping, and with it epsilon, rests on the sites"
+        )
     if roster is None:
         log.warning(
             "secure sums with a throw-away roster: this computer plays all sites and has all their keys, so nothing is protected here; real "

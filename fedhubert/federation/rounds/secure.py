@@ -94,13 +94,14 @@ class SecureRound(Round):
             self._open()
         except SecureError as error:
             log.error("round %d: %s", outcome.number, error)
-            micro_batches = self._micro_batches()
-            outcome.clients.clear()
-            return self._skip(error.code, self._cohort, micro_batches)
+            result = self._skip(error.code, self._cohort, self._micro_batches())
+            self._check_not_stuck(error)
+            return result
         outcome.seconds["open"] = time.monotonic() - started
         started = time.monotonic()
         updated = self._step()
         outcome.seconds["server_step"] = time.monotonic() - started
+        self.rounds.silent_rounds = 0
         return RoundResult(outcome, self._model, updated)
 
     def _choose(self) -> tuple[list[int], int]:
@@ -249,6 +250,17 @@ class SecureRound(Round):
                 "of those asked and one more; federated.min_clients; the roster's min_sites). "
                 f"{describe_failures(outcome.failures)}",
                 setting="secure.threshold",
+            )
+
+    def _check_not_stuck(self, error: SecureError) -> None:
+        """Raise ``error`` where round after round cannot be read: nobody sees whose fault it is."""
+        self.rounds.silent_rounds += 1
+        if self.rounds.silent_rounds > self._federated.round_retries:
+            raise SecureError(
+                "secure_garbage" if error.code == "secure_garbage" else "secure_unreadable",
+                f"{self.rounds.silent_rounds} rounds in a row could not be read (federated.round_retries), the last one because: {error}. Their "
+                "sums do not say whose fault it is: the sites' logs may; leave sites out of the run one after the other to find out",
+                setting="federated.round_retries",
             )
 
     def _micro_batches(self) -> dict[int, int]:

@@ -85,7 +85,8 @@ class SecureSite:
 
     def ledger(self, run: str, number: int) -> SumLedger:
         """Return what client ``number`` has masked and opened in ``run``."""
-        return SumLedger(self.folder / f"partition_{number:05d}", run)
+        folder = self.folder / f"partition_{number:05d}"
+        return SumLedger(folder, run, remembers=self.roster is not None)
 
     def key_file(self, run: str, number: int) -> RunKeyFile:
         """Return where the run key of client ``number`` is."""
