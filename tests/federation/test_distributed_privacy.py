@@ -14,7 +14,13 @@ from fedhubert.config.secure import least_in_cohort
 from fedhubert.errors import ConfigError
 from fedhubert.federation.privacy.accounting import epsilon_of
 from fedhubert.federation.secure.errors import SecureError
-from fedhubert.federation.secure.noise import FILE_NAME, noise_in, share_of_noise, site_secret
+from fedhubert.federation.secure.noise import (
+    FILE_NAME,
+    check_covered,
+    noise_in,
+    share_of_noise,
+    site_secret,
+)
 from fedhubert.federation.secure.terms import SumTerms
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.strategies.strategy import client_job
@@ -140,6 +146,27 @@ def test_on_a_ring_updates_and_all_their_noise_fit(tmp_path: Path, bits: int) ->
 def test_all_colluding_leaves_no_noise() -> None:
     with pytest.raises(SecureError, match="nobody's noise would be left"):
         share_of_noise(1.0, 1.0, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("std", "unit", "weight", "setting"),
+    [
+        (1.0, GRID, 1, ""),
+        (1.0, GRID, 2, "federated.weight_by"),
+        (1.0, 0.2, 1, "federated.update_codec"),
+        (1.0, 0.125, 1, ""),
+    ],
+)
+def test_a_site_adds_no_noise_that_would_not_cover_its_update(
+    std: float, unit: float, weight: int, setting: str
+) -> None:
+    """Weights and rings are the server's to choose: one that counts twice, or rounds the noise away, is refused."""
+    if not setting:
+        check_covered(std, unit, weight)
+        return
+    with pytest.raises(SecureError) as refused:
+        check_covered(std, unit, weight)
+    assert refused.value.setting == setting
 
 
 # ---------------------------------------------------------------- what goes with it, and what it costs

@@ -11,6 +11,7 @@ from fedhubert.federation.roster.bounds import training_bounds
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.secure.noise import LEAST_STEPS
 from fedhubert.federation.updates.exact_sum import MAX_WEIGHT
 from fedhubert.federation.updates.ring import RING_BITS, Ring
 
@@ -19,8 +20,6 @@ log = logging.getLogger("fedhubert")
 _FARTHEST = 9.0
 """No draw is as far out, in standard deviations: see
 :meth:`fedhubert.federation.secure.streams.SecretStream.normal`; nor, but once in 2**60, a sum."""
-_LEAST_STEPS = 8.0
-"""Noise of fewer steps would, once rounded, be another distribution than the one accounted for."""
 
 _MUCH = 1e-4
 """So many of the entries may be cut off without a warning."""
@@ -47,7 +46,7 @@ def ring_of(federation: Federation, state: RoundState, weight_limit: int | None)
     most, summands = max(1, min(state.largest_weight, MAX_WEIGHT)), summands_of(config)
     share, all_of_it = _noise_of(config, summands)
     ring = Ring(bits, config.federated.ring_clip, summands, most, headroom=_FARTHEST * all_of_it)
-    if share and share < _LEAST_STEPS * ring.unit:
+    if share and share < LEAST_STEPS * ring.unit:
         raise FederationError(
             f"federated.update_codec={config.federated.update_codec}: a client's noise has a standard deviation of {share:.3g}, and the ring has "
             f"steps of {ring.unit:.3g}: lower federated.ring_clip, or take a wider ring",

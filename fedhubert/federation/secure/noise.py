@@ -29,6 +29,9 @@ from fedhubert.files import exclusively, open_here, sync_folder
 
 Normal = Callable[[int], npt.NDArray[np.float64]]
 FILE_NAME = "noise.key"
+LEAST_STEPS = 8.0
+"""Noise of fewer steps of the grid would, once rounded, be another distribution than the one
+accounted for."""
 
 
 def share_of_noise(noise_multiplier: float, clip_norm: float, least: int, colluding: int) -> float:
@@ -45,6 +48,24 @@ def share_of_noise(noise_multiplier: float, clip_norm: float, least: int, collud
             setting="privacy.colluding",
         )
     return noise_multiplier * clip_norm / math.sqrt(least - colluding)
+
+
+def check_covered(std: float, unit: float, weight: int) -> None:
+    """Raise :class:`SecureError` (``secure_garbage``) where noise of standard deviation ``std`` would
+    not cover an update: one that weighs more than one clip norm, or is on a grid so coarse
+    (``unit``) that rounding takes the noise away. A server chooses both."""
+    if weight != 1:
+        raise SecureError(
+            "secure_garbage",
+            f"an update of weight {weight}: noise is that of weight 1",
+            setting="federated.weight_by",
+        )
+    if std < LEAST_STEPS * unit:
+        raise SecureError(
+            "secure_garbage",
+            f"noise of standard deviation {std:.3g} on a grid of {unit:.3g}: {LEAST_STEPS:g} steps at least",
+            setting="federated.update_codec",
+        )
 
 
 def noise_in(

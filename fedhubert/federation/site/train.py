@@ -27,12 +27,14 @@ from fedhubert.federation.secure.figures import (
     train_figures,
     train_names,
 )
+from fedhubert.federation.secure.noise import check_covered
 from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.site.secure import Masker
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import (
+    GRID,
     ExactSum,
     PartialSum,
     UpdateRejected,
@@ -154,7 +156,8 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
                 else 0.0
             )
             if job.noise_multiplier:
-                _add_noise(request, masker, partition.number, fold)
+                unit = GRID if ring is None else ring.unit
+                _add_noise(request, masker, partition.number, fold, unit, weight)
             figures = train_figures(metrics, spec, steps=tau, scale=task.secure.scale)
             end = start + result.micro_batches
             total = fold.partial().total
@@ -241,9 +244,21 @@ def _sent_update(
     return sent
 
 
-def _add_noise(request: Request[Train], masker: Masker, number: int, fold: ExactSum) -> None:
-    """Add the noise of client ``number`` to its part of the sum (``privacy=distributed``); raises
-    :class:`FederationError` where the request does not say to which norm updates are clipped."""
+def _add_noise(
+    request: Request[Train],
+    masker: Masker,
+    number: int,
+    fold: ExactSum,
+    unit: float,
+    weight: int,
+) -> None:
+    """Add the noise of client ``number`` to its part of the sum (``privacy=distributed``), an update
+    of ``weight`` on a grid of ``unit``.
+
+    Raises:
+        FederationError: the request does not say to which norm updates are clipped.
+        SecureError: the noise would not cover the update.
+    """
     job, clip_norm = request.job, request.task.clip_norm
     if clip_norm is None:
         raise FederationError(
@@ -257,6 +272,7 @@ def _add_noise(request: Request[Train], masker: Masker, number: int, fold: Exact
         clip_norm=clip_norm,
         colluding=job.colluding,
     )
+    check_covered(std, unit, weight)
     fold.add_noise(std, normal)
 
 
