@@ -204,3 +204,41 @@ class HandMadeSuperNode:
     def close(self) -> None:
         self.server.should_exit = True
         self.thread.join()
+
+
+def secagg_mask(update: Any, seeds: list[bytes], threshold: int) -> Any:
+    """What a client of Flower's SecAgg+ does with an update: quantise, add one mask per seed, share two secrets; by Flower's functions."""
+    from flwr.common.secure_aggregation.crypto.shamir import create_shares
+    from flwr.common.secure_aggregation.ndarrays_arithmetic import (
+        parameters_addition,
+        parameters_mod,
+    )
+    from flwr.common.secure_aggregation.quantization import quantize
+    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+
+    masked = quantize([update], 8.0, 1 << 22)
+    for seed in seeds:
+        mask = pseudo_rand_gen(seed, 1 << 32, [update.shape])
+        masked = parameters_addition(masked, mask)
+    for secret in (bytes(32), bytes(64)):
+        create_shares(secret, threshold, len(seeds))
+    return parameters_mod(masked, 1 << 32)
+
+
+def secagg_unmask(numel: int, seeds: list[bytes]) -> Any:
+    """What its server does when nobody has dropped out: add the masked vectors, and take one mask per client off."""
+    import numpy as np
+    from flwr.common.secure_aggregation.ndarrays_arithmetic import (
+        parameters_addition,
+        parameters_mod,
+        parameters_subtraction,
+    )
+    from flwr.common.secure_aggregation.quantization import dequantize
+    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
+
+    total = [np.zeros(numel, np.int64)]
+    for _ in seeds:
+        total = parameters_addition(total, [np.ones(numel, np.int64)])
+    for seed in seeds:
+        total = parameters_subtraction(total, pseudo_rand_gen(seed, 1 << 32, [(numel,)]))
+    return dequantize(parameters_mod(total, 1 << 32), 8.0, 1 << 22)

@@ -73,7 +73,8 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         _begin(folder, config, options)
         if config.privacy.enabled:
             log.warning(
-                "privacy.mechanism=central protects the clients of federated rounds, which this run has none of"
+                "privacy.mechanism=%s protects the clients of federated rounds, which this run has none of",
+                config.privacy.mechanism,
             )
         torch.set_num_threads(config.client.threads)
         handler = log_to_file(folder.log_file)

@@ -96,6 +96,7 @@ def report(inputs: "Inputs", found: "Plan", said: dict[str, str]) -> dict[str, A
         "bytes_up": sum(part.bytes_up for part in rounds),
         "model_bytes": sizes.model_bytes(inputs),
         "update_bytes": sizes.reply_bytes(inputs, 1),
+        **_secure(inputs),
         "teacher_bytes": inputs.teacher_bytes,
         "labels_s": found.labels_s,
         "rounds_s": math.fsum(part.seconds for part in rounds),
@@ -178,6 +179,8 @@ def _wire(inputs: "Inputs", found: "Plan") -> Iterator[Row]:
         "a message: model, update",
         f"{_bytes(sizes.model_bytes(inputs))}, {_bytes(sizes.reply_bytes(inputs, 1))}",
     )
+    for name, count in _secure(inputs).items():
+        yield name.replace("_bytes", "").replace("_", " "), "", _bytes(count)
     for name, part in (("down", "bytes_down"), ("up", "bytes_up")):
         in_rounds = [getattr(item, part) for item in found.rounds]
         yield f"{name} in a round", _bytes(sum(in_rounds) / len(in_rounds))
@@ -193,6 +196,16 @@ def _wire(inputs: "Inputs", found: "Plan") -> Iterator[Row]:
             _bytes(inputs.teacher_bytes * len(inputs.clients)),
             _bytes(inputs.teacher_bytes),
         )
+
+
+def _secure(inputs: "Inputs") -> dict[str, int]:
+    """Return the bytes of the second message of a round of secure sums, to and from a client."""
+    from fedhubert.planning.secure import opening_bytes
+
+    if not inputs.config.secure.enabled:
+        return {}
+    down, up = opening_bytes(inputs, inputs.config.federated.clients_per_round)
+    return {"opening_a_sum_down_bytes": down, "opening_a_sum_up_bytes": up}
 
 
 def _time(found: "Plan") -> Iterator[Row]:

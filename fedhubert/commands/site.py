@@ -257,7 +257,7 @@ def _setting(text: str) -> tuple[str, str]:
     :class:`ConfigError`."""
     from fedhubert.config.catalog import all_keys
 
-    names = {"audit", "centroids-hash", "coordinator-key", "site-key"} | {
+    names = {"audit", "centroids-hash", "coordinator-key", "site-key", "roster"} | {
         key.rules["site"] for key in all_keys().values() if "site" in key.rules
     }
     names -= {"manifest", "audio-root", "state-dir", "device"}  # have flags of their own

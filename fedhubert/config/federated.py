@@ -207,12 +207,14 @@ class FederatedConfig(Model):
 
 
 class PrivacyConfig(Model):
-    """Central differential privacy of the clients (see
-    :mod:`fedhubert.federation.privacy.mechanism`)."""
+    """Differential privacy of the clients (see :mod:`fedhubert.federation.privacy.mechanism` and
+    :mod:`fedhubert.federation.privacy.distributed`)."""
 
-    mechanism: Literal["none", "central"] = "none"
+    mechanism: Literal["none", "central", "distributed"] = "none"
     """central: the server adds noise, so that the model hardly depends on whether any one client
-    took part. Choose it by ``privacy=central``."""
+    took part. distributed: each client adds its share before it masks its update, so that the
+    server is not trusted with it; needs ``secure=pairwise``. Choose it by ``privacy=central`` or
+    ``privacy=distributed``."""
 
     noise_multiplier: Annotated[float, Field(ge=0.0, le=1e3)] = key(1.0, unit="clip_norm")
     """Standard deviation of the noise, as it is accounted for. 0: updates are clipped only, which
@@ -236,6 +238,10 @@ class PrivacyConfig(Model):
     """The probability with which epsilon may fail; below 1/``federated.num_clients``, better far
     below."""
 
+    colluding: Count = key(0, unit="clients")
+    """Of distributed: clients of a round who may tell the server their noise, or add none; the
+    others' is made to suffice without theirs."""
+
     max_epsilon: Positive | None = None
     """The budget: the run ends before the round that would exceed it; null: there is none."""
 
@@ -244,6 +250,11 @@ class PrivacyConfig(Model):
 
     @property
     def enabled(self) -> bool:
+        return self.mechanism != "none"
+
+    @property
+    def central(self) -> bool:
+        """Whether the server adds the noise, to the updates of a sample that it draws."""
         return self.mechanism == "central"
 
     @property

@@ -59,6 +59,12 @@ class ClientJob(Model):
     secure: SecureProtocol
     """``secure.protocol``."""
 
+    noise_multiplier: NonNegative
+    """``privacy.noise_multiplier`` of ``privacy=distributed``; 0: clients add no noise."""
+
+    colluding: Count
+    """``privacy.colluding``."""
+
     data: DataConfig
     """The server's ``data``; a site's own manifest takes the place of its paths."""
 
@@ -96,6 +102,10 @@ def job_with(config: Config, terms: ClientTerms) -> ClientJob:
         update_codec=config.federated.update_codec,
         sends_sketches=config.sends_sketches,
         secure=config.secure.protocol,
+        noise_multiplier=config.privacy.noise_multiplier
+        if config.privacy.mechanism == "distributed"
+        else 0.0,
+        colluding=config.privacy.colluding,
         data=_without_server_keys(config.data),
         model=_without_server_keys(config.model),
         task=_without_server_keys(config.task),

@@ -13,7 +13,7 @@ from fedhubert.config.data import DataConfig
 from fedhubert.config.federated import MOST_NOISE, FederatedConfig, PrivacyConfig
 from fedhubert.config.keys import key
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
-from fedhubert.config.secure import SecureConfig, against_secure
+from fedhubert.config.secure import SecureConfig, against_distributed, against_secure
 from fedhubert.config.task import TargetsConfig, Task, TaskConfig
 
 
@@ -124,7 +124,7 @@ class Config(Model):
     ``client``'s."""
 
     privacy: PrivacyConfig = PrivacyConfig()
-    """Differential privacy of the clients: ``privacy=none`` or ``central``."""
+    """Differential privacy of the clients: ``privacy=none``, ``central`` or ``distributed``."""
 
     secure: SecureConfig = SecureConfig()
     """Secure aggregation: ``secure=none`` or ``pairwise``."""
@@ -152,7 +152,7 @@ class Config(Model):
     @model_validator(mode="after")
     def _privacy_can_be_kept(self) -> Self:
         if self.privacy.enabled and (reasons := list(_against_privacy(self))):
-            raise ValueError("privacy.mechanism=central: " + "; ".join(reasons))
+            raise ValueError(f"privacy.mechanism={self.privacy.mechanism}: " + "; ".join(reasons))
         return self
 
     @model_validator(mode="after")
@@ -195,7 +195,9 @@ def _against_privacy(config: Config) -> Iterator[str]:
     )
     if federated.weight_by != "uniform":
         yield f"federated.weight_by={federated.weight_by} has data decide what an update counts: set federated.weight_by=uniform"
-    if federated.sampling != "random":
+    if not privacy.central:
+        yield from against_distributed(config)
+    if federated.sampling != "random" and privacy.central:
         yield f"federated.sampling={federated.sampling} tells from one cohort who is in the next: set federated.sampling=random"
     if federated.over_commit > 1.0:
         yield f"federated.over_commit={federated.over_commit} leaves out who is slow: set federated.over_commit=1"

@@ -41,6 +41,36 @@ class SecureConfig(Model):
         return self.protocol != "none"
 
 
+def least_threshold(helpers: int) -> int:
+    """Return the fewest of ``helpers`` who may open: with 2 T > n + c, c of them who collude cannot
+    have some open one thing and the others another."""
+    return 2 * helpers // 3 + 1
+
+
+def least_in_cohort(cohort: int, min_sites: int = 0) -> int:
+    """Return the fewest of a ``cohort`` whose sum sites open."""
+    return max(LEAST_COHORT, min_sites, least_threshold(cohort))
+
+
+def against_distributed(config: Config) -> Iterator[str]:
+    """Name what does not go with noise that clients add themselves, and what to do about it."""
+    privacy, federated = config.privacy, config.federated
+    if not config.secure.enabled:
+        yield "a single client's share of the noise hides little: choose secure=pairwise, so that the server sees their sum"
+    if privacy.target_quantile is not None:
+        yield "the norm cannot follow how many updates it leaves as they are, which nobody adds noise to: leave out privacy.target_quantile"
+    least = least_in_cohort(federated.clients_per_round)
+    if privacy.colluding >= least:
+        yield (
+            f"privacy.colluding={privacy.colluding}, and as few as {least} of {federated.clients_per_round} clients may be in a sum: "
+            f"{least - 1} at most"
+        )
+    if (
+        1.0 + 9.0 * privacy.noise_multiplier
+    ) * privacy.clip_norm * federated.num_clients >= 2.0**27:
+        yield f"privacy.clip_norm={privacy.clip_norm:g}: updates and their noise may be beyond what a sum holds"
+
+
 def against_secure(config: Config) -> Iterator[str]:
     """Name what does not go with sums that nobody sees the parts of, and what to do about it."""
     federated, targets = config.federated, config.targets
@@ -56,7 +86,7 @@ def against_secure(config: Config) -> Iterator[str]:
     early = federated.early_stopping
     if early.patience is not None and early.over == "clients":
         yield "federated.early_stopping.over=clients goes by each client's figures: set federated.early_stopping.over=frames"
-    if config.privacy.enabled and federated.client_fraction < 1.0:
+    if config.privacy.central and federated.client_fraction < 1.0:
         yield (
             f"federated.client_fraction={federated.client_fraction} counts on nobody knowing who was sampled, and the sites of a cohort know "
             "each other: set federated.client_fraction=1"

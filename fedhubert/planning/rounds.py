@@ -12,7 +12,7 @@ from functools import cache
 
 from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.roster.sampling import asking_order, assign_to_nodes
-from fedhubert.planning import sizes
+from fedhubert.planning import secure, sizes
 from fedhubert.planning.inputs import Inputs
 
 
@@ -95,7 +95,10 @@ class _Planner:
         self._inputs, self._rates, self._config = inputs, inputs.rates, inputs.config
         count = len(inputs.clients)
         nodes = count if self._rates.on_sites else num_supernodes(self._config)
+        self._cohort = inputs.config.federated.clients_per_round
+        self._secure = inputs.config.secure.enabled
         self._down = sizes.model_bytes(inputs)
+        self._down += secure.terms_bytes(self._cohort) if self._secure else 0
         self._up = cache(lambda clients: sizes.reply_bytes(inputs, clients))
         self._hosts: Mapping[int, Sequence[int]] = {
             node: [node] if nodes == count else range(count) for node in range(nodes)
@@ -125,7 +128,7 @@ class _Planner:
         federated, rates = self._config.federated, self._rates
         wanted = (
             max(1, round(federated.expected_cohort))
-            if self._config.privacy.enabled
+            if self._config.privacy.central
             else federated.clients_per_round
         )
         asked = asking_order(self._config, number)[: math.ceil(wanted * federated.over_commit)]
@@ -163,13 +166,19 @@ class _Planner:
         clients_s = max(finished[node] for node in heard)
         server_s = 1e-9 * self._inputs.numel * (rates.fold_ns * len(heard) + rates.step_ns)
         server_s += 1e-6 * sizes.written(self._inputs, number) / rates.disk_mb_s
+        opening_s = 0.0
+        if self._secure:
+            server_s += secure.opening_s(self._inputs, len(accepted))
+            # one message more, as long as an empty one
+            opening_s = rates.overhead_s
+            opening_s += rates.line_s(*secure.opening_bytes(self._inputs, len(accepted)))
         self._server_s += server_s
         return Round(
             max(work[part].steps for part in accepted),
             down * len(shares),
             sum(up[node] for node in heard),
             clients_s,
-            clients_s + server_s + rates.overhead_s,
+            clients_s + server_s + rates.overhead_s + opening_s,
         )
 
     def _work(self, part: int) -> _Work:
@@ -185,6 +194,7 @@ class _Planner:
             steps = math.ceil(steps * in_time)
             audio_s = client.audio_s(range(position, position + steps * settings.accumulate))
         seconds = audio_s / self._rates.audio_s_per_s + client.scored_s / self._rates.scoring
+        seconds += secure.masking_s(self._inputs, self._cohort) if self._secure else 0.0
         return _Work(steps, steps * settings.accumulate, audio_s, seconds)
 
     def _finished(self, seconds: Mapping[int, float]) -> dict[int, float]:

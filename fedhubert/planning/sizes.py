@@ -7,6 +7,7 @@ from fedhubert.federation.updates.codecs import num_bytes
 from fedhubert.federation.updates.ring import RING_BITS
 from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.objectives.spec import spec_of
+from fedhubert.planning import secure
 from fedhubert.planning.inputs import ClientAudio, Inputs
 
 _SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 19.0
@@ -21,7 +22,10 @@ def model_bytes(inputs: Inputs) -> int:
 
 def reply_bytes(inputs: Inputs, clients: int) -> int:
     """Return the bytes of a node's reply for so many clients: an encoded update, or the exact sum
-    of several; and sketches of each."""
+    of several; and sketches of each. With secure sums: its masked part of a round's."""
+    if inputs.config.secure.enabled:
+        cohort = inputs.config.federated.clients_per_round
+        return secure.masked_bytes(inputs, cohort, clients)
     codec = inputs.config.federated.update_codec
     update = (
         num_bytes(codec, inputs.shapes) if clients == 1 or codec in RING_BITS else 8 * inputs.numel
@@ -41,6 +45,7 @@ def server_memory(inputs: Inputs) -> float:
     memory += strategy_of(federated).round_bytes(inputs.numel)
     if not inputs.rates.on_sites:
         sharded = num_supernodes(inputs.config) < len(inputs.clients)
+        sharded |= inputs.config.secure.enabled  # 8 bytes a parameter, too
         memory += object_store_bytes(
             inputs.numel, inputs.config.simulation.num_workers, sharded=sharded
         )

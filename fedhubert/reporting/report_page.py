@@ -14,6 +14,7 @@ from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_data import RunData
 from fedhubert.reporting.report_files import config_differences
+from fedhubert.reporting.report_secure import HEAD, secure_rows
 from fedhubert.reporting.summary import MANY_ROUNDS
 
 MAX_CLIENTS = 40
@@ -49,6 +50,7 @@ def render(runs: Sequence[RunData]) -> str:
         _clients(runs),
         _drift(runs),
         _participation(runs),
+        _secure(runs),
         _costs(runs),
         _settings(runs),
         _evaluations(runs),
@@ -200,6 +202,12 @@ def _participation_of(run: RunData) -> Table | None:
         *("last masked accuracy", "mean update norm", "mean cosine to the mean update"),
     ]
     return Table(head, rows, heading=f"{run.name}: {total}{note}")
+
+
+def _secure(runs: Sequence[RunData]) -> Section | None:
+    rows = secure_rows(runs)
+    note = "The server saw sums over the clients of a round, and no client's own update, loss or weight."
+    return Section("Secure sums", tables=[Table(HEAD, rows)], note=note) if rows else None
 
 
 def _costs(runs: Sequence[RunData]) -> Section | None:

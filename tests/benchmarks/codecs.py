@@ -1,6 +1,7 @@
 """What lossy codecs cost and save: int8 updates with a bf16 broadcast beside float32, on the speech that FEDHUBERT_CORPUS names.
 
-``python -m tests.benchmarks.codecs --rounds 20 --seeds 0 1 2`` runs both for each seed and prints two JSON lines per seed.
+``python -m tests.benchmarks.codecs --rounds 20 --seeds 0 1 2`` runs both for each seed and prints two JSON lines per seed;
+``--codecs ring32 ring24 ring16`` the same for others.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from fedhubert.federation.updates.ring import RING_BITS
 from tests.benchmarks.figures import figure
 
 LOCAL = [  # twenty steps between two exchanges: an update is worth its bytes
@@ -27,7 +29,11 @@ LOCAL = [  # twenty steps between two exchanges: an update is worth its bytes
     *("client.optimizer=adamw", "client.lr=1e-3", "client.weight_decay=0.01"),
     *("client.local_steps=20", "client.validation_batches=10", "task.unmasked_weight=0"),
 ]
-LOSSY = ["federated.update_codec=int8", "federated.broadcast_codec=bf16"]
+_RING = "federated.ring_clip=0.02"  # twenty steps of AdamW at 1e-3
+LOSSY = {
+    "int8": ["federated.update_codec=int8", "federated.broadcast_codec=bf16"],
+    **{codec: [f"federated.update_codec={codec}", _RING] for codec in RING_BITS},
+}
 
 
 def train(out: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -63,13 +69,14 @@ def figures(events: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def compare(seeds: list[int], out: Path, settings: list[str]) -> None:
+def compare(codec: str, seeds: list[int], out: Path, settings: list[str]) -> None:
     """Print the bytes and the held-out loss of each seed."""
     for seed in seeds:
         same = [f"seed={seed}", *settings]
         exact = figures(train(out / f"fp32-{seed}", *same))
-        lossy = figures(train(out / f"int8-{seed}", *same, *LOSSY))
-        name = f"int8 up, bf16 down beside float32, {' '.join(settings)}, seed {seed}"
+        lossy = figures(train(out / f"{codec}-{seed}", *same, *LOSSY[codec]))
+        how = "int8 up, bf16 down" if codec == "int8" else codec
+        name = f"{how} beside float32, {' '.join(settings)}, seed {seed}"
         figure(f"{name}: bytes", lossy["bytes"] / 1e6, exact["bytes"] / 1e6, "MB")
         fell_by, differs_by = (
             exact["first_loss"] - exact["loss"],
@@ -89,10 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--codecs", nargs="+", choices=sorted(LOSSY), default=["int8"])
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     out = arguments.out or Path(tempfile.mkdtemp(prefix="codecs-"))
-    compare(arguments.seeds, out, [f"federated.num_rounds={arguments.rounds}"])
+    for codec in arguments.codecs:
+        compare(codec, arguments.seeds, out, [f"federated.num_rounds={arguments.rounds}"])
 
 
 if __name__ == "__main__":

@@ -427,3 +427,16 @@ def test_with_one_client_central_distillation_is_the_federated_one(
 
 def flat(model: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.cat([model[name].flatten() for name in sorted(model)])
+
+
+@pytest.mark.slow
+def test_a_secure_distillation_trains_the_plain_student_and_names_its_sums(run: Run) -> None:
+    settings = ["federated.num_rounds=2", "task.hints=[[1,2]]", "task.objectives.hints=0.5"]
+    plain, _ = run("plain", "federated.client_cosines=false", *settings)
+    secure, _ = run("secure", "secure=pairwise", *settings)
+    assert_same(plain, secure)
+    for one, other in zip(events(plain, "round"), events(secure, "round"), strict=True):
+        assert other["train"]["objectives"] == pytest.approx(one["train"]["objectives"], rel=1e-5)
+        assert other["validation"]["relative_l2"] == pytest.approx(
+            one["validation"]["relative_l2"], rel=1e-5
+        )

@@ -163,6 +163,8 @@ def test_a_site_that_sends_garbage_costs_a_round_and_not_the_model(sites: Sites)
     sites.on_reply = garbage
     result = sites.secure("federated.num_rounds=2")
     assert [event["secure"]["skipped"] for event in rounds(result)] == ["secure_garbage"] * 2
+    with pytest.raises(FederationError, match="3 rounds in a row could not be read"):
+        sites.secure("federated.num_rounds=4", "seed=1", name="stuck")
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 import logging
 
+from fedhubert.config.secure import LEAST_COHORT
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.rounds.secure_sum import terms_for
-from fedhubert.federation.secure.terms import LEAST_SITES
 from fedhubert.federation.wire.messages import Close, Failure, Has
 
 log = logging.getLogger("fedhubert")
@@ -23,7 +23,7 @@ def say_how_secure(federation: Federation) -> None:
     if not federation.config.secure.enabled:
         return
     roster, count = federation.roster, len(federation.connected)
-    least = max(LEAST_SITES, roster.min_sites if roster else 0)
+    least = max(LEAST_COHORT, roster.min_sites if roster else 0)
     wanted = min(count, federation.config.federated.clients_per_round)
     if wanted < least:
         raise FederationError(
@@ -40,6 +40,10 @@ def say_how_secure(federation: Federation) -> None:
         max(0, min(2 * threshold - helpers - 1, helpers - 2)),
         f"; roster {roster.federation}, {roster.fingerprint[:16]}" if roster else "",
     )
+    if federation.config.privacy.enabled:
+        log.warning(
+            "privacy.mechanism=central on opened sums: nobody sees an update, so that clipping, and with it epsilon, rests on the sites"
+        )
     if roster is None:
         log.warning(
             "secure sums with a throw-away roster: this computer plays all sites and has all their keys, so nothing is protected here; real "

@@ -47,21 +47,18 @@ class Release:
     tag: str
 
 
-class CentralPrivacy:
-    """The mechanism of a run.
+class Mechanism:
+    """What all mechanisms of a run have: a norm to clip to, and what has been spent.
 
     Args:
         config: The run's; ``config.privacy`` is enabled.
-        secret: The server's.
         ledger: What has been released so far.
         clip_norm: Of the next round.
     """
 
-    def __init__(
-        self, config: Config, secret: Secret, ledger: Ledger, clip_norm: float | None = None
-    ) -> None:
+    def __init__(self, config: Config, ledger: Ledger, clip_norm: float | None = None) -> None:
         self._settings, self._federated = config.privacy, config.federated
-        self._secret, self.ledger = secret, ledger
+        self.ledger = ledger
         self.clip_norm = clip_norm or config.privacy.clip_norm
 
     @property
@@ -69,40 +66,14 @@ class CentralPrivacy:
         """Standard deviation of the noise on each entry of the round's sum."""
         return self._settings.noise_on_sum(self._federated.expected_cohort) * self.clip_norm
 
-    @property
-    def _count_noise(self) -> float:
-        return self._settings.noise_on_count(self._federated.expected_cohort)
-
-    def cohort(self, number: int) -> list[int]:
-        """Return the partitions of round ``number``, each drawn by itself."""
-        draws = self._secret.derive("cohort", number).stream().uniform(self._federated.num_clients)
-        return [
-            partition
-            for partition, draw in enumerate(draws)
-            if draw <= self._federated.client_fraction
-        ]
+    def cohort(self, number: int) -> list[int] | None:
+        """Return the partitions of round ``number``; None: as without privacy."""
+        return None
 
     def release(self, number: int, total: ExactSum, clients: int, unclipped: int) -> Release:
-        """Add the noise to the sum of the updates of ``clients``, of which so many were
-        ``unclipped``; it is private from then on."""
-        above = unclipped - 0.5 * clients if clients else 0
-        digest = hashlib.blake2b(total.partial().total.numpy().data, digest_size=32).hexdigest()
-        secret = self._secret.derive("release", number, digest, above, self.noise_std)
-        noise = secret.derive("update").stream()
-        total.add_noise(self.noise_std, noise.normal)
-        mean = total.mean(self._federated.expected_cohort)
-        return Release(mean, self._next_clip_norm(secret, above), secret.tag())
-
-    def _next_clip_norm(self, secret: Secret, unclipped: float) -> float:
-        quantile = self._settings.target_quantile
-        if quantile is None:
-            return self.clip_norm
-        noised = unclipped + self._count_noise * float(secret.derive("count").stream().normal(1)[0])
-        share = 0.5 + noised / self._federated.expected_cohort
-        factor = math.exp(-self._settings.clip_learning_rate * (share - quantile))
-        return min(
-            self.clip_norm * factor, self._settings.largest_clip_norm(self._federated.num_clients)
-        )
+        """Return what is released of the sum of the updates of ``clients``, of which so many were
+        ``unclipped``."""
+        raise NotImplementedError
 
     def epsilon(self, number: int) -> float:
         """Return epsilon when rounds up to ``number`` are released."""
@@ -153,3 +124,52 @@ class CentralPrivacy:
             "before": [list(kind) for kind in self.ledger.before],
             "begin": self.ledger.begin,
         }
+
+
+class CentralPrivacy(Mechanism):
+    """Noise by the server, on the sum over a sample that it draws.
+
+    Args:
+        secret: The server's. The others: see :class:`Mechanism`.
+    """
+
+    def __init__(
+        self, config: Config, secret: Secret, ledger: Ledger, clip_norm: float | None = None
+    ) -> None:
+        super().__init__(config, ledger, clip_norm)
+        self._secret = secret
+
+    @property
+    def _count_noise(self) -> float:
+        return self._settings.noise_on_count(self._federated.expected_cohort)
+
+    def cohort(self, number: int) -> list[int]:
+        """Return the partitions of round ``number``, each drawn by itself."""
+        draws = self._secret.derive("cohort", number).stream().uniform(self._federated.num_clients)
+        return [
+            partition
+            for partition, draw in enumerate(draws)
+            if draw <= self._federated.client_fraction
+        ]
+
+    def release(self, number: int, total: ExactSum, clients: int, unclipped: int) -> Release:
+        """Add the noise to the sum of the updates of ``clients``, of which so many were
+        ``unclipped``; it is private from then on."""
+        above = unclipped - 0.5 * clients if clients else 0
+        digest = hashlib.blake2b(total.partial().total.numpy().data, digest_size=32).hexdigest()
+        secret = self._secret.derive("release", number, digest, above, self.noise_std)
+        noise = secret.derive("update").stream()
+        total.add_noise(self.noise_std, noise.normal)
+        mean = total.mean(self._federated.expected_cohort)
+        return Release(mean, self._next_clip_norm(secret, above), secret.tag())
+
+    def _next_clip_norm(self, secret: Secret, unclipped: float) -> float:
+        quantile = self._settings.target_quantile
+        if quantile is None:
+            return self.clip_norm
+        noised = unclipped + self._count_noise * float(secret.derive("count").stream().normal(1)[0])
+        share = 0.5 + noised / self._federated.expected_cohort
+        factor = math.exp(-self._settings.clip_learning_rate * (share - quantile))
+        return min(
+            self.clip_norm * factor, self._settings.largest_clip_norm(self._federated.num_clients)
+        )

@@ -9,7 +9,8 @@ from typing import Any
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError
 from fedhubert.federation.privacy.accounting import Ledger, Releases
-from fedhubert.federation.privacy.mechanism import CentralPrivacy
+from fedhubert.federation.privacy.distributed import DistributedPrivacy
+from fedhubert.federation.privacy.mechanism import CentralPrivacy, Mechanism
 from fedhubert.federation.privacy.secret import FILE_NAME, create_secret, load_secret
 from fedhubert.objectives.spec import spec_of
 
@@ -18,14 +19,14 @@ log = logging.getLogger("fedhubert")
 
 def open_privacy(
     config: Config, folder: Path, state: Mapping[str, Any] | None, releases: Releases
-) -> CentralPrivacy | None:
+) -> Mechanism | None:
     """Return the mechanism of the run whose checkpoints are in ``folder``; None where none is asked
     for.
 
     Args:
         releases: What the run's journal has released already
             (:meth:`~fedhubert.federation.rounds.journal.Journal.releases`).
-        state: What the checkpoint to go on from has of it (:meth:`CentralPrivacy.to_plain`); None
+        state: What the checkpoint to go on from has of it (:meth:`Mechanism.to_plain`); None
             for a run that has no checkpoint yet.
 
     Raises:
@@ -34,11 +35,12 @@ def open_privacy(
     """
     if not config.privacy.enabled:
         return None
+    ledger, clip_norm = _ledger(config, state or {}, releases), (state or {}).get("clip_norm")
+    if not config.privacy.central:
+        return DistributedPrivacy(config, ledger, clip_norm)
     begun = state is not None or bool(releases()) or (folder / FILE_NAME).exists()
     secret = load_secret(folder) if begun else create_secret(folder)
-    return CentralPrivacy(
-        config, secret, _ledger(config, state or {}, releases), (state or {}).get("clip_norm")
-    )
+    return CentralPrivacy(config, secret, ledger, clip_norm)
 
 
 def _ledger(config: Config, state: Mapping[str, Any], releases: Releases) -> Ledger:
@@ -47,7 +49,7 @@ def _ledger(config: Config, state: Mapping[str, Any], releases: Releases) -> Led
         for sampling, noise, rounds in state.get("before", ())
     ]
     return Ledger(
-        config.federated.client_fraction,
+        config.federated.client_fraction if config.privacy.central else 1.0,
         config.privacy.noise_multiplier,
         before,
         int(state.get("begin", 0)),
@@ -72,7 +74,8 @@ def fork_privacy(
         return None
     if not source.privacy.enabled or state is None:
         raise ConfigError(
-            "the run to fork from was trained without differential privacy, so no epsilon covers what comes of it: start anew with privacy=central",
+            "the run to fork from was trained without differential privacy, so no epsilon covers what comes of it: "
+            f"start anew with privacy={config.privacy.mechanism}",
             setting="privacy.mechanism",
         )
     ledger = _ledger(source, state, releases)
@@ -85,7 +88,7 @@ def fork_privacy(
     return {"clip_norm": clip_norm, "before": before, "begin": number}
 
 
-def announce(privacy: CentralPrivacy, config: Config, next_round: int) -> None:
+def announce(privacy: Mechanism, config: Config, next_round: int) -> None:
     """Log what the run will spend, and what epsilon does not cover.
 
     Raises:
@@ -95,16 +98,19 @@ def announce(privacy: CentralPrivacy, config: Config, next_round: int) -> None:
     if settings.max_epsilon is not None and not privacy.allows(next_round) and next_round == 1:
         raise ConfigError(
             f"privacy.max_epsilon={settings.max_epsilon:g} does not allow a single round, which has epsilon {privacy.epsilon(1):.3g}: "
-            "raise privacy.noise_multiplier, or lower federated.client_fraction",
+            "raise privacy.noise_multiplier"
+            + (", or lower federated.client_fraction" if settings.central else ""),
             setting="privacy.max_epsilon",
         )
     log.info(
-        "privacy: epsilon %.3g at delta %g after round %d; noise multiplier %g, each client in a round with probability %g",
+        "privacy: epsilon %.3g at delta %g after round %d; noise multiplier %g, %s",
         privacy.epsilon(last),
         settings.delta,
         last,
         settings.noise_multiplier,
-        config.federated.client_fraction,
+        f"each client in a round with probability {config.federated.client_fraction:g}"
+        if not isinstance(privacy, DistributedPrivacy)
+        else f"added by the clients, if {privacy.honest} of each sum are honest (privacy.colluding={settings.colluding})",
     )
     if settings.max_epsilon is not None:
         log.info(
@@ -116,7 +122,7 @@ def announce(privacy: CentralPrivacy, config: Config, next_round: int) -> None:
         log.warning("outside epsilon: %s", what)
 
 
-def _last_allowed(privacy: CentralPrivacy, last: int) -> int:
+def _last_allowed(privacy: Mechanism, last: int) -> int:
     low, high = 0, last
     while low < high:
         middle = (low + high + 1) // 2
@@ -127,6 +133,8 @@ def _last_allowed(privacy: CentralPrivacy, last: int) -> int:
 def _outside(config: Config) -> Iterator[str]:
     """Name what depends on the clients' data and is not covered by epsilon."""
     yield "metrics.jsonl, the log, and what is made of them (exact figures, who took part): keep them on the server"
+    if not config.privacy.central:
+        yield "the sums of figures beside the updates (losses, norms, counts), which are opened exactly"
     if config.task.needs_labels and config.targets.kind == "kmeans":
         yield "the k-means targets (sums and counts of the clients' frames, without noise)"
     if config.privacy.client_metrics:

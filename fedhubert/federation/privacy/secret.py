@@ -8,69 +8,23 @@ AES-256 in counter mode makes each key into a stream. The secret lies in a file 
 server's user can read, and is neither logged nor sent.
 """
 
-import hashlib
 import os
 import secrets
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
 from fedhubert.errors import CheckpointError
+from fedhubert.federation.secure.streams import SECRET_BYTES, Secret, SecretStream
 from fedhubert.files import explaining_write_errors, open_here, sync_folder, temporary_path
 
+__all__ = ["FILE_NAME", "Secret", "SecretStream", "create_secret", "forget_secret", "load_secret"]
+
 FILE_NAME = "privacy.key"
-_BYTES = 32
-
-
-class Secret:
-    """Bytes that must not be known. Its text form does not tell them."""
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def derive(self, *purpose: str | int | float) -> "Secret":
-        """Return the secret of one purpose; without this one it cannot be told from random,
-        whatever is known of others."""
-        text = "/".join(map(repr, purpose)).encode()
-        return Secret(hashlib.blake2b(text, key=self._key, digest_size=_BYTES).digest())
-
-    def tag(self) -> str:
-        """Return a name of this secret that does not tell it."""
-        return self.derive("tag")._key.hex()[:16]
-
-    def stream(self) -> "SecretStream":
-        """Return the random stream of this secret, from its beginning."""
-        return SecretStream(self._key)
-
-
-class SecretStream:
-    """Random numbers from a secret: the same secret gives the same ones."""
-
-    def __init__(self, key: bytes) -> None:
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-
-    def uniform(self, count: int) -> npt.NDArray[np.float64]:
-        """Return ``count`` numbers in (0, 1], multiples of 2**-53."""
-        words = np.frombuffer(self._cipher.update(bytes(8 * count)), "<u8")
-        return np.asarray(((words >> 11) + 1) * 2.0**-53, np.float64)
-
-    def normal(self, count: int) -> npt.NDArray[np.float64]:
-        """Return ``count`` numbers from the standard normal distribution (Box and Muller 1958); the
-        farthest is 8.6.
-
-        NumPy takes one thread for it, torch several that wait for each other.
-        """
-        half = -(-count // 2)
-        radius, angle = np.sqrt(-2.0 * np.log(self.uniform(half))), 2.0 * np.pi * self.uniform(half)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
 
 
 def create_secret(folder: Path) -> Secret:
     """Draw a secret and write it to ``folder``; raises :class:`CheckpointError` when it cannot be
     written."""
-    path, key = folder / FILE_NAME, secrets.token_bytes(_BYTES)
+    path, key = folder / FILE_NAME, secrets.token_bytes(SECRET_BYTES)
     with explaining_write_errors(folder, setting="checkpoint_dir"):
         temporary = temporary_path(path)
         with open_here(temporary, "xb", private=True) as file:
@@ -93,7 +47,7 @@ def load_secret(folder: Path) -> Secret:
             f"{path}, from which the run draws noise and cohorts, cannot be read ({error.strerror}): put it back, or go on with `fedhubert fork`",
             setting="privacy",
         ) from None
-    if len(key) != _BYTES:
+    if len(key) != SECRET_BYTES:
         raise CheckpointError(
             f"{path} is damaged: put it back, or go on with `fedhubert fork`", setting="privacy"
         )

@@ -237,7 +237,7 @@ def round_line(
         )
     return (
         f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
-        f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{seconds:.1f} s, "
+        f"{len(event['clients'])} of {len(event['asked'])} clients | {_opened(event)}{_spent(event)}{seconds:.1f} s, "
         f"about {duration(seconds * (num_rounds - event['round']))} left"
         f"{f' | {learned}' if learned else ''}"
     )
@@ -248,6 +248,17 @@ def _cut_off(outcome: RoundOutcome) -> dict[str, int]:
     said = [outcome.pooled, *outcome.clients.values()]
     cut = [int(each["clipped_entries"]) for each in said if "clipped_entries" in each]
     return {"clipped_entries": sum(cut)} if cut else {}
+
+
+def _opened(event: Event) -> str:
+    """Return how a secure sum went."""
+    secure = event.get("secure")
+    if not secure:
+        return ""
+    if "skipped" in secure:
+        return f"secure: skipped ({secure['skipped']}) | "
+    dropped = f", {len(secure['dropped'])} dropped" if secure["dropped"] else ""
+    return f"secure: {secure['masked']} masked{dropped}, opened by {secure['helpers']} | "
 
 
 def _spent(event: Event) -> str:

@@ -5,14 +5,21 @@ import logging
 import math
 
 from fedhubert.config import Config
+from fedhubert.config.secure import LEAST_COHORT, least_in_cohort
+from fedhubert.errors import FederationError
 from fedhubert.federation.roster.bounds import training_bounds
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.secure.noise import LEAST_STEPS
 from fedhubert.federation.updates.exact_sum import MAX_WEIGHT
 from fedhubert.federation.updates.ring import RING_BITS, Ring
 
 log = logging.getLogger("fedhubert")
+
+_FARTHEST = 9.0
+"""No draw is as far out, in standard deviations: see
+:meth:`fedhubert.federation.secure.streams.SecretStream.normal`; nor, but once in 2**60, a sum."""
 
 _MUCH = 1e-4
 """So many of the entries may be cut off without a warning."""
@@ -36,8 +43,28 @@ def ring_of(federation: Federation, state: RoundState, weight_limit: int | None)
             ),
             default=1,
         )
-    most = max(1, min(state.largest_weight, MAX_WEIGHT))
-    return Ring(bits, config.federated.ring_clip, summands_of(config), most)
+    most, summands = max(1, min(state.largest_weight, MAX_WEIGHT)), summands_of(config)
+    share, all_of_it = _noise_of(config, summands)
+    ring = Ring(bits, config.federated.ring_clip, summands, most, headroom=_FARTHEST * all_of_it)
+    if share and share < LEAST_STEPS * ring.unit:
+        raise FederationError(
+            f"federated.update_codec={config.federated.update_codec}: a client's noise has a standard deviation of {share:.3g}, and the ring has "
+            f"steps of {ring.unit:.3g}: lower federated.ring_clip, or take a wider ring",
+            setting="federated.update_codec",
+        )
+    return ring
+
+
+def _noise_of(config: Config, summands: int) -> tuple[float, float]:
+    """Return the least standard deviation of one client's noise, and the largest of that of all in
+    a sum, with ``privacy=distributed``, over cohorts of up to ``summands``; else nothing."""
+    privacy = config.privacy
+    if privacy.mechanism != "distributed":
+        return 0.0, 0.0
+    counts = range(min(LEAST_COHORT, summands), summands + 1)
+    honest = [(n, least_in_cohort(n) - privacy.colluding) for n in counts]
+    zc = privacy.noise_multiplier * privacy.clip_norm
+    return zc / math.sqrt(summands), max(zc * math.sqrt(n / h) for n, h in honest if h > 0)
 
 
 def summands_of(config: Config) -> int:
@@ -45,7 +72,7 @@ def summands_of(config: Config) -> int:
     many were sampled is nobody's to know."""
     federated = config.federated
     asked = math.ceil(federated.clients_per_round * federated.over_commit)
-    return federated.num_clients if config.privacy.enabled else min(federated.num_clients, asked)
+    return federated.num_clients if config.privacy.central else min(federated.num_clients, asked)
 
 
 def clipped_entries(outcome: RoundOutcome) -> int:

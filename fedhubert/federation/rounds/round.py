@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from fedhubert.errors import FederationError
-from fedhubert.federation.privacy.mechanism import CentralPrivacy
+from fedhubert.federation.privacy.mechanism import Mechanism
 from fedhubert.federation.roster.bounds import median_client, weight_limit
 from fedhubert.federation.roster.connect import refresh
 from fedhubert.federation.roster.nodes import Federation, describe_failures
@@ -70,7 +70,7 @@ class Rounds:
     journal: Journal | None = None
     targets_key: str = ""
     checkpoints: Callable[[], list[int]] = list
-    privacy: CentralPrivacy | None = None
+    privacy: Mechanism | None = None
     on_client: ClientsDone = lambda round_number, done, asked: None
     silent_rounds: int = 0
     """Rounds in a row in which clients were asked and none answered."""
@@ -209,8 +209,8 @@ class Round:
         number = self._outcome.number
         if self._replayed:
             return sorted(self._replayed.steps), len(self._replayed.steps)
-        if self._privacy:
-            cohort = self._privacy.cohort(number)
+        cohort = self._privacy.cohort(number) if self._privacy else None
+        if cohort is not None:
             away = set(cohort) - self._federation.connected
             self._outcome.failures = [
                 Failure(partition, "not_connected") for partition in sorted(away)

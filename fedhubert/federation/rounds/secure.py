@@ -49,6 +49,7 @@ class SecureRound(Round):
             number,
             self._federation.layout.numel,
             train_names(self._spec),
+            bits=None if self._ring is None else self._ring.bits,
         )
         self._cohort: list[int] = []
 
@@ -93,13 +94,14 @@ class SecureRound(Round):
             self._open()
         except SecureError as error:
             log.error("round %d: %s", outcome.number, error)
-            micro_batches = self._micro_batches()
-            outcome.clients.clear()
-            return self._skip(error.code, self._cohort, micro_batches)
+            result = self._skip(error.code, self._cohort, self._micro_batches())
+            self._check_not_stuck(error)
+            return result
         outcome.seconds["open"] = time.monotonic() - started
         started = time.monotonic()
         updated = self._step()
         outcome.seconds["server_step"] = time.monotonic() - started
+        self.rounds.silent_rounds = 0
         return RoundResult(outcome, self._model, updated)
 
     def _choose(self) -> tuple[list[int], int]:
@@ -133,7 +135,11 @@ class SecureRound(Round):
             steps=replayed.steps if replayed else None,
             scale=self._scale(),
         )
-        return super()._ask_for(asked)
+        messages = super()._ask_for(asked)
+        self._outcome.bytes_down += len(self._shares) * sum(
+            array.nbytes for array in self._keys.values()
+        )
+        return messages
 
     def _scale(self) -> int:
         """Return a power of two that no weight of the cohort exceeds."""
@@ -142,7 +148,7 @@ class SecureRound(Round):
             for partition in self._cohort
             if (about := self._federation.partitions.get(partition)) is not None
         ]
-        return 2 ** max(1, *bounds).bit_length()
+        return 1 << max(1, *bounds).bit_length()
 
     def _message(self, node: int, partitions: list[int]) -> Message:
         return self._message_of(
@@ -246,6 +252,17 @@ class SecureRound(Round):
                 setting="secure.threshold",
             )
 
+    def _check_not_stuck(self, error: SecureError) -> None:
+        """Raise ``error`` where round after round cannot be read: nobody sees whose fault it is."""
+        self.rounds.silent_rounds += 1
+        if self.rounds.silent_rounds > self._federated.round_retries:
+            raise SecureError(
+                "secure_garbage" if error.code == "secure_garbage" else "secure_unreadable",
+                f"{self.rounds.silent_rounds} rounds in a row could not be read (federated.round_retries), the last one because: {error}. Their "
+                "sums do not say whose fault it is: the sites' logs may; leave sites out of the run one after the other to find out",
+                setting="federated.round_retries",
+            )
+
     def _micro_batches(self) -> dict[int, int]:
         return {
             partition: int(numbers["train_micro_batches"])
@@ -294,7 +311,7 @@ class SecureRound(Round):
         total = self._fold.total
         total.clear()
         try:
-            total.merge(PartialSum(torch.from_numpy(self._sum.total), int(sums["weight"])))
+            total.merge(PartialSum(self._sum.integers, int(sums["weight"])))
         except UpdateRejected as rejected:
             raise SecureError("secure_garbage", f"the opened sum: {rejected.reason}") from None
 

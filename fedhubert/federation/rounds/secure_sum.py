@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from fedhubert.config.secure import least_threshold
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.roster.sampling import assign_to_nodes
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.keys import SEAL_BYTES, check_different
+from fedhubert.federation.secure.masks import Integers
 from fedhubert.federation.secure.opening import LIMIT, Opening, largest_entry
 from fedhubert.federation.secure.participant import Bytes, dealers_of, wanted_of
 from fedhubert.federation.secure.shares import COMMITMENT_BYTES, SHARE_BYTES
@@ -19,9 +22,10 @@ from fedhubert.federation.secure.tail import COUNT, decode
 from fedhubert.federation.secure.terms import (
     SumTerms,
     least_in_sum,
-    least_threshold,
     neighbours_of,
 )
+from fedhubert.federation.updates.rejected import UpdateRejected
+from fedhubert.federation.updates.ring import of_wire, widened, word_type
 from fedhubert.federation.wire.messages import (
     Answer,
     Failure,
@@ -48,6 +52,7 @@ class SecureSum:
         number: The round's.
         numel: Entries of a client's vector; 0 where there are figures alone.
         names: Of the figures in its tail.
+        bits: Of the ring that the vectors are on; None: integers modulo 2**64.
 
     Attributes:
         total: The sum of what has come, masked until it is opened [P].
@@ -57,11 +62,19 @@ class SecureSum:
     """
 
     def __init__(
-        self, federation: Federation, kind: str, number: int, numel: int, names: Sequence[str]
+        self,
+        federation: Federation,
+        kind: str,
+        number: int,
+        numel: int,
+        names: Sequence[str],
+        *,
+        bits: int | None = None,
     ) -> None:
         self._federation, self._kind, self._number = federation, kind, number
         self._names = list(names)
-        self.total = np.zeros(numel, np.int64)
+        self._bits = bits
+        self.total: Integers = np.zeros(numel, np.int64 if bits is None else word_type(bits))
         self._tail = np.zeros(len(self._names), np.int64)
         self.terms: SumTerms | None = None
         self.answered: set[int] = set()
@@ -109,7 +122,7 @@ class SecureSum:
         return Asked(
             partitions,
             {
-                "masked": self.total.nbytes,
+                "masked": len(self.total) * (self._bits or 64) // 8,
                 "tail": self._tail.nbytes,
                 "sealed_*": secrets * (secrets * SHARE_BYTES + SEAL_BYTES),
                 "commitments_*": secrets * (1 + secrets) * COMMITMENT_BYTES,
@@ -121,25 +134,45 @@ class SecureSum:
         answer, terms = reply.answer, self._begun
         if answer is None or not answer.metrics or answer.metrics.keys() & self.answered:
             return False
-        masked = answer.arrays.get("masked", np.zeros(0, np.int64))
+        masked = self._part(answer)
         tail = answer.arrays.get("tail")
         fits = (
             (answer.round, answer.attempt) == (terms.round, terms.attempt)
             and answer.layout == self._federation.layout.fingerprint
-            and masked.shape == self.total.shape
+            and masked is not None
             and tail is not None
             and tail.shape == self._tail.shape
             and all(self._dealt(answer, number) for number in answer.metrics)
         )
-        if not fits or tail is None:
+        if not fits or tail is None or masked is None:
             return False
-        self.total += np.asarray(masked, np.int64)
+        self.total += masked
         self._tail += np.asarray(tail, np.int64)
         for number in answer.metrics:
             self._sealed[number] = np.asarray(answer.arrays[f"sealed_{number}"], np.uint8)
             self._commitments[number] = np.asarray(answer.arrays[f"commitments_{number}"], np.uint8)
         self.answered |= answer.metrics.keys()
         return True
+
+    def _part(self, answer: Masked) -> Integers | None:
+        """Return an answer's masked vector, in the words of :attr:`total`; None where it is none."""
+        masked = answer.arrays.get("masked")
+        if self._bits is not None:
+            try:
+                return of_wire(masked, self._bits, len(self.total))
+            except UpdateRejected:
+                return None
+        if masked is None:
+            masked = np.zeros(0, np.int64)
+        fits = masked.dtype == np.int64 and masked.shape == self.total.shape
+        return np.asarray(masked, np.int64) if fits else None
+
+    @property
+    def integers(self) -> torch.Tensor:
+        """What :attr:`total` stands for [P], int64."""
+        if self._bits is None:
+            return torch.from_numpy(self.total)
+        return widened(self.total, self._bits)
 
     def _dealt(self, answer: Answer, number: int) -> bool:
         secrets = self._begun.secrets()
@@ -183,7 +216,9 @@ class SecureSum:
         threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         opening.unmask([self.total, self._tail], threads=threads)
         sums = decode(self._tail, self._names)
-        if sums[COUNT] != len(included) or largest_entry(self.total) >= LIMIT:
+        # any total is one of a ring
+        too_large = self._bits is None and largest_entry(self.total) >= LIMIT
+        if sums[COUNT] != len(included) or too_large:
             raise SecureError(
                 "secure_garbage",
                 f"the opened sum is not one of {len(included)} updates: a client has sent something else, or was told something else",
@@ -241,7 +276,9 @@ class SecureSum:
                     opening.take(number, np.asarray(opened, np.uint8))
                     self.helpers.add(number)
             if opening.is_enough:
-                replies.close()
+                close = getattr(replies, "close", None)
+                if close is not None:
+                    close()
                 break
 
     def _sealed_for(self, helper: int, opening: Opening) -> npt.NDArray[np.uint8]:

@@ -95,10 +95,12 @@ class SumLedger:
     Attributes:
         folder: The client's, for all runs.
         run: The run's key.
+        remembers: Whether models of other runs count, too (rule 5): not in a simulation.
     """
 
     folder: Path
     run: str
+    remembers: bool = True
 
     @property
     def run_folder(self) -> Path:
@@ -222,7 +224,8 @@ class SumLedger:
         """Give what is written down, to be changed; forced to the disk when the block ends without
         an error."""
         with exclusively(self.folder, setting="client.state_dir", private=True):
-            sums, models = self.run_folder / _LEDGER, self.folder / _MODELS
+            sums = self.run_folder / _LEDGER
+            models = (self.folder if self.remembers else self.run_folder) / _MODELS
             state, known = _read(sums, Sums), _read(models, Models)
             before = known.model_copy(deep=True)
             yield state, known

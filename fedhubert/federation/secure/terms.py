@@ -11,21 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fedhubert.config.secure import LEAST_COHORT as LEAST_SITES
+from fedhubert.config.secure import least_in_cohort, least_threshold
 from fedhubert.federation.secure.errors import SecureError
 
-LEAST_SITES = 3
-"""A sum of two tells each what the other has."""
 COMPLETE_UP_TO = 50
 """Up to so many clients each has a mask with every other."""
 NEIGHBOURS = 62
 """Of a client among more than that: with 1 000 clients, of which 5 % collude and 5 % drop out, a
 client is unprotected, or a round lost, with a probability of at most 2**-40."""
-
-
-def least_threshold(helpers: int) -> int:
-    """Return the fewest of ``helpers`` who may open: with 2 T > n + c, c of them who collude cannot
-    have some open one thing and the others another."""
-    return 2 * helpers // 3 + 1
 
 
 @dataclass(frozen=True)
@@ -148,7 +142,7 @@ def neighbours_of(count: int, wanted: int | None = None) -> int:
 
 def least_in_sum(terms: SumTerms, min_sites: int) -> int:
     """Return the fewest clients that a sum may be of."""
-    return max(LEAST_SITES, min_sites, least_threshold(len(terms.cohort)))
+    return least_in_cohort(len(terms.cohort), min_sites)
 
 
 def digest_of(*parts: str | bytes | Sequence[int]) -> str:

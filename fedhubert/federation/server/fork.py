@@ -69,7 +69,7 @@ def fork(source: Path, overrides: Sequence[str], round_number: int | None = None
         checkpoint["round"],
         config,
     )
-    if config.privacy.enabled:
+    if config.privacy.central:
         create_secret(folder.checkpoints)
     metrics = {
         **checkpoint["federated_metrics"],

@@ -10,7 +10,7 @@ import torch
 
 from fedhubert.config import Config
 from fedhubert.federation.phases.teacher import ServerTeacher
-from fedhubert.federation.privacy.mechanism import CentralPrivacy
+from fedhubert.federation.privacy.mechanism import Mechanism
 from fedhubert.federation.privacy.opening import open_privacy
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.record import RunRecord
@@ -43,7 +43,7 @@ class RunState:
     fingerprints: dict[int, int] = field(default_factory=dict)
     centroids: npt.NDArray[np.float32] | None = None
     targets_key: str = ""
-    privacy: CentralPrivacy | None = None
+    privacy: Mechanism | None = None
 
     @classmethod
     def initial(cls, config: Config) -> "RunState":

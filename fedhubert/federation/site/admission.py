@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedhubert.clients import Metrics
-from fedhubert.clients.data import Partition, Site, open_site
 from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import (
     KMEANS_FRAMES,
@@ -22,7 +22,6 @@ from fedhubert.clients.settings import (
 )
 from fedhubert.config import ClientJob
 from fedhubert.config.catalog import rules_for
-from fedhubert.data.batching import SAMPLE_RATE_HZ, BatchPlan
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.site.bookkeeping import book, book_done, count, digest, pin
 from fedhubert.federation.site.ledger import Day, Ledger
@@ -51,6 +50,10 @@ from fedhubert.federation.wire.messages import (
     Trained,
 )
 from fedhubert.federation.wire.protocol import Request
+
+if TYPE_CHECKING:  # what needs torch is loaded for those messages that do
+    from fedhubert.clients.data import Partition, Site
+    from fedhubert.data.batching import BatchPlan
 
 RAISED = {"targets.min_frames": "min_frames", "targets.group_frames": "group_frames"}
 """Keys of a job that a policy raises, with its own names of them."""
@@ -142,6 +145,8 @@ class Guard:
                         int(numbers["train_micro_batches"]),
                     )
         if isinstance(answer, Trained | Masked) and isinstance(request.task, Train):
+            from fedhubert.clients.data import open_site
+
             site = open_site(request.job, self.node_config)
             for number, numbers in answer.metrics.items():
                 plan, start = site.partition(number).train_plan, request.task.positions[number]
@@ -176,6 +181,8 @@ class Guard:
         segments: dict[int, tuple[int, int]] = {}
         if not isinstance(task, Describe | Train | Evaluate):
             return segments
+        from fedhubert.clients.data import open_site
+
         site = open_site(job, self.node_config)
         for number in task.partitions:
             try:
@@ -224,6 +231,8 @@ class Guard:
     ) -> Iterator[Refusal]:
         """Yield a refusal if ``length`` micro-batches from ``start`` on are too little for an
         update."""
+        from fedhubert.data.batching import SAMPLE_RATE_HZ
+
         update = self.policy.update
         if len(plan.rows) < update.min_utterances:
             yield Refusal(
@@ -252,6 +261,8 @@ class Guard:
     def _describe_once_more(self, request: Request[Instruction], day: Day) -> None:
         if not request.task.partitions:
             return
+        from fedhubert.clients.data import open_site
+
         job, most = request.job, self.policy.describe.different_per_day
         manifest = open_site(job, self.node_config).manifest
         data = job.data.model_copy(

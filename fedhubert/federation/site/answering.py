@@ -8,46 +8,32 @@ reply, and the full story goes to the site's log.
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
-
-import torch
+from typing import cast
 
 from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
 from fedhubert.errors import FedhubertError
-from fedhubert.federation.site import faults, handlers, opening
+from fedhubert.federation.site import faults, opening
 from fedhubert.federation.site.admission import Guard, policy_of
 from fedhubert.federation.site.audit import write_down
-from fedhubert.federation.site.handling import Answered, failure_of
+from fedhubert.federation.site.failures import Answered, failure_of
 from fedhubert.federation.site.identity import admission_from, seal_from
 from fedhubert.federation.site.rules import Refused
-from fedhubert.federation.site.train import evaluate_model, train_round
 from fedhubert.federation.site.unmasked import pinned_from
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import (
+    INSTRUCTIONS,
     Answer,
     Close,
-    Describe,
-    Evaluate,
     Failure,
-    HasExtractor,
-    HasTeacher,
     Instruction,
-    Label,
-    MomentsKMeans,
     Open,
-    SeedKMeans,
-    SendExtractor,
-    SendTeacher,
-    StepKMeans,
-    Train,
 )
 from fedhubert.federation.wire.protocol import Request
 
 log = logging.getLogger("fedhubert.site")
 
-InstructionT = TypeVar("InstructionT", bound=Instruction)
 Handler = Callable[[Request[Instruction], NodeConfig], Answered]
 
 Admission = Callable[[Message, Request[Instruction]], Request[Instruction]]
@@ -140,15 +126,24 @@ def answer(message: Message, site: SiteContext) -> Message:
 
 def _done(request: Request[Instruction], site: SiteContext) -> tuple[Answer | None, list[Failure]]:
     """Do what is asked; the departures see the answer, or that there is none."""
-    torch.set_num_threads(request.job.client.threads)
     answer: Answer | None = None
     failures: list[Failure] = []
     try:
-        answer, failures = HANDLERS[type(request.task)](request, site.node_config)
+        answer, failures = _handler(type(request.task))(request, site.node_config)
     finally:
         for leave in site.departures:
             answer = leave(request, answer)
     return answer, failures
+
+
+def _handler(kind: type[Instruction]) -> Handler:
+    """Return what an instruction is done by; torch is loaded where that needs it, and not to open a
+    sum, for which others wait."""
+    if kind in _LIGHT:
+        return _LIGHT[kind]
+    from fedhubert.federation.site.table import do
+
+    return do
 
 
 def respond(message: Message, node_config: NodeConfig) -> Message:
@@ -168,32 +163,12 @@ def register(app: ClientApp) -> None:
     def reply(message: Message, context: Context) -> Message:
         return respond(message, context.node_config)
 
-    for kind in HANDLERS:
+    for kind in INSTRUCTIONS.values():
         verb, _, action = kind.KIND.partition(".")
         verbs[verb](action)(reply)
 
 
-def _does(
-    kind: type[InstructionT], handler: Callable[[Request[InstructionT], NodeConfig], Answered]
-) -> tuple[type[Instruction], Handler]:
-    return kind, cast(Handler, handler)
-
-
-HANDLERS: Mapping[type[Instruction], Handler] = dict(
-    [
-        _does(Describe, handlers.describe),
-        _does(HasExtractor, handlers.has_extractor),
-        _does(SendExtractor, handlers.receive_extractor),
-        _does(HasTeacher, handlers.has_teacher),
-        _does(SendTeacher, handlers.receive_teacher),
-        _does(SeedKMeans, handlers.kmeans_seed),
-        _does(MomentsKMeans, handlers.kmeans_moments),
-        _does(StepKMeans, handlers.kmeans_step),
-        _does(Label, handlers.label),
-        _does(Train, train_round),
-        _does(Evaluate, evaluate_model),
-        _does(Open, opening.open_sum),
-        _does(Close, opening.close_run),
-    ]
-)
-"""What a site does with each instruction."""
+_LIGHT: Mapping[type[Instruction], Handler] = {
+    Open: cast(Handler, opening.open_sum),
+    Close: cast(Handler, opening.close_run),
+}

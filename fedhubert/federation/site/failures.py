@@ -4,9 +4,12 @@ import logging
 
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.updates.rejected import UpdateRejected
-from fedhubert.federation.wire.messages import Failure
+from fedhubert.federation.wire.messages import Answer, Failure
 
 log = logging.getLogger("fedhubert.site")
+
+Answered = tuple[Answer, list[Failure]]
+"""What a handler gives: its answer, and which partitions failed."""
 
 
 def failure_of(partition: int, error: Exception) -> Failure:

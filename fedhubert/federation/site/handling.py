@@ -8,12 +8,11 @@ from collections.abc import Callable
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Partition, Site, open_site
 from fedhubert.clients.settings import NodeConfig
-from fedhubert.federation.site.failures import failure_of
-from fedhubert.federation.wire.messages import Answer, Failure, Instruction
+from fedhubert.federation.site.failures import Answered, failure_of
+from fedhubert.federation.wire.messages import Failure, Instruction
 from fedhubert.federation.wire.protocol import Request
 
-Answered = tuple[Answer, list[Failure]]
-"""What a handler gives: its answer, and which partitions failed."""
+__all__ = ["Answered", "each_partition"]
 
 
 def each_partition(

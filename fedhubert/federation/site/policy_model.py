@@ -84,6 +84,10 @@ class UpdatePolicy(_Part):
     max_accumulate: PositiveInt = 1024
     """Micro-batches of a step (`client.accumulate`)."""
 
+    min_noise_multiplier: NonNegative = 0.0
+    """Noise that an update gets here before it is masked, in norms that it is clipped to
+    (`privacy.noise_multiplier` of `privacy=distributed`); 0: none is asked for."""
+
     rewinding: bool = False
     """Whether a run may ask for other pieces of audio that it has trained on already. Asking again
     for the same piece, as a resumed run does, is always possible. One crop more or less between two

@@ -60,6 +60,11 @@ def job_refusals(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Ite
     yield from _task(policy, job.task)
     yield from _audio(policy, job)
     yield from _steps(policy, job)
+    if job.noise_multiplier < policy.update.min_noise_multiplier:
+        yield Refusal(
+            "privacy.noise_multiplier",
+            f"{job.noise_multiplier:g} is below update.min_noise_multiplier={policy.update.min_noise_multiplier:g} (privacy=distributed)",
+        )
     most = policy.kmeans.max_label_values
     yield from _beyond(
         "targets.label_values", len(job.targets.label_values), "kmeans.max_label_values", most

@@ -19,11 +19,12 @@ from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.keys import RunKey, RunKeyFile, check_different, check_row
 from fedhubert.federation.secure.ledger import SumLedger
 from fedhubert.federation.secure.masks import Integers
+from fedhubert.federation.secure.noise import Normal, noise_in, share_of_noise
 from fedhubert.federation.secure.opening import LIMIT, largest_entry
 from fedhubert.federation.secure.participant import Bytes, Dealt, Participant
 from fedhubert.federation.secure.roster import Roster
 from fedhubert.federation.secure.tail import Figures, encode
-from fedhubert.federation.secure.terms import SumTerms, digest_of
+from fedhubert.federation.secure.terms import SumTerms, digest_of, least_in_sum
 from fedhubert.federation.site.unmasked import ROSTER, pinned_from
 from fedhubert.federation.wire.arrays import sha256_of_ndarray
 from fedhubert.federation.wire.messages import (
@@ -84,7 +85,8 @@ class SecureSite:
 
     def ledger(self, run: str, number: int) -> SumLedger:
         """Return what client ``number`` has masked and opened in ``run``."""
-        return SumLedger(self.folder / f"partition_{number:05d}", run)
+        folder = self.folder / f"partition_{number:05d}"
+        return SumLedger(folder, run, remembers=self.roster is not None)
 
     def key_file(self, run: str, number: int) -> RunKeyFile:
         """Return where the run key of client ``number`` is."""
@@ -247,9 +249,7 @@ class Masker:
     def _ledger(self, number: int) -> SumLedger:
         return self.site.ledger(self.terms.run, number)
 
-    def add(
-        self, number: int, vector: npt.NDArray[np.int64], figures: Figures, end: int = 0
-    ) -> None:
+    def add(self, number: int, vector: Integers, figures: Figures, end: int = 0) -> None:
         """Mask the vector of client ``number`` [P], in place, with its figures; add both to what
         leaves.
 
@@ -260,7 +260,7 @@ class Masker:
             SecureError: ``secure_garbage`` for entries that could overflow the sum; what the ledger
                 refuses.
         """
-        parts = [vector, encode(figures, self.names)]
+        parts: list[Integers] = [vector, encode(figures, self.names)]
         if any(largest_entry(part) >= LIMIT // len(self.terms.cohort) for part in parts):
             raise SecureError("secure_garbage", "entries that are out of range of a sum")
         if not self.alone:
@@ -273,6 +273,26 @@ class Masker:
         else:
             for total, part in zip(self._total, parts, strict=True):
                 total += part
+
+    def noise(
+        self,
+        number: int,
+        values: npt.NDArray[np.int64],
+        *,
+        multiplier: float,
+        clip_norm: float,
+        colluding: int,
+    ) -> tuple[float, Normal]:
+        """Return the standard deviation of the noise that client ``number`` adds to its ``values``
+        [P], before they are masked, and what draws it.
+
+        Raises:
+            SecureError: nobody's noise might be left.
+            ConfigError: the site's secret cannot be used.
+        """
+        least = least_in_sum(self.terms, self.site.min_sites)
+        std = share_of_noise(multiplier, clip_norm, least, colluding)
+        return std, noise_in(self.terms, number, values, folder=self.site.folder, std=std)
 
     def arrays(self) -> dict[str, NDArray]:
         """Return what leaves of the clients that were added."""

@@ -27,19 +27,21 @@ from fedhubert.federation.secure.figures import (
     train_figures,
     train_names,
 )
+from fedhubert.federation.secure.noise import check_covered
 from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.site.secure import Masker
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import (
+    GRID,
     ExactSum,
     PartialSum,
     UpdateRejected,
     measure,
 )
 from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
-from fedhubert.federation.updates.ring import RING_BITS, Ring, pack
+from fedhubert.federation.updates.ring import RING_BITS, Ring, narrow, pack, to_wire
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
 from fedhubert.federation.wire.messages import Evaluate, Masked, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
@@ -153,9 +155,14 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
                 if job.normalise_by_steps
                 else 0.0
             )
+            if job.noise_multiplier:
+                unit = GRID if ring is None else ring.unit
+                _add_noise(request, masker, partition.number, fold, unit, weight)
             figures = train_figures(metrics, spec, steps=tau, scale=task.secure.scale)
             end = start + result.micro_batches
-            masker.add(partition.number, fold.partial().total.numpy(), figures, end)
+            total = fold.partial().total
+            part = total.numpy() if ring is None else narrow(total, ring.bits)
+            masker.add(partition.number, part, figures, end)
             metrics = {name: metrics[name] for name in CLEAR}
         if job.sends_sketches:
             sketches[partition.number] = sketch_of(decoded, job.seed, task.round)
@@ -164,9 +171,12 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
     if masker is not None and task.secure is not None:
+        leaves = dict(masker.arrays())
+        if ring is not None and "masked" in leaves:
+            leaves["masked"] = to_wire(leaves["masked"], ring.bits)
         masked = Masked(
             metrics=metrics,
-            arrays=masker.arrays(),
+            arrays=leaves,
             round=task.round,
             attempt=task.secure.attempt,
             layout=resident.layout.fingerprint,
@@ -232,6 +242,38 @@ def _sent_update(
         if len(task.partitions) > 1:
             sent = replace(sent, update=decode(job.update_codec, sent.arrays, shapes))
     return sent
+
+
+def _add_noise(
+    request: Request[Train],
+    masker: Masker,
+    number: int,
+    fold: ExactSum,
+    unit: float,
+    weight: int,
+) -> None:
+    """Add the noise of client ``number`` to its part of the sum (``privacy=distributed``), an update
+    of ``weight`` on a grid of ``unit``.
+
+    Raises:
+        FederationError: the request does not say to which norm updates are clipped.
+        SecureError: the noise would not cover the update.
+    """
+    job, clip_norm = request.job, request.task.clip_norm
+    if clip_norm is None:
+        raise FederationError(
+            "the request has no norm to clip to, and noise without one protects nothing",
+            setting="privacy.clip_norm",
+        )
+    std, normal = masker.noise(
+        number,
+        fold.partial().total.numpy(),
+        multiplier=job.noise_multiplier,
+        clip_norm=clip_norm,
+        colluding=job.colluding,
+    )
+    check_covered(std, unit, weight)
+    fold.add_noise(std, normal)
 
 
 def _ring_of(request: Request[Train]) -> Ring | None:

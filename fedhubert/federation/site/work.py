@@ -59,6 +59,8 @@ class SiteWork:
 
     def prepare(self) -> None:
         """Load torch and the handlers, so that the first message finds them there."""
+        import fedhubert.federation.site.table  # noqa: F401
+
         log_on_site(self.options.state_dir)
         site_context(self.options)
 

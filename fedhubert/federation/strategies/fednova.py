@@ -27,7 +27,8 @@ class FedNova(ServerStrategy):
             for client in clients.values()
         ]
         total = sum(weight * step for weight, step in zip(weights, steps, strict=True))
-        return total / 2**BITS / sum(weights)
+        steps_in_all: float = total / 2**BITS
+        return steps_in_all / sum(weights)
 
     def pooled_factor(self, sums: Mapping[str, int | float]) -> float:
         return sums["weighted_steps"] / sums["weight"]

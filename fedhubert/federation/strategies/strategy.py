@@ -140,7 +140,7 @@ def check_strategy(config: Config) -> ServerStrategy:
         )
     if config.privacy.enabled and (strategy.needs_every_update or not strategy.only_adds_up):
         raise ConfigError(
-            f"privacy.mechanism=central: federated.strategy={name} does more with updates than "
+            f"privacy.mechanism={config.privacy.mechanism}: federated.strategy={name} does more with updates than "
             "add them up: choose FedAvg, FedAvgM, FedAdam, ...",
             setting="federated.strategy",
         )

@@ -12,6 +12,7 @@ clients that the ring has to hold. The weights are inside, so that the server ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,7 +22,9 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.federation.updates.exact_sum import UpdateRejected
-from fedhubert.training.parameters import tensor_of
+
+Words = npt.NDArray[Any]
+"""Integers of 2 or 4 bytes, with their sign."""
 
 RING_BITS: Final[Mapping[str, int]] = {"ring32": 32, "ring24": 24, "ring16": 16}
 """Codec -> bits of its ring."""
@@ -68,9 +71,8 @@ class Ring:
     def largest(self) -> int:
         """Of the integers of one update: so many of them, and the headroom, are below half of the
         ring."""
-        spare = np.ceil(self.headroom / self.step)
-        most = (2 ** (self.bits - 1) - 1 - int(spare)) // self.summands
-        return min(most, int(self.clip / self.step))
+        spare, half = math.ceil(self.headroom / self.step), 1 << (self.bits - 1)
+        return min((half - 1 - spare) // self.summands, int(self.clip / self.step))
 
     def within(self, norm: float, numel: int) -> float:
         """Return the norm of an update [``numel``] of weight ``max_weight`` that is at most ``norm``
@@ -79,7 +81,7 @@ class Ring:
         Raises:
             UpdateRejected: rounding alone is as long.
         """
-        left = norm - 0.5 * self.step * float(np.sqrt(numel))
+        left = norm - 0.5 * self.step * math.sqrt(numel)
         if left <= 0.0:
             raise UpdateRejected("range")
         return left
@@ -131,22 +133,38 @@ def of_ring(integers: torch.Tensor, weight: float, ring: Ring) -> torch.Tensor:
 def wrapped(integers: torch.Tensor, bits: int) -> torch.Tensor:
     """Return ``integers`` [P], int64, modulo 2**``bits``, from -2**(bits - 1) on: what a sum modulo
     the ring stands for."""
-    half = 2 ** (bits - 1)
-    return (integers + half).remainder_(2 * half).sub_(half)
+    half = 1 << (bits - 1)
+    return torch.remainder(integers + half, 2 * half) - half
 
 
-def pack(integers: torch.Tensor, bits: int) -> npt.NDArray[Any]:
-    """Return ``integers`` [P] modulo the ring as they travel: int32, int16, or three bytes each,
-    the lowest first, in a uint8 array [3 P]."""
-    narrow = wrapped(integers, bits).to(torch.int16 if bits == 16 else torch.int32).numpy()
+def narrow(integers: torch.Tensor, bits: int) -> Words:
+    """Return ``integers`` [P] modulo the ring in the words that masks are added to: int16, or int32,
+    of which a ring of 24 bits counts the lowest 24."""
+    words: Words = wrapped(integers, bits).numpy().astype(word_type(bits))
+    return words
+
+
+def word_type(bits: int) -> npt.DTypeLike:
+    """Return the type of a ring's words."""
+    return np.int16 if bits == 16 else np.int32
+
+
+def widened(words: Words, bits: int) -> torch.Tensor:
+    """Return what ``words`` [P] stand for, int64: modulo the ring, with their sign."""
+    return wrapped(torch.from_numpy(words.astype(np.int64)), bits)
+
+
+def to_wire(words: Words, bits: int) -> npt.NDArray[Any]:
+    """Return ``words`` [P] as they travel: as they are, or, of 24 bits, three bytes each, the lowest
+    first, in a uint8 array [3 P]."""
     if bits != 24:
-        return narrow
-    octets: npt.NDArray[np.uint8] = narrow.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3]
+        return words
+    octets: npt.NDArray[np.uint8] = words.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3]
     return np.ascontiguousarray(octets).reshape(-1)
 
 
-def unpack(array: npt.NDArray[Any] | None, bits: int, numel: int) -> torch.Tensor:
-    """Return the integers [``numel``], int64, that :func:`pack` made ``array`` of.
+def of_wire(array: npt.NDArray[Any] | None, bits: int, numel: int) -> Words:
+    """Return the words [``numel``] that :func:`to_wire` made ``array`` of.
 
     Raises:
         UpdateRejected: an array of another type or length, or none.
@@ -155,11 +173,21 @@ def unpack(array: npt.NDArray[Any] | None, bits: int, numel: int) -> torch.Tenso
     if array is None or array.dtype != dtype or array.shape != (times * numel,):
         raise UpdateRejected("shape")
     if bits != 24:
-        return tensor_of(array).to(torch.int64)
+        return array
     words = np.zeros((numel, 4), np.uint8)
-    words[:, 1:] = array.reshape(-1, 3)
-    # the lowest byte is empty: the shift brings the sign along
-    return torch.from_numpy(words.reshape(-1).view("<i4").astype(np.int64) >> 8)
+    words[:, :3] = array.reshape(-1, 3)
+    return words.reshape(-1).view("<i4")
+
+
+def pack(integers: torch.Tensor, bits: int) -> npt.NDArray[Any]:
+    """Return ``integers`` [P] modulo the ring as they travel."""
+    return to_wire(narrow(integers, bits), bits)
+
+
+def unpack(array: npt.NDArray[Any] | None, bits: int, numel: int) -> torch.Tensor:
+    """Return the integers [``numel``], int64, that :func:`pack` made ``array`` of; raises
+    :class:`UpdateRejected` for an array of another type or length, or none."""
+    return widened(of_wire(array, bits, numel), bits)
 
 
 def ring_bytes(codec: str, numel: int) -> int:

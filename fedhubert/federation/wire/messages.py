@@ -506,7 +506,7 @@ class Masked(Answer):
 
     OPTIONAL = frozenset({"train_micro_batches", "train_steps"})
     SLOTS: ClassVar[Mapping[str, Slot]] = {
-        "masked": Slot(("int64",), 1),
+        "masked": Slot(("int64", "int32", "int16", "uint8"), 1),
         "tail": _MASKED_TAIL,
         "sealed_*": Slot(("uint8",), 2),
         "commitments_*": Slot(("uint8",), 3),

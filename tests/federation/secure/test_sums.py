@@ -164,6 +164,7 @@ def test_a_late_update_stays_masked_and_with_single_masks_it_would_not() -> None
     "told",
     [
         {"said": {"model": "another"}},
+        {"said": {"model": "m", "job": "another"}},
         {"round": 2},
         {"attempt": 1},
         {"roster": "another"},

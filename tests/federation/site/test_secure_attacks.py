@@ -1,5 +1,8 @@
 """A server that asks a site with a pinned roster for more than a sum over the sites of that roster: each attack is refused by its code."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -390,3 +393,34 @@ def test_run_keys_are_gone_when_the_run_is_over(attacker: Attacker) -> None:
     assert not list(Path(str(attacker.node["state-dir"])).rglob("run.key"))
     asked = attacker.secured(attacker.train(), rows=[row, *attacker.rows("x")[1:]])
     assert attacker.code(asked) == "secure_keys"
+
+
+def test_a_sum_is_opened_without_torch(attacker: Attacker) -> None:
+    """Others wait for it: a process that opens a sum loads neither torch nor the audio's manifest."""
+    attacker.label()
+    terms, own = attacker.round()
+    message = attacker.message(attacker.open(terms, attacker.dealt(terms, own), range(5)))
+    sealed = message.content.array_records["arrays"]["sealed_0"].numpy()
+    request = dict(message.content.config_records["request"])
+    probe = """
+import json, sys
+import numpy as np
+from fedhubert.federation.site.answering import respond
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.flower import ArrayRecord, ConfigRecord, Message, RecordDict
+from tests.flower import identify
+identify()
+request, sealed, node = json.loads(sys.stdin.read())
+record = ArrayRecord()
+record["sealed_0"] = HeldArray(np.array(sealed, np.uint8))
+content = RecordDict({"request": ConfigRecord(request)})
+content["arrays"] = record
+reply = respond(Message(content, 1, "query.open"), node)
+print(reply.content.array_records["arrays"]["shares_0"].numpy().shape, "torch" in sys.modules)
+"""
+    said = json.dumps([request, sealed.tolist(), attacker.node])
+    done = subprocess.run(
+        [sys.executable, "-c", probe], input=said, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["(5,", "33)", "False"], done.stderr[-2000:]
