@@ -17,7 +17,7 @@ from fedhubert.config import Config
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.manifest import Manifest
 from fedhubert.deployment.expiry import expiring
-from fedhubert.errors import CheckpointError, FedhubertError
+from fedhubert.errors import CheckpointError, DataError, FedhubertError
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.evaluation import ServerEvaluation
 from fedhubert.federation.phases.targets import (
@@ -123,6 +123,7 @@ class Run:
 
     Attributes:
         feature_width: Of what k-means sees.
+        kept_bytes: Of the models that every site keeps.
     """
 
     federation: Federation
@@ -133,6 +134,8 @@ class Run:
         config, self.teacher = with_teacher(config)
         extractor = Extractor.of(config.targets) if config.task.needs_labels else None
         self.feature_width = extractor.config.embed_dim if extractor else NUM_FEATURES
+        kept = [extractor, self.teacher.teacher if self.teacher else None]
+        self.kept_bytes = sum(model.num_bytes for model in kept if model is not None)
         self.config = config
         self.record = RunRecord(config)
         self.objective = spec_of(config.task)
@@ -149,16 +152,23 @@ class Run:
     def begin(self) -> None:
         """Begin, or go on from the newest checkpoint; see :func:`open_run`."""
         log.info("run folder: %s", self.record.folder.path)
-        if self.config.evaluation.manifest:
-            Manifest.read(
-                resolve_manifest(self.config.evaluation.manifest), self.config.evaluation.root
-            )
+        self._check_evaluation()
         if self.teacher is not None:
             prepare_student(self.model, self.config, self.teacher)
         self._resume()
         check_checkpoint_space(
             self.config, self.record.folder.checkpoints, self.layout.numel, self.model
         )
+
+    def _check_evaluation(self) -> None:
+        named, root = self.config.evaluation.manifest, self.config.evaluation.root
+        try:
+            if named:
+                Manifest.read(resolve_manifest(named), root)
+        except DataError as error:
+            raise DataError(
+                f"evaluation.manifest={named}: {error}", setting="evaluation.manifest"
+            ) from None
 
     def over(self, grid: StreamingGrid, on_client: ClientsDone | None = None) -> RunResult:
         """Play the run's phases over ``grid``; raises what :func:`run_federation` raises."""

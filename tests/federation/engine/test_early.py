@@ -215,6 +215,17 @@ def test_the_longest_folder_that_is_allowed_is_the_longest_that_ray_takes(
         assert taken is ("too long" not in str(error.value)), (length, error.value)
 
 
+def test_a_manifest_for_the_server_is_read_before_ray_starts(
+    start: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.csv").write_text("name\nx\n")
+    for name in ("bad", "nowhere"):
+        manifest = tmp_path / f"{name}.csv"
+        with pytest.raises(FedhubertError, match=rf"evaluation\.manifest={manifest}: ") as caught:
+            start(f"evaluation.manifest={manifest}")
+        assert caught.value.setting == "evaluation.manifest"
+
+
 def test_a_gpu_that_the_workers_do_not_get_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -243,7 +254,7 @@ def test_a_gpu_that_the_workers_do_not_get_is_named(monkeypatch: pytest.MonkeyPa
         ),
         (
             400_000,
-            r"labels, features and optimisers .* take .* of .*state, where 0\.4 MB are free.*client\.state_dir",
+            r"labels, features, optimisers and models .* take .* of .*state, where 0\.4 MB are free.*client\.state_dir",
         ),
     ],
 )
