@@ -49,7 +49,11 @@ class Source:
                 "the checkpoint's config has no `model`: it does not say which shape the weights have"
             )
         config = validate(ModelConfig, run["model"])
-        untrained = () if _learned(run).predicts_masked else (MASK, HEAD)
+        learned = _learned(run)
+        untrained = (
+            *(() if learned.hides_frames else (MASK,)),
+            *(() if learned.predicts_masked else (HEAD,)),
+        )
         state = {
             name: tensor
             for name, tensor in checkpoint["model"].items()
