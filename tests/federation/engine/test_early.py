@@ -194,6 +194,16 @@ def test_what_ray_would_stumble_over_in_the_environment_is_named(
         start()
 
 
+def test_a_full_disk_under_ray_is_warned_of(
+    start: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage("/")._replace(total=10**15, free=10**13)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(RayStarted):
+        start()
+    assert "the disk of /tmp is more than 95 % full" in capsys.readouterr().err
+
+
 def test_the_longest_folder_that_is_allowed_is_the_longest_that_ray_takes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
