@@ -282,8 +282,8 @@ def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
 
 
 def _value_of(override: str) -> Any:
-    """Return the value of a ``KEY=VALUE`` that is no sweep: by Hydra's grammar, or the text itself
-    where that does not take it and it is no YAML either."""
+    """Return the value of a ``KEY=VALUE`` that is no sweep: by Hydra's grammar, or, where that does
+    not take it, the text that it is in YAML."""
     try:
         check_overrides([override])
         return OverridesParser.create().parse_override(override).value()
