@@ -5,6 +5,7 @@ Hydra gets the models' defaults as choices beside the files of ``conf/``, which 
 differs from them.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import re
@@ -260,9 +261,10 @@ def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the saved configuration cannot be read: {_explain(error)}") from None
     for override in overrides:
-        key, equals, value = override.partition("=")
+        key, equals, _ = override.partition("=")
         if not equals:
             raise ConfigError(f"`{override}` is not KEY=VALUE")
+        value = _value_of(override)
         try:
             known = OmegaConf.select(amended, key, throw_on_missing=False, default=_UNKNOWN)
             if known is _UNKNOWN or isinstance(known, DictConfig):
@@ -272,12 +274,26 @@ def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
                     else "is unknown"
                 )
                 raise ConfigError(f"key `{key}` {reason}", setting=key)
-            OmegaConf.update(amended, key, OmegaConf.from_dotlist([f"v={value}"])["v"])
+            OmegaConf.update(amended, key, OmegaConf.create({key: value})[key])
         except OmegaConfBaseException as error:
             raise ConfigError(_explain(error), setting=key) from None
     plain = OmegaConf.to_container(amended, resolve=False)  # a file's ${oc.env:SECRET} is text
     assert isinstance(plain, dict)
     return validate(Config, {str(key): value for key, value in plain.items()})
+
+
+def _value_of(override: str) -> Any:
+    """Return the value of a ``KEY=VALUE`` that is no sweep: by Hydra's grammar, or, where that does
+    not take it, the text that it is in YAML."""
+    try:
+        check_overrides([override])
+        return OverridesParser.create().parse_override(override).value()
+    except ConfigError as unread:
+        text = override.partition("=")[2]
+        with contextlib.suppress(OmegaConfBaseException, YAMLError):
+            if OmegaConf.from_dotlist([f"v={text}"])["v"] == text:
+                return text
+        raise unread from None
 
 
 def to_yaml(config: Config) -> str:

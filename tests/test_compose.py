@@ -11,6 +11,7 @@ import yaml
 
 from fedhubert.cli import main
 from fedhubert.compose import (
+    amend,
     compose,
     group_choices,
     hydra_quoted,
@@ -282,6 +283,18 @@ def test_printed_overrides_mean_the_value(value: str) -> None:
     assert compose([f"out={hydra_quoted(value)}"]).out == value
     assert compose(shlex.split(shell_override("out", value))).out == value
     assert shell_override("out", "/plain/path-1") == "out=/plain/path-1"
+
+
+@pytest.mark.parametrize("value", [*AWKWARD, "[x", "'a", "a #b", "&x", "!x", "`x"])
+def test_overrides_of_a_saved_run_are_read_as_what_they_are_or_refused_with_the_quotes(
+    value: str,
+) -> None:
+    saved = compose([]).model_dump(mode="json")
+    try:
+        assert amend(saved, [f"out={value}"]).out == value
+    except ConfigError as error:
+        told = str(error).split("the shell's: ")[1]
+        assert amend(saved, shlex.split(told)).out == value
 
 
 def test_what_looks_like_a_number_is_said_to_need_quotes() -> None:

@@ -1,6 +1,7 @@
 """Places and identity of a node, from its own configuration: where its audio and its state are, and
 which number it has."""
 
+import contextlib
 import json
 import logging
 import os
@@ -177,9 +178,10 @@ def log_on_site(state_dir: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
     if os.environ.get(TOLD):
-        told = _PrivateLog(os.environ[TOLD], delay=True)
-        told.setFormatter(_OneLine("%(message)s"))
-        told.setLevel(logging.WARNING)
-        logger.addHandler(told)
+        with contextlib.suppress(OSError):  # on another host of a cluster there is no such folder
+            told = _PrivateLog(os.environ[TOLD])
+            told.setFormatter(_OneLine("%(message)s"))
+            told.setLevel(logging.WARNING)
+            logger.addHandler(told)
     logger.setLevel(logging.INFO)
     logger.propagate = False

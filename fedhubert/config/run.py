@@ -98,7 +98,7 @@ class Config(Model):
 
     init_from: str | None = key(None, path=True)
     """Start from this encoder: a HuggingFace folder, a file of fairseq, s3prl or torchaudio, a
-    round, torchaudio:HUBERT_BASE."""
+    round, hf:facebook/hubert-base-ls960, torchaudio:HUBERT_BASE."""
 
     data: DataConfig = key(DataConfig(), fork=["batches", "labels"])
     """Which audio, whose it is, and how it is cut into batches."""

@@ -40,9 +40,14 @@ class MaskedTask(Model):
         return True
 
     @property
+    def hides_frames(self) -> bool:
+        """Whether the model sees masked frames, which is what trains the mask embedding."""
+        return True
+
+    @property
     def predicts_masked(self) -> bool:
-        """Whether an objective scores masked frames, which is what trains the mask embedding and
-        the masked-prediction head."""
+        """Whether an objective scores masked frames by the masked-prediction head, which is what
+        trains it."""
         return self.needs_labels
 
     @property
@@ -154,6 +159,10 @@ class DistillConfig(MaskedTask):
     @property
     def needs_labels(self) -> bool:
         return self.objectives.pseudo_labels > 0.0
+
+    @property
+    def hides_frames(self) -> bool:
+        return self.predicts_masked
 
     @property
     def predicts_masked(self) -> bool:

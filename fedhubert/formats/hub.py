@@ -33,7 +33,7 @@ def fetched(name: str) -> Path:
     except ImportError:
         raise CheckpointError(
             f"{HUB}{name} needs huggingface_hub: pip install 'fedhubert[hub]', or fetch it elsewhere "
-            f"with `{_command(repository)}` and name the folder"
+            f"with {_command(repository)} and name the folder"
         ) from None
     try:
         for patterns in (["*.json", "*.safetensors"], ["*.json", "pytorch_model*.bin"]):
@@ -46,7 +46,7 @@ def fetched(name: str) -> Path:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(
             f"{HUB}{name} cannot be fetched ({type(error).__name__}: {said}): fetch it where there is a "
-            f"network with `{_command(repository)}` and name the folder"
+            f"network with {_command(repository)} and name the folder"
         ) from None
     return folder
 
@@ -61,10 +61,11 @@ def nothing_at(path: Path) -> str:
         return f"no file or folder {path}"
     return (
         f"no file or folder {path}. If {name} is a model of the HuggingFace hub: {HUB}{name} (with huggingface_hub: pip install 'fedhubert[hub]'), "
-        f"or fetch it with `{_command(name)}` and name the folder"
+        f"or fetch it with {_command(name)} and name the folder"
     )
 
 
 def _command(name: str) -> str:
     folder = name.rpartition("/")[2]
-    return f"huggingface-cli download {shlex.quote(name)} --local-dir {shlex.quote(folder)}"
+    words = f"download {shlex.quote(name)} --local-dir {shlex.quote(folder)}"
+    return f"`huggingface-cli {words}` (since huggingface_hub 1.0: `hf {words}`)"

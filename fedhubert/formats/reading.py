@@ -122,7 +122,7 @@ def shards(index: Path) -> dict[str, Any]:
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
         raise CheckpointError(
-            f"{index} names {len(names)} files, and {', '.join(absent[:3])} "
+            f"{index} names {len(names)} files, and {', '.join(map(quoted, absent[:3]))} "
             f"{'is' if len(absent) == 1 else 'are'} not beside it: download the whole model again"
         )
     state: dict[str, Any] = {}

@@ -4,19 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from fedhubert.config import MaskedTask, ModelConfig, Task, TaskConfig, validate
-from fedhubert.config.base import Model
-from fedhubert.errors import CheckpointError, ConfigError
+from fedhubert.errors import CheckpointError
 from fedhubert.formats.fairseq_form import label_rate_of
 from fedhubert.formats.naming import HEAD, MASK, is_objectives_own
 
-
-class _Part(Model):
-    """The part of a run's configuration that says what was learned."""
-
-    task: Task = TaskConfig()
+_TASK: TypeAdapter[MaskedTask] = TypeAdapter(Task)
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,11 @@ class Source:
                 "the checkpoint's config has no `model`: it does not say which shape the weights have"
             )
         config = validate(ModelConfig, run["model"])
-        untrained = () if _learned(run).predicts_masked else (MASK, HEAD)
+        learned = _learned(run)
+        untrained = (
+            *(() if learned.hides_frames else (MASK,)),
+            *(() if learned.predicts_masked else (HEAD,)),
+        )
         state = {
             name: tensor
             for name, tensor in checkpoint["model"].items()
@@ -83,6 +83,6 @@ def _learned(run: Mapping[str, Any]) -> MaskedTask:
     """The run's task; masked prediction where the checkpoint does not say, or says it in a way that
     this version does not know."""
     try:
-        return validate(_Part, {"task": run["task"]}).task if run.get("task") else TaskConfig()
-    except ConfigError:
+        return _TASK.validate_python(run["task"]) if run.get("task") else TaskConfig()
+    except ValidationError:
         return TaskConfig()

@@ -1,8 +1,10 @@
 """``fedhubert certs``: checked with a real TLS handshake, with Flower's own key loader, and by what it refuses."""
 
+import shlex
 import socket
 import ssl
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from fedhubert.cli import main
+from fedhubert.compose import compose
 from tests.flower import would_register
 
 PRIVATE = {"ca.key", "server.key", "superexec.secret", "node-0.key", "node-1.key"}
@@ -112,6 +115,37 @@ def test_the_output_names_the_next_commands(made: Path, capsys: pytest.CaptureFi
     ):
         assert part in printed
     assert "PRIVATE KEY" not in printed
+
+
+def test_the_commands_that_are_printed_hold_whatever_the_folder_is_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read by a shell, and the overrides by Hydra, they name the files that were made."""
+    out = tmp_path / 'it\'s; "the" $HOME = key#s'
+    assert certs(out, "--coordinator", "--host", "localhost") == 0
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("Runs are started")
+    ]
+    config = compose(shlex.split(line.split(" with ")[1]))
+    assert config.federated.signing_key == str(out / "coordinator.key")
+    assert config.federated.node_keys == str(out)
+    assert certs(out, "--site", "3") == 0
+    command = capsys.readouterr().out.split("prints what to compare.\n")[1]
+    arguments = shlex.split(command.replace("\\\n", " "))
+    assert str(out / "node-3.key") in arguments
+    told = tomllib.loads(
+        arguments[-1]
+        .removesuffix(" ...")
+        .replace(" site-key", "\nsite-key")
+        .replace(" coord", "\ncoord")
+    )
+    assert told["coordinator-key"] == str(out / "coordinator.pub")
+    assert told["site-key"] == str(out / "site-3.key")
+    assert certs(tmp_path / "new one", "--host", "localhost", "--nodes", "1") == 0
+    (line,) = [
+        line for line in capsys.readouterr().out.splitlines() if "supernode register" in line
+    ]
+    assert Path(shlex.split(line)[3]).is_file()
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_agreement_is_counted_where_the_labels_are_and_their_names_stay(
 
 @pytest.mark.parametrize(
     ("source", "text"),
-    [("layer:4", "has 3 layers"), ("layer:2", "no weights at")],
+    [("layer:4", "has 3 layers"), ("layer:2", "no file or folder")],
 )
 def test_a_model_that_cannot_serve_is_refused_before_anyone_is_asked(
     overrides: Settings, tmp_path: Path, source: str, text: str

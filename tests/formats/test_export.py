@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+import fedhubert.formats
+from fedhubert.cli import main
 from fedhubert.commands import export
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError, ConfigError
@@ -274,6 +277,17 @@ def test_the_card_is_one_of_the_hubs(
     assert (data.license, data.language, data.base_model) == ("cc-by-4.0", ["en", "fr"], "b/model")
     assert (data.datasets, data.pipeline_tag) == (["a/speech"], "feature-extraction")
     assert (data.library_name, data.tags[:2]) == ("transformers", ["speech", "hubert"])
+
+
+def test_the_chapters_first_command_works(
+    tmp_path: Path, tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chapter = Path(fedhubert.formats.__file__).with_name("README.md").read_text()
+    program, *arguments = shlex.split(chapter.split("```bash\n")[1].splitlines()[0])
+    monkeypatch.chdir(tmp_path)
+    saved(Path("runs/calls/checkpoints"), trained(tiny_model_config))
+    assert program == "fedhubert" and main(arguments) == 0
+    assert sorted(path.name for path in Path("calls-hf").iterdir()) == FILES
 
 
 def test_what_the_card_does_not_say_is_said(

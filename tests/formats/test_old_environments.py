@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _python() -> str:
 
 
 @pytest.fixture(scope="session")
-def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def old_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The old environment's Python. FEDHUBERT_S3PRL_ENV names a folder where it is kept for the next call; it takes 4.5 GB."""
     kept = os.environ.get("FEDHUBERT_S3PRL_ENV")
     folder = Path(kept) if kept else tmp_path_factory.mktemp("old") / "environment"
@@ -90,7 +91,9 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if installed.returncode:
             pytest.skip(f"the old environment cannot be had: {installed.stderr.splitlines()[-1]}")
         (folder / "complete").touch()
-    return python
+    yield python
+    if not kept:
+        shutil.rmtree(folder)
 
 
 def _run(python: Path, *arguments: str, folder: Path) -> str:

@@ -144,7 +144,7 @@ def test_shards_that_transformers_writes_are_read(tmp_path: Path, folder: Path) 
     [
         (
             lambda folder, index: next(folder.glob("*-00002-of*")).unlink(),
-            "00002-of.* is not beside",
+            "00002-of.*is not beside",
         ),
         (
             lambda folder, index: index["weight_map"].update(a="../x.safetensors"),

@@ -118,7 +118,8 @@ def test_a_toy_objective_is_trained_scored_planned_and_compared(
     )
 
     exported = Source.of(saved).state
-    assert set(fresh) - set(exported) == {"energy_head.weight", "energy_head.bias"}
+    left_out = {name.split(".")[0] for name in set(fresh) - set(exported)}
+    assert left_out == {"energy_head", "logit_generator"}  # the one is its own, the other untrained
 
     folder = train_baseline(compose([*settings, f"out={tmp_path / 'central'}"]), BaselineOptions())
     final = [event for event in read_events(folder.metrics_file) if event["event"] == "final"]

@@ -1,7 +1,10 @@
 """What can be wrong with this machine for a simulated run, found before Ray starts."""
 
+import contextlib
+import logging
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,9 +20,13 @@ from fedhubert.files import check_writable, private_folder
 from fedhubert.targets.labels import precomputed_labels
 from fedhubert.training.device import resolve_device
 
+log = logging.getLogger("fedhubert")
+
 _RAY_SOCKET = "ray/session_2026-11-27_12-00-00_000000_0000000/sockets/plasma_store"
 """The longest of the sockets that Ray opens below its temporary folder."""
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+_RAYS_SHARE = 0.95
+"""Of a disk, up to which Ray writes to it (``local_fs_capacity_threshold``)."""
 _MOST_CHECKED_H = 100.0
 """Hours of audio up to which the labels of every client are read once before the run."""
 
@@ -58,6 +65,7 @@ def check_ray_surroundings(config: Config) -> None:
         )
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     folder = os.environ.get(name)
+    _warn_of_full_disk(folder or "/tmp")
     if not folder:
         return
     socket = os.path.join(os.path.abspath(folder), _RAY_SOCKET)
@@ -76,6 +84,17 @@ def check_ray_surroundings(config: Config) -> None:
             f"{name}={folder}: {error.strerror}; Ray keeps its sockets and logs there. Set RAY_TMPDIR to a folder that can be written",
             setting="simulation",
         ) from None
+
+
+def _warn_of_full_disk(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        usage = shutil.disk_usage(folder)
+        if usage.free < (1 - _RAYS_SHARE) * usage.total:
+            log.warning(
+                "the disk of %s is more than %.0f %% full, where Ray moves no more objects to it: set RAY_TMPDIR to a folder on another disk",
+                folder,
+                100 * _RAYS_SHARE,
+            )
 
 
 def check_device(config: Config) -> None:

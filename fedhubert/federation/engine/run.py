@@ -32,9 +32,11 @@ from fedhubert.runs.store import RoundStore
 
 
 def train_here(config: Config) -> float:
-    """Train on this host and return the final validation loss (for sweeps; ``dry_run``: NaN);
-    raises what
-    :func:`open_run` and its run raise."""
+    """Train on this host and return the final validation loss (for sweeps; ``dry_run``: NaN).
+
+    Raises:
+        FedhubertError: see :func:`check_machine`, :func:`open_run` and :meth:`Run.over`.
+    """
     console = log_to_terminal()
     config = with_absolute_data(config)
     if config.dry_run:
@@ -145,7 +147,12 @@ def _check_space(run: Run, site: Site) -> None:
         for part in parts
     ]
     check_site_space(
-        config, site.settings.state_dir, run.state.layout.numel, seconds, run.feature_width
+        config,
+        site.settings.state_dir,
+        run.state.layout.numel,
+        seconds,
+        feature_width=run.feature_width,
+        kept_bytes=run.kept_bytes,
     )
 
 

@@ -135,8 +135,11 @@ def _ray(config: Config, told: Path) -> Iterator[None]:
         ray.init(logging_level=logging.ERROR, **options)
     except Exception as error:
         setting = "ray_address" if simulation.ray_address else "num_workers"
+        names = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR")
+        around = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+        where = f" (in the environment: {', '.join(around)})" if around else ""
         raise ConfigError(
-            f"Ray did not start with simulation.{setting}={getattr(simulation, setting)}: {error}",
+            f"Ray did not start with simulation.{setting}={getattr(simulation, setting)}{where}: {error}",
             setting=f"simulation.{setting}",
         ) from None
     try:

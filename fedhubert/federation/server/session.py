@@ -11,7 +11,7 @@ from fedhubert.config import Config
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.manifest import Manifest
 from fedhubert.deployment.expiry import expiring
-from fedhubert.errors import CheckpointError, FedhubertError
+from fedhubert.errors import CheckpointError, DataError, FedhubertError
 from fedhubert.federation.phases.evaluation import ServerEvaluation
 from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.targets import Targets, no_targets, prepare_targets
@@ -87,15 +87,27 @@ def open_run(config: Config) -> Iterator["Run"]:
     with record.opened():
         state = RunState.initial(config)
         log.info("run folder: %s", record.folder.path)
-        if config.evaluation.manifest:
-            Manifest.read(resolve_manifest(config.evaluation.manifest), config.evaluation.root)
+        _check_evaluation(config)
         if teacher is not None:
             prepare_student(state.model, config, teacher)
         state.restore(record, teacher)
         numel = state.layout.numel
         check_checkpoint_space(config, record.folder.checkpoints, numel, state.model)
         width = extractor.config.embed_dim if extractor else NUM_FEATURES
-        yield Run(record, state, teacher, width)
+        kept = [extractor, teacher.teacher if teacher else None]
+        kept_bytes = sum(model.num_bytes for model in kept if model is not None)
+        yield Run(record, state, teacher, width, kept_bytes)
+
+
+def _check_evaluation(config: Config) -> None:
+    named, root = config.evaluation.manifest, config.evaluation.root
+    try:
+        if named:
+            Manifest.read(resolve_manifest(named), root)
+    except DataError as error:
+        raise DataError(
+            f"evaluation.manifest={named}: {error}", setting="evaluation.manifest"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -104,12 +116,14 @@ class Run:
 
     Attributes:
         feature_width: Of what k-means sees.
+        kept_bytes: Of the models that every site keeps.
     """
 
     record: RunRecord
     state: RunState
     teacher: ServerTeacher | None
     feature_width: int
+    kept_bytes: int
 
     def over(self, grid: StreamingGrid, on_client: ClientsDone | None = None) -> RunResult:
         """Play the run's phases over ``grid``; raises what :func:`run_federation` raises."""

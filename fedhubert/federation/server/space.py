@@ -86,25 +86,32 @@ def check_checkpoint_space(config: Config, folder: Path, numel: int, model: nn.M
 
 
 def check_site_space(
-    config: Config, folder: Path, numel: int, seconds: Iterable[tuple[float, float]], width: int
+    config: Config,
+    folder: Path,
+    numel: int,
+    seconds: Iterable[tuple[float, float]],
+    *,
+    feature_width: int,
+    kept_bytes: int,
 ) -> None:
     """Raise :class:`ConfigError` where the disk of the state folder has no room for what all
     clients keep there; caches, which do without, are not counted.
 
     Args:
         seconds: Of audio to train on and held out, by client.
-        width: Of the features that k-means sees.
+        feature_width: Of the features that k-means sees.
+        kept_bytes: Of a teacher and an extractor, which all clients on this host share.
     """
-    needed = sum(
+    needed = kept_bytes + sum(
         labels_disk(config, train_s + held_out_s)
-        + sample_disk(config, train_s, width)
+        + sample_disk(config, train_s, feature_width)
         + state_disk(config, numel)
         for train_s, held_out_s in seconds
     )
     short = _lacking(folder, needed)
     if short:
         raise ConfigError(
-            f"labels, features and optimisers of the clients take {_size(needed)} of {folder}, where {short}: free some space, "
+            f"labels, features, optimisers and models of the clients take {_size(needed)} of {folder}, where {short}: free some space, "
             "or choose another client.state_dir=...",
             setting="client.state_dir",
         )

@@ -194,6 +194,16 @@ def test_what_ray_would_stumble_over_in_the_environment_is_named(
         start()
 
 
+def test_a_full_disk_under_ray_is_warned_of(
+    start: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage("/")._replace(total=10**15, free=10**13)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(RayStarted):
+        start()
+    assert "the disk of /tmp is more than 95 % full" in capsys.readouterr().err
+
+
 def test_the_longest_folder_that_is_allowed_is_the_longest_that_ray_takes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -213,6 +223,17 @@ def test_the_longest_folder_that_is_allowed_is_the_longest_that_ray_takes(
         with socket.socket(socket.AF_UNIX) as server, pytest.raises(OSError) as error:
             server.bind(name)
         assert taken is ("too long" not in str(error.value)), (length, error.value)
+
+
+def test_a_manifest_for_the_server_is_read_before_ray_starts(
+    start: Callable[..., None], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.csv").write_text("name\nx\n")
+    for name in ("bad", "nowhere"):
+        manifest = tmp_path / f"{name}.csv"
+        with pytest.raises(FedhubertError, match=rf"evaluation\.manifest={manifest}: ") as caught:
+            start(f"evaluation.manifest={manifest}")
+        assert caught.value.setting == "evaluation.manifest"
 
 
 def test_a_gpu_that_the_workers_do_not_get_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +264,7 @@ def test_a_gpu_that_the_workers_do_not_get_is_named(monkeypatch: pytest.MonkeyPa
         ),
         (
             400_000,
-            r"labels, features and optimisers .* take .* of .*state, where 0\.4 MB are free.*client\.state_dir",
+            r"labels, features, optimisers and models .* take .* of .*state, where 0\.4 MB are free.*client\.state_dir",
         ),
     ],
 )
