@@ -152,7 +152,7 @@ class FederatedKMeans:
         self.done = converged or len(self.history) >= self.max_iterations
         return self.done
 
-    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+    def state_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """All that :meth:`load_state_dict` needs to go on from here, as plain arrays."""
         centroids = (
             np.zeros((0, 0), np.float32) if self.centroids is None else self.centroids.copy()
