@@ -74,11 +74,11 @@ def _run(
     train, score."""
     config = record.config
     state = RunState.initial(config)
-    federation = Federation(grid, config, record.folder.run_key(), state.layout)
     log.info("run folder: %s", record.folder.path)
     if teacher is not None:
         prepare_student(state.model, config, teacher)
     state.restore(record, teacher)
+    federation = Federation(grid, config, record.folder.run_key(), state.layout)
     federation.fingerprints = state.fingerprints
     record.write_config()
     record.open_trackers()
