@@ -1,10 +1,11 @@
-# make demo | test | test-fast | test-slow | test-deployment | test-flower [FLWR=1.41.0] | bench | docker-demo | lint. Everything is installed into .venv from pyproject.toml.
+# make demo | test [PROCESSES=2] | test-fast | test-slow | test-deployment | test-flower [FLWR=1.41.0] | bench | docker-demo | lint. Everything is installed into .venv from pyproject.toml.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
 FAST := tests/test_imports.py tests/test_compose.py tests/config tests/data tests/objectives tests/models \
   $(addprefix tests/federation/test_,arrays.py codecs.py exact_sum.py grid.py guards.py rounds.py sampling.py server_optimizers.py)
+PROCESSES ?= 2
 FLWR ?=
 FLOWERS ?= $(VENV)/flowers
 
@@ -39,7 +40,7 @@ docker-demo:
 	docker/demo.sh
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(FAST)

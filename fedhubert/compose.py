@@ -248,7 +248,7 @@ def to_config(composed: DictConfig) -> Config:
     return validate(Config, {str(key): value for key, value in values.items()})
 
 
-def amend(values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+def amend(values: Mapping[str, object], overrides: Sequence[str]) -> Config:
     """Return a saved configuration with ``KEY=VALUE`` overrides of single keys (no config groups:
     ``model=...`` would mix two of them).
 
@@ -301,7 +301,7 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]], Any]) -> None:
+def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]], object]) -> None:
     """Run Hydra's multirun: ``job`` once per combination, each with a folder of its own below
     ``out``, or the sweep's folder.
 
@@ -314,7 +314,7 @@ def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]]
     """
     _composed(sweep_jobs(overrides)[0][0])
 
-    def one(composed: DictConfig) -> Any:
+    def one(composed: DictConfig) -> object:
         sweep, given = HydraConfig.get().sweep, OmegaConf.select(composed, "out")
         out = str(Path(given, sweep.subdir) if given else Path(sweep.dir, sweep.subdir).absolute())
         return job(out, lambda: to_config(composed).model_copy(update={"out": out}))

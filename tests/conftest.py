@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,20 @@ import torch
 from fedhubert.config import ModelConfig
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where ``make test`` has several processes, keep a file's tests in one (its module's fixtures are made once), and all whole runs in one: the
+    workers of two would be more than the processors, and the run that they are compared with is trained once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "integration" if path.startswith("tests/integration/") else path
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -170,7 +169,7 @@ def _train_local(
     pool.label(lambda event: append_event(folder.metrics_file, event))
     rounds = pool.rounds()
     own: dict[int, ClientScore] = {}
-    elsewhere: dict[int, dict[str, Any]] = {}
+    elsewhere: dict[int, dict[str, object]] = {}
     for part in pool.clients:
         taken = {
             number: {part.number: steps[part.number]}

@@ -86,7 +86,7 @@ def _one_seed(
     local = train_baseline(placed("local_only"), BaselineOptions(local_only=True))
     federated = RunFolder.of(placed("federated"))
     _check_same_labels(federated, central, local)
-    systems: dict[str, dict[str, Any]] = {
+    systems: dict[str, dict[str, object]] = {
         FEDERATED: _held_out(final_event(federated.metrics_file)),
         CENTRAL: _held_out(final_event(central.metrics_file)),
         LOCAL_ONLY: _held_out(final_event(local.metrics_file)),
@@ -126,12 +126,12 @@ def _one_seed(
     return systems
 
 
-def _held_out(event: Mapping[str, Any]) -> dict[str, Any]:
+def _held_out(event: Mapping[str, Any]) -> dict[str, object]:
     return {name: event["validation"][name] for name in _HELD_OUT if name in event["validation"]}
 
 
 def _probe(
-    systems: dict[str, dict[str, Any]],
+    systems: dict[str, dict[str, object]],
     name: str,
     sources: Sequence[tuple[str, Path]],
     probing: Probing,
@@ -178,7 +178,7 @@ def _study(source: str, path: Path, probing: Probing, console: Console) -> dict[
         default=0.0,
     )
     try:
-        known: dict[str, Any] = json.loads(path.read_text())
+        known: dict[str, object] = json.loads(path.read_text())
         if known.get("asked") == asked and os.stat(path).st_mtime > newest:
             return known
     except (OSError, ValueError):

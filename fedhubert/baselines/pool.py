@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import reduce
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -218,7 +217,7 @@ class Pool:
 
 def figures(
     spec: ObjectiveSpec, scores: dict[int, ClientScore], model_round: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the figures over clients' validation splits, as a federated run's events have them."""
     total = Sums()
     for _, score in sorted(scores.items()):
@@ -228,7 +227,7 @@ def figures(
     return {"model_round": model_round, **spec.figures(total.figures), "clients": len(scores)}
 
 
-def _about(counts: npt.NDArray[np.int64]) -> dict[str, Any]:
+def _about(counts: npt.NDArray[np.int64]) -> dict[str, object]:
     return {
         "frames": int(counts.sum()),
         "clusters_used": int((counts > 0).sum()),

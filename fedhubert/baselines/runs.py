@@ -150,8 +150,8 @@ class BaselineRun:
 
 
 def record_final(
-    config: Config, folder: RunFolder, scores: dict[int, ClientScore], more: dict[str, Any]
-) -> dict[str, Any]:
+    config: Config, folder: RunFolder, scores: dict[int, ClientScore], more: dict[str, object]
+) -> dict[str, object]:
     number = config.federated.num_rounds
     validation = figures(spec_of(config.task), scores, number)
     event = {
@@ -166,7 +166,7 @@ def record_final(
     return validation
 
 
-def say_final(name: str, validation: dict[str, Any], spec: ObjectiveSpec) -> None:
+def say_final(name: str, validation: dict[str, object], spec: ObjectiveSpec) -> None:
     log.info(
         "%s, final: validation %s over %d clients",
         name,
@@ -175,7 +175,7 @@ def say_final(name: str, validation: dict[str, Any], spec: ObjectiveSpec) -> Non
     )
 
 
-def _training(spec: ObjectiveSpec, plan: RoundPlan, result: RoundResult) -> dict[str, Any]:
+def _training(spec: ObjectiveSpec, plan: RoundPlan, result: RoundResult) -> dict[str, object]:
     return {
         "model_round": plan.number - 1,
         **spec.figures(result.sums.figures),
@@ -185,5 +185,5 @@ def _training(spec: ObjectiveSpec, plan: RoundPlan, result: RoundResult) -> dict
     }
 
 
-def rows_of(scores: dict[int, ClientScore]) -> list[dict[str, Any]]:
+def rows_of(scores: dict[int, ClientScore]) -> list[dict[str, object]]:
     return [{"partition": number, **scores[number]} for number in sorted(scores)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import torch
 
@@ -36,7 +36,7 @@ class PartitionState:
     """The kept optimiser (``state_dict``) and the left-over of the codec [P]; None where there is
     none."""
 
-    optimizer: dict[str, Any] | None = None
+    optimizer: dict[str, object] | None = None
     residual: torch.Tensor | None = None
 
 

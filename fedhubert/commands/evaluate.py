@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from fedhubert.evaluation.checkpoint import Probing
 
@@ -214,14 +215,14 @@ def print_results(console: "Console", results: Mapping[str, Any]) -> None:
         console.print(table)
 
 
-def _table(table: Any, *names: str) -> Any:
+def _table(table: "Table", *names: str) -> "Table":
     table.add_column("features")
     for name in ("layer", *names):
         table.add_column(name, justify="right")
     return table
 
 
-def _add_row(table: Any, row: Mapping[str, Any], *figures: float) -> None:
+def _add_row(table: "Table", row: Mapping[str, Any], *figures: float) -> None:
     layer = "" if row["layer"] is None else str(row["layer"])
     table.add_row(row["encoder"], layer, *(f"{figure:.3f}" for figure in figures))
 

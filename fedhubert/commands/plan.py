@@ -3,9 +3,9 @@
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedhubert.reporting.durations import duration
 
@@ -75,7 +75,7 @@ def plan(arguments: Sequence[str]) -> int:
     return 0
 
 
-def report(inputs: "Inputs", found: "Plan", said: dict[str, str]) -> dict[str, Any]:
+def report(inputs: "Inputs", found: "Plan", said: dict[str, str]) -> dict[str, object]:
     """Return the estimates as plain values: seconds, hours, bytes."""
     from fedhubert.planning import sizes
 
@@ -243,7 +243,7 @@ def _space(inputs: "Inputs") -> Iterator[Row]:
     )
 
 
-def _of(values: Sequence[float], show: Any) -> tuple[str, str]:
+def _of(values: Sequence[float], show: Callable[[float], str]) -> tuple[str, str]:
     return show(sum(values)), f"{show(min(values))} to {show(max(values))}"
 
 

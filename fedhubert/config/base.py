@@ -35,7 +35,7 @@ class Model(BaseModel):
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def validate(cls: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+def validate(cls: type[ModelT], values: Mapping[str, object]) -> ModelT:
     """Build ``cls`` from plain values.
 
     Raises:

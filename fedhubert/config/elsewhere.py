@@ -7,7 +7,6 @@ The package's own stand in the models; these let in those of other modules, once
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pydantic import ValidatorFunctionWrapHandler
 
@@ -20,12 +19,12 @@ TASKS: dict[str, type[Model]] = {}
 """Names for ``task.name``, and the keys that such a task has."""
 
 
-def strategy(value: Any, known: ValidatorFunctionWrapHandler) -> Any:
+def strategy(value: object, known: ValidatorFunctionWrapHandler) -> object:
     """Let a registered strategy's name pass, beside those that are ``known``."""
     return value if isinstance(value, str) and value in STRATEGIES else known(value)
 
 
-def task(value: Any, known: ValidatorFunctionWrapHandler) -> Any:
+def task(value: object, known: ValidatorFunctionWrapHandler) -> object:
     """Validate ``value`` by the keys of the registered task that it names, if it is none of those
     that are ``known``."""
     name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)

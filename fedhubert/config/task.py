@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 
@@ -304,7 +304,7 @@ class TargetsConfig(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _rate_of_the_source(cls, values: Any) -> Any:
+    def _rate_of_the_source(cls, values: object) -> object:
         """``label_rate_hz: null`` means the rate at which the source's labels come."""
         if isinstance(values, Mapping) and values.get("label_rate_hz") is None:
             return {

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -54,7 +53,7 @@ class Probing:
     cache_gb: float = 2.0
 
 
-def evaluate_checkpoint(source: str, probing: Probing, console: Console) -> dict[str, Any]:
+def evaluate_checkpoint(source: str, probing: Probing, console: Console) -> dict[str, object]:
     """Return all figures of a checkpoint; raises :class:`~fedhubert.errors.FedhubertError`."""
     evaluated = probing.audio.read()
     fitted_on = probing.fitted_on.read() if probing.fitted_on else None
@@ -73,7 +72,7 @@ def evaluate_checkpoint(source: str, probing: Probing, console: Console) -> dict
     }
 
 
-def write_results(path: Path, results: Mapping[str, Any]) -> None:
+def write_results(path: Path, results: Mapping[str, object]) -> None:
     """Write JSON; raises :class:`ConfigError` when the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

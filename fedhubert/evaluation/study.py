@@ -107,7 +107,7 @@ def run_study(
     cache: DiskCache,
     track: Track,
     fitted_on: Annotated | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the figures as plain values, as `fedhubert evaluate --out` writes them.
 
     Args:
@@ -174,7 +174,7 @@ class _Study:
 
     def utterance_probe(
         self, task: str, evaluated: Annotated, fitted_on: Annotated | None
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Probe mean-pooled features for a label of the utterance."""
         score = _utterances_of(evaluated, task, self._settings)
         if fitted_on is None or task == "speaker":
@@ -193,7 +193,7 @@ class _Study:
             )
         return {"split": _split_name(task, fitted_on), "rows": rows}
 
-    def phones(self, items: _Items) -> tuple[dict[str, Any], dict[str, Any]]:
+    def phones(self, items: _Items) -> tuple[dict[str, object], dict[str, object]]:
         """Probe single frames for their phone, and cluster the same frames."""
         names = _number(items.labels)
         probes, clusters = [], []
@@ -211,7 +211,7 @@ class _Study:
             "rows": clusters,
         }
 
-    def purity(self, items: _Items) -> dict[str, Any]:
+    def purity(self, items: _Items) -> dict[str, object]:
         """Cluster frames and compare with their utterances' labels."""
         names = _number(items.labels)
         rows = [
@@ -220,7 +220,7 @@ class _Study:
         ]
         return {"k": self._settings.clusters, "rows": rows}
 
-    def _agreement(self, features: Features, names: Rows) -> dict[str, Any]:
+    def _agreement(self, features: Features, names: Rows) -> dict[str, object]:
         return asdict(
             compare(cluster_frames(features, self._settings.clusters, self._settings.seed), names)
         )
@@ -249,7 +249,7 @@ class _Study:
 
 def best_layers(study: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return task -> encoder -> its most accurate row."""
-    best: dict[str, dict[str, dict[str, Any]]] = {}
+    best: dict[str, dict[str, dict[str, object]]] = {}
     for task, probe in study.get("probes", {}).items():
         for row in probe["rows"]:
             rows = best.setdefault(task, {})
@@ -350,7 +350,7 @@ def _checked_layers(wanted: tuple[int, ...] | None, encoder: Encoder) -> tuple[i
     return tuple(dict.fromkeys(wanted))
 
 
-def masked_section(source: Path, manifest: Manifest, device: str) -> dict[str, Any]:
+def masked_section(source: Path, manifest: Manifest, device: str) -> dict[str, object]:
     """Return the masked score of one of our checkpoints, or ``{"skipped": reason}``."""
     from fedhubert.evaluation.masked import as_plain, masked_score
     from fedhubert.formats.round_file import find_checkpoint

@@ -59,7 +59,7 @@ def compiled_parts() -> Parts:
     limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)
     convolve = _compiled(_convolve)
 
-    def run_convolutions(extractor: Any, waveforms_BN: Tensor) -> Tensor:
+    def run_convolutions(extractor: object, waveforms_BN: Tensor) -> Tensor:
         # On the CPU our own products are faster than what would be compiled, and torch cannot look
         # into them.
         run = extract if takes_products(extractor, waveforms_BN) else convolve
@@ -79,7 +79,7 @@ def _compiled(part: Part) -> Part:
 
     run = torch.compile(part, dynamic=False, backend=BACKEND)
 
-    def with_any_number_of_rows(module: Any, x: Tensor) -> Tensor:
+    def with_any_number_of_rows(module: object, x: Tensor) -> Tensor:
         torch._dynamo.maybe_mark_dynamic(x, 0)
         return run(module, x)
 

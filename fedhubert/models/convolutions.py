@@ -37,7 +37,7 @@ def extract(extractor: Any, waveforms_BN: Tensor) -> Tensor:
     return _activate(layers[-1], x_BCT).transpose(1, 2)
 
 
-def takes_products(extractor: Any, waveforms_BN: Tensor) -> bool:
+def takes_products(extractor: object, waveforms_BN: Tensor) -> bool:
     """Whether :func:`extract` convolves by matrix products: wide layers, on the CPU, in full
     precision."""
     precise = waveforms_BN.dtype in (
@@ -51,7 +51,7 @@ def _is_wide(extractor: Any) -> bool:
     return bool(max(layer.conv.out_channels for layer in extractor.conv_layers) >= WIDE)
 
 
-def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def recomputed(function: Callable[..., Tensor], *arguments: object) -> Tensor:
     """Return ``function``'s result, keeping only its arguments for the backward pass; it draws no
     random numbers.
 
@@ -66,18 +66,18 @@ def _normalize(layer: Any, x_BCT: Tensor) -> Tensor:
     return x_BCT if layer.layer_norm is None else cast(Tensor, layer.layer_norm(x_BCT))
 
 
-def _activate(layer: Any, x_BCT: Tensor) -> Tensor:
+def _activate(layer: object, x_BCT: Tensor) -> Tensor:
     return F.gelu(_normalize(layer, x_BCT))
 
 
-def _activate_and_convolve(before: Any, after: Any, x_BCT: Tensor) -> Tensor:
+def _activate_and_convolve(before: object, after: Any, x_BCT: Tensor) -> Tensor:
     return cast(Tensor, after.conv(_activate(before, x_BCT)))
 
 
 def _extract_by_products(layers: Any, x_BCT: Tensor) -> Tensor:
     """Return what :func:`extract` does, from the first convolution's output. After the first norm,
     which may be over time, channels come last."""
-    activate: Callable[[Any, Tensor], Tensor] = _activate_first
+    activate: Callable[[object, Tensor], Tensor] = _activate_first
     x = x_BCT
     for before, after in pairwise(layers):
         norm = () if before.layer_norm is None else tuple(before.layer_norm.parameters())
@@ -88,7 +88,7 @@ def _extract_by_products(layers: Any, x_BCT: Tensor) -> Tensor:
     return activate(layers[-1], x)
 
 
-def _activate_first(layer: Any, x_BCT: Tensor) -> Tensor:
+def _activate_first(layer: object, x_BCT: Tensor) -> Tensor:
     return F.gelu(_normalize(layer, x_BCT).transpose(1, 2).contiguous())
 
 
@@ -112,7 +112,7 @@ class _ActivateAndConvolve(torch.autograd.Function):
     def forward(
         ctx: Any,
         activate: Any,
-        before: Any,
+        before: object,
         stride: int,
         x: Tensor,
         weight_OCK: Tensor,
@@ -132,7 +132,7 @@ class _ActivateAndConvolve(torch.autograd.Function):
         return cast(Tensor, y_BSO)
 
     @staticmethod
-    def backward(ctx: Any, dy_BSO: Tensor) -> Any:
+    def backward(ctx: Any, dy_BSO: Tensor) -> object:
         x, weight_OCK = ctx.saved_tensors
         with torch.enable_grad():
             x = x.detach().requires_grad_()

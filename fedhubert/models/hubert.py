@@ -313,7 +313,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def torchaudio_arguments(config: ModelConfig) -> dict[str, Any]:
+def torchaudio_arguments(config: ModelConfig) -> dict[str, object]:
     """Return the arguments with which ``torchaudio.models.hubert_pretrain_model`` builds this model
     (all tensors of the same name and shape)."""
     return {

@@ -14,7 +14,7 @@ Shape suffixes: B batch, T 50-Hz frames, M masked frames, D the teacher's width,
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -261,12 +261,12 @@ class DistillationSpec(ObjectiveSpec):
             raise ConfigError("a distillation needs its teacher", setting="task.teacher")
         return Distillation(self.settings, teacher)
 
-    def combine(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def combine(self, sums: Mapping[str, float]) -> dict[str, object]:
         """Return ``loss`` (of all weighted objectives) per frame, ``frames``; ``objectives``, each
         one's mean over its own frames; where layers are predicted ``cosine_distance`` (mean over
         frames of 1 - cosine) and ``relative_l2``, both against the teacher; ``masked_accuracy``
         where pseudo-labels are."""
-        figures: dict[str, Any] = {
+        figures: dict[str, object] = {
             "loss": ratio(sums["loss_sum"], sums["frames"]),
             "frames": int(sums["frames"]),
         }

@@ -6,7 +6,7 @@ Shape suffixes: B batch, N samples at 16 kHz, T 50-Hz frames, M masked frames, U
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,7 @@ class MaskedPrediction(ObjectiveSpec):
     def loss(self, teacher: TeacherSource | None = None) -> Objective:
         return lambda model, batch: masked_prediction(model, batch, self.task)
 
-    def combine(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def combine(self, sums: Mapping[str, float]) -> dict[str, object]:
         """Return ``loss`` (nats), ``masked_accuracy`` and ``masked_frames``."""
         frames = sums["masked_frames"]
         return {

@@ -87,7 +87,7 @@ class ObjectiveSpec:
         """
         return self.combine(sums) if sums else {}
 
-    def combine(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def combine(self, sums: Mapping[str, float]) -> dict[str, object]:
         """Return ``loss``, :attr:`counted` and whatever else there is to report, by name; raises
         ``KeyError``."""
         raise NotImplementedError

@@ -2,7 +2,6 @@
 says where it is from."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -35,7 +34,7 @@ class Words(Model):
 
     @field_validator("hours_per_client", mode="before")
     @classmethod
-    def _one_or_a_list(cls, text: Any) -> Any:
+    def _one_or_a_list(cls, text: object) -> object:
         return (
             [part.strip() for part in text.strip("[]()").split(",")]
             if isinstance(text, str)
@@ -54,8 +53,8 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
         FedhubertError: a word or setting that is wrong or missing, with the remedy; audio or a
             teacher that cannot be used.
     """
-    words: dict[str, Any] = {}
-    given: dict[str, Any] = {}
+    words: dict[str, object] = {}
+    given: dict[str, object] = {}
     overrides = []
     for argument in arguments:
         name, _, value = argument.partition("=")

@@ -40,7 +40,7 @@ def keep_events(path: Path, wanted: Callable[[Event], bool]) -> None:
     temporary.replace(path)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

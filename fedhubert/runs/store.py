@@ -85,9 +85,9 @@ class RoundStore:
         round_number: int,
         model_state: Mapping[str, Tensor],
         *,
-        config: Mapping[str, Any],
-        federated_metrics: Mapping[str, Any],
-        resume: Mapping[str, Any] | None,
+        config: Mapping[str, object],
+        federated_metrics: Mapping[str, object],
+        resume: Mapping[str, object] | None,
     ) -> Path:
         """Write a round; when this returns, it is on the disk. Equal arguments give equal bytes.
 
@@ -108,7 +108,7 @@ class RoundStore:
         """
         checkpoint = _checkpoint(round_number, model_state, config, federated_metrics)
         path = self.path(round_number)
-        contents: dict[Path, Any] = (
+        contents: dict[Path, object] = (
             {} if resume is None else {resume_path(path): plain(resume, "resume", tensors=True)}
         )
         contents[path] = checkpoint
@@ -124,8 +124,8 @@ class RoundStore:
         round_number: int,
         model_state: Mapping[str, Tensor],
         *,
-        config: Mapping[str, Any],
-        federated_metrics: Mapping[str, Any],
+        config: Mapping[str, object],
+        federated_metrics: Mapping[str, object],
     ) -> Path:
         """Write ``best_checkpoint.pt``, in the form of a round's and instead of the one that is
         there; raises like :meth:`save`."""
@@ -137,7 +137,7 @@ class RoundStore:
             )
         return path
 
-    def _write(self, path: Path, contents: dict[Path, Any]) -> None:
+    def _write(self, path: Path, contents: dict[Path, object]) -> None:
         """Write all files under temporary names first: a full disk is met before anything that
         exists is touched."""
         written: list[Path] = []
@@ -202,9 +202,9 @@ class RoundStore:
 def _checkpoint(
     round_number: int,
     model_state: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    federated_metrics: Mapping[str, Any],
-) -> dict[str, Any]:
+    config: Mapping[str, object],
+    federated_metrics: Mapping[str, object],
+) -> dict[str, object]:
     model = {name: float32(tensor) for name, tensor in model_state.items()}
     return {
         "format_version": FORMAT_VERSION,

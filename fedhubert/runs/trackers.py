@@ -148,10 +148,10 @@ def points_of(event: Event, *, clients_figures: bool = True) -> Iterator[Point]:
         )
 
 
-def settings_of(config: Config) -> dict[str, Any]:
+def settings_of(config: Config) -> dict[str, object]:
     """Return the run's settings by dotted key, without paths and addresses."""
 
-    def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    def flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
         for key, value in values.items():
             if isinstance(value, dict):
                 yield from flat(value, f"{prefix}{key}.")
@@ -161,7 +161,7 @@ def settings_of(config: Config) -> dict[str, Any]:
     return dict(flat(config.model_dump(mode="json")))
 
 
-def _points(family: str, step: int, figures: Any, prefix: str = "") -> Iterator[Point]:
+def _points(family: str, step: int, figures: object, prefix: str = "") -> Iterator[Point]:
     for name, value in figures.items() if isinstance(figures, dict) else ():
         if isinstance(value, dict):
             yield from _points(family, step, value, f"{prefix}{name}_")

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +28,7 @@ class Extractor(KeptModel):
     setting = key_setting = "targets.checkpoint"
 
     @staticmethod
-    def new_digest() -> Any:
+    def new_digest() -> hashlib.blake2b:
         return hashlib.blake2b(digest_size=16)
 
     @classmethod

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedhubert.errors import TargetsError
 from fedhubert.seeding import generator
 from fedhubert.targets.assignment import Features, assign
+from fedhubert.targets.plusplus import distinct_points, spread_points
 from fedhubert.targets.statistics import Integers, KMeansStatistics, accumulate, scale_of, too_few
 
 __all__ = [
@@ -152,7 +152,7 @@ class FederatedKMeans:
         self.done = converged or len(self.history) >= self.max_iterations
         return self.done
 
-    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+    def state_dict(self) -> dict[str, npt.NDArray[np.generic]]:
         """All that :meth:`load_state_dict` needs to go on from here, as plain arrays."""
         centroids = (
             np.zeros((0, 0), np.float32) if self.centroids is None else self.centroids.copy()
@@ -190,11 +190,11 @@ def local_seeds(
     ``2 * min_frames`` frames a centroid. A centroid is the mean of the frames that it stands for;
     those of too few (:func:`~fedhubert.targets.statistics.too_few`) are left out, or all of them.
     """
-    points, weights = _distinct(
+    points, weights = distinct_points(
         features_FD, np.ones(len(features_FD), np.int64) if weights_F is None else weights_F
     )
     count = min(num_clusters, len(points), max(1, int(weights.sum()) // (2 * min_frames)))
-    centroids = _spread(points, weights, count, generator(seed, "kmeans/local", partition))
+    centroids = spread_points(points, weights, count, generator(seed, "kmeans/local", partition))
     centroids, _ = pooled_lloyd(points, centroids, _LOCAL_ITERATIONS, 0.0, weights=weights)
     statistics = accumulate(points, centroids, weights)
     few = too_few(statistics.counts_K, min_frames)
@@ -212,10 +212,10 @@ def seed_centroids(
     copies stay empty in the first step of Lloyd's algorithm, which then puts them where the inertia
     is largest (:func:`update_centroids`).
     """
-    points, weights = _distinct(candidates_ND, weights_N)
+    points, weights = distinct_points(candidates_ND, weights_N)
     best, lowest = points[:1], np.inf
     for _ in range(_SEED_RESTARTS):
-        centroids = _spread(points, weights, min(num_clusters, len(points)), rng)
+        centroids = spread_points(points, weights, min(num_clusters, len(points)), rng)
         centroids, history = pooled_lloyd(points, centroids, _SEED_ITERATIONS, 0.0, weights=weights)
         if history[-1] < lowest:
             best, lowest = centroids, history[-1]
@@ -282,50 +282,3 @@ def centroids_hash(centroids_KD: Features) -> str:
     return hashlib.blake2b(
         str(values.shape).encode() + values.tobytes(), digest_size=16
     ).hexdigest()
-
-
-def _distinct(points: Features, weights: Integers) -> tuple[Features, Integers]:
-    """Merge equal points; the result is sorted, so it does not depend on the order given."""
-    # adding 0 turns -0 into 0
-    unique, inverse = np.unique(points + np.float32(0.0), axis=0, return_inverse=True)
-    merged = np.zeros(len(unique), dtype=np.int64)
-    np.add.at(merged, inverse.reshape(-1), weights)
-    return unique, merged
-
-
-def _spread(
-    points_ND: Features, weights_N: Integers, count: int, rng: np.random.Generator
-) -> Features:
-    """Choose ``count`` distinct points far from each other: greedy k-means++ (Arthur and
-    Vassilvitskii 2007) with weights.
-
-    Of 2 + ln(count) points drawn with probability proportional to weight and squared distance, the
-    one that leaves the least inertia is kept, as scikit-learn does.
-    """
-    points = torch.from_numpy(points_ND.astype(np.float64))
-    weights = torch.from_numpy(weights_N.astype(np.float64))
-    norms = points.square().sum(dim=1)
-    trials = 2 + int(np.log(count))
-    chosen = [
-        int(np.searchsorted(np.cumsum(weights_N), rng.random() * weights_N.sum(), side="right"))
-    ]
-    distances = torch.full_like(weights, torch.inf)
-    taken = torch.zeros(len(points), dtype=torch.bool)
-    while True:
-        taken[chosen[-1]] = True
-        distances = torch.minimum(
-            distances, norms + norms[chosen[-1]] - 2.0 * (points @ points[chosen[-1]])
-        ).clamp_(min=0.0)
-        distances[taken] = 0.0
-        if len(chosen) == count:
-            return points_ND[chosen]
-        cumulated = torch.cumsum(distances * weights, dim=0).numpy()
-        if cumulated[-1] == 0.0:  # what is left lies within rounding of what is chosen
-            cumulated = torch.cumsum(~taken, dim=0).double().numpy()
-        drawn = np.minimum(
-            np.searchsorted(cumulated, rng.random(trials) * cumulated[-1], side="right"),
-            len(points) - 1,
-        )
-        reach = norms + norms[drawn][:, None] - 2.0 * (points[drawn] @ points.T)
-        left = (torch.minimum(reach.clamp_(min=0.0), distances) * weights).sum(dim=1)
-        chosen.append(int(drawn[int(left.argmin())]))

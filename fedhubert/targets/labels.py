@@ -263,7 +263,7 @@ def _read_cache(path: Path, rows: Rows) -> LabelStore | None:
         return None
 
 
-def _digest(path: Path, header: Mapping[str, Any]) -> str:
+def _digest(path: Path, header: Mapping[str, object]) -> str:
     """Checksum over a file and what its header says."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")

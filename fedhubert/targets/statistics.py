@@ -103,7 +103,7 @@ class KMeansStatistics:
         )
         return statistics, int(few.sum())
 
-    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+    def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """Plain arrays for the wire; :meth:`from_arrays` is the inverse."""
         return {"sums": self.sums_KD, "counts": self.counts_K, "inertia": self.inertia_K}
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import torch
 
@@ -39,7 +38,7 @@ class LocalResult(Figures):
     audio_s: float
     grad_norm: float
     seconds: float
-    optimizer_state: dict[str, Any] | None
+    optimizer_state: dict[str, object] | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def train_locally(
     seed: int,
     partition: int,
     device: torch.device,
-    optimizer_state: Mapping[str, Any] | None = None,
+    optimizer_state: Mapping[str, object] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     proximal_mu: float = 0.0,
     objective: Objective | None = None,

@@ -187,7 +187,7 @@ class Trainer:
             {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the optimiser's ``state_dict`` on the CPU."""
         state = self.optimizer.state_dict()
         on_cpu = {

@@ -207,7 +207,12 @@ def test_a_site_may_bring_the_teacher_itself_but_no_other(
 
 
 @pytest.mark.parametrize(
-    "settings", [[], ["task.freeze_conv=true"], ALL], ids=["layers", "frozen", "all objectives"]
+    "settings",
+    [
+        pytest.param([], id="layers", marks=pytest.mark.slow),
+        pytest.param(["task.freeze_conv=true"], id="frozen"),
+        pytest.param(ALL, id="all objectives"),
+    ],
 )
 def test_cache_and_shards_change_no_bit(
     run: Run, settings: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

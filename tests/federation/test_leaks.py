@@ -19,6 +19,7 @@ from fedhubert.compose import compose
 from fedhubert.data.audio import read_audio
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.connect import connect
+from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import handlers as client
 from fedhubert.federation.site import train as client_round
@@ -185,10 +186,9 @@ ROUNDS = (
 
 
 def test_nothing_of_the_audio_is_in_the_messages_of_a_run_or_in_what_the_server_keeps(
-    corpus: Corpus, first: Any
+    first: Any, scanner: LeakScanner
 ) -> None:
-    result, grid, labels = first
-    scanner = corpus.scanner(labels)
+    result, grid, _ = first
     assert_nothing_left(scanner, grid, *ROUNDS)
     for file in result.folder.path.rglob("*"):
         assert not file.is_file() or not scanner.scan_bytes(file.read_bytes()), file
@@ -203,15 +203,15 @@ def test_nothing_of_the_audio_is_in_the_messages_of_a_run_or_in_what_the_server_
     ids=["int8", "bf16"],
 )
 def test_nor_of_other_codecs(
-    corpus: Corpus, first: Any, tmp_path: Path, settings: list[str]
+    corpus: Corpus, scanner: LeakScanner, tmp_path: Path, settings: list[str]
 ) -> None:
     _, grid = train(tmp_path / "out", corpus.nodes(tmp_path), *settings, "federated.num_rounds=1")
-    assert_nothing_left(corpus.scanner(first[2]), grid, *ROUNDS)
+    assert_nothing_left(scanner, grid, *ROUNDS)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_nor_of_shards_and_of_grouped_frames(
-    corpus: Corpus, first: Any, tmp_path: Path, grouped: bool
+    corpus: Corpus, scanner: LeakScanner, tmp_path: Path, grouped: bool
 ) -> None:
     """Three clients of one manifest on two nodes. Groups of enough frames hide single ones even where no cluster is withheld."""
     nodes: list[Node] = [{"partition-id": number, "num-partitions": 2} for number in range(2)]
@@ -225,7 +225,6 @@ def test_nor_of_shards_and_of_grouped_frames(
         f"client.state_dir={tmp_path / 'state'}",
     ]
     _, grid = train(tmp_path / "out", nodes, *settings, *places, "federated.num_rounds=1")
-    scanner = corpus.scanner(first[2])
     found = set[str]().union(*(scanner.scan(answer) for answer in grid.answers))
     assert found <= ({"few"} if grouped else set()), found  # label counts are of frames
 
@@ -297,7 +296,10 @@ def _escape(corpus: Corpus, folder: Path) -> Node:
     "fault", [_corrupt, _unreadable, _labels, _state, _escape], ids=lambda fault: fault.__name__
 )
 def test_nor_in_the_replies_of_a_site_that_fails(
-    corpus: Corpus, tmp_path: Path, fault: Callable[[Corpus, Path], Node]
+    corpus: Corpus,
+    scanner: LeakScanner,
+    tmp_path: Path,
+    fault: Callable[[Corpus, Path], Node],
 ) -> None:
     nodes = corpus.nodes(tmp_path)
     nodes[1] |= fault(corpus, tmp_path)
@@ -310,7 +312,7 @@ def test_nor_in_the_replies_of_a_site_that_fails(
             compose([*SETTINGS, f"out={tmp_path / 'out'}", "federated.round_retries=0", *settings]),
         )
     assert any("failures" in answer.content for answer in run.answers)
-    assert_nothing_left(corpus.scanner(), run)
+    assert_nothing_left(scanner, run)
     assert not any(marker in str(error.value) for marker in MARKERS.values())
     if fault is not _state:
         assert "Qz" in (tmp_path / "state1/site.log").read_text()  # the site itself is told
@@ -502,14 +504,28 @@ def scanner(corpus: Corpus, first: Any) -> LeakScanner:
     return corpus.scanner(first[2])
 
 
-@pytest.mark.parametrize("name", PLANTS)
-def test_a_planted_leak_is_found(
-    corpus: Corpus, scanner: LeakScanner, planted: Any, tmp_path: Path, name: str
-) -> None:
-    kind, change = PLANTS[name]
-    run, grid = federation(SETTINGS, corpus.nodes(tmp_path))
+@pytest.fixture(scope="module")
+def connected(
+    corpus: Corpus, scanner: LeakScanner, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Federation, InProcessGrid]:
+    """A federation that is asked again and again; in what it has said so far nothing is found."""
+    identify()
+    run, grid = federation(SETTINGS, corpus.nodes(tmp_path_factory.mktemp("connected")))
     connect(run)
     assert not any(scanner.scan(answer) for answer in grid.answers)
+    return run, grid
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_leak_is_found(
+    corpus: Corpus,
+    connected: tuple[Federation, InProcessGrid],
+    scanner: LeakScanner,
+    planted: Any,
+    name: str,
+) -> None:
+    kind, change = PLANTS[name]
+    run, grid = connected
     planted(lambda kwargs: change(corpus, kwargs))
     answers = len(grid.answers)
     list(run.ask(Describe(), Description, run.everyone(), timeout_s=5))

@@ -46,7 +46,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_run_comes_to_the_same_bits(
     assert_same_model(finished, out)
 
 
-@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("once", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_client_whose_work_kills_its_worker_is_tried_again_then_counted_and_costs_nobody_else(
     once: bool, environment: dict[str, str], tmp_path: Path
 ) -> None:

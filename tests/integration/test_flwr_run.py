@@ -90,6 +90,12 @@ def test_flwr_run_is_the_same_training(
     assert output.startswith("finished:completed"), output
     assert_same_model(finished, tmp_path / "run")
     assert (tmp_path / "run/curves.png").is_file()
+
+
+@pytest.mark.slow
+def test_flwr_run_of_more_supernodes_than_clients_is_refused(
+    flower: dict[str, str], command: Callable[..., list[str]], tmp_path: Path
+) -> None:
     output = flwr_run(
         flower, command(tmp_path / "many")[4:], "num-supernodes=4 client-resources-num-cpus=1"
     )

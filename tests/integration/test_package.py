@@ -37,6 +37,7 @@ def test_the_wheel_holds_the_package_its_configs_and_the_apps(wheel: Path) -> No
         "fedhubert/conf/config.yaml",
         "fedhubert/conf/experiment/demo.yaml",
         "fedhubert/data/manifest.py",
+        "fedhubert/reporting/templates/report.html",
         "server_app/app.py",
     ):
         assert name in names

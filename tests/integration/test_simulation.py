@@ -156,22 +156,6 @@ def test_a_client_that_fails_is_left_out_and_named_without_paths(
     assert "speaker1" in (tmp_path / "state/site.log").read_text()
     for file in ("metrics.jsonl", "federated_training.log"):
         assert "utterance" not in (tmp_path / "run" / file).read_text().replace("utterances,", "")
-    done = train(
-        *(
-            tmp_path / "strict",
-            f"data.manifest={root / 'manifest.csv'}",
-            f"data.root={root}",
-            *labels,
-            state,
-            "federated.min_clients=3",
-        )
-    )
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert (
-        "2 usable updates of 3 asked, 3 needed" in last
-        and f"client {failure['partition']}: data" in last
-    )
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,11 @@ class Lesson:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("layers", {"layers": (1, 2)}),
+        pytest.param("layers", {"layers": (1, 2)}, marks=pytest.mark.slow),
         ("layers", {"layers": (1, 2), "freeze_conv": True}),
-        ("hints", {"hints": ((1, 1),)}),
+        pytest.param("hints", {"hints": ((1, 1),)}, marks=pytest.mark.slow),
         ("logits", {}),
-        ("pseudo_labels", {}),
+        pytest.param("pseudo_labels", {}, marks=pytest.mark.slow),
     ],
 )
 def test_an_objective_alone_lowers_its_own_loss(

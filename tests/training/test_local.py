@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_is_an_error(quiet: HubertModel) -> None:
         train(quiet, ClientConfig(), 1, batches=iter([batch]))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_it_learns(tiny_model_config: ModelConfig, precision: str) -> None:
     """The labels are the waveform's loudness: a model that ignores its input stays at log(4) nats."""
     quiet = build_hubert(

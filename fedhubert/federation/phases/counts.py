@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 PartT = TypeVar("PartT")
 
 Counts = npt.NDArray[np.int64]
-SeedsOf = dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+SeedsOf = dict[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
 """Partition -> centroids [k, D] and their weights [k]."""
 
 

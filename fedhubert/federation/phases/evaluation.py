@@ -1,7 +1,5 @@
 """Optional evaluation on the server, on a held-out manifest that the server may read."""
 
-from typing import Any
-
 import numpy as np
 
 from fedhubert.config import Config
@@ -55,7 +53,7 @@ class ServerEvaluation:
             )
             self._labels = LabelSource(labels.labels, labels.rate_hz)
 
-    def score(self, model: HubertModel, model_round: int) -> dict[str, Any]:
+    def score(self, model: HubertModel, model_round: int) -> dict[str, object]:
         """Return the figures of ``model`` (see
         :meth:`~fedhubert.objectives.spec.ObjectiveSpec.figures`)."""
         config = self._config

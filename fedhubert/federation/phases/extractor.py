@@ -3,7 +3,6 @@ each."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from fedhubert.federation.phases.delivery import Delivery, ModelTransfer, deliver, tensors_of
 from fedhubert.federation.roster.nodes import Federation
@@ -17,7 +16,7 @@ def distribute(
     federation: Federation,
     extractor: Extractor,
     shares: Mapping[int, Sequence[int]],
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[dict[str, object]], None],
     timeout_s: float,
 ) -> Delivery:
     """Make sure that each node of ``shares`` (node id -> partitions) has ``extractor``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +93,7 @@ class Targets:
             {} if self.extractor is None else {"extractor": self.extractor.key}
         )
 
-    def event(self) -> dict[str, Any]:
+    def event(self) -> dict[str, object]:
         """Return what ``metrics.jsonl`` says of the labels: frames, entropy and most frequent share
         of each split."""
         splits = {"train_labels": self.train_counts, "validation_labels": self.validation_counts}
@@ -121,10 +121,10 @@ def no_targets(num_clusters: int) -> Targets:
 class KMeansProgress(Protocol):
     """Where the clustering of an interrupted run left off, and where it is kept."""
 
-    def load(self) -> dict[str, npt.NDArray[Any]] | None:
+    def load(self) -> dict[str, npt.NDArray[np.generic]] | None:
         """Return the solver's state, empty or None where there is none."""
 
-    def save(self, state: dict[str, npt.NDArray[Any]]) -> None:
+    def save(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
         """Keep the solver's state."""
 
 
@@ -132,7 +132,7 @@ def prepare_targets(
     federation: Federation,
     centroids: npt.NDArray[np.float32] | None,
     progress: KMeansProgress,
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[dict[str, object]], None],
 ) -> Targets:
     """Find the centroids (unless a resumed run brings them) and have every site label its audio.
 
@@ -202,7 +202,7 @@ def label_newcomers(
     federation: Federation,
     targets: Targets,
     shares: Mapping[int, Sequence[int]],
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[dict[str, object]], None],
     timeout_s: float,
 ) -> list[Failure]:
     """Have nodes that join later label their audio; returns what went wrong."""
@@ -244,7 +244,7 @@ def _fit(
     extractor: str,
     source: FeatureSource,
     progress: KMeansProgress,
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[dict[str, object]], None],
 ) -> npt.NDArray[np.float32]:
     settings = federation.config.targets
     solver = FederatedKMeans(
@@ -313,7 +313,7 @@ def _frames_of(federation: Federation, partition: int) -> int:
 
 def _drawn(
     federation: Federation, extractor: str, dimension: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Return points drawn like the pooled frames, each of weight 1."""
     instruction, settings = MomentsKMeans(extractor=extractor), federation.config.targets
     if federation.config.secure.enabled:
@@ -340,7 +340,7 @@ def _drawn(
 
 def kmeans_event(
     solver: FederatedKMeans, statistics: KMeansStatistics, total: Mapping[str, int | float]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what ``metrics.jsonl`` says of an iteration; ``total``: what the clients said of their
     statistics, added up."""
     return {
@@ -355,8 +355,8 @@ def kmeans_event(
 
 def _seeds(
     federation: Federation, extractor: str, dimension: int
-) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    seeds: dict[int, tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+) -> list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]:
+    seeds: dict[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = {}
     instruction = SeedKMeans(extractor=extractor)
     for part in ask_all(
         federation,

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class ServerTeacher:
 
     teacher: Teacher
     encoder_parameters: int
-    lineage: Mapping[str, Any]
+    lineage: Mapping[str, object]
 
 
 def load_teacher(source: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
@@ -129,7 +128,7 @@ def send_teacher(
     federation: Federation,
     teacher: Teacher,
     shares: Mapping[int, Sequence[int]],
-    on_event: Callable[[dict[str, Any]], None],
+    on_event: Callable[[dict[str, object]], None],
     timeout_s: float,
 ) -> Delivery:
     """Make sure that each node of ``shares`` (node id -> partitions) has the teacher; those that

@@ -58,8 +58,12 @@ def _ledger(config: Config, state: Mapping[str, Any], releases: Releases) -> Led
 
 
 def fork_privacy(
-    source: Config, state: Mapping[str, Any] | None, releases: Releases, number: int, config: Config
-) -> dict[str, Any] | None:
+    source: Config,
+    state: Mapping[str, object] | None,
+    releases: Releases,
+    number: int,
+    config: Config,
+) -> dict[str, object] | None:
     """Return what a run under ``config`` begins with that is forked from round ``number`` of
     ``source``.
 

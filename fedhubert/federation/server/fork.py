@@ -130,7 +130,7 @@ def _find(source: Path, round_number: int | None) -> Found:
     )
 
 
-def _check_forked_before(store: RoundStore, entry: dict[str, Any]) -> None:
+def _check_forked_before(store: RoundStore, entry: dict[str, object]) -> None:
     checkpoint, _ = store.latest().load()
     lineage = checkpoint["federated_metrics"].get("lineage", [])
     if not lineage or lineage[-1].get("checkpoint_sha256") != entry["checkpoint_sha256"]:
@@ -140,7 +140,7 @@ def _check_forked_before(store: RoundStore, entry: dict[str, Any]) -> None:
         )
 
 
-def _resume(resume: dict[str, Any], changed: dict[str, Any], config: Config) -> dict[str, Any]:
+def _resume(resume: dict[str, Any], changed: dict[str, Any], config: Config) -> dict[str, object]:
     """Return what of the old run's state still means something in the new one."""
     anew = begins_anew(changed)
     state = RoundState.from_plain(resume["rounds"])

@@ -65,7 +65,7 @@ class RunRecord:
         self.store = RoundStore(self.folder.checkpoints)
         self.kmeans = KMeansFile(self.folder.checkpoints / "start.pt", config)
         self.history: list[Event] = []
-        self.lineage: list[dict[str, Any]] = []
+        self.lineage: list[dict[str, object]] = []
         self.data: dict[str, int | float] = {}
         self.saved_round = 0
         self.checkpoint_seconds = 0.0
@@ -232,11 +232,11 @@ class RunRecord:
             lambda event: event.get("event") == "kmeans" and event["iteration"] <= iterations,
         )
 
-    def _metrics(self) -> dict[str, Any]:
+    def _metrics(self) -> dict[str, object]:
         lineage = {"lineage": self.lineage} if self.lineage else {}
         return {**self.history[-1], "history": self.history, "data": self.data, **lineage}
 
-    def _plain_config(self) -> dict[str, Any]:
+    def _plain_config(self) -> dict[str, object]:
         return self.config.model_dump(mode="json")
 
 
@@ -248,7 +248,7 @@ class KMeansFile:
         self._path = path
         self._config = config.model_dump(mode="json")
 
-    def load(self) -> dict[str, npt.NDArray[Any]] | None:
+    def load(self) -> dict[str, npt.NDArray[np.generic]] | None:
         """Return the state (empty before the clustering), or None where no run of these settings
         began here."""
         try:
@@ -259,7 +259,7 @@ class KMeansFile:
         except (CheckpointError, KeyError, TypeError):
             return None
 
-    def save(self, state: dict[str, npt.NDArray[Any]]) -> None:
+    def save(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
         """Write the state; raises :class:`CheckpointError` when it cannot be written."""
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
         values = plain({"config": self._config, "state": tensors}, "kmeans", tensors=True)

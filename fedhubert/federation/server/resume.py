@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from fedhubert.config import Config
 from fedhubert.config.catalog import rules_for
 from fedhubert.errors import CheckpointError
 
 
-def check_same_run(saved: Mapping[str, Any], config: Config, folder: Path) -> None:
+def check_same_run(saved: Mapping[str, object], config: Config, folder: Path) -> None:
     """Raise :class:`CheckpointError` naming every setting that differs from the checkpoint's."""
     changed = changes(saved, config.model_dump(mode="json"))
     if changed:
@@ -20,12 +19,12 @@ def check_same_run(saved: Mapping[str, Any], config: Config, folder: Path) -> No
         )
 
 
-def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+def changes(saved: Mapping[str, object], now: Mapping[str, object]) -> dict[str, list[object]]:
     """Return dotted key -> [saved value, value now] of every setting that matters and differs."""
     return {name: pair for name, *pair in _differences("", now, saved)}
 
 
-def _differences(name: str, now: Any, saved: Any) -> Iterator[tuple[str, Any, Any]]:
+def _differences(name: str, now: object, saved: object) -> Iterator[tuple[str, object, object]]:
     if rules_for(name).get("resume") == "free":
         return
     if isinstance(now, Mapping) and isinstance(saved, Mapping):
