@@ -131,6 +131,12 @@ def test_commands_are_taken_by_the_command_line(page: Page) -> None:
             pytest.fail(f"{page}: {' '.join(words)}: {error}")
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.path.name == "README.md"], ids=str)
+def test_a_chapter_begins_with_a_command(page: Page) -> None:
+    first = page.snippets[0]
+    assert first.language == "bash" and (page is README or first.line <= 12)
+
+
 @every_page
 def test_verbs_in_the_text_exist(page: Page) -> None:
     for code in page.code:
