@@ -9,9 +9,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from fedhubert import __version__
 from fedhubert.errors import FedhubertError
+
+if TYPE_CHECKING:
+    from fedhubert.config import Config
 
 EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
 
@@ -47,7 +51,7 @@ Train federated on this host: Flower's simulation engine plays every client. KEY
   fedhubert train experiment=full_recipe ...                 the same as `fedhubert recipe full ...`
 
 options:
-  --cfg job          print the resolved configuration and exit
+  --cfg job          print the resolved configuration (with -m: of every job) and exit
   --explain          with --cfg job: each key's description, type, unit, default and what resuming asks of it as a comment
   -m, --multirun     run every combination of comma-separated values
   -h, --help         this text
@@ -220,9 +224,13 @@ def train(arguments: Sequence[str]) -> int:
         )
         print(TRAIN_HELP.format(choices=choices))
         return 0
-    if {"-m", "--multirun"} & set(flags):
-        return _multirun(overrides)
     from fedhubert import compose
+
+    if {"-m", "--multirun"} & set(flags):
+        if {"--cfg", "--cfg=job"} & set(flags):
+            print(compose.describe_sweep(overrides, lambda config: _shown(config, flags)), end="")
+            return 0
+        return _multirun(overrides)
 
     for name in compose.recipe_names():
         if f"experiment={name}_recipe" in overrides and not flags:
@@ -231,12 +239,7 @@ def train(arguments: Sequence[str]) -> int:
             )
     config = compose.compose(overrides)
     if flags:
-        text = compose.to_yaml(config)
-        if "--explain" in flags:
-            from fedhubert.config.explain import with_comments
-
-            text = with_comments(text)
-        print(text, end="")
+        print(_shown(config, flags), end="")
         return 0
     from fedhubert.federation.engine.run import train_here
 
@@ -245,6 +248,14 @@ def train(arguments: Sequence[str]) -> int:
         print(DEMO_ON_OWN_AUDIO.format(model=config.model.name), file=sys.stderr)
     train_here(config)
     return 0
+
+
+def _shown(config: "Config", flags: Sequence[str]) -> str:
+    """What ``--cfg job`` prints of a configuration, commented under ``--explain``."""
+    from fedhubert.compose import to_yaml
+    from fedhubert.config.explain import with_comments
+
+    return with_comments(to_yaml(config)) if "--explain" in flags else to_yaml(config)
 
 
 def recipe(arguments: Sequence[str]) -> int:
@@ -269,12 +280,12 @@ def recipe(arguments: Sequence[str]) -> int:
 def _multirun(overrides: Sequence[str]) -> int:
     """Run a sweep; a job that fails is reported and does not stop the others."""
     from fedhubert.compose import multirun
-    from fedhubert.config import Config
-    from fedhubert.federation.engine.run import train_here
 
     failures: list[str] = []
 
-    def job(out: str, configuration: Callable[[], Config]) -> float:
+    def job(out: str, configuration: Callable[[], "Config"]) -> float:
+        from fedhubert.federation.engine.run import train_here
+
         try:
             return train_here(configuration())
         except FedhubertError as error:

@@ -5,7 +5,10 @@ Hydra gets the models' defaults as choices beside the files of ``conf/``, which 
 differs from them.
 """
 
+import importlib.util
+import itertools
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
@@ -35,6 +39,7 @@ DEFAULT_CHOICES = {
     "federated": "standard",
     "client": "standard",
     "privacy": "none",
+    "secure": "none",
     "targets": "kmeans",
 }
 """Group -> the choice that is its model's defaults. Each model of a task is a choice by its
@@ -122,12 +127,103 @@ def compose(overrides: Sequence[str]) -> Config:
         ConfigError: an override that Hydra cannot parse, an unknown key or group, a value out of
             range; named by its dotted key.
     """
+    check_overrides(overrides)
+    return to_config(_composed(overrides))
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = hydra.compose("config", list(overrides))
+            return hydra.compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from None
-    return to_config(composed)
+
+
+def check_overrides(overrides: Sequence[str], *, sweeping: bool = False) -> None:
+    """Raise :class:`ConfigError` for an override that Hydra's grammar does not take as it is meant,
+    with what to write instead; several values are one override's only where they are swept over."""
+    _check_sweeper(overrides)
+    parser = OverridesParser.create()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        quoted = _shell(key, hydra_quoted(value))
+        try:
+            parsed = parser.parse_override(override)
+        except HydraException as error:
+            said = " ".join(str(error).split(" See https")[0].split("\nSee https")[0].split())
+            if not equals:
+                raise ConfigError(f"`{override}` is not KEY=VALUE") from None
+            raise ConfigError(
+                f"`{override}` cannot be read as KEY=VALUE ({said}): a value with = ~ # ! & ; brackets, quotes or letters beyond ASCII "
+                f"goes into quotes, and these into the shell's: {quoted}",
+                setting=key,
+            ) from None
+        if parsed.is_sweep_override() and not sweeping:
+            raise ConfigError(
+                f"`{override}` names several values: as one value {quoted}, as a list {_shell(key, f'[{value}]')}, "
+                "as one run for each `fedhubert train -m`",
+                setting=key,
+            )
+
+
+def hydra_quoted(value: str) -> str:
+    """Return a value with any characters in it as Hydra's grammar wants it."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
+    return '"' + escaped.replace("${", "\\${") + '"'
+
+
+def shell_override(key: str, value: str) -> str:
+    """Return ``key=value`` for printed commands: as it is where shell and Hydra take it so, else in
+    the quotes that both want."""
+    plain = re.fullmatch(r"[A-Za-z_/][\w./:-]*", value, re.ASCII) is not None
+    return _shell(key, value if plain else hydra_quoted(value))
+
+
+def _shell(key: str, value: str) -> str:
+    return shlex.quote(f"{key}={value}")
+
+
+def sweep_jobs(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """Return the overrides of every job of a sweep, and those that a search chooses (an
+    ``interval``), which are in no job."""
+    check_overrides(overrides, sweeping=True)
+    lists: list[list[str]] = []
+    searched = []
+    for parsed in OverridesParser.create().parse_overrides(list(overrides)):
+        key = parsed.get_key_element()
+        if not parsed.is_sweep_override():
+            lists.append([str(parsed.input_line)])
+        elif parsed.is_discrete_sweep():
+            lists.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
+        else:
+            searched.append(str(parsed.input_line))
+    return [(list(job), searched) for job in itertools.product(*lists)]
+
+
+def describe_sweep(overrides: Sequence[str], show: Callable[[Config], str]) -> str:
+    """Return what ``show`` makes of the configuration of every job of a sweep, as YAML documents
+    under the overrides that differ."""
+    jobs = sweep_jobs(overrides)
+    documents = []
+    for number, (job, searched) in enumerate(jobs):
+        config = compose(job)
+        if config.out:
+            config = config.model_copy(update={"out": str(Path(config.out, str(number)))})
+        differs = [text for text in job if any(text not in other for other, _ in jobs)]
+        head = " ".join(
+            [f"# job {number}:", *differs, *(f"{text} (searched)" for text in searched)]
+        )
+        documents.append(f"{head}\n{show(config)}")
+    return "---\n".join(documents)
+
+
+def _check_sweeper(overrides: Sequence[str]) -> None:
+    """Raise :class:`ConfigError` for Optuna's search without Optuna."""
+    asked = any(re.match(r"\+*(sweep|hydra/sweeper)=optuna", text) for text in overrides)
+    if asked and importlib.util.find_spec("optuna") is None:
+        raise ConfigError(
+            "sweep=optuna needs Hydra's plugin for it: pip install 'fedhubert[sweep]'"
+        )
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -195,7 +291,12 @@ def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]]
 
     ``job`` is given the folder and a function that returns the configuration, or raises
     :class:`ConfigError`.
+
+    Raises:
+        ConfigError: overrides that Hydra cannot read or does not know, or a search without its
+            plugin.
     """
+    _composed(sweep_jobs(overrides)[0][0])
 
     def one(composed: DictConfig) -> Any:
         sweep, given = HydraConfig.get().sweep, OmegaConf.select(composed, "out")

@@ -101,6 +101,12 @@ def private_folder(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise :class:`OSError` where no file can be made in ``folder``."""
+    with tempfile.TemporaryFile(dir=folder, prefix=TEMPORARY_PREFIX):
+        pass
+
+
 def scratch_path(path: Path, suffix: str = ".tmp") -> Path:
     """Return a name beside ``path`` that nobody can know before it is there; rename the file to
     make it count."""
@@ -267,6 +273,7 @@ def publish_folder(out: Path, fill: Callable[[Path], None], *, overwrite: bool =
             fill(temporary)
             written = sorted(temporary.iterdir())
             for file in written:
+                file.chmod(0o666 & ~_umask())  # safetensors makes it private
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
             if in_use:

@@ -24,7 +24,7 @@ PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulatio
 FLOORS = (
     {"errors", "seeding", "registry"},
     {"files", "config"},
-    {"compose", "models"},
+    {"compose", "models", "disk_cache"},
     {"data"},
     {"objectives", "formats"},
     {"runs", "deployment"},
@@ -33,6 +33,7 @@ FLOORS = (
     {"clients"},
     {"federation.wire"},
     {"federation.updates"},
+    {"federation.secure"},
     {"federation.strategies"},
     {"federation.privacy"},
     {"federation.roster"},
@@ -47,7 +48,12 @@ FLOORS = (
 """Rooms from the ground up: each imports what is below it, and nothing beside or above it."""
 
 HIGHEST = {floor: number for number, floors in enumerate(FLOORS) for floor in floors}
-SITE_SEES = {"federation.wire", "federation.updates", "federation.strategies"}
+SITE_SEES = {
+    "federation.wire",
+    "federation.updates",
+    "federation.secure",
+    "federation.strategies",
+}
 """What of the federation a site's code may import: nothing of the server's."""
 
 

@@ -26,6 +26,7 @@ from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import append_event, read_events
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.central import plan_rounds
+from fedhubert.training.device import resolve_device
 
 log = logging.getLogger("fedhubert")
 
@@ -59,6 +60,7 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
     """
     config, teacher = with_teacher(with_absolute_data(config))
     config = config.model_copy(update={"client": config.baseline.of(config.client)})
+    resolve_device(config.client.device)
     folder = RunFolder.of(config)
     if config.resume == "auto" and is_finished(folder, config, options):
         log.info("%s is done", folder.path)

@@ -1,7 +1,9 @@
 """Places and identity of a node, from its own configuration: where its audio and its state are, and
 which number it has."""
 
+import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -132,6 +134,10 @@ def state_dir_of(node_config: NodeConfig, job: ClientJob | None) -> Path:
     )
 
 
+TOLD = "FEDHUBERT_TOLD"
+"""Variable of the environment of a simulation's workers: the file that their user reads along."""
+
+
 class _PrivateLog(logging.FileHandler):
     """A log that is its owner's alone, and no link."""
 
@@ -143,9 +149,20 @@ class _PrivateLog(logging.FileHandler):
         )
 
 
+class _OneLine(logging.Formatter):
+    """A record as one line of JSON, a traceback included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(super().format(record))
+
+
 def log_on_site(state_dir: Path) -> None:
     """Append this process's failures to ``site.log`` in the state folder (once per folder); what is
-    in it never leaves the site."""
+    in it never leaves the site.
+
+    In a simulation they are the user's own: they also go to the file that ``FEDHUBERT_TOLD``
+    names, as lines of JSON, which the run's process says on its terminal.
+    """
     logger, path = logging.getLogger("fedhubert.site"), state_dir / "site.log"
     if any(getattr(handler, "baseFilename", None) == str(path) for handler in logger.handlers):
         return
@@ -159,5 +176,10 @@ def log_on_site(state_dir: Path) -> None:
         ) from None
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers = [handler]
+    if os.environ.get(TOLD):
+        told = _PrivateLog(os.environ[TOLD], delay=True)
+        told.setFormatter(_OneLine("%(message)s"))
+        told.setLevel(logging.WARNING)
+        logger.addHandler(told)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -17,6 +17,7 @@ from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
 from fedhubert.targets.kmeans import KMeansStatistics
 from fedhubert.targets.labels import LabelStore
+from fedhubert.targets.moments import FeatureMoments, moments_of
 from fedhubert.targets.statistics import too_few
 
 log = logging.getLogger("fedhubert.site")
@@ -39,6 +40,13 @@ def seeds(site: Site, partition: Partition, extractor: str) -> tuple[Features, C
         features, targets.num_clusters, seed, number, targets.min_frames, weights
     )
     return centroids, counts, {"frames": frames, "withheld_clusters": withheld}
+
+
+def moments(site: Site, partition: Partition, extractor: str) -> tuple[FeatureMoments, Metrics]:
+    """Return a partition's moments (see :func:`fedhubert.targets.moments.moments_of`), and how many
+    frames they are of."""
+    features, weights, frames = _seen(site, partition, extractor)
+    return moments_of(features, weights, site.job.targets.min_frames), {"frames": frames}
 
 
 def statistics(

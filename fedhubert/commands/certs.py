@@ -2,12 +2,16 @@
 other."""
 
 import argparse
+import json
+import shlex
 from pathlib import Path
 
 from fedhubert.errors import ConfigError
 
 SERVER_DAYS = 825
-TRYING_OUT = "--nodes N is for trying out: it makes all sites' private keys in one place; real sites make theirs by --site N."
+TRYING_OUT = """
+--nodes N is for trying out on one machine: whoever ran it has all sites' private keys, and nothing is signed.
+Where sites are real each makes its own by --site N, and the coordinator its own by --coordinator."""
 
 NEXT = """
 On the SuperLink's host ({ca}, {cert}, {key}):
@@ -22,19 +26,27 @@ NEXT_COORDINATOR = """
 To compare by phone with every site:
 {fingerprints}
 To every site: {out}/ca.crt and {out}/coordinator.pub. From every site: its node-N.pub and site-N.pub, for
-  fedhubert certs --enrol *.pub --out {out}
+  fedhubert certs --enrol *.pub --out {quoted}
 On the SuperLink's host: ca.crt, server.crt, server.key, superexec.secret, coordinator.key, and the sites' .pub files:
   flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key --enable-supernode-auth ...
-Runs are started with federated.signing_key={out}/coordinator.key federated.node_keys={out}
+Runs are started with {overrides}
 ca.key signs certificates that every site will trust: keep it off these hosts, it is needed only to renew one."""
 
 NEXT_SITE = """
 To compare by phone with the coordinator:
 {fingerprints}
 To the coordinator: {out}/node-{site}.pub and {out}/site-{site}.pub. The .key files stay here: nobody else ever needs them.
-From the coordinator, beside them: ca.crt and coordinator.pub; fedhubert certs --show {out} prints what to compare.
-  flower-supernode --root-certificates {out}/ca.crt --auth-supernode-private-key {out}/node-{site}.key \\
-    --node-config 'partition-id={site} coordinator-key="{out}/coordinator.pub" site-key="{out}/site-{site}.key" ...'"""
+From the coordinator, beside them: ca.crt and coordinator.pub; fedhubert certs --show {quoted} prints what to compare.
+  flower-supernode --root-certificates {ca} --auth-supernode-private-key {key} \\
+    --node-config {node_config}"""
+
+NEXT_ROSTER = """
+To compare by phone with every site:
+  roster       {digits}
+To every site: {path}. There, before it is used:
+  fedhubert certs --check-roster roster.json --keys DIR
+  fedhubert site --roster roster.json ...
+From then on a site sends nothing unmasked, and no sum is of fewer than {least} of the {count} sites."""
 
 REVOKED = """What else has to be done about site {site}:
   - Stop the runs in progress (flwr stop RUN_ID): they read the keys when they began. Start them again with resume=auto.
@@ -72,13 +84,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="say what is in DIR: fingerprints, days that certificates are valid",
     )
     whose.add_argument(
+        "--roster",
+        nargs="+",
+        type=Path,
+        metavar="PUB",
+        help="make roster.json of sites' public keys, for secure aggregation (with --min-sites and --federation)",
+    )
+    whose.add_argument(
+        "--check-roster",
+        type=Path,
+        metavar="FILE",
+        help="at a site: is the key of --keys DIR in it, under its number?",
+    )
+    whose.add_argument(
         "--nodes",
         type=int,
         default=0,
         metavar="N",
-        help="make keys of the nodes 0 to N-1, for trying out",
+        help="for trying out on one machine: make all nodes' private keys, 0 to N-1, in one place, and none that signs",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write to (of --roster: here, by default)"
+    )
+    parser.add_argument(
+        "--min-sites",
+        type=int,
+        metavar="K",
+        help="with --roster: no sum is of fewer sites, at least 3",
+    )
+    parser.add_argument("--federation", metavar="NAME", help="with --roster: what it is called")
+    parser.add_argument(
+        "--keys", type=Path, metavar="DIR", help="with --check-roster: folder with site-N.key"
+    )
     parser.add_argument(
         "--host",
         nargs="+",
@@ -121,6 +158,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--show {folder}: no such folder", setting="--show")
         print("\n".join(describe_folder(folder)) or f"{folder}: no keys and no certificates")
         return 0
+    if arguments.check_roster is not None:
+        return _check_roster(arguments.check_roster, arguments.keys)
+    if arguments.roster is not None:
+        return _roster(_absolute(arguments.out or Path.cwd()), arguments)
     if arguments.out is None:
         raise ConfigError("name the folder: --out DIR", setting="--out")
     out = _absolute(arguments.out)
@@ -137,6 +178,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _register(out: Path, number: int) -> str:
+    return f"flwr supernode register {_quoted(out / f'node-{number}.pub')} --name site-{number}"
 
 
 def _say_made(out: Path, made: list[Path]) -> None:
@@ -156,13 +205,26 @@ def _site(out: Path, number: int, *, force: bool) -> int:
     from fedhubert.deployment.enrolment import make_site
 
     _say_made(out, make_site(out, number, force=force))
+    keys = {"coordinator-key": "coordinator.pub", "site-key": f"site-{number}.key"}
+    values = [
+        f"{name}={json.dumps(str(out / file), ensure_ascii=False)}" for name, file in keys.items()
+    ]
     print(
-        NEXT_SITE.format(site=number, out=out, fingerprints=_fingerprints(out, f"site {number} "))
+        NEXT_SITE.format(
+            site=number,
+            out=out,
+            quoted=_quoted(out),
+            ca=_quoted(out / "ca.crt"),
+            key=_quoted(out / f"node-{number}.key"),
+            node_config=shlex.quote(f"partition-id={number} {' '.join(values)} ..."),
+            fingerprints=_fingerprints(out, f"site {number} "),
+        )
     )
     return 0
 
 
 def _coordinator(out: Path, arguments: argparse.Namespace) -> int:
+    from fedhubert.compose import shell_override
     from fedhubert.deployment.certificates import make_certificates, renew_server
     from fedhubert.deployment.enrolment import make_coordinator_key
 
@@ -174,7 +236,16 @@ def _coordinator(out: Path, arguments: argparse.Namespace) -> int:
     _say_made(out, made + make_coordinator_key(out, force=arguments.force))
     print(
         NEXT_COORDINATOR.format(
-            out=out, fingerprints=_fingerprints(out, "authority", "coordinator")
+            out=out,
+            quoted=_quoted(out),
+            overrides=" ".join(
+                shell_override(key, str(value))
+                for key, value in (
+                    ("federated.signing_key", out / "coordinator.key"),
+                    ("federated.node_keys", out),
+                )
+            ),
+            fingerprints=_fingerprints(out, "authority", "coordinator"),
         )
     )
     return 0
@@ -189,7 +260,7 @@ def _enrol(out: Path, files: list[Path], *, force: bool) -> int:
         print(_fingerprints(out, f"site {number} "))
     print("Only once the digits are the same, at the SuperLink:")
     for number in numbers:
-        print(f"  flwr supernode register {out / f'node-{number}.pub'} --name site-{number}")
+        print(f"  {_register(out, number)}")
     return 0
 
 
@@ -225,24 +296,82 @@ def _revoke(out: Path, number: int, *, now: bool) -> int:
     return 0
 
 
+def _roster(out: Path, arguments: argparse.Namespace) -> int:
+    from fedhubert.deployment.enrolment import site_keys
+    from fedhubert.federation.secure.roster import Roster, read_roster, write_roster
+
+    if arguments.min_sites is None or arguments.federation is None:
+        raise ConfigError(
+            "--roster needs --min-sites K (no sum is of fewer) and --federation NAME",
+            setting="--min-sites" if arguments.min_sites is None else "--federation",
+        )
+    roster = Roster(arguments.federation, arguments.min_sites, site_keys(arguments.roster))
+    path = out / "roster.json"
+    if path.exists() and not arguments.force and read_roster(path, setting="--out") != roster:
+        raise ConfigError(
+            f"--roster: {path} is another roster, and sites that pinned it take part in no run under this one: "
+            "--force replaces it, and every site compares and pins anew",
+            setting="--out",
+        )
+    write_roster(path, roster)
+    print(f"wrote {path}: {roster.federation}, sites {', '.join(map(str, sorted(roster.sites)))}")
+    print(
+        NEXT_ROSTER.format(
+            path=path, digits=roster.digits, least=roster.min_sites, count=len(roster.sites)
+        )
+    )
+    return 0
+
+
+def _check_roster(path: Path, keys: Path | None) -> int:
+    """Say whether the one ``site-N.key`` of the folder ``keys`` is in a roster under its number."""
+    from fedhubert.deployment.keys import read_signing_key
+    from fedhubert.federation.secure.roster import read_roster
+
+    if keys is None:
+        raise ConfigError(
+            "--check-roster needs --keys DIR, with this site's site-N.key", setting="--keys"
+        )
+    folder = _absolute(keys)
+    found = sorted(folder.glob("site-*.key"))
+    if len(found) != 1:
+        raise ConfigError(
+            f"--keys {folder}: {len(found)} files site-N.key, and one is this site's",
+            setting="--keys",
+        )
+    number = found[0].stem.removeprefix("site-")
+    if not number.isdecimal() or not number.isascii():
+        raise ConfigError(f"--keys: {found[0]} has no site's number in its name", setting="--keys")
+    roster = read_roster(_absolute(path), setting="--check-roster")
+    public = read_signing_key(found[0], setting="--keys").public_key().public_bytes_raw()
+    roster.check_member(int(number), public, setting="--check-roster")
+    print(f"site {number} is in the roster of {roster.federation}, with the key of {found[0]}")
+    print(f"{len(roster.sites)} sites; no sum is of fewer than {roster.min_sites}")
+    print(f"To compare by phone with the coordinator:\n  roster       {roster.digits}")
+    return 0
+
+
 def _all_in_one_place(out: Path, arguments: argparse.Namespace) -> int:
     from fedhubert.deployment.certificates import make_certificates
 
+    if arguments.nodes and (out / "coordinator.key").exists():
+        raise ConfigError(
+            f"--nodes: {out} has the key of a coordinator whose sites make their own keys (--site N at each, then --enrol here); "
+            "to try things out, name another folder",
+            setting="--nodes",
+        )
     made = make_certificates(
         out, arguments.host, arguments.nodes, days=arguments.days, force=arguments.force
     )
     _say_made(out, made)
     if arguments.nodes:
         print(TRYING_OUT)
-    register = "\n".join(
-        f"  flwr supernode register {out / f'node-{node}.pub'} --name site-{node}"
-        for node in range(arguments.nodes)
-    )
+    register = "\n".join(f"  {_register(out, node)}" for node in range(arguments.nodes))
     print(
         NEXT.format(
-            ca=out / "ca.crt",
-            cert=out / "server.crt",
-            key=out / "server.key",
+            ca=_quoted(out / "ca.crt"),
+            cert=_quoted(out / "server.crt"),
+            key=_quoted(out / "server.key"),
             register=register or "  (--nodes N makes keys)",
         )
     )

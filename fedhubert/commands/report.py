@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
     from fedhubert.errors import ConfigError
-    from fedhubert.reporting.report_data import read_runs
+    from fedhubert.reporting.report_files import read_runs
     from fedhubert.reporting.report_page import render
 
     runs = read_runs(args.runs)

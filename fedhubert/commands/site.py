@@ -61,11 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument(
         "--of", type=int, metavar="M", dest="num_sites", help="how many sites there are"
     )
-    who.add_argument(
+    audio = who.add_mutually_exclusive_group()
+    audio.add_argument(
         "--manifest",
         type=Path,
         metavar="CSV",
         help="this site's audio (`fedhubert prepare folder`)",
+    )
+    audio.add_argument(
+        "--shared-manifest",
+        action="store_true",
+        help="the run's data.manifest, on a disk that all see (a cluster): no audio of its own, and no policy",
     )
     who.add_argument(
         "--audio-root",
@@ -90,6 +96,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="YAML",
         help="what this site does for others and what not (default: strict)",
+    )
+    who.add_argument(
+        "--roster",
+        type=Path,
+        metavar="JSON",
+        help="roster.json of the federation, compared by phone: this site sends nothing unmasked",
     )
     who.add_argument(
         "--set",
@@ -163,7 +175,7 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
             "give --number N --of M: which of how many sites this is, from 0 to M - 1",
             setting="--number",
         )
-    if arguments.manifest is None:
+    if arguments.manifest is None and not arguments.shared_manifest:
         raise ConfigError(
             "give --manifest CSV: this site's audio (`fedhubert prepare folder` makes one)",
             setting="--manifest",
@@ -174,14 +186,17 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
     config: dict[str, str | int] = {
         "partition-id": number,
         "num-partitions": arguments.num_sites,
-        "manifest": str(_absolute(arguments.manifest)),
         "state-dir": str(_absolute(state_dir)),
         "device": arguments.device,
     }
+    if arguments.manifest is not None:
+        config["manifest"] = str(_absolute(arguments.manifest))
     if arguments.audio_root is not None:
         config["audio-root"] = str(_absolute(arguments.audio_root))
     if arguments.policy is not None:
         config["policy"] = str(_absolute(arguments.policy))
+    if arguments.roster is not None:
+        config["roster"] = str(_absolute(arguments.roster))
     if arguments.keys is not None:
         config |= _identity_in(_absolute(arguments.keys), number)
     config |= dict(map(_setting, arguments.set))

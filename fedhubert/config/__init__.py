@@ -14,6 +14,7 @@ from fedhubert.config.job import ClientJob, ClientTerms, job_with
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.recipe import PLACEHOLDER, Recipe, Stage
 from fedhubert.config.run import Config
+from fedhubert.config.secure import SecureConfig
 from fedhubert.config.task import (
     DistillConfig,
     MaskedTask,
@@ -39,6 +40,7 @@ __all__ = [
     "ObjectivesConfig",
     "PartitionConfig",
     "Recipe",
+    "SecureConfig",
     "Stage",
     "TargetsConfig",
     "Task",

@@ -86,4 +86,9 @@ def _explain(item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{name}: {message}" if name else message
-    return f"{name}={quoted(item['input'])}: {message[0].lower()}{message[1:]}"
+    quotes = (
+        f"""; for a text that looks like something else: '{name}="..."'"""
+        if item["type"] == "string_type"
+        else ""
+    )
+    return f"{name}={quoted(item['input'])}: {message[0].lower()}{message[1:]}{quotes}"

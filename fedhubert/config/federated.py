@@ -23,7 +23,7 @@ MOST_NOISE = 2.0**26
 """The largest standard deviation of noise that the integers of a sum hold without losing bits."""
 
 Weighting = Literal["frames", "utterances", "uniform"]
-UpdateCodec = Literal["fp32", "bf16", "fp16", "int8"]
+UpdateCodec = Literal["fp32", "bf16", "fp16", "int8", "ring32", "ring24", "ring16"]
 
 
 class EarlyStoppingConfig(Model):
@@ -135,7 +135,13 @@ class FederatedConfig(Model):
     """No update weighs more than this many times what the median client's can; 0: no limit."""
 
     update_codec: UpdateCodec = "fp32"
-    """How updates travel. int8 sends a quarter, and keeps what rounding left over on the site."""
+    """How updates travel. int8 sends a quarter, and keeps what rounding left over on the site.
+    ring32, ring24, ring16: integers of 4, 3, 2 bytes that add up modulo their ring, masked or not;
+    ring16 where ``ring_clip`` is close to the largest entries."""
+
+    ring_clip: Positive = 1.0
+    """Of ring32, ring24 and ring16: entries of an update beyond it are cut off, and counted
+    (``clipped_entries``); the steps between two integers are proportional to it."""
 
     broadcast_codec: Literal["fp32", "bf16"] = "fp32"
     """How the model travels to the clients."""

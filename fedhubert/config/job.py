@@ -11,6 +11,7 @@ from fedhubert.config.federated import UpdateCodec, Weighting
 from fedhubert.config.keys import rules_of
 from fedhubert.config.model import ModelConfig
 from fedhubert.config.run import Config
+from fedhubert.config.secure import SecureProtocol
 from fedhubert.config.task import TargetsConfig, Task
 
 GroupT = TypeVar("GroupT", bound=Model)
@@ -55,6 +56,9 @@ class ClientJob(Model):
     """Whether a sketch of the update goes with it (``federated.client_cosines``, never with
     privacy)."""
 
+    secure: SecureProtocol
+    """``secure.protocol``."""
+
     data: DataConfig
     """The server's ``data``; a site's own manifest takes the place of its paths."""
 
@@ -91,6 +95,7 @@ def job_with(config: Config, terms: ClientTerms) -> ClientJob:
         normalise_by_steps=terms.normalise_by_steps,
         update_codec=config.federated.update_codec,
         sends_sketches=config.sends_sketches,
+        secure=config.secure.protocol,
         data=_without_server_keys(config.data),
         model=_without_server_keys(config.model),
         task=_without_server_keys(config.task),

@@ -13,6 +13,7 @@ from fedhubert.config.data import DataConfig
 from fedhubert.config.federated import MOST_NOISE, FederatedConfig, PrivacyConfig
 from fedhubert.config.keys import key
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
+from fedhubert.config.secure import SecureConfig, against_secure
 from fedhubert.config.task import TargetsConfig, Task, TaskConfig
 
 
@@ -125,6 +126,9 @@ class Config(Model):
     privacy: PrivacyConfig = PrivacyConfig()
     """Differential privacy of the clients: ``privacy=none`` or ``central``."""
 
+    secure: SecureConfig = SecureConfig()
+    """Secure aggregation: ``secure=none`` or ``pairwise``."""
+
     simulation: SimulationConfig = key(SimulationConfig(), resume="free")
     """Size of the single host that plays all clients."""
 
@@ -149,6 +153,12 @@ class Config(Model):
     def _privacy_can_be_kept(self) -> Self:
         if self.privacy.enabled and (reasons := list(_against_privacy(self))):
             raise ValueError("privacy.mechanism=central: " + "; ".join(reasons))
+        return self
+
+    @model_validator(mode="after")
+    def _sums_can_be_secure(self) -> Self:
+        if self.secure.enabled and (reasons := list(against_secure(self))):
+            raise ValueError("secure.protocol=pairwise: " + "; ".join(reasons))
         return self
 
     @model_validator(mode="after")

@@ -40,6 +40,12 @@ class MaskedTask(Model):
         return True
 
     @property
+    def predicts_masked(self) -> bool:
+        """Whether an objective scores masked frames, which is what trains the mask embedding and
+        the masked-prediction head."""
+        return self.needs_labels
+
+    @property
     def weight_of_unmasked(self) -> float:
         """What a frame that is not masked counts beside a masked one, in masked prediction."""
         return 0.0
@@ -151,7 +157,6 @@ class DistillConfig(MaskedTask):
 
     @property
     def predicts_masked(self) -> bool:
-        """Whether an objective scores masked frames, with the student's masked-prediction head."""
         return self.objectives.pseudo_labels > 0.0 or self.objectives.logits > 0.0
 
     @property
@@ -244,6 +249,10 @@ class TargetsConfig(Model):
 
     tolerance: NonNegative = 1e-4
     """k-means stops when the inertia falls by less than this fraction."""
+
+    seeding: Literal["local", "moments"] = "local"
+    """Where the first centroids come from. local: each client's own, weighted. moments: points
+    drawn like the pooled frames, by their mean and covariance, which are sums (``secure``)."""
 
     max_frames_per_client: PositiveInt = key(200_000, unit="frames")
     """Frames of each client that k-means sees. Those of source=layer:N are kept on the site's disk

@@ -141,6 +141,29 @@ def enrol(files: Iterable[Path], out: Path, *, force: bool = False) -> list[int]
     return sorted(new)
 
 
+def site_keys(files: Iterable[Path]) -> dict[int, bytes]:
+    """Return the 32 bytes of each ``site-N.pub`` of ``files``, by number; ``node-N.pub`` and
+    ``coordinator.pub``, which lie beside them, are passed over.
+
+    Raises:
+        ConfigError: a file of another name, or none of the kind that its name says; a ``node-N.pub``
+            whose site is missing.
+    """
+    paths = [path for path in files if path.name != "coordinator.pub"]
+    for path in paths:
+        if not _PUBLIC.fullmatch(path.name):
+            hint = "; private keys stay where they were made" if path.suffix == ".key" else ""
+            raise ConfigError(f"--roster {path}: not a site-N.pub{hint}", setting="--roster")
+    found = _by_number(paths, setting="--roster")
+    missing = [f"site-{number}.pub" for number, keys in sorted(found.items()) if keys.site is None]
+    if missing:
+        raise ConfigError(
+            f"--roster: no {', '.join(missing)} beside the node's key: the site would be missing",
+            setting="--roster",
+        )
+    return {number: keys.site.public_bytes_raw() for number, keys in found.items() if keys.site}
+
+
 def put_away(folder: Path, number: int) -> list[Path]:
     """Move the public keys of site ``number`` to the folder ``revoked``, where no server looks for
     them; return where they are."""
@@ -158,21 +181,25 @@ def put_away(folder: Path, number: int) -> list[Path]:
     return moved
 
 
-def _by_number(paths: Iterable[Path]) -> dict[int, SiteKeys]:
+def _by_number(paths: Iterable[Path], *, setting: str = "--enrol") -> dict[int, SiteKeys]:
     found: dict[int, SiteKeys] = {}
     for path in paths:
         match = _PUBLIC.fullmatch(path.name)
         assert match is not None
         kind, number = match.group(1), int(match.group(2))
-        before, key = found.get(number, SiteKeys(number)), read_public_key(path, setting="--enrol")
+        before, key = found.get(number, SiteKeys(number)), read_public_key(path, setting=setting)
+        known = before.node if kind == "node" else before.site
+        if known not in (None, key):
+            raise ConfigError(
+                f"{path}: another {path.name} has another key; which is the site's? Ask it by phone",
+                setting=setting,
+            )
         if kind == "node" and isinstance(key, EllipticCurvePublicKey):
             found[number] = SiteKeys(number, key, before.site)
         elif kind == "site" and isinstance(key, Ed25519PublicKey):
             found[number] = SiteKeys(number, before.node, key)
         else:
-            raise ConfigError(
-                f"{path} is not the kind of key that its name says", setting="--enrol"
-            )
+            raise ConfigError(f"{path} is not the kind of key that its name says", setting=setting)
     return found
 
 

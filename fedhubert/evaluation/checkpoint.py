@@ -10,9 +10,9 @@ from rich.console import Console
 
 from fedhubert.data.corpora import cache_folder
 from fedhubert.data.manifest import Manifest
+from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import ConfigError
 from fedhubert.evaluation.annotations import Alignment, Labels
-from fedhubert.evaluation.features import FeatureCache
 from fedhubert.evaluation.progress import Passes
 from fedhubert.evaluation.sklearn_extra import require_sklearn
 from fedhubert.evaluation.study import Annotated, StudySettings, masked_section, run_study
@@ -61,7 +61,7 @@ def evaluate_checkpoint(source: str, probing: Probing, console: Console) -> dict
     settings = probing.settings.with_tasks(evaluated.labels)
     if settings.probes or settings.purities or evaluated.alignment:
         require_sklearn()
-    cache = FeatureCache(cache_folder() / "evaluation", round(probing.cache_gb * 1e9))
+    cache = DiskCache(cache_folder() / "evaluation", round(probing.cache_gb * 1e9))
     masked = masked_section(Path(source), evaluated.manifest, settings.device)
     with Passes(console) as passes:
         study = run_study(source, evaluated, settings, cache, passes.start, fitted_on)

@@ -1,15 +1,12 @@
-"""Features of whole, unpadded utterances, one at a time (the group norm sees padding), kept in a
-cache of bounded size.
+"""Features of whole, unpadded utterances, one at a time (the group norm sees padding), kept on disk.
 
 Shape suffixes: L layers, T 50-Hz frames of an utterance, F chosen frames of many, U utterances, D
 width.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,87 +15,22 @@ import torch
 from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
+from fedhubert.disk_cache import DiskCache
 from fedhubert.evaluation.encoders import Encoder, Features
 from fedhubert.models.hubert import frames_of
 
 Rows = npt.NDArray[np.int64]
 Tick = Callable[[], None]
 
-DEFAULT_CACHE_BYTES = 2 * 2**30
-_LOW_WATER = 0.9  # how full the cache is left after making room
-
-
-class FeatureCache:
-    """A folder of arrays by key that never grows beyond ``max_bytes``: the least recently used go
-    first.
-
-    Whatever cannot be read back, or has another shape, counts as absent; what cannot be written is
-    left out.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        self._folder, self._max_bytes = folder, max_bytes
-        self._used = sum(size for _, size, _ in self._entries())
-
-    def get(self, key: str, shape: tuple[int | None, ...]) -> Features | None:
-        """Return the array, or None; None in ``shape`` stands for any length."""
-        path = self._path(key)
-        try:
-            found = np.load(path, allow_pickle=False)
-            os.utime(path)
-        except (OSError, ValueError, EOFError):
-            return None
-        fits = found.ndim == len(shape) and all(
-            wanted in (None, size) for wanted, size in zip(shape, found.shape, strict=True)
-        )
-        return found if fits and found.dtype == np.float32 else None
-
-    def put(self, key: str, features: Features) -> None:
-        """Keep an array, making room for it if need be."""
-        size = features.nbytes + 128
-        if size > self._max_bytes:
-            return
-        if self._used + size > self._max_bytes:
-            self._make_room(int(self._max_bytes * _LOW_WATER) - size)
-        path = self._path(key)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp.npy")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            np.save(scratch, features, allow_pickle=False)
-            os.replace(scratch, path)
-            self._used += size
-        except OSError:
-            scratch.unlink(missing_ok=True)
-
-    def _path(self, key: str) -> Path:
-        return self._folder / f"{key}.npy"
-
-    def _entries(self) -> list[tuple[float, int, Path]]:
-        """Return (last use, bytes, file) of what is there."""
-        entries = []
-        for path in self._folder.glob("*.npy") if self._folder.is_dir() else ():
-            try:
-                about = path.stat()
-            except FileNotFoundError:  # another process made room
-                continue
-            entries.append((about.st_mtime, about.st_size, path))
-        return entries
-
-    def _make_room(self, target: int) -> None:
-        entries = sorted(self._entries())
-        self._used = sum(size for _, size, _ in entries)
-        for _, size, path in entries:
-            if self._used <= target:
-                break
-            path.unlink(missing_ok=True)
-            self._used -= size
+_KEPT = "features"
+"""Name of the array in a file of the cache."""
 
 
 class Extractor:
     """Features of one encoder, of the given layers, on one manifest."""
 
     def __init__(
-        self, encoder: Encoder, layers: Sequence[int], manifest: Manifest, cache: FeatureCache
+        self, encoder: Encoder, layers: Sequence[int], manifest: Manifest, cache: DiskCache
     ) -> None:
         self.encoder, self.layers, self.manifest = encoder, tuple(layers), manifest
         self._cache = cache
@@ -127,11 +59,12 @@ class Extractor:
             return reduce(self._compute(row))
         key = self._key(row, kind)
         length = int(self._frames[row])
-        shape = (len(self.layers), None) if kind == "mean" else (len(self.layers), length, None)
-        found = self._cache.get(key, shape)
-        if found is None:
-            found = np.ascontiguousarray(reduce(self._compute(row)), dtype=np.float32)
-            self._cache.put(key, found)
+        wanted = (len(self.layers),) if kind == "mean" else (len(self.layers), length)
+        kept = (self._cache.get(key) or {}).get(_KEPT)
+        if kept is not None and kept.dtype == torch.float32 and kept.shape[:-1] == wanted:
+            return kept.numpy()
+        found = np.ascontiguousarray(reduce(self._compute(row)), dtype=np.float32)
+        self._cache.put(key, {_KEPT: torch.from_numpy(found)})
         return found
 
     def _compute(self, row: int) -> Features:

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
+from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import ConfigError, DataError, FedhubertError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.clusters import cluster_frames, compare
 from fedhubert.evaluation.encoders import Encoder, Features, load_encoder, mfcc_encoder
-from fedhubert.evaluation.features import Extractor, FeatureCache, audio_s_per_s
+from fedhubert.evaluation.features import Extractor, audio_s_per_s
 from fedhubert.evaluation.probes import Fold, linear_probe, speaker_disjoint_folds, utterance_folds
 from fedhubert.seeding import generator
 from fedhubert.training.device import resolve_device
@@ -85,7 +86,7 @@ class _Items:
     chosen: dict[int, Rows] | None = None
 
     def features(
-        self, encoder: Encoder, layers: Sequence[int], cache: FeatureCache, tick: Callable[[], None]
+        self, encoder: Encoder, layers: Sequence[int], cache: DiskCache, tick: Callable[[], None]
     ) -> Features:
         extractor = Extractor(encoder, layers, self.manifest, cache)
         return (
@@ -103,7 +104,7 @@ def run_study(
     source: str | Path,
     evaluated: Annotated,
     settings: StudySettings,
-    cache: FeatureCache,
+    cache: DiskCache,
     track: Track,
     fitted_on: Annotated | None = None,
 ) -> dict[str, Any]:
@@ -160,7 +161,7 @@ class _Study:
         encoders: list[Encoder],
         layers: Sequence[int],
         settings: StudySettings,
-        cache: FeatureCache,
+        cache: DiskCache,
         track: Track,
     ) -> None:
         self._encoders, self._layers, self._settings, self._cache, self._track = (

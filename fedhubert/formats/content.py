@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedhubert.errors import CheckpointError
 from fedhubert.files import HashingFile
+from fedhubert.formats.mistaken import mistaken_for_weights
 
 FORMAT_VERSION = 1
 MOST_VALUES, MOST_DEPTH = 2**22, 64
@@ -113,6 +114,9 @@ def is_whole(tensor: Any) -> bool:
 def load_plain(path: Path) -> Any:
     """Read what :func:`saving` wrote; raises :class:`CheckpointError` if that fails or if it holds
     other objects."""
+    mistake = mistaken_for_weights(path)
+    if mistake is not None:
+        raise CheckpointError(f"{path} {mistake}")
     if inflates(path):
         raise CheckpointError(
             f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory"
@@ -128,8 +132,17 @@ def load_plain(path: Path) -> Any:
             f"{path} is not loaded: it is damaged, or holds objects other than tensors and plain values, and loading those can run code"
         ) from None
     except Exception as error:  # a damaged file can fail in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} cannot be read: {reason}") from None
+        raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from None
+
+
+def reason_of(error: Exception) -> str:
+    """Return a line of torch's message that says what is wrong, and never its advice to load
+    without ``weights_only``."""
+    text = str(error).strip() or type(error).__name__
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line.partition("WeightsUnpickler error:")[2].strip() for line in lines]
+    said = next(filter(None, told), "") or lines[0]
+    return "torch cannot make sense of it" if "weights_only" in said else said
 
 
 def validated(path: Path, values: Any) -> dict[str, Any]:

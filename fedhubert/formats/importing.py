@@ -32,7 +32,7 @@ from fedhubert.formats.sizes import (
     recipe_strides,
     sizes_of,
 )
-from fedhubert.formats.sources import Found, find
+from fedhubert.formats.sources import Found, find, is_name
 from fedhubert.models.hubert import HubertModel
 
 log = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ def import_encoder(source: str | Path, *, like: ModelConfig | None = None) -> Im
     Args:
         source: A HuggingFace folder; a folder or file of ``fedhubert export``; a round or a run's
             folder; a checkpoint of fairseq or of s3prl's ``hubert_local``; a state dict in the
-            names of any of these; or ``torchaudio:HUBERT_BASE`` (any HuBERT in
-            ``torchaudio.pipelines``).
+            names of any of these; ``hf:facebook/hubert-base-ls960`` (of the HuggingFace hub); or
+            ``torchaudio:HUBERT_BASE`` (any HuBERT in ``torchaudio.pipelines``).
         like: Where the file is silent about what no shape tells (the number of heads, the strides,
             pre- or post-norm), it is as in this one. Without, as in the released HuBERTs of that
             width.
@@ -144,10 +144,10 @@ def import_encoder(source: str | Path, *, like: ModelConfig | None = None) -> Im
     )
 
 
-def import_on_server(source: str) -> ImportedEncoder:
+def import_on_server(source: str, *, like: ModelConfig | None = None) -> ImportedEncoder:
     """Like :func:`import_encoder`, for a path in the server's part of the configuration: relative
     ones start where those of ``out`` do."""
-    return import_encoder(source if source.startswith("torchaudio:") else on_server(source))
+    return import_encoder(source if is_name(source) else on_server(source), like=like)
 
 
 def load_into(model: HubertModel, imported: ImportedEncoder) -> LoadReport:
@@ -189,7 +189,7 @@ def start_from(model: HubertModel, source: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, or has other sizes than the model.
     """
-    imported = import_encoder(source, like=model.config)
+    imported = import_on_server(source, like=model.config)
     report = load_into(model, imported)
     log.info(
         "starting from %s (%s, encoder SHA-256 %s): %d tensors used, %d missed%s",

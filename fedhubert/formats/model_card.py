@@ -3,15 +3,24 @@ it descends from, how to load it.
 
 It holds figures and settings that describe the training. Paths, and names of data, stay out: a card
 is made to be passed on.
+
+Its front matter is that of the HuggingFace hub's model cards, in YAML: values are written as JSON,
+which YAML takes as it is.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedhubert import __version__
+from fedhubert.errors import ConfigError
 from fedhubert.files import sha256_of
+from fedhubert.formats.hub import HUB
 from fedhubert.formats.source import Source
+from fedhubert.formats.sources import BUNDLE
 from fedhubert.models.hubert import num_frames
 
 _LOADING = {
@@ -67,25 +76,111 @@ _TRAINING = (
 )
 _DATA = ("clients", "utterances", "train_audio_s", "validation_audio_s")
 _FIGURES = ("train", "validation", "server_validation", "privacy")
+_BUNDLES = {
+    "HUBERT_BASE": "facebook/hubert-base-ls960",
+    "HUBERT_LARGE": "facebook/hubert-large-ll60k",
+    "HUBERT_XLARGE": "facebook/hubert-xlarge-ll60k",
+}
+"""torchaudio's bundles under their names on the hub."""
+_PADDING_CHANGES = """\
+Zeros behind a waveform change **all** of its frames: the norm of the first convolution takes its mean and variance
+over the whole input, and no mask can undo that. Give waveforms one by one, or batches of equal length, as in
+training."""
+_PADDING_MASKED = """\
+Zeros behind a waveform change no frame of it as long as {told} how long it is; without that attention sees the zeros."""
+_PADDING_ROUNDED = """\
+Zeros behind a waveform change its frames a little: fairseq's code, which s3prl has too, rounds the length to frames in
+such a way that attention may see one frame behind the end. For the same values as alone give waveforms one by one."""
+_PADDING = {
+    "huggingface": _PADDING_MASKED.format(told="`attention_mask` says"),
+    "torchaudio": _PADDING_MASKED.format(told="`lengths` say"),
+    "s3prl": _PADDING_ROUNDED,
+    "fairseq": _PADDING_ROUNDED,
+}
+"""What zeros do where the convolutions have layer norms, which see one frame at a time."""
+_LICENSE, _LANGUAGE = re.compile(r"[a-z0-9][a-z0-9.\-]*"), re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 
 
-def write_model_card(source: Source, format_name: str, folder: Path) -> None:
+@dataclass(frozen=True)
+class Publication:
+    """What only the person who publishes a model can say of it, for the card's front matter.
+
+    Attributes:
+        license: The hub's identifier, such as ``cc-by-4.0``; None: not said.
+        languages: ISO 639 codes of the speech.
+        base_model: Name on the hub of what the run began from; None: as the run's ``init_from`` or
+            ``task.teacher`` names it there.
+        datasets: Names on the hub of what it was trained on.
+
+    Raises:
+        ConfigError: a license or a language that is none of the hub's, by its flag.
+    """
+
+    license: str | None = None
+    languages: tuple[str, ...] = ()
+    base_model: str | None = None
+    datasets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.license is not None and not _LICENSE.fullmatch(self.license):
+            raise ConfigError(
+                f"--license {self.license!r} is no identifier of the hub, such as cc-by-4.0, apache-2.0, or other",
+                setting="--license",
+            )
+        for language in self.languages:
+            if not _LANGUAGE.fullmatch(language):
+                raise ConfigError(
+                    f"--language {language!r} is no ISO 639 code, such as en, yue or pt-BR",
+                    setting="--language",
+                )
+
+
+def write_model_card(
+    source: Source, format_name: str, folder: Path, publication: Publication
+) -> None:
     """Write ``README.md`` to a folder that already holds the export's other files."""
-    (folder / "README.md").write_text("\n".join(_lines(source, format_name, folder)) + "\n")
+    lines = (
+        *_front_matter(source, format_name, publication),
+        *_lines(source, format_name, folder),
+    )
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _front_matter(source: Source, format_name: str, said: Publication) -> Iterator[str]:
+    """What huggingface_hub's ``ModelCard.load`` reads; a line for each thing that is known."""
+    fields = {
+        "library_name": _LIBRARY[format_name],
+        "pipeline_tag": "feature-extraction",
+        "license": said.license,
+        "language": list(said.languages),
+        "base_model": said.base_model or _base_model(source.run),
+        "datasets": list(said.datasets),
+        "tags": ["speech", "hubert", "self-supervised", "federated-learning"],
+    }
+    yield "---"
+    yield from (f"{name}: {json.dumps(value)}" for name, value in fields.items() if value)
+    yield "---"
+
+
+def _base_model(run: Mapping[str, Any]) -> str | None:
+    """The hub's name of what a run began from, or learned from, if it named one; paths stay out."""
+    for key in ("init_from", "task.teacher"):
+        named = str(_dotted(run, key) or "")
+        if named.startswith(HUB):
+            return named.removeprefix(HUB).partition("@")[0]
+        if named.startswith(BUNDLE):
+            return _BUNDLES.get(named.removeprefix(BUNDLE))
+    return None
 
 
 def _lines(source: Source, format_name: str, folder: Path) -> Iterator[str]:
     config, metrics = source.config, source.metrics
-    yield from (
-        "---",
-        f"library_name: {_LIBRARY[format_name]}",
-        "tags: [speech, hubert, self-supervised, federated-learning]",
-        "---",
-    )
     yield from (f"# {config.name}, round {source.round}", "")
     yield f"A HuBERT speech encoder, trained with fedhubert {__version__}, in the {format_name} format. 16 kHz waveforms go in as they are, without"
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
     yield from ("", "## Loading", "", "```python", *_LOADING[format_name].splitlines(), "```", "")
+    whole = config.conv_norm == "group_norm"
+    yield from ("## Padding", "", _PADDING_CHANGES if whole else _PADDING[format_name], "")
     yield from _table("Model", _model_rows(source))
     yield from _table(
         "Training",

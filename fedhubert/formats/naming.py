@@ -80,10 +80,14 @@ def _fairseq(conv_norm: str) -> Naming:
 FAIRSEQ = {conv_norm: _fairseq(conv_norm) for conv_norm in ("group_norm", "layer_norm")}
 """By ``conv_norm``: the two kinds keep the norms of the convolutions in other places."""
 
+# the norm of the positions under torch's old names: transformers up to 4.40 leaves a tensor that
+# comes under the new ones at random, without a word, and later versions read both
 HUGGINGFACE = Naming(
     (
         ("wav2vec2.feature_extractor.", "feature_extractor."),
         ("wav2vec2.encoder.feature_projection.", "feature_projection."),
+        (f"{_POSITIONS}parametrizations.weight.original0", "encoder.pos_conv_embed.conv.weight_g"),
+        (f"{_POSITIONS}parametrizations.weight.original1", "encoder.pos_conv_embed.conv.weight_v"),
         (_TRANSFORMER, "encoder."),
         ("mask_generator.mask_embedding", "masked_spec_embed"),
     )

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import pickletools
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fedhubert.errors import CheckpointError
-from fedhubert.formats.content import MOST_DEPTH, inflates, is_whole
+from fedhubert.errors import CheckpointError, quoted
+from fedhubert.formats.content import MOST_DEPTH, inflates, is_whole, reason_of
+from fedhubert.formats.mistaken import mistaken_for_weights
 
 _HARMLESS = ("fairseq.data.dictionary.", "argparse.Namespace", "numpy.", "_codecs.encode")
 """Classes that fairseq's checkpoints hold beside the weights. Stand-ins take their places: the
@@ -21,6 +24,9 @@ classes themselves are never called."""
 
 CONTAINERS = ("model", "model_weight", "state_dict", "model_state_dict")
 """Keys under which tools keep the weights."""
+
+_OLD_PICKLES = 4
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
 _MOST_VALUES = 2**20
 """Tensors, settings and symbols of a dictionary: several times what a fairseq checkpoint holds."""
@@ -49,7 +55,8 @@ class StandIn:
 def conversion_command(path: Path) -> str:
     """Return the command that turns a file with objects into one without; it runs the file's code,
     so only where the file is trusted."""
-    return f'python -c "{_CONVERT}" {path} {path.with_suffix(".plain.pt")}'
+    plain = path.with_suffix(".plain.pt")
+    return f'python -c "{_CONVERT}" {shlex.quote(str(path))} {shlex.quote(str(plain))}'
 
 
 def read_weights(path: Path) -> Any:
@@ -64,6 +71,9 @@ def read_weights(path: Path) -> Any:
     """
     if not path.is_file():
         raise CheckpointError(f"no weights at {path}")
+    mistake = mistaken_for_weights(path)
+    if mistake is not None:
+        raise CheckpointError(f"{path} {mistake}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -91,15 +101,59 @@ def read_weights(path: Path) -> Any:
         if objects is not None:
             raise _holds_objects(path, [objects.group(1)]) from None
         raise CheckpointError(
-            f"{path} cannot be read, it is damaged or no PyTorch file: {_first_line(error)}"
+            f"{path} cannot be read, it is damaged or no PyTorch file: {reason_of(error)}"
         ) from None
+
+
+def shards(index: Path) -> dict[str, Any]:
+    """Read the files that an index of HuggingFace's names, in its folder, as one state dict.
+
+    Raises:
+        CheckpointError: no index, a file of another folder, one that is missing or damaged, or that
+            lacks a tensor.
+    """
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map: it does not say where which tensor is")
+    names = sorted({str(name) for name in places.values()})
+    elsewhere = [name for name in names if Path(name).name != name]
+    if elsewhere:
+        raise CheckpointError(f"{index} names {quoted(elsewhere[0])}, which is no file beside it")
+    absent = [name for name in names if not (index.parent / name).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{index} names {len(names)} files, and {', '.join(absent[:3])} "
+            f"{'is' if len(absent) == 1 else 'are'} not beside it: download the whole model again"
+        )
+    state: dict[str, Any] = {}
+    for name in names:
+        held = read_weights(index.parent / name)
+        if not is_state(held):
+            raise CheckpointError(f"{index.parent / name} holds no state dict of tensors")
+        lacking = [
+            tensor for tensor, place in places.items() if place == name and tensor not in held
+        ]
+        if lacking:
+            raise CheckpointError(
+                f"{index.parent / name} lacks {lacking[0]}, which {index.name} says is in it"
+            )
+        state |= held
+    return state
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is one of several that hold a model's weights together, by its name."""
+    return _SHARD.search(path.name) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; raises :class:`CheckpointError`."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
+        mistake = mistaken_for_weights(path) or ""
+        if mistake.startswith(("is a", "is empty")):  # that it is text goes without saying
+            raise CheckpointError(f"{path} {mistake}") from None
         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds no JSON object")
@@ -116,12 +170,27 @@ def is_state(values: Any) -> bool:
 
 
 def _unknown_classes(path: Path) -> list[str]:
-    """Classes and functions that the file names and torch would not call; empty for a file of
-    torch's old format, where loading meets them."""
+    """Classes and functions that the file names and torch would not call; of a file of torch's old
+    format the harmless ones: loading meets the others."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:
+        return [name for name in _named_in_old_format(path) if name.startswith(_HARMLESS)]
+
+
+def _named_in_old_format(path: Path) -> list[str]:
+    """Classes and functions that a file of torch before 1.6 names: it is four pickles (a number, a
+    version, the machine, the content), then the tensors' bytes."""
+    names: set[str] = set()
+    try:
+        with open(path, "rb") as file:
+            for _ in range(_OLD_PICKLES):
+                for operation, argument, _ in pickletools.genops(file):
+                    if operation.name == "GLOBAL":
+                        names.add(str(argument).replace(" ", "."))
+    except Exception:  # no pickles, which loading says better
         return []
+    return sorted(names)
 
 
 def _plain(value: Any, seen: Counter[str], depth: int = 0) -> Any:

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from fedhubert.errors import CheckpointError
-from fedhubert.files import sha256_of
+from fedhubert.files import on_server, sha256_of
 from fedhubert.formats.content import inflates, load_plain, validated
+from fedhubert.formats.mistaken import mistaken_for_weights
 
 log = logging.getLogger(__name__)
 
+_ELSEWHERE = re.compile(
+    r"""^checkpoint_dir: (?P<quote>['"]?)(?P<folder>.+(\n  .+)*)(?P=quote)$""", re.M
+)
+"""What says in a run's config.yaml where its checkpoints are; YAML folds long lines at spaces."""
+_MOST_CONFIG = 2**20
 _NAME = re.compile(r"round_(\d{3,})_checkpoint\.pt")
 
 
@@ -21,13 +27,31 @@ def round_path(folder: Path, round_number: int) -> Path:
     return folder / f"round_{round_number:03d}_checkpoint.pt"
 
 
+def round_of(path: Path) -> int | None:
+    """Return which round's checkpoint a file is, by its name; None for no round's."""
+    match = _NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else None
+
+
 def rounds_in(folder: Path) -> list[int]:
     """Return the rounds of ``folder`` that have a checkpoint, intact or not, in order."""
     if not folder.is_dir():
         return []
-    return sorted(
-        int(match.group(1)) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))
-    )
+    numbers = (round_of(path) for path in folder.iterdir())
+    return sorted(number for number in numbers if number is not None)
+
+
+def checkpoint_folders(path: Path) -> list[Path]:
+    """Return where the checkpoints of a run may be, given its folder or theirs: also where its
+    ``checkpoint_dir`` put them."""
+    folders = [path, path / "checkpoints"]
+    try:
+        with open(path / "config.yaml", encoding="utf-8") as file:
+            named = _ELSEWHERE.search(file.read(_MOST_CONFIG))
+    except (OSError, ValueError):
+        return folders
+    folder = named["folder"].replace("\n  ", " ") if named else "null"
+    return folders + ([on_server(folder)] if folder != "null" else [])
 
 
 def resume_path(path: Path) -> Path:
@@ -54,6 +78,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; name a round_NNN_checkpoint.pt")
+    mistake = mistaken_for_weights(path)
+    if mistake is not None:
+        raise CheckpointError(f"{path} {mistake}")
     damage = damage_of(path, sidecar=False)
     if damage is not None:
         raise CheckpointError(
@@ -72,7 +99,7 @@ def find_checkpoint(path: Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    for folder in (path, path / "checkpoints"):
+    for folder in checkpoint_folders(path):
         for number in reversed(rounds_in(folder)):
             candidate = round_path(folder, number)
             damage = damage_of(candidate, sidecar=False)

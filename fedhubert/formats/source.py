@@ -6,10 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from fedhubert.config import ModelConfig, TaskConfig, validate
-from fedhubert.errors import CheckpointError
+from fedhubert.config import MaskedTask, ModelConfig, Task, TaskConfig, validate
+from fedhubert.config.base import Model
+from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.formats.fairseq_form import label_rate_of
-from fedhubert.formats.naming import is_objectives_own
+from fedhubert.formats.naming import HEAD, MASK, is_objectives_own
+
+
+class _Part(Model):
+    """The part of a run's configuration that says what was learned."""
+
+    task: Task = TaskConfig()
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,9 @@ class Source:
 
     Attributes:
         config: Sizes of the encoder.
-        state: Its weights in this package's names, without the heads that its objective added.
+        state: Its weights in this package's names, without the heads that its objective added, and
+            without the mask embedding and the masked-prediction head where no objective trained
+            them.
         run: The run's configuration, plain values; it may hold the model's part alone.
         round: The round that the model comes out of.
         metrics: ``federated_metrics`` of that round.
@@ -44,10 +53,11 @@ class Source:
                 "the checkpoint's config has no `model`: it does not say which shape the weights have"
             )
         config = validate(ModelConfig, run["model"])
+        untrained = () if _learned(run).predicts_masked else (MASK, HEAD)
         state = {
             name: tensor
             for name, tensor in checkpoint["model"].items()
-            if not is_objectives_own(name)
+            if not is_objectives_own(name) and not name.startswith(untrained)
         }
         return cls(config, state, run, checkpoint["round"], checkpoint["federated_metrics"])
 
@@ -67,3 +77,12 @@ class Source:
             if known.get(name)
         }
         return validate(TaskConfig, masks)
+
+
+def _learned(run: Mapping[str, Any]) -> MaskedTask:
+    """The run's task; masked prediction where the checkpoint does not say, or says it in a way that
+    this version does not know."""
+    try:
+        return validate(_Part, {"task": run["task"]}).task if run.get("task") else TaskConfig()
+    except ConfigError:
+        return TaskConfig()

@@ -8,19 +8,38 @@ from typing import Any
 from torch import Tensor
 
 from fedhubert.config import ModelConfig
-from fedhubert.errors import CheckpointError
+from fedhubert.errors import CheckpointError, quoted
 from fedhubert.formats.foreign_settings import (
     Fields,
     from_fairseq,
     from_huggingface,
     from_torchaudio,
 )
-from fedhubert.formats.reading import CONTAINERS, is_state, read_json, read_weights
-from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
+from fedhubert.formats.hub import HUB, fetched, nothing_at
+from fedhubert.formats.reading import (
+    CONTAINERS,
+    is_shard,
+    is_state,
+    read_json,
+    read_weights,
+    shards,
+)
+from fedhubert.formats.round_file import (
+    checkpoint_folders,
+    find_checkpoint,
+    load_checkpoint,
+    rounds_in,
+)
 from fedhubert.formats.torchaudio_form import FACTORY_FILE, WEIGHTS_FILE
 
 BUNDLE = "torchaudio:"
-_HUGGINGFACE_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What the name of one of torchaudio's bundles begins with."""
+_HUGGINGFACE_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
@@ -45,8 +64,14 @@ class Found:
     normalize: bool | None = None
 
 
+def is_name(source: str | Path) -> bool:
+    """Whether ``source`` names a model that is fetched, and no path."""
+    return str(source).startswith((BUNDLE, HUB))
+
+
 def find(source: str | Path) -> Found:
-    """Read ``source``: a folder, a file, or ``torchaudio:NAME`` for one of torchaudio's bundles.
+    """Read ``source``: a folder, a file, ``hf:NAME`` for a model of the HuggingFace hub, or
+    ``torchaudio:NAME`` for one of torchaudio's bundles.
 
     Raises:
         CheckpointError: nothing there, or nothing that is known; the message says what was looked
@@ -54,12 +79,15 @@ def find(source: str | Path) -> Found:
     """
     if str(source).startswith(BUNDLE):
         return _bundle(str(source).removeprefix(BUNDLE))
+    if str(source).startswith(HUB):
+        return _folder(fetched(str(source).removeprefix(HUB)))
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder(path)
-    if path.name in _HUGGINGFACE_WEIGHTS and any(
-        (path.parent / name).is_file() for name in ("config.json", FACTORY_FILE)
-    ):
+    if not path.exists():
+        raise CheckpointError(nothing_at(path))
+    beside = [(path.parent / name).is_file() for name in ("config.json", FACTORY_FILE)]
+    if any(beside) and (path.name in _HUGGINGFACE_WEIGHTS or is_shard(path)):
         return _folder(path.parent)
     return _file(path)
 
@@ -80,11 +108,11 @@ def _folder(path: Path) -> Found:
         )
     if (path / "config.json").is_file():
         return _huggingface(path)
+    if any(rounds_in(folder) for folder in checkpoint_folders(path)):
+        return _file(find_checkpoint(path))
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
     if len(files) == 1:
         return _file(files[0])
-    if any(path.rglob("round_*_checkpoint.pt")):
-        return _file(find_checkpoint(path))
     raise CheckpointError(
         f"{path} has no config.json (HuggingFace), no {FACTORY_FILE} (torchaudio), no round_NNN_checkpoint.pt and not one single weight file "
         f"({len(files)} found): name the file"
@@ -96,14 +124,15 @@ def _huggingface(path: Path) -> Found:
     fields = from_huggingface(settings, str(path / "config.json"))
     weights = next((path / name for name in _HUGGINGFACE_WEIGHTS if (path / name).is_file()), None)
     if weights is None:
+        others = [file.name for file in path.iterdir() if file.suffix in (".h5", ".msgpack")]
         raise CheckpointError(
-            f"{path} has a config.json, but neither {' nor '.join(_HUGGINGFACE_WEIGHTS)}"
+            f"{path} has a config.json, but none of {', '.join(_HUGGINGFACE_WEIGHTS)}"
+            + (f" ({', '.join(sorted(others))}: save the model by PyTorch)" if others else "")
         )
+    state = shards(weights) if weights.suffix == ".json" else read_weights(weights)
     preprocessor = path / "preprocessor_config.json"
     normalize = read_json(preprocessor).get("do_normalize") if preprocessor.is_file() else None
-    return Found(
-        "huggingface", str(path), _state(read_weights(weights), str(weights)), fields, normalize
-    )
+    return Found("huggingface", str(path), _state(state, str(weights)), fields, normalize)
 
 
 def _file(path: Path) -> Found:
@@ -166,7 +195,33 @@ def _fairseq_settings(content: Mapping[str, Any]) -> tuple[Any, Any]:
     return content.get("args"), content.get("args")
 
 
+def _pretrained_settings(model: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+    """Settings of model and task that a fine-tuned model's encoder was pretrained with, in
+    ``w2v_args``: its own hold what fine-tuning changed, and lack heads and norms.
+
+    Raises:
+        CheckpointError: they are not in it.
+    """
+    kept = model.get("w2v_args")
+    if isinstance(kept, Mapping):
+        whole = kept.get("cfg")
+        inner: Mapping[str, Any] = whole if isinstance(whole, Mapping) else kept
+        settings = inner.get("model", inner)
+        if isinstance(settings, Mapping) and "encoder_layers" in settings:
+            return settings, inner.get("task", inner)
+    raise CheckpointError(
+        f"{where} is fine-tuned by fairseq, and the settings of its encoder (w2v_args) are not in it: number of heads, pre- or post-norm "
+        "would be guesses. Name the pretrained file that it was made from"
+        + (f" ({quoted(model['w2v_path'])})" if model.get("w2v_path") else "")
+        + ", or save its `model` alone by torch.save: what shapes do not tell is then taken from model.* of the run"
+    )
+
+
 def _fairseq(model: Any, task: Any, where: str) -> tuple[Fields, bool | None]:
+    if isinstance(model, dict) and ("w2v_args" in model or "w2v_path" in model):
+        model, pretraining = _pretrained_settings(model, where)
+        if not isinstance(task, dict) or "normalize" not in task:
+            task = pretraining
     fields = from_fairseq(model, where) if isinstance(model, dict) and model else {}
     return fields, bool(task["normalize"]) if isinstance(
         task, dict

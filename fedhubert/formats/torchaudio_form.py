@@ -62,7 +62,7 @@ def write_torchaudio(source: Source, folder: Path) -> None:
             "num_classes": len(state[LABELS]),
             "mask_prob": source.task.mask_probability,
             "mask_length": source.task.mask_length_frames,
-            "feature_grad_mult": source.config.feature_grad_mult,
+            "feature_grad_mult": _grad_mult(source.config.feature_grad_mult),
         }
     else:
         factory = "wav2vec2_model"
@@ -85,3 +85,8 @@ def write_torchaudio(source: Source, folder: Path) -> None:
     description: dict[str, Any] = {"factory": factory, "arguments": arguments}
     (folder / FACTORY_FILE).write_text(json.dumps(description, indent=2) + "\n")
     (folder / "load.py").write_text(_LOAD)
+
+
+def _grad_mult(value: float) -> float | None:
+    """torchaudio takes a factor below 1, and None where gradients pass as they are."""
+    return value if value < 1.0 else None

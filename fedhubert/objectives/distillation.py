@@ -231,6 +231,23 @@ class DistillationSpec(ObjectiveSpec):
     def taught(self) -> TaughtTask:
         return self.settings
 
+    @property
+    def sum_names(self) -> tuple[str, ...]:
+        task = self.settings
+        used = {
+            "layers": bool(task.layer_heads),
+            "hints": bool(task.hint_heads),
+            "logits": task.objectives.logits > 0.0,
+            "pseudo_labels": task.needs_labels,
+        }
+        own = [f"{name}_{what}" for name in used if used[name] for what in ("sum", "frames")]
+        distances = ("cosine_distance_sum", "error_energy_sum", "teacher_energy_sum")
+        return (
+            *("loss_sum", "frames", *own),
+            *(distances if task.teacher_layers else ()),
+            *(("correct",) if task.needs_labels else ()),
+        )
+
     def build_model(self, config: ModelConfig, seed: int) -> HubertModel:
         model = build_hubert(config, seed)
         add_heads(model, self.settings, seed)

@@ -102,6 +102,10 @@ class MaskedPrediction(ObjectiveSpec):
     counted = "masked_frames"
     words: ClassVar[Mapping[str, str]] = {"loss": "loss", "masked_accuracy": "accuracy"}
 
+    @property
+    def sum_names(self) -> tuple[str, ...]:
+        return ("cross_entropy_sum", "masked_frames", "correct")
+
     def loss(self, teacher: TeacherSource | None = None) -> Objective:
         return lambda model, batch: masked_prediction(model, batch, self.task)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedhubert.config import MaskedTask, ModelConfig
 from fedhubert.config.elsewhere import TASKS
+from fedhubert.errors import ConfigError
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.teacher import TaughtTask
 from fedhubert.objectives.objective import Objective, TeacherSource
@@ -43,6 +44,15 @@ class ObjectiveSpec:
     def taught(self) -> TaughtTask | None:
         """What is asked of a teacher; None: there is none."""
         return None
+
+    @property
+    def sum_names(self) -> tuple[str, ...]:
+        """Return the names of the sums that the loss reports, in a fixed order: what a secure sum
+        has of a client's figures."""
+        raise ConfigError(
+            f"task={self.task.name} does not name its sums (ObjectiveSpec.sum_names), which secure.protocol=pairwise goes by",
+            setting="secure.protocol",
+        )
 
     def build_model(self, config: ModelConfig, seed: int) -> HubertModel:
         """Build what is trained, from configuration and seed alone.

@@ -1,22 +1,17 @@
 """Bytes: on the wire, in memory, on disks. All arithmetic over the number of parameters."""
 
-import math
-
-from fedhubert.config import ClientConfig
 from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
+from fedhubert.federation.server import space
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.codecs import num_bytes
+from fedhubert.federation.updates.ring import RING_BITS
 from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.objectives.spec import spec_of
 from fedhubert.planning.inputs import ClientAudio, Inputs
-from fedhubert.targets.mfcc import NUM_FEATURES
 
 _SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 19.0
 """Private memory of the server that adds updates up, without a model and per parameter: measured by
 tests/benchmarks/rounds.py."""
-_STATE_VERSIONS = 4
-"""Versions of a partition's state that its site keeps at most (see
-:mod:`fedhubert.clients.state`)."""
 
 
 def model_bytes(inputs: Inputs) -> int:
@@ -27,10 +22,9 @@ def model_bytes(inputs: Inputs) -> int:
 def reply_bytes(inputs: Inputs, clients: int) -> int:
     """Return the bytes of a node's reply for so many clients: an encoded update, or the exact sum
     of several; and sketches of each."""
+    codec = inputs.config.federated.update_codec
     update = (
-        num_bytes(inputs.config.federated.update_codec, inputs.shapes)
-        if clients == 1
-        else 8 * inputs.numel
+        num_bytes(codec, inputs.shapes) if clients == 1 or codec in RING_BITS else 8 * inputs.numel
     )
     return update + clients * 4 * sketch_width(inputs.numel) * inputs.config.sends_sketches
 
@@ -42,7 +36,7 @@ def server_memory(inputs: Inputs) -> float:
         _SERVER_BYTES
         + _SERVER_BYTES_EACH * inputs.numel
         + 4.0 * inputs.all_parameters
-        + _server_state(inputs)
+        + space.server_state_bytes(inputs.config, inputs.numel)
     )
     memory += strategy_of(federated).round_bytes(inputs.numel)
     if not inputs.rates.on_sites:
@@ -60,7 +54,7 @@ def client_memory(inputs: Inputs) -> float:
     beside = spec_of(inputs.config.task).device_bytes(inputs.teacher_bytes)
     return (
         4.0 * inputs.all_parameters
-        + inputs.numel * (4 + anchor + _optimizer(inputs.config.client))
+        + inputs.numel * (4 + anchor + space.optimizer_bytes(inputs.config.client))
         + beside
     )
 
@@ -78,44 +72,20 @@ def written(inputs: Inputs, number: int) -> int:
 
 def checkpoint_disk(inputs: Inputs) -> int:
     """Return the bytes of the checkpoints that are kept, with the one that is being written."""
-    checkpoint, rounds = inputs.config.checkpoint, inputs.config.federated.num_rounds
-    kept = min(checkpoint.keep_last + 1, math.ceil(rounds / checkpoint.every))
-    return (
-        kept * _checkpoint(inputs)
-        + (checkpoint.keep_best and rounds > 1) * 4 * inputs.all_parameters
-    )
+    return space.checkpoints_disk(inputs.config, inputs.numel, inputs.all_parameters)
 
 
 def site_disk(inputs: Inputs, client: ClientAudio) -> float:
     """Return the bytes that a client's site keeps: labels, k-means' sample of MFCC, optimisers and
     left-over rounding, a teacher and its outputs."""
-    config, task, targets = inputs.config, inputs.config.task, inputs.config.targets
-    disk = 0.0
-    if task.needs_labels and targets.kind == "kmeans":
-        width = 2 if targets.num_clusters <= 2**15 else 4
-        disk += width * targets.label_rate_hz * (client.train_s + client.validation_s)
-        if not targets.layer:
-            disk += (
-                4
-                * NUM_FEATURES
-                * min(targets.max_frames_per_client, targets.label_rate_hz * client.train_s)
-            )
-    kept = _optimizer(config.client) if config.client.optimizer_policy == "keep" else 0
-    kept += 4 if config.federated.update_codec == "int8" else 0
-    disk += _STATE_VERSIONS * kept * inputs.numel
-    return disk + spec_of(task).site_bytes(inputs.teacher_bytes)
-
-
-def _optimizer(settings: ClientConfig) -> int:
-    """Bytes per parameter of a local optimiser's state."""
-    return 8 if settings.optimizer == "adamw" else 4 if settings.momentum else 0
-
-
-def _server_state(inputs: Inputs) -> int:
-    """Bytes of what the strategy keeps between rounds."""
-    return 4 * inputs.numel * strategy_of(inputs.config.federated).vectors_kept
+    config = inputs.config
+    disk = space.labels_disk(config, client.train_s + client.validation_s)
+    if not config.targets.layer:  # a sample of layer features does not stay
+        disk += space.sample_disk(config, client.train_s)
+    disk += space.state_disk(config, inputs.numel)
+    return disk + spec_of(config.task).site_bytes(inputs.teacher_bytes)
 
 
 def _checkpoint(inputs: Inputs) -> int:
     """A round's checkpoint with what resuming needs."""
-    return 4 * inputs.all_parameters + _server_state(inputs)
+    return space.checkpoint_bytes(inputs.config, inputs.numel, inputs.all_parameters)

@@ -17,7 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-LOGGER = "fedhubert"
+LOGGER, TERMINAL_ONLY = "fedhubert", "fedhubert.terminal"
+"""Loggers of all lines, and of those that the run's log file does not get: it is passed on."""
 
 
 def log_to_terminal(*, verbose: bool = False) -> Console:
@@ -27,6 +28,7 @@ def log_to_terminal(*, verbose: bool = False) -> Console:
     logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate, logger.disabled = False, False  # Hydra's sweeps disable loggers that exist
+    logging.getLogger(TERMINAL_ONLY).disabled = False
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(
@@ -58,6 +60,7 @@ def log_to_file(path: Path) -> logging.Handler:
     handler.setFormatter(
         logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S")
     )
+    handler.addFilter(lambda record: record.name != TERMINAL_ONLY)
     logger = logging.getLogger(LOGGER)
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)

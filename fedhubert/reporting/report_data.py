@@ -1,22 +1,15 @@
-"""What a report knows of a run, read from its folder; whatever a run (an older one, an interrupted
-one, a baseline) lacks is left out."""
+"""What a report knows of a run; whatever a run (an older one, an interrupted one, a baseline) lacks
+is left out."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from fedhubert.config.catalog import rules_for
-from fedhubert.errors import DataError
 from fedhubert.reporting.summary import validation_by_round
-from fedhubert.runs.metrics import Event, read_events
+from fedhubert.runs.metrics import Event
 
 PHASES = ("train", "validation", "server_step", "server_validation", "checkpoint")
 """Parts of a round's time that runs may tell; what is left of the round is shown as other."""
@@ -37,9 +30,9 @@ class RunData:
     name: str
     folder: Path
     events: list[Event]
-    config: Mapping[str, Any]
-    results: Mapping[str, Any]
-    comparison: Mapping[str, Any]
+    config: Mapping[str, object]
+    results: Mapping[str, object]
+    comparison: Mapping[str, object]
 
     @cached_property
     def rounds(self) -> list[Event]:
@@ -192,80 +185,12 @@ class RunData:
         return sum(_number(event.get("train"), figure) or 0.0 for event in self.rounds)
 
 
-def read_runs(folders: list[Path]) -> list[RunData]:
-    """Read run folders, under names that tell them apart; of a sweep's folder, the runs of its
-    jobs.
-
-    Raises:
-        DataError: a folder that holds no run.
-    """
-    folders = [run for folder in folders for run in _jobs(folder) or [folder]]
-    names = _names(folders)
-    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
-
-
-def config_differences(runs: list[RunData]) -> list[tuple[str, list[str]]]:
-    """Return (dotted key, value of each run) of the settings in which runs differ; where a run is
-    kept is no setting."""
-    flat = [dict(_flatten(run.config)) for run in runs]
-    keys = sorted(
-        key
-        for key in {key for values in flat for key in values}
-        if rules_for(key).get("in_report", True)
-    )
-    rows = [
-        (key, [_text(values[key]) if key in values else "not set" for values in flat])
-        for key in keys
-    ]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
-
-
-def _read(folder: Path, name: str) -> RunData:
-    events = list(read_events(folder / "metrics.jsonl"))
-    comparison = _json(folder / "compare.json")
-    if not events and not comparison:
-        raise DataError(
-            f"{folder} holds no run: there is no metrics.jsonl with events in it, and no compare.json",
-            setting="RUN",
-        )
-    return RunData(
-        name,
-        folder,
-        events,
-        _yaml(folder / "config.yaml"),
-        _json(folder / "results.json"),
-        comparison,
-    )
-
-
-def _jobs(folder: Path) -> list[Path]:
-    """Return the folders of a sweep's jobs that hold a run, by number; none where ``folder`` is a
-    run or a comparison itself."""
-    if (folder / "metrics.jsonl").is_file() or (folder / "compare.json").is_file():
-        return []
-    jobs = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    return sorted(
-        (path for path in jobs if (path / "metrics.jsonl").is_file()),
-        key=lambda path: int(path.name),
-    )
-
-
-def _names(folders: list[Path]) -> list[str]:
-    """Return the shortest endings of the paths that differ."""
-    parts = [folder.absolute().parts for folder in folders]
-    for length in range(1, max((len(part) for part in parts), default=1) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{folder} ({number})" for number, folder in enumerate(folders, start=1)]
-
-
 def _scored(event: Event) -> bool:
     validation = event.get("validation")
     return isinstance(validation, dict) and "model_round" in validation
 
 
-def _score(client: Mapping[str, Any]) -> Score | None:
+def _score(client: Mapping[str, object]) -> Score | None:
     frames = _number(client, "validation_masked_frames")
     loss, correct = (
         _number(client, "validation_cross_entropy_sum"),
@@ -276,7 +201,7 @@ def _score(client: Mapping[str, Any]) -> Score | None:
     return Score(loss / frames, correct / frames)
 
 
-def _clients(event: Event) -> list[Any]:
+def _clients(event: Event) -> list[Event]:
     return [
         client
         for client in event.get("clients") or ()
@@ -284,42 +209,6 @@ def _clients(event: Event) -> list[Any]:
     ]
 
 
-def _number(values: Any, name: str) -> float | None:
+def _number(values: object, name: str) -> float | None:
     found = values.get(name) if isinstance(values, dict) else None
     return float(found) if isinstance(found, (int, float)) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, OmegaConfBaseException):
-        return {}
-    except Exception:  # a YAML parser's own kinds, of a file that somebody edited
-        return {}
-    return {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _text(value: Any) -> str:
-    return (
-        "null"
-        if value is None
-        else json.dumps(value)
-        if isinstance(value, (list, bool))
-        else str(value)
-    )

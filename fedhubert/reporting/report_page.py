@@ -1,56 +1,70 @@
-"""The page of a report: one HTML file with its style and figures inside, nothing fetched."""
+"""The page of a report: one HTML file with its style and figures inside, nothing fetched.
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+What a section says is put together here; how it looks is ``templates/report.html``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fedhubert.reporting import report_plots
 from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
-from fedhubert.reporting.report_data import RunData, config_differences
+from fedhubert.reporting.report_data import RunData
+from fedhubert.reporting.report_files import config_differences
 from fedhubert.reporting.summary import MANY_ROUNDS
 
 MAX_CLIENTS = 40
 """Rows of a table of clients; of more, those with most failures and then the lowest accuracy are
 shown."""
 
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 0 auto; padding: 1rem; max-width: 68rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; } h3 { font-size: 1rem; }
-.wide { overflow-x: auto; } svg { width: 100%; height: auto; min-width: 34rem; }
-table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #e4e4e4; text-align: right; white-space: nowrap; }
-th { white-space: normal; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #999; }
-p.note, caption { color: #555; font-size: .88rem; text-align: left; } code { font-size: .9em; }
-"""
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells below a head; with a heading above, or a caption."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    heading: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands below one title: figures (SVG), tables, and a note on how to read them."""
+
+    title: str
+    figures: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    note: str = ""
 
 
 def render(runs: Sequence[RunData]) -> str:
-    """Return the page of one or more runs."""
-    sections = [
-        ("Summary", _summary(runs)),
-        ("Curves", _curves(runs)),
-        ("Clients", _clients(runs)),
-        ("Drift", _drift(runs)),
-        ("Participation and failures", _participation(runs)),
-        ("Bytes and time", _costs(runs)),
-        ("Settings that differ", _settings(runs)),
-        ("Probes and clusters", _evaluations(runs)),
-        ("Comparison", _comparisons(runs)),
-    ]
-    body = "".join(
-        f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content
+    """Return the page of one or more runs; what runs lack is left out."""
+    sections = (
+        _summary(runs),
+        _curves(runs),
+        _clients(runs),
+        _drift(runs),
+        _participation(runs),
+        _costs(runs),
+        _settings(runs),
+        _evaluations(runs),
+        _comparisons(runs),
     )
-    names = escape(", ".join(run.name for run in runs))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>fedhubert: {names}</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body><h1>fedhubert: {names}</h1>{body}</body></html>\n'
+    templates = Environment(
+        loader=PackageLoader("fedhubert.reporting"), autoescape=True, undefined=StrictUndefined
+    )
+    return templates.get_template("report.html").render(
+        names=", ".join(run.name for run in runs), sections=[found for found in sections if found]
+    )
 
 
-def _summary(runs: Sequence[RunData]) -> str:
-    rows = []
+def _summary(runs: Sequence[RunData]) -> Section:
     students = any(run.validation("cosine_distance") for run in runs)
+    rows = []
     for run in (run for run in runs if run.events):
         loss, accuracy = run.validation("loss"), run.validation("masked_accuracy")
         labels = run.targets.get("validation_labels") or {}
@@ -73,43 +87,36 @@ def _summary(runs: Sequence[RunData]) -> str:
             ]
         )
     head = [
-        "run",
-        "kind",
-        "rounds",
-        "loss",
-        "unigram entropy",
-        "masked accuracy",
-        "most frequent label",
+        *("run", "kind", "rounds", "loss", "unigram entropy"),
+        *("masked accuracy", "most frequent label"),
         *(["distance to the teacher (1 - cosine, first and last)"] if students else []),
-        "audio (h)",
-        "sent (MB)",
-        "time",
+        *("audio (h)", "sent (MB)", "time"),
     ]
-    note = "Loss (nats) and masked accuracy are of the last model that was scored, on the clients' validation splits."
-    return (
-        _table(head, rows)
-        + f'<p class="note">{note} A model that ignores its input has the unigram entropy and the most frequent label.</p>'
+    note = (
+        "Loss (nats) and masked accuracy are of the last model that was scored, on the clients' validation splits. "
+        "A model that ignores its input has the unigram entropy and the most frequent label."
     )
+    return Section("Summary", tables=[Table(head, rows)], note=note)
 
 
 def _first_and_last(series: Sequence[tuple[int, float]]) -> str:
     return f"{_decimal(series[0][1])}, {_decimal(series[-1][1])}" if series else ""
 
 
-def _curves(runs: Sequence[RunData]) -> str:
+def _curves(runs: Sequence[RunData]) -> Section | None:
     if not any(run.rounds for run in runs):
-        return ""
+        return None
     note = (
         "Solid: on the clients' validation splits, by the round of the model. Dashed: while training. Dotted: what ignoring the input gives. "
         f"Curves of more than {MANY_ROUNDS} rounds are running means, with the values themselves behind them."
     )
-    plots = _plot(report_plots.curves(runs))
+    figures = [report_plots.curves(runs)]
     if any(run.validation("cosine_distance") for run in runs):
-        plots += _plot(report_plots.distances(runs))
-    return plots + f'<p class="note">{note}</p>'
+        figures.append(report_plots.distances(runs))
+    return Section("Curves", figures, note=note)
 
 
-def _clients(runs: Sequence[RunData]) -> str:
+def _clients(runs: Sequence[RunData]) -> Section | None:
     rows = []
     for run in runs:
         scores = run.last_scores()
@@ -131,44 +138,35 @@ def _clients(runs: Sequence[RunData]) -> str:
                 _decimal(max(accuracies) - min(accuracies)),
             ]
         )
-    if not rows:
-        return ""
     head = [
-        "run",
-        "clients",
-        "median accuracy",
-        "mean",
-        "mean of the worst tenth",
-        "standard deviation",
-        "worst client",
-        "its loss",
-        "best client",
-        "gap",
+        *("run", "clients", "median accuracy", "mean", "mean of the worst tenth"),
+        *("standard deviation", "worst client", "its loss", "best client", "gap"),
     ]
-    return _plot(report_plots.clients(runs)) + _table(head, rows)
+    return Section("Clients", [report_plots.clients(runs)], [Table(head, rows)]) if rows else None
 
 
-def _drift(runs: Sequence[RunData]) -> str:
+def _drift(runs: Sequence[RunData]) -> Section | None:
     if not any(run.drift("update_norm") or run.cosines() for run in runs):
-        return ""
+        return None
     note = (
         "Left: the norm of clients' updates (solid, weighted mean) and of their mean (dashed). Right: the mean cosine of two clients' updates in a "
         "round, weighted by their norms (solid): 1, they agree; 0, the mean is as short as that of unrelated directions. The cosine of each update "
         "to the mean (from sketches, give or take 0.016): mean over clients (dashed), lowest to highest (shaded); n unrelated updates of one length "
         "have 1/sqrt(n). Each client's own is in the next table."
     )
-    return _plot(report_plots.drift(runs)) + f'<p class="note">{note}</p>'
+    return Section("Drift", [report_plots.drift(runs)], note=note)
 
 
-def _participation(runs: Sequence[RunData]) -> str:
-    return "".join(_participation_of(run) for run in runs if run.rounds)
+def _participation(runs: Sequence[RunData]) -> Section | None:
+    tables = [table for run in runs if run.rounds and (table := _participation_of(run))]
+    return Section("Participation and failures", tables=tables) if tables else None
 
 
-def _participation_of(run: RunData) -> str:
+def _participation_of(run: RunData) -> Table | None:
     asked, used, failures = run.participation()
     numbers = sorted(set(asked) | set(used) | {number for number, _ in failures})
     if not numbers:
-        return ""
+        return None
     scores = run.last_scores()
     failed = {
         number: sum(count for (client, _), count in failures.items() if client == number)
@@ -198,19 +196,13 @@ def _participation_of(run: RunData) -> str:
     total = f"{sum(used.values())} updates used of {sum(asked.values())} asked, {sum(failures.values())} failures"
     note = f"; {len(shown)} of {len(numbers)} clients shown" if len(shown) < len(numbers) else ""
     head = [
-        "client",
-        "rounds asked",
-        "updates used",
-        "failures",
-        "codes",
-        "last masked accuracy",
-        "mean update norm",
-        "mean cosine to the mean update",
+        *("client", "rounds asked", "updates used", "failures", "codes"),
+        *("last masked accuracy", "mean update norm", "mean cosine to the mean update"),
     ]
-    return f"<h3>{escape(run.name)}: {total}{note}</h3>" + _table(head, rows)
+    return Table(head, rows, heading=f"{run.name}: {total}{note}")
 
 
-def _costs(runs: Sequence[RunData]) -> str:
+def _costs(runs: Sequence[RunData]) -> Section | None:
     rows = []
     for run in runs:
         if not run.rounds:
@@ -228,113 +220,84 @@ def _costs(runs: Sequence[RunData]) -> str:
         )
         count = len(run.rounds)
         share = f"{sent / full:.1%}" if full else ""
-        rows.append(
-            [
-                run.name,
-                f"{down[-1][1] / count / 1e6:.2f}",
-                f"{up[-1][1] / count / 1e6:.2f}",
-                share,
-                phases,
-            ]
-        )
-    if not rows:
-        return ""
-    head = [
-        "run",
-        "MB down a round",
-        "MB up a round",
-        "of what fp32 would send",
-        "time of all rounds",
-    ]
-    return _plot(report_plots.costs(runs)) + _table(head, rows)
+        megabytes = [f"{total[-1][1] / count / 1e6:.2f}" for total in (down, up)]
+        rows.append([run.name, *megabytes, share, phases])
+    head = ["run", "MB down a round", "MB up a round", "of what fp32 would send"]
+    table = Table([*head, "time of all rounds"], rows)
+    return Section("Bytes and time", [report_plots.costs(runs)], [table]) if rows else None
 
 
-def _settings(runs: Sequence[RunData]) -> str:
+def _settings(runs: Sequence[RunData]) -> Section | None:
     if len(runs) < 2:
-        return ""
+        return None
     rows = [[key, *values] for key, values in config_differences(list(runs))]
     if not rows:
-        return "<p>None: the runs have the same configuration.</p>"
-    return _table(["setting", *(run.name for run in runs)], rows)
+        return Section("Settings that differ", note="None: the runs have the same configuration.")
+    head = ["setting", *(run.name for run in runs)]
+    return Section("Settings that differ", tables=[Table(head, rows)])
 
 
-def _evaluations(runs: Sequence[RunData]) -> str:
-    parts = []
+def _evaluations(runs: Sequence[RunData]) -> Section | None:
+    tables = []
     for run in runs:
-        for task, probe in _mapping(run.results.get("probes")).items():
-            rows = [
-                [
-                    row["encoder"],
-                    _layer(row),
-                    _decimal(row["accuracy"]),
-                    _decimal(row.get("majority")),
-                ]
-                for row in probe.get("rows", [])
-            ]
-            title = f"{run.name}: probe for {task} ({probe.get('split', '')})"
-            parts.append(_table(["features", "layer", "accuracy", "majority"], rows, title))
-        for task, clusters in _mapping(run.results.get("clusters")).items():
-            rows = [
-                [
-                    row["encoder"],
-                    _layer(row),
-                    _decimal(row["pnmi"]),
-                    _decimal(row["label_purity"]),
-                    _decimal(row["cluster_purity"]),
-                ]
-                for row in clusters.get("rows", [])
-            ]
-            title = f"{run.name}: {clusters.get('k', '')} clusters against {task}"
-            parts.append(
-                _table(["features", "layer", "PNMI", "label purity", "cluster purity"], rows, title)
-            )
-    return "".join(parts)
+        for task, probe in _entries(run.results.get("probes")):
+            rows = _rows_of(probe, "accuracy", "majority")
+            caption = f"{run.name}: probe for {task} ({probe.get('split', '')})"
+            head = ["features", "layer", "accuracy", "majority"]
+            tables.append(Table(head, rows, caption=caption))
+        for task, clusters in _entries(run.results.get("clusters")):
+            rows = _rows_of(clusters, "pnmi", "label_purity", "cluster_purity")
+            caption = f"{run.name}: {clusters.get('k', '')} clusters against {task}"
+            head = ["features", "layer", "PNMI", "label purity", "cluster purity"]
+            tables.append(Table(head, rows, caption=caption))
+    return Section("Probes and clusters", tables=tables) if tables else None
 
 
-def _comparisons(runs: Sequence[RunData]) -> str:
-    parts = []
+def _comparisons(runs: Sequence[RunData]) -> Section | None:
+    tables = []
     for run in runs:
-        summary = _mapping(run.comparison.get("summary"))
+        summary = {
+            system: dict(_entries(figures))
+            for system, figures in _entries(run.comparison.get("summary"))
+            if figures
+        }
         names = list(dict.fromkeys(name for figures in summary.values() for name in figures))
         rows = [
-            [
-                system,
-                *(
-                    f"{figures[name]['mean']:.4f} ± {figures[name]['sd']:.4f}"
-                    if name in figures
-                    else ""
-                    for name in names
-                ),
-            ]
+            [system, *(_mean_and_sd(figures.get(name, {})) for name in names)]
             for system, figures in summary.items()
-            if figures
         ]
         if rows:
             head = ["model", *(name.replace("_", " ") for name in names)]
-            parts.append(_table(head, rows, f"{run.name}: mean and standard deviation over seeds"))
-    return "".join(parts)
+            caption = f"{run.name}: mean and standard deviation over seeds"
+            tables.append(Table(head, rows, caption=caption))
+    return Section("Comparison", tables=tables) if tables else None
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    titles = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{said}<thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
+def _entries(values: object) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Yield the entries of what a file should hold as name -> mapping; whatever else is there is
+    left out."""
+    for name, entry in values.items() if isinstance(values, Mapping) else ():
+        if isinstance(entry, Mapping):
+            yield str(name), entry
 
 
-def _plot(svg: str) -> str:
-    return f'<div class="wide">{svg}</div>'
+def _rows_of(results: Mapping[str, object], *figures: str) -> list[list[str]]:
+    """Return encoder, layer and figures of each row of an evaluation's results."""
+    rows = results.get("rows")
+    return [
+        [
+            str(row.get("encoder", "")),
+            "" if row.get("layer") is None else str(row["layer"]),
+            *(_decimal(row.get(name)) for name in figures),
+        ]
+        for row in (rows if isinstance(rows, list) else ())
+        if isinstance(row, Mapping)
+    ]
 
 
-def _layer(row: Mapping[str, Any]) -> str:
-    return "" if row.get("layer") is None else str(row["layer"])
+def _mean_and_sd(figure: Mapping[str, object]) -> str:
+    return f"{_decimal(figure.get('mean'))} ± {_decimal(figure.get('sd'))}" if figure else ""
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _decimal(value: Any) -> str:
+def _decimal(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) else ""

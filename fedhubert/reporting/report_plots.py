@@ -3,12 +3,24 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from fedhubert.reporting.report_data import RunData
 from fedhubert.reporting.summary import MANY_ROUNDS, trend
 
-Axes = Any
+if TYPE_CHECKING:  # matplotlib takes a second, and is imported when a figure is drawn
+    from matplotlib.axes import Axes
+
+
+class Style(TypedDict, total=False):
+    """How a curve is drawn, in matplotlib's words."""
+
+    linestyle: str
+    alpha: float
+    marker: str | None
+    label: str
+
+
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
 """Okabe and Ito's palette, which readers with colour vision deficiencies can tell apart."""
 
@@ -17,7 +29,7 @@ def curves(runs: Sequence[RunData]) -> str:
     """Loss and masked accuracy by round: dashed while training, solid on validation splits; dotted,
     what ignoring the input gives."""
 
-    def draw(left: Axes, right: Axes) -> None:
+    def draw(left: "Axes", right: "Axes") -> None:
         for axes, figure, level, title in (
             (left, "loss", "entropy_nats", "masked loss (nats)"),
             (right, "masked_accuracy", "most_frequent_share", "masked accuracy"),
@@ -38,7 +50,7 @@ def distances(runs: Sequence[RunData]) -> str:
     """How far students are from their teachers, by round: dashed while training, solid on
     validation splits."""
 
-    def draw(left: Axes, right: Axes) -> None:
+    def draw(left: "Axes", right: "Axes") -> None:
         for axes, figure, title in (
             (left, "cosine_distance", "1 - cosine"),
             (right, "relative_l2", "relative L2 distance"),
@@ -56,7 +68,7 @@ def clients(runs: Sequence[RunData]) -> str:
     """Each client's masked accuracy under the last model, sorted; and the worst and best client of
     each round."""
 
-    def draw(left: Axes, right: Axes) -> None:
+    def draw(left: "Axes", right: "Axes") -> None:
         for number, run in enumerate(runs):
             last = sorted(score.masked_accuracy for score in run.last_scores().values())
             if last:
@@ -95,7 +107,7 @@ def drift(runs: Sequence[RunData]) -> str:
     clients' updates (solid), and of each client's to the mean (dashed: the mean over clients;
     shaded: from the lowest to the highest)."""
 
-    def draw(left: Axes, right: Axes) -> None:
+    def draw(left: "Axes", right: "Axes") -> None:
         for number, run in enumerate(runs):
             _line(left, run.drift("update_norm"), number, label=run.name)
             _line(left, run.drift("mean_update_norm"), number, linestyle="--")
@@ -118,7 +130,7 @@ def drift(runs: Sequence[RunData]) -> str:
 def costs(runs: Sequence[RunData]) -> str:
     """Bytes sent so far, and seconds by phase."""
 
-    def draw(left: Axes, right: Axes) -> None:
+    def draw(left: "Axes", right: "Axes") -> None:
         for number, run in enumerate(runs):
             down, up = run.bytes_sent()
             _line(left, [(x, y / 1e6) for x, y in down], number, label=f"{run.name}: down")
@@ -154,7 +166,7 @@ def costs(runs: Sequence[RunData]) -> str:
     return _figure("Bytes and time", draw)
 
 
-def _figure(title: str, draw: Callable[[Axes, Axes], None]) -> str:
+def _figure(title: str, draw: Callable[["Axes", "Axes"], None]) -> str:
     """Draw two panels and return them as an SVG that scales with the page."""
     import matplotlib
 
@@ -186,28 +198,31 @@ def _figure(title: str, draw: Callable[[Axes, Axes], None]) -> str:
     )
 
 
-def _line(axes: Axes, points: Sequence[tuple[float, float]], number: int, **style: Any) -> None:
+def _line(
+    axes: "Axes", points: Sequence[tuple[float, float]], number: int, **style: Unpack[Style]
+) -> None:
     """Draw a curve; of many rounds as a running mean, over the values themselves where the line is
     solid."""
     if len(points) > MANY_ROUNDS:
         if "linestyle" not in style:
             axes.plot(*zip(*points, strict=True), color=_colour(number), linewidth=0.5, alpha=0.25)
-        points, style = trend(points), style | {"marker": None}
+        points = trend(points)
+        style["marker"] = None
     if points:
         axes.plot(*zip(*points, strict=True), color=_colour(number), ms=3, linewidth=1.3, **style)
 
 
-def _finish(axes: Axes, title: str, label: str, *, whole: bool = True) -> None:
+def _finish(axes: "Axes", title: str, label: str, *, whole: bool = True) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(label)
     axes.grid(alpha=0.25)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if whole:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: "Axes") -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
 

@@ -4,7 +4,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -12,7 +11,7 @@ from fedhubert.reporting.learning import Levels, verdict
 from fedhubert.runs.metrics import Event, read_events
 
 
-def validation_by_round(events: list[Event]) -> dict[int, dict[str, Any]]:
+def validation_by_round(events: list[Event]) -> dict[int, Event]:
     """Return model round -> federated validation figures (round r's arrive with round r + 1, the
     last with the final evaluation)."""
     return {

@@ -1,7 +1,6 @@
 """The folder of a run: where it is, and the files in it that others read."""
 
 import json
-import os
 import secrets
 import time
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError
-from fedhubert.files import on_server
+from fedhubert.files import check_writable, on_server
 
 
 def resolve_out(config: Config) -> Path:
@@ -60,9 +59,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            check_writable(self.path)
+            check_writable(self.checkpoints)
         except OSError as error:
             raise ConfigError(
                 f"cannot write to the run's folder {self.path}: {error.strerror}; choose another with out=...",
@@ -74,5 +72,9 @@ class RunFolder:
         resume."""
         file = self.path / "run.json"
         if not file.is_file():
-            file.write_text(json.dumps({"run_key": secrets.token_hex(8)}) + "\n")
+            self.renew_run_key()
         return str(json.loads(file.read_text())["run_key"])
+
+    def renew_run_key(self) -> None:
+        """Give the run another name: for its sites it is a new one."""
+        (self.path / "run.json").write_text(json.dumps({"run_key": secrets.token_hex(8)}) + "\n")

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.teacher import TaughtTask, Teacher
 from fedhubert.objectives.objective import TeacherOutput
-from fedhubert.training.output_cache import OutputCache
 
 _CONV, _LOGITS, _LAYER = "conv", "logits", "layer."
 
@@ -36,7 +36,7 @@ class Teaching:
         teacher: Teacher,
         task: TaughtTask,
         device: torch.device,
-        cache: OutputCache | None = None,
+        cache: DiskCache | None = None,
     ) -> None:
         self.model: HubertModel = teacher.build(device, task.teacher_precision)
         self.cache = cache

@@ -9,11 +9,11 @@ import torch
 
 from fedhubert.config import Config
 from fedhubert.data.batching import Batch
+from fedhubert.disk_cache import DiskCache
 from fedhubert.models.student import take_over
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.spec import build_model
-from fedhubert.training.output_cache import OutputCache
 from fedhubert.training.stepping import Trainer
 from fedhubert.training.teaching import Teaching
 from tests.accelerator.context import Context
@@ -59,7 +59,7 @@ def _sides(
     return {
         "teacher run": lambda batches: _ours(context, config, model, batches, None),
         "teacher cached": lambda batches: _ours(
-            context, config, model, batches, OutputCache(cache, 10**10)
+            context, config, model, batches, DiskCache(cache, 10**10)
         ),
         "s3prl": lambda batches: s3prl_step(
             config, model, layers, lambda: next(batches), context.device
@@ -72,7 +72,7 @@ def _ours(
     config: Config,
     model: Any,
     batches: Iterator[Batch],
-    cache: OutputCache | None,
+    cache: DiskCache | None,
 ) -> Step:
     state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
     teacher = Teacher.cut(model.config, state, config.task)

@@ -117,8 +117,12 @@ def _probes(context: Context, manifest: Path, out: Path) -> None:
     tasks = (
         Labels.read(labels).tasks.values() if labels.is_file() else [dict.fromkeys(whole.paths, "")]
     )
-    rows = [row for row, path in enumerate(whole.paths) if any(path in task for task in tasks)]
-    few = whole.select(rows[:: -(-len(rows) // (20 if context.quick else _PROBED))])
+    # Of every task its share: thinned together, a small one could keep a single label.
+    most, rows = 20 if context.quick else _PROBED, set[int]()
+    for task in tasks:
+        labelled = [row for row, path in enumerate(whole.paths) if path in task]
+        rows.update(labelled[:: -(-len(labelled) // most) or 1])
+    few = whole.select(sorted(rows))
     few.write(chosen)
     command = [
         sys.executable,

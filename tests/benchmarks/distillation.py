@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from fedhubert.compose import compose
 from fedhubert.config import Config, ModelConfig
 from fedhubert.data.batching import Batch
+from fedhubert.disk_cache import DiskCache
 from fedhubert.models.hubert import build_hubert
 from fedhubert.models.student import take_over
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.spec import build_model
-from fedhubert.training.output_cache import OutputCache
 from fedhubert.training.stepping import Trainer
 from fedhubert.training.teaching import Teaching
 from tests.benchmarks.figures import case_alone, figure, in_turn, memory_mb, peak_mb, run
@@ -75,7 +75,7 @@ def ours(config: Config, teacher_model: Any, folder: Path, batches: Iterator[Bat
     take_over(model, teacher.state, task)
     device = torch.device("cpu")
     objective = Distillation(
-        task, Teaching(teacher, task, device, OutputCache(folder, task.teacher_cache_bytes))
+        task, Teaching(teacher, task, device, DiskCache(folder, task.teacher_cache_bytes))
     )
     trainer = Trainer(model, config.client, task, 0, 0, device, 0.0, objective)
     return lambda: trainer.step([next(batches)], config.client.lr)

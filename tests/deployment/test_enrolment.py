@@ -306,4 +306,11 @@ def test_the_old_way_says_that_it_is_for_trying_out(tmp_path: Path, capsys: Prin
         main(["certs", "--host", "localhost", "--nodes", "1", "--out", str(tmp_path / "certs")])
         == 0
     )
-    assert "--nodes N is for trying out" in capsys.readouterr().out
+    assert "--nodes N is for trying out on one machine" in capsys.readouterr().out
+
+
+def test_the_old_way_is_not_for_a_coordinators_folder(coordinator: Path, capsys: Printed) -> None:
+    """Private keys of sites beside the key that signs: whoever has that folder would be everybody."""
+    assert main(["certs", "--nodes", "3", "--out", str(coordinator)]) != 0
+    assert "whose sites make their own keys" in capsys.readouterr().err
+    assert not list(coordinator.glob("node-*"))

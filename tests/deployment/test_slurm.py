@@ -1,5 +1,6 @@
 """The Slurm scripts, with stand-ins for Slurm's commands: what they start, and when they put a job back into the queue."""
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from fedhubert.commands.site import add_arguments, plan_of
+from fedhubert.federation.roster.node_keys import NodeKeys
+
 SCRIPTS = Path(__file__).parents[2] / "docker" / "slurm"
 DOCKER = SCRIPTS.parent
 
@@ -19,6 +23,10 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash he
 
 TRAINING = """#!/bin/bash
 echo "fedhubert $*" >>"$CALLS"
+case $1 in
+  certs) exec "$PYTHON" -m fedhubert.cli "$@" ;;
+  site) exec sleep 60 ;;
+esac
 trap 'echo "training: USR1" >>"$CALLS"; sleep 0.3; exit 75' USR1
 trap 'echo "training: TERM" >>"$CALLS"; exit 75' TERM
 echo started >>"$CALLS"
@@ -65,7 +73,7 @@ def start(tmp_path: Path, calls: Path) -> Iterator[Start]:
     stand_ins = tmp_path / "bin"
     stand_ins.mkdir()
     contents = {"fedhubert": TRAINING, "scontrol": SCONTROL, "srun": SRUN, "flwr": FLWR}
-    contents |= {"flower-superlink": SERVICE, "flower-supernode": SERVICE}
+    contents |= {"flower-superlink": SERVICE}
     for name, text in contents.items():
         (stand_ins / name).write_text(text)
         (stand_ins / name).chmod(0o755)
@@ -85,6 +93,7 @@ def start(tmp_path: Path, calls: Path) -> Iterator[Start]:
             **job,
             "PATH": f"{stand_ins}{os.pathsep}{os.environ['PATH']}",
             "CALLS": str(calls),
+            "PYTHON": sys.executable,
             **settings,
         }
         command = ["bash", str(SCRIPTS / script), *arguments]
@@ -191,32 +200,42 @@ def test_requeueing_has_an_end(start: Start, calls: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [("finished:completed", 0), ("finished:failed", 1)])
-def test_a_superlink_and_a_supernode_a_node(
+def test_a_superlink_and_a_site_a_node(
     start: Start, calls: Path, tmp_path: Path, status: str, code: int
 ) -> None:
+    """Each site makes its own keys, pins the coordinator's, and is enrolled; the run is signed, and replies are checked."""
     job = start("deployment.sbatch", "experiment=demo", "seed=1", RUN_STATUS=status)
     assert job.wait(60) == code, job.communicate()
     out = tmp_path / "outputs/slurm/7"
+    work = out / "flower"
     made = calls.read_text().splitlines()
-    assert f"fedhubert certs --out {out}/flower/certs --host gpu01 --nodes 2 --force" in made
+    assert f"fedhubert certs --coordinator --host gpu01 --out {work}/certs" in made
+    signed = f"federated.signing_key={work}/certs/coordinator.key federated.node_keys={work}/certs"
     assert (
-        f'flwr run {tmp_path} --format json --run-config overrides="experiment=demo seed=1 out={out} resume=auto"'
+        f'flwr run {tmp_path} --format json --run-config overrides="experiment=demo seed=1 out={out} resume=auto {signed}"'
         in made
     )
     (superlink,) = [line for line in made if line.startswith("flower-superlink")]
     assert (
         "--enable-supernode-auth" in superlink
-        and f"--ssl-keyfile={out}/flower/certs/server.key" in superlink
+        and f"--ssl-keyfile={work}/certs/server.key" in superlink
     )
-    nodes = sorted(line for line in made if line.startswith("flower-supernode"))
-    for number, line in enumerate(nodes):
-        assert (
-            "--superlink gpu01:20007" in line
-            and f"node-{number}.key" in line
-            and "--insecure" not in line
-        )
-        assert f"partition-id={number} num-partitions=2" in line
-    assert len(nodes) == 2 and sum("flwr supernode register" in line for line in made) == 2
+    assert sorted(NodeKeys.read(str(work / "certs")).reply_keys) == [0, 1]
+    sites = sorted(line.split() for line in made if line.startswith("fedhubert site"))
+    for number, line in enumerate(sites):
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        plan = plan_of(parser.parse_args(line[2:]))
+        config, keys = plan.options.node_config, work / f"keys-{number}"
+        assert (plan.superlink, plan.key) == ("gpu01:20007", keys / f"node-{number}.key")
+        assert (config["partition-id"], config["num-partitions"]) == (number, 2)
+        assert config["coordinator-key"] == str(keys / "coordinator.pub")
+        assert config["site-key"] == str(keys / f"site-{number}.key")
+        assert (keys / "coordinator.pub").read_bytes() == (
+            work / "certs/coordinator.pub"
+        ).read_bytes()
+        assert "manifest" not in config  # the run's, which all nodes see
+    assert len(sites) == 2 and sum("flwr supernode register" in line for line in made) == 2
     assert 'address = "gpu01:20007"' in (out / "flower/home/config.toml").read_text()
     assert not any("scontrol requeue" in line for line in made)
 

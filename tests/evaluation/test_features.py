@@ -1,6 +1,5 @@
 """Layers of encoders, the feature cache, labels and alignments."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,14 +7,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import save_file
 from transformers import HubertModel as TransformersHubert
 
 from fedhubert.config import ModelConfig
 from fedhubert.data.manifest import Manifest
+from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import DataError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.encoders import Encoder, load_encoder, mfcc_encoder
-from fedhubert.evaluation.features import Extractor, FeatureCache
+from fedhubert.evaluation.features import Extractor
 from fedhubert.formats.huggingface import write_huggingface
 from fedhubert.formats.source import Source
 from fedhubert.models.hubert import build_hubert, num_frames
@@ -115,15 +116,13 @@ def test_cached_features_are_those_computed_and_are_computed_once(
     calls: list[int] = []
     encoder = counting(load_encoder(folder)[0], calls)
     rows = np.arange(len(manifest))
-    fresh = Extractor(encoder, (0, 2), manifest, FeatureCache(tmp_path / "cache")).pooled(rows)
+    fresh = Extractor(encoder, (0, 2), manifest, DiskCache(tmp_path / "cache", 10**9)).pooled(rows)
     assert fresh.shape == (2, len(manifest), 48) and len(calls) == len(manifest)
-    again = Extractor(encoder, (0, 2), manifest, FeatureCache(tmp_path / "cache")).pooled(rows)
+    again = Extractor(encoder, (0, 2), manifest, DiskCache(tmp_path / "cache", 10**9)).pooled(rows)
     assert np.array_equal(fresh, again) and len(calls) == len(manifest)
     chosen = {3: np.array([0, 4, 5]), 1: np.array([2])}
-    frames = Extractor(encoder, (2,), manifest, FeatureCache(tmp_path / "cache")).frames(chosen)
-    uncached = Extractor(
-        encoder, (2,), manifest, FeatureCache(tmp_path / "none", max_bytes=0)
-    ).frames(chosen)
+    frames = Extractor(encoder, (2,), manifest, DiskCache(tmp_path / "cache", 10**9)).frames(chosen)
+    uncached = Extractor(encoder, (2,), manifest, DiskCache(tmp_path / "none", 0)).frames(chosen)
     assert frames.shape == (1, 4, 48) and np.array_equal(frames, uncached)
     assert not (tmp_path / "none").exists()
 
@@ -133,7 +132,7 @@ def test_other_audio_layers_or_weights_are_not_taken_from_the_cache(
 ) -> None:
     calls: list[int] = []
     trained, untrained = (counting(encoder, calls) for encoder in load_encoder(folder))
-    cache = FeatureCache(tmp_path / "cache")
+    cache = DiskCache(tmp_path / "cache", 10**9)
     rows = np.array([0])
     first = Extractor(trained, (1,), manifest, cache).pooled(rows)
     other_layer = Extractor(trained, (2,), manifest, cache).pooled(rows)
@@ -154,35 +153,20 @@ def test_damaged_and_misshapen_entries_are_computed_again(
 ) -> None:
     calls: list[int] = []
     encoder = counting(load_encoder(folder)[0], calls)
-    extractor = Extractor(encoder, (1,), manifest, FeatureCache(tmp_path / "cache"))
+    extractor = Extractor(encoder, (1,), manifest, DiskCache(tmp_path / "cache", 10**9))
     first = extractor.pooled(np.array([0]))
-    (entry,) = (tmp_path / "cache").glob("*.npy")
-    for damage in (entry.read_bytes()[:40], b"", b"not an array"):
+    (entry,) = (tmp_path / "cache").glob("*/*.safetensors")
+    for damage in (entry.read_bytes()[:40], b"", b"no tensors"):
         entry.write_bytes(damage)
         assert np.array_equal(extractor.pooled(np.array([0])), first)
-    np.save(entry, np.zeros((7, 48), np.float32))
-    assert np.array_equal(extractor.pooled(np.array([0])), first)
-    np.save(entry, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    assert np.array_equal(extractor.pooled(np.array([0])), first)
-    assert len(calls) == 6
-
-
-def test_the_cache_stays_within_its_bound_and_drops_the_least_recently_used(tmp_path: Path) -> None:
-    folder, block = tmp_path / "cache", np.zeros((1, 1000), np.float32)
-    cache = FeatureCache(folder, max_bytes=5 * 4128)
-    for number in range(5):
-        cache.put(f"{number}", block)
-        os.utime(folder / f"{number}.npy", (number, number))
-    assert cache.get("0", (1, 1000)) is not None  # used just now
-    cache.put("5", block)
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 5 * 4128
-    assert cache.get("0", (1, 1000)) is not None and cache.get("5", (1, 1000)) is not None
-    assert cache.get("1", (1, 1000)) is None
-    cache.put("large", np.zeros((1, 10_000), np.float32))
-    assert cache.get("large", (1, 10_000)) is None and cache.get("5", (1, 1000)) is not None
-    reopened = FeatureCache(folder, max_bytes=4128)
-    reopened.put("6", block)
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 4128
+    for name, values in (
+        ("features", torch.zeros(7, 48)),
+        ("features", torch.zeros(1, 48).double()),
+        ("other", torch.zeros(1, 48)),
+    ):
+        save_file({name: values}, entry)
+        assert np.array_equal(extractor.pooled(np.array([0])), first)
+    assert len(calls) == 7
 
 
 def test_labels_in_both_forms_and_manifest_columns(manifest: Manifest, tmp_path: Path) -> None:

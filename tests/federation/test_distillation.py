@@ -17,7 +17,7 @@ from fedhubert.compose import compose
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
 from fedhubert.federation.phases.teacher import with_teacher
-from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import train as client_round
 from fedhubert.federation.strategies.strategy import client_job
@@ -329,7 +329,7 @@ def test_a_dry_run_describes_a_distillation(data: list[str], teacher: Path, tmp_
     configs: list[dict[str, str | int]] = [
         {"partition-id": number, "num-partitions": 3} for number in range(3)
     ]
-    assert describe_federation(InProcessGrid(configs), config).row_count == 4
+    assert describe_federation(InProcessGrid(configs), check_models(config)).row_count == 4
     assert not (tmp_path / "state/teachers").exists()
 
 

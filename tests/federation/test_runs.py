@@ -266,6 +266,9 @@ def test_a_fork_with_nothing_changed_is_the_run_itself(run: Run, tmp_path: Path)
     source = run("source", "federated.strategy=FedAdam", "federated.num_rounds=3")
     result = play(fork(source.folder.path, [f"out={tmp_path / 'fork'}"], round_number=1))
     assert torch.equal(model(result), model(source))
+    file = source.folder.checkpoints / "round_001_checkpoint.pt"
+    assert file.is_file()
+    assert fork(file, [f"out={tmp_path / 'fork'}"]).out == str(tmp_path / "fork")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fedhubert.errors import FederationError, FedhubertError
 from fedhubert.federation.phases.targets import prepare_targets
 from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.preflight import check_alike
-from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import (
@@ -237,7 +237,7 @@ def test_a_model_that_cannot_serve_is_refused_before_anyone_is_asked(
     other = [] if source == "layer:4" else [f"targets.checkpoint={tmp_path / 'nowhere'}"]
     run, grid = federation([*overrides, f"targets.source={source}", *other], nodes())
     with pytest.raises(FedhubertError, match=text):
-        describe_federation(run.grid, run.config)
+        describe_federation(run.grid, check_models(run.config))
     assert not grid.kinds
 
 
@@ -356,7 +356,7 @@ def test_a_dry_run_describes_every_client_and_leaves_nothing(
     overrides: Settings, tmp_path: Path
 ) -> None:
     run, grid = federation([*overrides, f"out={tmp_path / 'out'}"], nodes())
-    table = describe_federation(run.grid, run.config)
+    table = describe_federation(run.grid, check_models(run.config))
     assert table.row_count == NODES + 1 and set(grid.kinds) == {Describe.KIND}
     (utterances,) = [
         list(column.cells) for column in table.columns if column.header == "train utterances"

@@ -602,6 +602,28 @@ def test_a_signed_run_has_the_bits_of_an_unsigned_one_and_hashes_the_model_once_
     assert hashed.count(size) == 3 + 2 * NODES
 
 
+def test_fewer_nodes_with_keys_than_clients_train_them_all(
+    keys: Keys, tone_folder: Path, tmp_path: Path
+) -> None:
+    """On a cluster a node trains several clients of the run's manifest; it does so by its own key, and no node that says there are fewer."""
+    clients = ["federated.num_clients=5", "data.partition.kind=random"]
+    overrides = [*run_settings(tone_folder, tmp_path), *clients]
+    plain = SignedGrid(keys, tmp_path / "plain")
+    for config in plain.configs.values():
+        del config["coordinator-key"], config["site-key"]
+    run_federation(plain, compose([*overrides, f"out={tmp_path / 'a'}"]))
+    grid = SignedGrid(keys, tmp_path / "signed")
+    run_federation(grid, compose([*overrides, *with_keys(keys), f"out={tmp_path / 'b'}"]))
+    ours, theirs = model_of(tmp_path / "a"), model_of(tmp_path / "b")
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert all("signature" in message.content for message in (*grid.requests, *grid.answers))
+
+    lying = SignedGrid(keys, tmp_path / "lying")
+    lying.configs[100]["num-partitions"] = 1
+    with pytest.raises(FedhubertError, match="site 0 says that there are 1 nodes"):
+        run_federation(lying, compose([*overrides, *with_keys(keys), f"out={tmp_path / 'c'}"]))
+
+
 def test_a_registered_site_cannot_instruct_another(
     keys: Keys, tone_folder: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,9 @@ import pytest
 from fedhubert.cli import main
 from fedhubert.commands import site
 from fedhubert.deployment.certificates import make_certificates
+from fedhubert.deployment.enrolment import make_site, site_keys
 from fedhubert.errors import ConfigError
+from fedhubert.federation.secure.roster import Roster, write_roster
 from fedhubert.federation.site import checks
 from fedhubert.federation.site.plan import SitePlan
 
@@ -81,6 +83,40 @@ def test_a_folder_of_keys_says_who_the_site_is(
         "min-frames": "50",
         "audit": "false",
     }
+
+
+def test_a_site_on_a_shared_disk_has_no_audio_of_its_own(own: Path) -> None:
+    """On a cluster the run's manifest is everybody's; the node then is one without a policy, as in simulation."""
+    arguments = (*COORDINATOR, "--keys", str(own), "--of", "3")
+    made = plan(*arguments, "--shared-manifest")
+    assert "manifest" not in made.options.node_config
+    found = {
+        finding.name: finding.words for finding in (*checks._manifest(made), *checks._policy(made))
+    }
+    assert "the run's own" in found["manifest"] and found["policy"].startswith("none")
+    with pytest.raises(ConfigError, match="give --manifest"):
+        plan(*arguments)
+    with pytest.raises(SystemExit):
+        plan(*arguments, *AUDIO, "--shared-manifest")
+
+
+def test_a_roster_is_checked_with_the_sites_key(own: Path, tmp_path: Path) -> None:
+    """`--check` prints the digits to compare; a roster without this site's key is a problem, not a warning."""
+    for number in range(3):
+        make_site(tmp_path / "all", number)
+    sites = site_keys((tmp_path / "all").glob("*.pub"))
+    write_roster(tmp_path / "roster.json", Roster("x", 3, sites))
+    for name in ("site-1.key", "site-1.pub"):
+        shutil.copy(tmp_path / "all" / name, own)
+    arguments = (*COORDINATOR, *AUDIO, "--keys", str(own), "--of", "3", f"--state-dir={tmp_path}")
+    made = plan(*arguments, "--roster", str(tmp_path / "roster.json"))
+    assert made.options.node_config["roster"] == str(tmp_path / "roster.json")
+    (found,) = checks._roster(made)
+    assert found.ok and Roster("x", 3, sites).digits in found.words
+    assert list(checks._roster(plan(*arguments))) == []
+    write_roster(tmp_path / "roster.json", Roster("x", 3, {**sites, 1: bytes(32)}))
+    with pytest.raises(ConfigError, match="another key for site 1: do not take part"):
+        list(checks._roster(made))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@ import argparse
 import hashlib
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,10 @@ from safetensors import safe_open
 
 from fedhubert.commands import export
 from fedhubert.config import ModelConfig
-from fedhubert.errors import CheckpointError
+from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.formats import FORMATS
 from fedhubert.formats.export import export as export_to
+from fedhubert.formats.importing import import_encoder
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import build_hubert
 
@@ -236,3 +239,101 @@ def test_formats_that_cannot_be_exact_are_refused_by_name(
                 tmp_path / "out",
             )
     assert not (tmp_path / "out").exists()
+
+
+def test_files_have_the_mode_that_the_umask_says(checkpoint: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        for format_name in FORMATS:
+            _run("--checkpoint", checkpoint, "--format", format_name, "--out", tmp_path / "new")
+            _run(
+                *("--checkpoint", checkpoint, "--format", format_name),
+                *("--out", tmp_path / "new", "--force"),
+            )
+            modes = {
+                file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "new").iterdir()
+            }
+            assert set(modes.values()) == {0o640}, modes
+            assert (tmp_path / "new").stat().st_mode & 0o777 == 0o750
+            shutil.rmtree(tmp_path / "new")
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    "flags", [("--language", "en", "--language", "fr"), ("--language", "en,fr")]
+)
+def test_the_card_is_one_of_the_hubs(
+    checkpoint: Path, tmp_path: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    said = ("--license", "cc-by-4.0", "--dataset", "a/speech", "--base-model", "b/model", *flags)
+    assert _run("--checkpoint", checkpoint, "--out", tmp_path / "out", *said) == 0
+    assert "the model card does not say" not in capsys.readouterr().out
+    data = hub.ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (data.license, data.language, data.base_model) == ("cc-by-4.0", ["en", "fr"], "b/model")
+    assert (data.datasets, data.pipeline_tag) == (["a/speech"], "feature-extraction")
+    assert (data.library_name, data.tags[:2]) == ("transformers", ["speech", "hubert"])
+
+
+def test_what_the_card_does_not_say_is_said(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("--checkpoint", checkpoint, "--out", tmp_path / "out") == 0
+    assert "the model card does not say: --license, --language" in capsys.readouterr().out
+    hub = pytest.importorskip("huggingface_hub")
+    data = hub.ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (data.license, data.language, data.base_model) == (None, None, None)
+    for flag, value in (("--license", "CC BY 4.0"), ("--language", "English")):
+        with pytest.raises(ConfigError, match=rf"{flag} '{value}' is no"):
+            _run("--checkpoint", checkpoint, "--out", tmp_path / "other", flag, value)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ({"init_from": "hf:facebook/hubert-base-ls960@main"}, "facebook/hubert-base-ls960"),
+        ({"init_from": "torchaudio:HUBERT_LARGE"}, "facebook/hubert-large-ll60k"),
+        ({"task": {"teacher": "hf:me/teacher"}}, "me/teacher"),
+        ({"init_from": "/secret/model"}, None),
+    ],
+)
+def test_the_base_model_is_the_one_that_the_run_names_on_the_hub(
+    tmp_path: Path, tiny_model_config: ModelConfig, run: dict[str, object], name: str | None
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    content = load_checkpoint(saved(tmp_path / "run", trained(tiny_model_config), **run))
+    out = export_to(content, "huggingface", tmp_path / "out")
+    assert hub.ModelCard.load(out / "README.md").data.base_model == name
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_heads_that_no_objective_trained_stay_out(
+    tmp_path: Path, tiny_model_config: ModelConfig, format_name: str
+) -> None:
+    """A student that learns layers has HuBERT's head and mask embedding as they were drawn."""
+    model = trained(tiny_model_config)
+    teacher = {"name": "distill", "teacher": "x", "layers": [1]}
+    for weights, kept in (({"layers": 1.0}, False), ({"layers": 1.0, "logits": 1.0}, True)):
+        path = saved(tmp_path / str(kept), model, task=teacher | {"objectives": weights})
+        out = export_to(load_checkpoint(path), format_name, tmp_path / f"out{kept}")
+        state = import_encoder(out).state
+        head = model.logit_generator.final_proj.weight
+        found = state.get("logit_generator.final_proj.weight")
+        mask = state.get("mask_generator.mask_embedding")
+        if format_name in ("s3prl", "fairseq"):  # they need one: a neutral one
+            assert found is not None and mask is not None
+            assert bool(torch.equal(found, head)) is kept and bool(mask.any()) is kept
+        else:
+            assert (found is not None) is (kept and format_name == "torchaudio")
+            assert (mask is not None) is kept
+
+
+def test_the_printed_python_loads_whatever_the_folder_is_called(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'it\'s "my" model\\1'
+    assert _run("--checkpoint", checkpoint, "--format", "torchaudio", "--out", out) == 0
+    code = capsys.readouterr().out.split("load it with ")[1]
+    assert isinstance(eval(code, {"runpy": runpy}), torch.nn.Module)

@@ -366,11 +366,13 @@ def pretend_fairseq(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 @pytest.mark.parametrize("era", ["cfg", "args"])
 def test_a_true_fairseq_file_is_read_without_fairseq(
     tmp_path: Path,
     model: HubertModel,
     era: str,
+    zipped: bool,
     pretend_fairseq: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -384,7 +386,7 @@ def test_a_true_fairseq_file_is_read_without_fairseq(
         "task_state": {"dictionaries": [Dictionary()]},
         "extra_state": {"best": np.float64(2.5)},
     }
-    torch.save(content, tmp_path / "hubert.pt")
+    torch.save(content, tmp_path / "hubert.pt", _use_new_zipfile_serialization=zipped)
     for name in ("fairseq", "fairseq.data", "fairseq.data.dictionary"):
         monkeypatch.delitem(sys.modules, name)
     imported = import_encoder(tmp_path / "hubert.pt")
@@ -463,18 +465,19 @@ def test_truncated_files(tmp_path: Path, base: HubertModel, name: str, keep: flo
     file = export(load_checkpoint(saved(tmp_path, base)), format_name, tmp_path / "out") / name
     os.truncate(file, int(file.stat().st_size * keep))
     with pytest.raises(
-        CheckpointError, match=rf"{name} (cannot be read, it is damaged|is damaged)"
-    ):
+        CheckpointError, match=rf"{name} (cannot be read, it is damaged|is damaged|is empty)"
+    ) as caught:
         import_encoder(file)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_text("<!DOCTYPE html>not found")
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02 not a pickle \x00\xff")
     with pytest.raises(
         CheckpointError, match=r"model\.pt cannot be read, it is damaged or no PyTorch file"
     ):
         import_encoder(tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="no weights at"):
+    with pytest.raises(CheckpointError, match="no file or folder"):
         import_encoder(tmp_path / "nowhere.pt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty has no config\.json"):

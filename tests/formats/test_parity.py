@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
-from fedhubert.compose import compose
+from fedhubert.compose import compose, group_choices
 from fedhubert.config import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.formats.export import export
 from fedhubert.formats.round_file import load_checkpoint
@@ -18,6 +19,7 @@ from fedhubert.runs.store import RoundStore
 from .common import SHAPES, hubert_local, saved, trained
 
 TOLERANCE = 1e-4
+WIDE = ("hubert_base", "hubert_large", "student_768x2")
 
 
 @pytest.fixture(params=SHAPES)
@@ -179,6 +181,70 @@ def test_torchaudio_of_a_student(tmp_path: Path, model: HubertModel) -> None:
     out = export(checkpoint, "torchaudio", tmp_path / "out")
     loaded = runpy.run_path(str(out / "load.py"))["load_model"]()
     _assert_close(model.extract_features(_waveforms()), loaded.extract_features(_waveforms())[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in WIDE else [])
+        for name in group_choices()["model"]
+    ],
+)
+def test_torchaudios_script_loads_every_shipped_model(tmp_path: Path, name: str) -> None:
+    """In all but its depth; the gradients of some models' convolutions are scaled, of others not."""
+    model = build_hubert(compose([f"model={name}", "model.num_layers=1"]).model, 0).eval()
+    out = export(load_checkpoint(saved(tmp_path, model)), "torchaudio", tmp_path / "out")
+    loaded = runpy.run_path(str(out / "load.py"))["load_model"]()
+    waveforms = _waveforms(4000)[:1]
+    theirs = loaded.wav2vec2.extract_features(waveforms)[0]
+    _assert_close(model.extract_features(waveforms), theirs)
+
+
+def test_huggingfaces_names_are_those_that_every_version_loads(
+    tmp_path: Path, model: HubertModel
+) -> None:
+    out = export(load_checkpoint(saved(tmp_path, model)), "huggingface", tmp_path / "out")
+    names = {name for name in load_file(out / "model.safetensors") if "pos_conv_embed" in name}
+    stem = "encoder.pos_conv_embed.conv."
+    assert names == {f"{stem}weight_g", f"{stem}weight_v", f"{stem}bias"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("format_name", ["huggingface", "torchaudio", "s3prl"])
+def test_what_the_card_says_of_padding(
+    tmp_path: Path, model: HubertModel, format_name: str
+) -> None:
+    """One waveform alone, and beside a longer one: equal frames, or not, as the card says."""
+    out = export(load_checkpoint(saved(tmp_path, model)), format_name, tmp_path / "out")
+    waveforms, length = _waveforms(16000), 9000
+    waveforms[0, length:] = 0.0
+    frames = model.extract_features(waveforms[:1, :length])[-1].shape[1]
+    if format_name == "huggingface":
+        transformers = pytest.importorskip("transformers")
+        loaded = transformers.HubertModel.from_pretrained(out).eval()
+        mask = torch.ones(2, 16000, dtype=torch.long)
+        mask[0, length:] = 0
+        alone = loaded(waveforms[:1, :length]).last_hidden_state
+        beside = loaded(waveforms, attention_mask=mask).last_hidden_state[:1, :frames]
+    elif format_name == "torchaudio":
+        encoder = runpy.run_path(str(out / "load.py"))["load_model"]().wav2vec2
+        alone = encoder.extract_features(waveforms[:1, :length])[0][-1]
+        lengths = torch.tensor([length, 16000])
+        beside = encoder.extract_features(waveforms, lengths)[0][-1][:1, :frames]
+    else:
+        upstream = hubert_local()(str(out / "hubert_s3prl.pt")).eval()
+        alone = upstream([waveforms[0, :length]])["hidden_states"][-1]
+        both = upstream([waveforms[0, :length], waveforms[1]])["hidden_states"][-1]
+        beside = both[:1, :frames]
+    difference = float((alone - beside).abs().max())
+    card = (out / "README.md").read_text()
+    if model.config.conv_norm == "group_norm":
+        assert "change **all** of its frames" in card and difference > 0.05
+    elif format_name == "s3prl":
+        assert "change its frames a little" in card and 1e-4 < difference < 0.3
+    else:
+        assert "change no frame of it as long as" in card and difference < 1e-4
 
 
 @torch.no_grad()

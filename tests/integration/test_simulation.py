@@ -151,6 +151,8 @@ def test_a_client_that_fails_is_left_out_and_named_without_paths(
         "setting": "data.manifest",
     }
     assert len(event["clients"]) == 2
+    told = [line for line in done.stderr.splitlines() if " client: " in line]
+    assert len(told) == len(set(told)) > 0 and "speaker1" in told[0], done.stderr
     assert "speaker1" in (tmp_path / "state/site.log").read_text()
     for file in ("metrics.jsonl", "federated_training.log"):
         assert "utterance" not in (tmp_path / "run" / file).read_text().replace("utterances,", "")

@@ -49,6 +49,7 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
             2,
             ["federated.broadcast_codec=bf16", "client.local_steps=3"],
         ),  # one of the nodes hosts two clients
+        (2, ["federated.update_codec=ring24", "federated.ring_clip=0.1"]),
     ],
 )
 def test_every_figure_of_a_run_that_is_no_time_is_exact(

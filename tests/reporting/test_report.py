@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedhubert.cli import main
-from fedhubert.reporting.report_data import config_differences, read_runs
+from fedhubert.reporting.report_files import config_differences, read_runs
 from fedhubert.reporting.report_page import MAX_CLIENTS
 
 

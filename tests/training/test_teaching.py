@@ -1,7 +1,5 @@
 """The teacher on a site: bits that depend on the crop alone, a cache that changes nothing but time, and the cache's limits."""
 
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 
 from fedhubert.config import ClientConfig, DataConfig, DistillConfig, ModelConfig, ObjectivesConfig
 from fedhubert.data.batching import Batch, BatchPlan
+from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import build_hubert, num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
@@ -19,7 +18,6 @@ from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.local import LocalResult, Progress, train_locally
-from fedhubert.training.output_cache import OutputCache
 from fedhubert.training.parameters import ParameterLayout
 from fedhubert.training.teaching import Teaching
 
@@ -38,7 +36,7 @@ def batch_of(seed: int, utterances: int = 3, num_samples: int = 6400) -> Batch:
 
 
 def teaching(
-    config: ModelConfig, cache: OutputCache | None = None, **changes: Any
+    config: ModelConfig, cache: DiskCache | None = None, **changes: Any
 ) -> tuple[DistillConfig, Teacher, Teaching]:
     task = DistillConfig(**({"layers": (1, 2)} | changes))
     teacher = Teacher.cut(config, build_hubert(config, 0).state_dict(), task)
@@ -92,7 +90,7 @@ def test_a_student_in_lower_precision_is_told_the_same(
         "objectives": ObjectivesConfig(layers=1.0, hints=1.0, logits=1.0, pseudo_labels=1.0),
         "freeze_conv": True,
     }
-    cache = OutputCache(tmp_path, 10**9)
+    cache = DiskCache(tmp_path, 10**9)
     expected = train(tiny_model_config, None, **everything)[1]
     for source in (None, cache, cache):
         found = train(tiny_model_config, source, precision, **everything)[1]
@@ -101,7 +99,7 @@ def test_a_student_in_lower_precision_is_told_the_same(
 
 
 def train(
-    config: ModelConfig, cache: OutputCache | None, precision: str = "fp32", **changes: Any
+    config: ModelConfig, cache: DiskCache | None, precision: str = "fp32", **changes: Any
 ) -> tuple[torch.Tensor, LocalResult, Teaching]:
     task, teacher, source = teaching(config, cache, **changes)
     student = build_model(
@@ -132,13 +130,13 @@ def test_the_cache_changes_nothing_but_what_is_computed(
         "hints": ((1, 2),),
     }
     without, plain, live = train(tiny_model_config, None, **settings)
-    filled, first, filling = train(tiny_model_config, OutputCache(tmp_path, 10**9), **settings)
-    again, second, reading = train(tiny_model_config, OutputCache(tmp_path, 10**9), **settings)
+    filled, first, filling = train(tiny_model_config, DiskCache(tmp_path, 10**9), **settings)
+    again, second, reading = train(tiny_model_config, DiskCache(tmp_path, 10**9), **settings)
     assert (live.computed, filling.computed, reading.computed) == (12, 6, 0)
     assert torch.equal(without, filled) and torch.equal(without, again)
     assert plain.figures == first.figures == second.figures
     other = train(
-        tiny_model_config, OutputCache(tmp_path, 10**9), **settings, teacher_precision="bf16"
+        tiny_model_config, DiskCache(tmp_path, 10**9), **settings, teacher_precision="bf16"
     )[2]
     assert other.computed == 6  # another precision is another output
 
@@ -153,68 +151,6 @@ def test_with_frozen_convolutions_the_student_never_runs_them(
         student, "convolve", lambda waveforms: pytest.fail("the student's convolutions ran")
     )
     assert Distillation(task, source)(student, batch_of(0)).frames > 0
-
-
-def tensors(number: int) -> dict[str, torch.Tensor]:
-    return {"layer.1": torch.full((100,), float(number), dtype=torch.float16)}
-
-
-def names(folder: Path) -> set[str]:
-    return {path.stem for path in folder.glob("*/*.safetensors")}
-
-
-def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
-    probe = OutputCache(tmp_path / "probe", 10**9)
-    probe.put("aa", tensors(0))
-    size = next((tmp_path / "probe").glob("*/*.safetensors")).stat().st_size
-    cache = OutputCache(tmp_path / "cache", 4 * size)
-    for number, key in enumerate(("aa", "bb", "cc", "dd")):
-        cache.put(key, tensors(number))
-        time.sleep(0.01)
-    found = cache.get("aa")
-    assert found is not None and torch.equal(found["layer.1"], tensors(0)["layer.1"])
-    cache.put("ee", tensors(4))
-    assert (
-        "aa" in names(cache.folder)
-        and "ee" in names(cache.folder)
-        and "bb" not in names(cache.folder)
-    )
-    assert sum(path.stat().st_size for path in cache.folder.glob("*/*.safetensors")) <= 4 * size
-    OutputCache(tmp_path / "cache", size // 2).put("ff", tensors(5))
-    assert "ff" not in names(cache.folder)
-
-
-def test_two_processes_hold_one_limit(tmp_path: Path) -> None:
-    first, second = OutputCache(tmp_path, 3000), OutputCache(tmp_path, 3000)
-    for number in range(40):
-        (first, second)[number % 2].put(f"{number:02d}", tensors(number))
-        assert sum(path.stat().st_size for path in tmp_path.glob("*/*.safetensors")) <= 3000
-    assert names(tmp_path)
-
-
-def test_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
-    cache = OutputCache(tmp_path, 10**9)
-    cache.put("aa", tensors(1))
-    (path,) = tmp_path.glob("*/*.safetensors")
-    path.write_bytes(path.read_bytes()[:20])
-    assert cache.get("aa") is None and not path.exists()
-    assert cache.get("bb") is None
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    cache = OutputCache(tmp_path / "cache", 10**9)
-    cache.put("aa", tensors(1))
-    assert cache.get("aa") is None
-    tmp_path.chmod(0o700)
-
-
-def test_a_file_in_the_folders_place_is_done_without(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("not a folder")
-    cache = OutputCache(tmp_path / "cache", 10**9)
-    cache.put("aa", tensors(1))
-    assert cache.get("aa") is None
 
 
 def test_fixed_crops_are_the_same_in_every_epoch() -> None:

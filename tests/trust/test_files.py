@@ -15,11 +15,11 @@ from fedhubert import files
 from fedhubert.clients.settings import log_on_site
 from fedhubert.clients.state import PartitionState, StateFolder
 from fedhubert.compose import compose
+from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import CheckpointError, ConfigError, quoted
 from fedhubert.federation.privacy.opening import _outside
 from fedhubert.federation.updates.exact_sum import ExactSum
 from fedhubert.targets.features import kept_features
-from fedhubert.training.output_cache import OutputCache
 
 IMPORT = """
 import sys; from fedhubert.errors import CheckpointError; from fedhubert.formats.{module} import {name}
@@ -58,7 +58,7 @@ def test_what_a_site_keeps_is_its_owners_alone(tmp_path: Path) -> None:
         folder = StateFolder(state / "runs/abc/partition_00000")
         with folder.exclusively():
             folder.save(1, PartitionState(residual=torch.zeros(3)))
-        OutputCache(state / "teacher_outputs", 10**6).put("aabb", {"x": torch.zeros(3)})
+        DiskCache(state / "teacher_outputs", 10**6).put("aabb", {"x": torch.zeros(3)})
         kept_features(state / "features/f.npy", lambda allocate: allocate((2, 3)).fill(0.0))
     finally:
         os.umask(before)

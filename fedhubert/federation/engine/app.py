@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 
 from fedhubert.compose import compose
 from fedhubert.errors import FedhubertError
-from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.wire.flower import is_simulated
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, messages_in_flight
@@ -25,7 +25,7 @@ def run_app(grid: Grid, context: Context) -> None:
     try:
         config = compose(shlex.split(str(context.run_config.get("overrides", ""))))
         if config.dry_run:
-            console.print(describe_federation(grid, config))
+            console.print(describe_federation(grid, check_models(config)))
             return
         window = (
             messages_in_flight(config.simulation.num_workers)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedhubert.compose import compose, read_recipe
+from fedhubert.compose import compose, hydra_quoted, read_recipe
 from fedhubert.config import PLACEHOLDER, Config, Recipe, Stage
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.engine.run import last_checkpoint, train_here
@@ -72,7 +72,11 @@ class Plan:
             )
             try:
                 configs[stage.name] = compose(
-                    [*overrides.values(), f"out={_quoted(f'{out}/{stage.name}')}", "resume=auto"]
+                    [
+                        *overrides.values(),
+                        f"out={hydra_quoted(f'{out}/{stage.name}')}",
+                        "resume=auto",
+                    ]
                 )
             except ConfigError as error:
                 raise ConfigError(f"stage {stage.name}: {error}", setting=error.setting) from None
@@ -155,9 +159,4 @@ def _key(override: str) -> str:
 
 
 def _filled(override: str, checkpoints: Mapping[str, str]) -> str:
-    return PLACEHOLDER.sub(lambda match: _quoted(checkpoints[match.group(1)]), override)
-
-
-def _quoted(path: str) -> str:
-    """As Hydra's grammar wants a value with any characters in it."""
-    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return PLACEHOLDER.sub(lambda match: hydra_quoted(checkpoints[match.group(1)]), override)

@@ -13,16 +13,17 @@ from flwr.serverapp import Grid
 from rich.console import Console
 from rich.table import Table
 
-from fedhubert.clients.data import open_site
+from fedhubert.clients.data import Site
 from fedhubert.config import Config
 from fedhubert.data.corpora import with_absolute_data
-from fedhubert.federation.engine.simulation import federation_config, num_supernodes, simulate
+from fedhubert.federation.engine.early import check_machine
+from fedhubert.federation.engine.simulation import federation_config, simulate
 from fedhubert.federation.phases.teacher import with_teacher
-from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.server.resume import check_same_run
-from fedhubert.federation.server.session import RunResult, run_federation
-from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.federation.wire.grid import messages_in_flight
+from fedhubert.federation.server.session import Run, RunResult, open_run
+from fedhubert.federation.server.space import check_site_space
+from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.reporting.console import RoundProgress, log_to_terminal
 from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
@@ -32,7 +33,8 @@ from fedhubert.runs.store import RoundStore
 
 def train_here(config: Config) -> float:
     """Train on this host and return the final validation loss (for sweeps; ``dry_run``: NaN);
-    raises what :func:`run_federation` raises."""
+    raises what
+    :func:`open_run` and its run raise."""
     console = log_to_terminal()
     config = with_absolute_data(config)
     if config.dry_run:
@@ -49,15 +51,18 @@ def train_here(config: Config) -> float:
             soft_wrap=True,
         )
         return _summarise(RunResult(folder, checkpoint, final["validation"]))
-    _check_data(config)
+    site = check_machine(config)
     results: list[RunResult] = []
-    with _stop_on_signals(console) as stop, RoundProgress(console) as progress:
+    with (
+        _stop_on_signals(console) as stop,
+        RoundProgress(console) as progress,
+        open_run(config) as run,
+    ):
+        _check_space(run, site)
 
         def serve(grid: Grid) -> None:
             window = messages_in_flight(config.simulation.num_workers)
-            results.append(
-                run_federation(grid, config, window=window, stop=stop, on_client=progress)
-            )
+            results.append(run.over(StreamingGrid(grid, window=window, stop=stop), progress))
 
         console.print(
             f"same federation with Flower's CLI: flwr run . --federation-config '{federation_config(config)}'",
@@ -71,11 +76,14 @@ def train_here(config: Config) -> float:
 
 def _dry_run(config: Config, console: Console) -> float:
     """Print what a run's preflight finds; there is no loss to return."""
-    _check_data(config)
+    check_machine(config)
+    checked = check_models(config)
     tables: list[Table] = []
     with _stop_on_signals(console) as stop:
         simulate(
-            config, lambda grid: tables.append(describe_federation(grid, config, stop=stop)), stop
+            config,
+            lambda grid: tables.append(describe_federation(grid, checked, stop=stop)),
+            stop,
         )
     _print_table(tables[0])
     return float("nan")
@@ -112,7 +120,8 @@ def _summarise(result: RunResult) -> float:
         ("last checkpoint", result.checkpoint),
     ):
         output.print(f"{name}: {path}", soft_wrap=True, highlight=False)
-    return float(result.validation.get("loss", math.inf))
+    loss = result.validation.get("loss")
+    return loss if isinstance(loss, float) else math.inf
 
 
 def _print_table(table: Table) -> Console:
@@ -123,14 +132,21 @@ def _print_table(table: Table) -> Console:
     return output
 
 
-def _check_data(config: Config) -> None:
-    """Build every client's data here first: what is wrong with it is said at once and in full,
-    where a site would only send a code."""
-    site = open_site(
-        client_job(config), {"partition-id": 0, "num-partitions": num_supernodes(config)}
+def _check_space(run: Run, site: Site) -> None:
+    """Raise :class:`ConfigError` where the state folder's disk is too small for all clients."""
+    config, rate_hz = run.record.config, site.job.data.sample_rate_hz
+    samples = site.manifest.lengths(rate_hz)
+    parts = [site.partition(number) for number in range(config.federated.num_clients)]
+    seconds = [
+        (
+            float(samples[part.train_rows].sum() / rate_hz),
+            float(samples[part.validation_rows].sum() / rate_hz),
+        )
+        for part in parts
+    ]
+    check_site_space(
+        config, site.settings.state_dir, run.state.layout.numel, seconds, run.feature_width
     )
-    for number in range(config.federated.num_clients):
-        site.partition(number)
 
 
 @contextmanager

@@ -13,14 +13,17 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedhubert.clients.settings import TOLD
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError, FederationError
+from fedhubert.federation.engine.hearing import clients_heard
 from fedhubert.federation.site.answering import register
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.wire.flower import MENDING
@@ -82,7 +85,7 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
 
     from flwr.simulation import run_simulation
 
-    with _ray(config), _quiet_flower():
+    with clients_heard() as told, _ray(config, told), _quiet_flower():
         # Flower hands them all to Ray
         workers = {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client, **MENDING}
         backend = {"client_resources": workers}
@@ -99,16 +102,16 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
 
 
 @contextlib.contextmanager
-def _ray(config: Config) -> Iterator[None]:
+def _ray(config: Config, told: Path) -> Iterator[None]:
     """Start Ray ourselves, before Flower does: we choose its size, and what is wrong with it is
-    said by name."""
+    said by name. Workers write what fails to ``told``, too."""
     import ray
 
     simulation = config.simulation
     path = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
     options: dict[str, Any] = {
         "log_to_driver": False,
-        "runtime_env": {"env_vars": {"PYTHONPATH": path}},
+        "runtime_env": {"env_vars": {"PYTHONPATH": path, TOLD: str(told)}},
     }
     if simulation.ray_address:
         _check_address(simulation.ray_address)

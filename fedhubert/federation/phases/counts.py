@@ -10,6 +10,7 @@ as if those had never been there.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,11 +26,13 @@ from fedhubert.federation.wire.messages import (
     Failure,
     Instruction,
     LabelCounts,
+    Moments,
     Seeds,
     Statistics,
 )
 from fedhubert.federation.wire.protocol import Reply
 from fedhubert.targets.kmeans import KMeansStatistics
+from fedhubert.targets.moments import FeatureMoments
 
 log = logging.getLogger("fedhubert")
 
@@ -130,6 +133,9 @@ def sizes_of(federation: Federation, kind: type[Answer], dimension: int = 0) -> 
             "counts": 8 * clusters,
             "inertia": 8 * clusters,
         },
+        Moments: {
+            name: 8 * prod(shape) for name, shape in FeatureMoments.shapes(dimension).items()
+        },
         LabelCounts: {
             "train": 8 * clusters,
             "validation": 8 * clusters,
@@ -216,12 +222,7 @@ def read_counts(federation: Federation, reply: Reply[LabelCounts]) -> dict[str, 
         reply.metrics,
         {"num_clusters": targets.num_clusters, "label_rate_hz": targets.label_rate_hz},
     )
-    shapes: dict[str, tuple[int, ...]] = {
-        "train": (targets.num_clusters,),
-        "validation": (targets.num_clusters,),
-    }
-    if targets.label_column:
-        shapes["contingency"] = (targets.num_clusters, len(targets.label_values))
+    shapes = count_shapes(federation)
     counts, most = {}, dict.fromkeys(shapes, 0)
     for partition in reply.metrics:
         for split in ("train", "validation"):
@@ -243,6 +244,33 @@ def read_counts(federation: Federation, reply: Reply[LabelCounts]) -> dict[str, 
             )
         counts[name] = found
     return counts
+
+
+def count_shapes(federation: Federation) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of label counts, by name."""
+    targets = federation.config.targets
+    splits: dict[str, tuple[int, ...]] = {
+        name: (targets.num_clusters,) for name in ("train", "validation")
+    }
+    table = {"contingency": (targets.num_clusters, len(targets.label_values))}
+    return splits | (table if targets.label_column else {})
+
+
+def read_moments(federation: Federation, reply: Reply[Moments], dimension: int) -> FeatureMoments:
+    """Return a reply's moments; raises :class:`FederationError` or :class:`TargetsError` for those
+    of other features, or of more frames than its clients have."""
+    assert reply.answer is not None
+    moments = FeatureMoments.from_arrays(reply.answer.arrays, dimension)
+    frames = sum(
+        _frames(federation, partition, {**metrics, "withheld_clusters": 0})["frames"]
+        for partition, metrics in reply.metrics.items()
+    )
+    if int(moments.counts[0]) > frames:
+        raise FederationError(
+            "moments for k-means count more frames than their clients have",
+            setting="targets.max_frames_per_client",
+        )
+    return moments
 
 
 def _frames(federation: Federation, partition: int, metrics: Metrics) -> dict[str, int]:

@@ -5,6 +5,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,21 +14,29 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.federation.phases.counts import (
+    Counts,
     StatisticsReader,
     ask_all,
+    count_shapes,
     failed_of,
     read_counts,
+    read_moments,
     read_seeds,
     sizes_of,
 )
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.extractor import distribute
+from fedhubert.federation.phases.secure_counts import sum_over_all
+from fedhubert.federation.roster.bounds import feature_frames, label_frames
 from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, STEP_FIGURES
 from fedhubert.federation.wire.messages import (
     Arrays,
     Failure,
     Label,
     LabelCounts,
+    Moments,
+    MomentsKMeans,
     SeedKMeans,
     Seeds,
     Statistics,
@@ -39,6 +49,7 @@ from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, scale_of
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
 from fedhubert.targets.layers import LayerFeatures
 from fedhubert.targets.mfcc import MFCC
+from fedhubert.targets.moments import FeatureMoments
 
 log = logging.getLogger("fedhubert")
 
@@ -158,9 +169,7 @@ def prepare_targets(
     counts = {name: np.zeros(settings.num_clusters, np.int64) for name in ("train", "validation")}
     table = np.zeros((settings.num_clusters, len(settings.label_values)), np.int64)
     targets = Targets(key, centroids, counts["train"], counts["validation"], source, extractor)
-    for labelled in ask_all(
-        federation, targets.instruction(), LabelCounts, lambda reply: read_counts(federation, reply)
-    ):
+    for labelled in _label_counts(federation, targets.instruction()):
         for name in counts:
             counts[name] += labelled[name]
         if settings.label_column:
@@ -169,6 +178,24 @@ def prepare_targets(
     if settings.label_column:
         _say_agreement(settings.label_column, found)
     return replace(targets, agreement=found)
+
+
+def _label_counts(federation: Federation, instruction: Label) -> list[Mapping[str, Counts]]:
+    """Return the clients' label counts, in parts that are to be added up."""
+    if not federation.config.secure.enabled:
+        return [
+            *ask_all(
+                federation, instruction, LabelCounts, lambda reply: read_counts(federation, reply)
+            )
+        ]
+    config = federation.config
+
+    def most(partition: int) -> int:
+        about = federation.partitions[partition]
+        return sum(label_frames(config, about, split) for split in ("train", "validation"))
+
+    shapes = count_shapes(federation)
+    return [sum_over_all(federation, instruction, shapes, LABEL_FIGURES, most).arrays]
 
 
 def label_newcomers(
@@ -185,6 +212,8 @@ def label_newcomers(
         failures = failures_of(delivery, shares)
         shares = {node: hosted for node, hosted in shares.items() if node not in delivery.failed}
     instruction, sizes = targets.instruction(), sizes_of(federation, LabelCounts)
+    if federation.config.secure.enabled:  # counts of one alone do not leave it
+        instruction = instruction.model_copy(update={"counted": False})
     for reply in federation.ask(
         instruction, LabelCounts, shares, timeout_s=timeout_s, num_bytes=sizes
     ):
@@ -232,17 +261,17 @@ def _fit(
         solver.load_state_dict(state)
         log.info("k-means: going on after iteration %d", len(solver.history))
     else:
-        solver.seed(_seeds(federation, extractor, source.dimension))
+        solver.seed(
+            _seeds(federation, extractor, source.dimension)
+            if settings.seeding == "local"
+            else [_drawn(federation, extractor, source.dimension)]
+        )
         progress.save(solver.state_dict())
     while not solver.done:
-        statistics, total = None, Counter[str]()
         assert solver.centroids is not None
-        read = StatisticsReader(federation, source.dimension, scale_of(solver.centroids))
         step = StepKMeans(extractor=extractor, arrays={"centroids": solver.centroids})
-        for part, said in ask_all(federation, step, Statistics, read, source.dimension):
-            statistics = part if statistics is None else statistics + part
-            total.update(said)
-        assert statistics is not None
+        scale_bits = scale_of(solver.centroids)
+        statistics, total = _statistics(federation, step, source.dimension, scale_bits)
         solver.step(statistics)
         iteration, inertia = len(solver.history), solver.history[-1]
         log.info(
@@ -255,6 +284,58 @@ def _fit(
         progress.save(solver.state_dict())
     assert solver.centroids is not None
     return solver.centroids
+
+
+def _statistics(
+    federation: Federation, step: StepKMeans, dimension: int, scale_bits: int
+) -> tuple[KMeansStatistics, Mapping[str, int | float]]:
+    """Return the clients' statistics under a step's centroids, and what they say of them, added
+    up."""
+    if federation.config.secure.enabled:
+        clusters = federation.config.targets.num_clusters
+        shapes = {"sums": (clusters, dimension), "counts": (clusters,), "inertia": (clusters,)}
+        totals = sum_over_all(
+            federation, step, shapes, STEP_FIGURES, lambda number: _frames_of(federation, number)
+        )
+        statistics = KMeansStatistics.from_arrays(totals.arrays, clusters, dimension, scale_bits)
+        return statistics, totals.figures
+    read = StatisticsReader(federation, dimension, scale_bits)
+    parts = ask_all(federation, step, Statistics, read, dimension)
+    total = Counter[str]()
+    for _, said in parts:
+        total.update(said)
+    return reduce(add, (part for part, _ in parts)), total
+
+
+def _frames_of(federation: Federation, partition: int) -> int:
+    return feature_frames(federation.config, federation.partitions[partition])
+
+
+def _drawn(
+    federation: Federation, extractor: str, dimension: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return points drawn like the pooled frames, each of weight 1."""
+    instruction, settings = MomentsKMeans(extractor=extractor), federation.config.targets
+    if federation.config.secure.enabled:
+        totals = sum_over_all(
+            federation,
+            instruction,
+            FeatureMoments.shapes(dimension),
+            MOMENT_FIGURES,
+            lambda number: _frames_of(federation, number),
+        )
+        moments = FeatureMoments.from_arrays(totals.arrays, dimension)
+    else:
+        parts = ask_all(
+            federation,
+            instruction,
+            Moments,
+            lambda reply: read_moments(federation, reply, dimension),
+            dimension,
+        )
+        moments = reduce(add, parts)
+    points = moments.points(settings.num_clusters, federation.config.seed)
+    return points, np.ones(len(points), np.int64)
 
 
 def kmeans_event(

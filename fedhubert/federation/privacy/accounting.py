@@ -1,5 +1,6 @@
-"""How much privacy a run has spent: epsilon of the rounds released so far, by ``dp-accounting``
-(Google's library; extra ``privacy``).
+"""How much privacy a run has spent: epsilon of the rounds released so far, by the ``PLDAccountant``
+of ``dp-accounting`` (Google's library; extra ``privacy``: only the server of a private run needs
+it, and it brings scipy, 110 MB that nothing else here asks for).
 
 A round is one Gaussian mechanism on a Poisson sample of the clients; data sets are neighbours when
 one has one client more. Rounds compose by their privacy loss distributions, whose discretisation
@@ -10,7 +11,6 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from fedhubert.errors import ConfigError
 
@@ -32,43 +32,29 @@ def epsilon_of(spent: tuple[Spent, ...], delta: float) -> float:
     """
     if not all(noise for _, noise, _ in spent):
         return math.inf
-    # twice what to expect of a round; where it is huge, coarser steps tell as much
-    losses = [noise**-2 for _, noise, _ in spent]
-    run = sum(loss * rounds for loss, (_, _, rounds) in zip(losses, spent, strict=True))
-    coarser = max(1.0, run / _WIDE_RUN, max(losses, default=0.0) / _WIDE_ROUND)
-    interval = _INTERVAL * 2.0 ** math.ceil(math.log2(coarser))
-    parts = [
-        _one_round(sampling, noise, interval).self_compose(rounds)
-        for sampling, noise, rounds in spent
-    ]
-    return (
-        float(
-            functools.reduce(lambda left, right: left.compose(right), parts).get_epsilon_for_delta(
-                delta
-            )
-        )
-        if parts
-        else 0.0
-    )
-
-
-@functools.lru_cache(maxsize=32)
-def _one_round(sampling: float, noise: float, interval: float) -> Any:
-    """Return the privacy loss distribution of one round on a grid of ``interval``."""
+    if not spent:
+        return 0.0
     try:
-        from dp_accounting import NeighboringRelation
-        from dp_accounting.pld import privacy_loss_distribution
+        from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+        from dp_accounting.pld import PLDAccountant
     except ImportError:
         raise ConfigError(
             "privacy.mechanism=central needs dp-accounting: pip install 'fedhubert[privacy]'",
             setting="privacy.mechanism",
         ) from None
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise,
-        value_discretization_interval=interval,
-        sampling_prob=sampling,
-        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
-    )
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, _interval(spent))
+    for sampling, noise, rounds in spent:
+        accountant.compose(PoissonSampledDpEvent(sampling, GaussianDpEvent(noise)), rounds)
+    return float(accountant.get_epsilon(delta))
+
+
+def _interval(spent: tuple[Spent, ...]) -> float:
+    """Return the step of the grid that losses are rounded up to: the accountant's own, or a coarser
+    one, which tells as much, where twice what to expect of a round or of the run is huge."""
+    losses = [noise**-2 for _, noise, _ in spent]
+    run = sum(loss * rounds for loss, (_, _, rounds) in zip(losses, spent, strict=True))
+    coarser = max(1.0, run / _WIDE_RUN, max(losses) / _WIDE_ROUND)
+    return _INTERVAL * 2.0 ** math.ceil(math.log2(coarser))
 
 
 class Ledger:

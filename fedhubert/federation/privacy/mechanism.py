@@ -23,13 +23,11 @@ sums would give away their difference.
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.errors import FederationError
 from fedhubert.federation.privacy.accounting import Ledger, epsilon_of
@@ -84,17 +82,16 @@ class CentralPrivacy:
             if draw <= self._federated.client_fraction
         ]
 
-    def release(self, number: int, total: ExactSum, clients: Mapping[int, Metrics]) -> Release:
-        """Add the noise to the sum of the clients' updates, which is private from then on."""
-        unclipped = sum(
-            0.5 if metrics["update_unclipped"] else -0.5 for metrics in clients.values()
-        )
+    def release(self, number: int, total: ExactSum, clients: int, unclipped: int) -> Release:
+        """Add the noise to the sum of the updates of ``clients``, of which so many were
+        ``unclipped``; it is private from then on."""
+        above = unclipped - 0.5 * clients if clients else 0
         digest = hashlib.blake2b(total.partial().total.numpy().data, digest_size=32).hexdigest()
-        secret = self._secret.derive("release", number, digest, unclipped, self.noise_std)
+        secret = self._secret.derive("release", number, digest, above, self.noise_std)
         noise = secret.derive("update").stream()
         total.add_noise(self.noise_std, noise.normal)
         mean = total.mean(self._federated.expected_cohort)
-        return Release(mean, self._next_clip_norm(secret, unclipped), secret.tag())
+        return Release(mean, self._next_clip_norm(secret, above), secret.tag())
 
     def _next_clip_norm(self, secret: Secret, unclipped: float) -> float:
         quantile = self._settings.target_quantile

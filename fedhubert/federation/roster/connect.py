@@ -20,6 +20,8 @@ from fedhubert.errors import FederationError
 from fedhubert.federation.roster.bounds import contradiction
 from fedhubert.federation.roster.nodes import Federation, describe_failures, setting_of
 from fedhubert.federation.roster.preflight import Traits, check_alike, check_versions
+from fedhubert.federation.secure.errors import SecureError
+from fedhubert.federation.secure.keys import ROW_BYTES, check_row
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.wire.messages import Describe, Description, Failure
 from fedhubert.federation.wire.protocol import Reply
@@ -185,7 +187,8 @@ def _agreed(
         stated, key=lambda count: (stated[count], count == num_clients, -count), default=1
     )
     if federation.config.federated.node_keys is not None and rest:
-        expected = num_clients  # a key belongs to one client
+        # a key belongs to one client, or, where there are fewer keys (a cluster), to a node of many
+        expected = min(num_clients, federation.num_keys)
     odd |= {
         node: _other_number(about, expected)
         for node, about in rest.items()
@@ -355,7 +358,12 @@ def _describe_partitions(
         shares.setdefault(able[partition % len(able)], []).append(partition)
     failures: list[Failure] = []
     heard: set[int] = set()
-    for reply in federation.ask(Describe(), Description, shares, timeout_s=timeout_s):
+    most = max(map(len, shares.values()), default=0)
+    sizes = {"run_keys": ROW_BYTES * most} if federation.config.secure.enabled else {}
+    for reply in federation.ask(
+        Describe(), Description, shares, timeout_s=timeout_s, num_bytes=sizes
+    ):
+        rows = _run_keys(federation, reply)
         named = {failure.partition: failure for failure in reply.failures}
         whole = named.pop(-1, Failure(-1, "no_result"))
         for partition in shares.get(reply.node_id, ()):
@@ -373,8 +381,37 @@ def _describe_partitions(
                     Failure(partition, "data_has_changed_since_the_run_began", "data.manifest")
                 )
                 continue
+            if federation.config.secure.enabled and partition not in rows:
+                failures.append(Failure(partition, "secure_keys", "secure.roster"))
+                continue
+            federation.run_keys.update({partition: rows[partition]} if rows else {})
             federation.partitions[partition] = about
             heard.add(partition)
     failed = {failure.partition for failure in failures}
     lost = sorted({partition for asked in shares.values() for partition in asked} - heard - failed)
     return failures + [Failure(partition, "no_answer") for partition in lost]
+
+
+def _run_keys(federation: Federation, reply: Reply[Description]) -> dict[int, bytes]:
+    """Return the signed run keys of a reply's partitions; one that is not signed by its site for
+    this run is left out, and said."""
+    shown = None if reply.answer is None else reply.answer.arrays.get("run_keys")
+    if shown is None or len(shown) != len(reply.metrics):
+        return {}
+    rows: dict[int, bytes] = {}
+    roster = federation.roster
+    for number, row in zip(reply.metrics, shown, strict=True):
+        try:
+            expected = roster.sites.get(number, b"") if roster else None
+            check_row(
+                row.tobytes(),
+                federation.run_key,
+                roster.fingerprint if roster else "",
+                number,
+                expected,
+            )
+        except SecureError as error:
+            log.warning("%s", error)
+        else:
+            rows[number] = row.tobytes()
+    return rows

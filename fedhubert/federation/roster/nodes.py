@@ -14,13 +14,15 @@ from fedhubert.errors import FederationError
 from fedhubert.federation.roster.correspondence import Correspondence
 from fedhubert.federation.roster.node_keys import NodeKeys
 from fedhubert.federation.roster.sampling import assign_to_nodes
+from fedhubert.federation.secure.roster import read_roster
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.flower import Array, Message
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.federation.wire.messages import ANSWERS, Answer, Failure, Instruction
+from fedhubert.federation.wire.messages import ANSWERS, MASKED, Answer, Failure, Instruction
 from fedhubert.federation.wire.protocol import Asked, Reply
+from fedhubert.files import on_server
 from fedhubert.training.parameters import ParameterLayout
 
 log = logging.getLogger("fedhubert")
@@ -49,6 +51,8 @@ class Federation:
         own_data: Whether the sites have data of their own, as all of them say; None before they
             have said so.
         num_nodes: How many there should be, as most of them say; 0 before.
+        run_keys: Partition -> its signed run key, where sums are secure.
+        roster: What ``secure.roster`` names; None: a throw-away one.
     """
 
     grid: StreamingGrid
@@ -63,13 +67,21 @@ class Federation:
     left_out: dict[int, str] = field(default_factory=dict)
     own_data: bool | None = None
     num_nodes: int = 0
+    run_keys: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        named = self.config.secure.roster if self.config.secure.enabled else None
+        self.roster = None if named is None else read_roster(on_server(named))
         self._job_json = client_job(self.config).model_dump_json()
         self._keys = NodeKeys.read(self.config.federated.node_keys)
         self._claims: dict[int, int] = {}
         self._correspondence = Correspondence.of(self.config.federated, self._keys)
         self._refusals: Counter[int] = Counter()
+
+    @property
+    def num_keys(self) -> int:
+        """How many nodes have a key in ``federated.node_keys``."""
+        return len(self._keys.numbers)
 
     def present(self) -> set[int]:
         """Return the nodes that are connected, those without one of ``federated.node_keys`` left
@@ -146,7 +158,7 @@ class Federation:
             num_bytes: Slot of ``kind`` -> the most bytes that one array in it takes; arrays of
                 others are not taken.
         """
-        assert ANSWERS[type(instruction)] is kind
+        assert kind in (ANSWERS[type(instruction)], MASKED.get(type(instruction)))
         published = {name: HeldArray(array) for name, array in instruction.arrays.items()}
         messages = (
             self.message(

@@ -4,24 +4,28 @@ gathered."""
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.config import FederatedConfig
 from fedhubert.federation.rounds.limits import Contribution, HeldBack, RoundLimits
 from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.secure.figures import FINER
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
-from fedhubert.federation.updates.codecs import decode
+from fedhubert.federation.updates.codecs import VALUES, decode
 from fedhubert.federation.updates.exact_sum import (
-    GRID_BITS,
+    GRID,
     ExactSum,
     PartialSum,
     UpdateRejected,
     measure,
 )
+from fedhubert.federation.updates.ring import Ring, of_ring, unpack
 from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
 from fedhubert.federation.wire.messages import Failure, Trained
 from fedhubert.federation.wire.protocol import Reply
@@ -45,10 +49,26 @@ def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, floa
     ordered = [clients[partition] for partition in sorted(clients)]
     total = math.fsum(float(client["weight"]) for client in ordered)
     lengths = [float(client["weight"]) / total * float(client["update_norm"]) for client in ordered]
-    mean_length, own = math.fsum(lengths), math.fsum(length**2 for length in lengths)
+    return _drift(
+        math.fsum(lengths), math.fsum(length**2 for length in lengths), len(lengths), mean_norm
+    )
+
+
+def pooled_drift(
+    sums: Mapping[str, int | float], clients: int, scale: int, mean_norm: float
+) -> dict[str, float]:
+    """Return :func:`drift_of` so many ``clients`` of which only sums are known: of w_i |u_i|, and of
+    its square on another scale (:func:`fedhubert.federation.secure.figures.train_figures`)."""
+    total = float(sums["weight"])
+    mean_length = sums["weighted_norm"] / total
+    own = sums["weighted_norm_squared"] * (scale / FINER / total) ** 2
+    return _drift(mean_length, own, clients, mean_norm)
+
+
+def _drift(mean_length: float, own: float, clients: int, mean_norm: float) -> dict[str, float]:
     drift = {"update_norm": mean_length, "mean_update_norm": mean_norm}
     pairs = mean_length**2 - own
-    if len(lengths) > 1 and pairs > 1e-9 * own:  # else all but one are zero
+    if clients > 1 and pairs > 1e-9 * own:  # else all but one are zero
         drift["pairwise_cosine"] = (mean_norm**2 - own) / pairs
     return drift
 
@@ -69,6 +89,7 @@ class RoundFold:
         total: The sum of the updates accepted, cleared here; of no entry where the strategy has to
             see them all.
         seed: The run's, from which sketches draw their signs.
+        ring: Of the updates' codec; None: it has none.
     """
 
     def __init__(
@@ -83,13 +104,15 @@ class RoundFold:
         *,
         total: ExactSum,
         seed: int,
+        ring: Ring | None = None,
     ) -> None:
         self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
         self._strategy = strategy_of(config)
         self._outcome, self._limits, self._clip_norm = outcome, limits, clip_norm
         self._held = HeldBack(limits.most_held)
+        self._ring, self._unit = ring, GRID if ring is None else ring.unit
         self.total = total
-        total.clear()
+        total.clear(self._unit)
         self._updates: dict[int, tuple[torch.Tensor, int]] = {}
         self._seed = seed
         self._sketches: dict[int, Sketch] = {}
@@ -258,6 +281,8 @@ class RoundFold:
         for partition, metrics in answer.metrics.items():
             if private and (metrics["weight"] != 1 or "update_unclipped" not in metrics):
                 raise UpdateRejected("weight")
+            if not 0 <= metrics.get("clipped_entries", 0) <= self._layout.numel:
+                raise UpdateRejected("metrics")
             self._limits.check(partition, metrics)
 
     def _read(self, answer: Trained, clients: dict[int, Metrics]) -> Contribution:
@@ -266,7 +291,11 @@ class RoundFold:
         if "sum" in answer.arrays:
             if self._strategy.needs_every_update:
                 raise UpdateRejected("sum")
-            total = tensor_of(answer.arrays["sum"])
+            total = (
+                tensor_of(answer.arrays["sum"])
+                if self._ring is None
+                else self._integers(answer.arrays["sum"], len(clients))
+            )
             self._check_sum(total, clients)
             norm = max(float(metrics["update_norm"]) for metrics in clients.values())
             return Contribution(
@@ -276,17 +305,36 @@ class RoundFold:
                 sum(int(metrics["weight"]) for metrics in clients.values()),
             )
         ((partition, metrics),) = clients.items()
-        update = decode(self._config.update_codec, answer.arrays, self._layout.shapes)
-        if self._clip_norm is not None:
-            # whatever the client did, and its codec made of it
-            update, _ = clipped(update, self._clip_norm)
+        weight = int(metrics["weight"])
+        if self._ring is None:
+            values = update = decode(self._config.update_codec, answer.arrays, self._layout.shapes)
+            if self._clip_norm is not None:
+                # whatever the client did, and its codec made of it
+                values = update = clipped(update, self._clip_norm)[0]
+        else:
+            values = self._integers(answer.arrays.get(VALUES), 1)
+            if (
+                self._clip_norm is not None
+                and norm_in_double(values) * self._unit > weight * self._clip_norm
+            ):
+                raise UpdateRejected("norm")  # shorter would be other integers
+            update = of_ring(values, weight, self._ring)
+            values = update if self._strategy.needs_every_update else values
         magnitude = measure(update)
         metrics["update_norm"] = magnitude.norm  # our own figure, whatever the client says
         if not np.isfinite(metrics["update_norm"]):
             raise UpdateRejected("not_finite")
         if self._limits.norm is not None and magnitude.norm > self._limits.norm:
             raise UpdateRejected("norm")
-        return Contribution(magnitude.norm, (partition,), update, int(metrics["weight"]), magnitude)
+        return Contribution(magnitude.norm, (partition,), values, weight, magnitude)
+
+    def _integers(self, array: npt.NDArray[Any] | None, updates: int) -> torch.Tensor:
+        """Return the integers [P] of the sum of so many updates on the ring."""
+        assert self._ring is not None
+        integers = unpack(array, self._ring.bits, self._layout.numel)
+        if integers.numel() and int(integers.abs().max()) > updates * self._ring.largest:
+            raise UpdateRejected("range")
+        return integers
 
     def _check_sum(self, total: torch.Tensor, clients: Mapping[int, Metrics]) -> None:
         """Raise :class:`UpdateRejected` for a sum that is longer than its clients' updates, of the
@@ -297,14 +345,14 @@ class RoundFold:
             norm_in_double(total),
             sum(int(metrics["weight"]) for metrics in clients.values()),
         )
-        if self._clip_norm is not None and norm > weight * self._clip_norm * 2.0**GRID_BITS:
+        if self._clip_norm is not None and norm > weight * self._clip_norm / self._unit:
             raise UpdateRejected("norm")  # its node has not clipped
         stated = math.fsum(
             int(metrics["weight"]) * float(metrics["update_norm"]) for metrics in clients.values()
         )
         # half a step of the grid in every entry, twice over
         rounding = len(clients) * math.sqrt(total.numel())
-        if norm > stated * (1.0 + _NORM_DIGITS) * 2.0**GRID_BITS + rounding:
+        if norm > stated * (1.0 + _NORM_DIGITS) / self._unit + rounding:
             raise UpdateRejected("norm")
 
     def _add(self, contribution: Contribution) -> None:

@@ -11,7 +11,7 @@ from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.updates.codecs import decode, encode
 from fedhubert.federation.wire.arrays import publish
 from fedhubert.federation.wire.flower import Array, Message
-from fedhubert.federation.wire.messages import NDArray, WithModel
+from fedhubert.federation.wire.messages import Arrays, NDArray, WithModel
 
 InstructionT = TypeVar("InstructionT", bound=WithModel)
 
@@ -59,10 +59,11 @@ class Broadcast:
         partitions: Sequence[int],
         number: int,
         positions: Mapping[int, int],
+        arrays: Arrays | None = None,
         **more: object,
     ) -> Message:
         """Return a message of round ``number`` that brings the model with an instruction of
-        ``kind``; ``more``: its fields beside those of all."""
+        ``kind``; ``arrays`` go beside it, ``more``: its fields beside those of all."""
         federated = self.federation.config.federated
         fields = {
             "partitions": tuple(partitions),
@@ -72,7 +73,7 @@ class Broadcast:
             "targets": self.targets_key,
             "broadcast_codec": federated.broadcast_codec,
             "budget_s": federated.round_timeout_s,
-            "arrays": {"model": self.values},
+            "arrays": {"model": self.values, **(arrays or {})},
         }
         instruction = kind.model_validate({**fields, **more})
         timeout_s = federated.round_timeout_s

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedhubert.clients import Metrics
 from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.secure.figures import LOSS, LOSS_SQUARED, SCORED
 from fedhubert.objectives.spec import ObjectiveSpec
 from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
@@ -27,12 +28,13 @@ def round_event(outcome: RoundOutcome, objective: ObjectiveSpec) -> Event:
             "model_round": outcome.number - 1,
             **objective.figures(_sums(outcome, "train_")),
             # whatever the order
-            "audio_s": math.fsum(client["train_audio_s"] for client in clients),
+            "audio_s": _audio_s(outcome),
             "steps": int(sum(client["train_steps"] for client in clients)),
         },
         "validation": validation_figures(outcome, objective, model_round=outcome.number - 1),
         "fairness": fairness_of(outcome, objective),
         "drift": outcome.drift,
+        **_cut_off(outcome),
         "asked": outcome.asked,
         "clients": per_client(outcome),
         "failed": failed(outcome),
@@ -41,6 +43,7 @@ def round_event(outcome: RoundOutcome, objective: ObjectiveSpec) -> Event:
         "bytes_down_fp32": outcome.bytes_down_fp32,
         "bytes_up_fp32": outcome.bytes_up_fp32,
         **({"privacy": outcome.privacy} if outcome.privacy else {}),
+        **({"secure": outcome.secure} if outcome.secure else {}),
         "seconds": dict(outcome.seconds),
     }
 
@@ -88,6 +91,8 @@ def validation_figures(
         **objective.figures(sums),
         "clients": len(outcome.clients),
     }
+    if outcome.pooled:
+        return figures  # there is no median of what nobody sees
     own = [
         objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()
     ]
@@ -102,7 +107,9 @@ def validation_figures(
 def fairness_of(outcome: RoundOutcome, objective: ObjectiveSpec) -> dict[str, Any]:
     """Return how evenly the model scored serves the clients heard (see
     :func:`~fedhubert.reporting.fairness.fairness`): by their masked accuracy, or by their loss
-    where there is none."""
+    where there is none. Of a secure sum mean and spread of the losses are known."""
+    if outcome.pooled:
+        return _spread(outcome.pooled)
     scores = [
         objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()
     ]
@@ -141,7 +148,9 @@ def said(figures: Mapping[str, Any], objective: ObjectiveSpec) -> str:
 
 def _sums(outcome: RoundOutcome, prefix: str) -> dict[str, float]:
     """Add the clients' figures up, in partition order, so that sums do not depend on who answered
-    first."""
+    first; of a secure sum they are added up already."""
+    if outcome.pooled:
+        return _sums_of(outcome.pooled, prefix)
     sums: dict[str, float] = {}
     for partition in sorted(outcome.clients):
         for name, value in _sums_of(outcome.clients[partition], prefix).items():
@@ -155,6 +164,23 @@ def _sums_of(client: Metrics, prefix: str) -> dict[str, float]:
         for name, value in client.items()
         if name.startswith(prefix)
     }
+
+
+def _audio_s(outcome: RoundOutcome) -> float:
+    if outcome.pooled:
+        return float(outcome.pooled["train_audio_s"])
+    # whatever the order
+    return math.fsum(client["train_audio_s"] for client in outcome.clients.values())
+
+
+def _spread(pooled: Mapping[str, int | float]) -> dict[str, Any]:
+    """Return mean and spread of the clients' losses, from their sum and that of their squares."""
+    count = int(pooled[SCORED])
+    if not count:
+        return {}
+    mean = pooled[LOSS] / count
+    spread = math.sqrt(max(0.0, pooled[LOSS_SQUARED] / count - mean**2))
+    return {"figure": "loss", "mean": mean, "spread": spread, "clients": count}
 
 
 def per_client(outcome: RoundOutcome) -> list[dict[str, Any]]:
@@ -215,6 +241,13 @@ def round_line(
         f"about {duration(seconds * (num_rounds - event['round']))} left"
         f"{f' | {learned}' if learned else ''}"
     )
+
+
+def _cut_off(outcome: RoundOutcome) -> dict[str, int]:
+    """Return how many entries of updates a ring codec has cut off; nothing with another codec."""
+    said = [outcome.pooled, *outcome.clients.values()]
+    cut = [int(each["clipped_entries"]) for each in said if "clipped_entries" in each]
+    return {"clipped_entries": sum(cut)} if cut else {}
 
 
 def _spent(event: Event) -> str:

@@ -25,6 +25,9 @@ class Entry:
         failures: (partition, code, setting) of those that failed.
         release: With differential privacy, the name of what was released
             (:class:`fedhubert.federation.privacy.mechanism.Release`).
+        cohort: With secure sums, who was asked for the one that was opened.
+        micro_batches: The same as ``steps``, in micro-batches.
+        skipped: Why a sum that was opened could not be read; the model stayed as it was.
     """
 
     round: int
@@ -33,6 +36,9 @@ class Entry:
     failures: list[Failure] = field(default_factory=list)
     bytes: dict[str, int] = field(default_factory=dict)
     release: str = ""
+    cohort: list[int] = field(default_factory=list)
+    micro_batches: dict[int, int] = field(default_factory=dict)
+    skipped: str = ""
 
 
 class Journal:
@@ -42,10 +48,15 @@ class Journal:
         self._path = folder / "accepted.jsonl"
         self._entries: dict[int, Entry] = {}
         self._releases: dict[int, set[str]] = {}
+        self._attempts: dict[tuple[str, int], tuple[int, list[int]]] = {}
         if self._path.is_file():
             for line in self._path.read_text().splitlines():
                 try:
-                    entry = _entry(json.loads(line))
+                    values = json.loads(line)
+                    if "attempt" in values:
+                        self._keep_attempt(values)
+                        continue
+                    entry = _entry(values)
                 except (ValueError, KeyError, TypeError):
                     continue  # cut short by a kill: that round had not stepped the model yet
                 self._keep(entry)
@@ -62,8 +73,29 @@ class Journal:
         """Append ``entry`` and force it to the disk; raises :class:`CheckpointError` when it cannot
         be written."""
         self._keep(entry)
+        values = {
+            name: value
+            for name, value in asdict(entry).items()
+            if value or name not in ("cohort", "micro_batches", "skipped")
+        }
+        self._append(values)
+
+    def begin(self, kind: str, round_number: int, cohort: list[int]) -> int:
+        """Write down that a secure sum is asked for, and return its attempt: higher than all before,
+        also after an interruption; raises :class:`CheckpointError`."""
+        attempt = self._attempts.get((kind, round_number), (-1, []))[0] + 1
+        values = {"attempt": attempt, "kind": kind, "round": round_number, "cohort": cohort}
+        self._keep_attempt(values)
+        self._append(values)
+        return attempt
+
+    def cohort_of(self, kind: str, round_number: int) -> list[int]:
+        """Return who was asked for the last attempt of a secure sum; empty without one."""
+        return self._attempts.get((kind, round_number), (-1, []))[1]
+
+    def _append(self, values: Mapping[str, Any]) -> None:
         try:
-            append_durably(self._path, json.dumps(asdict(entry)))
+            append_durably(self._path, json.dumps(values))
         except OSError as error:
             raise CheckpointError(
                 f"cannot write to {self._path}: {error.strerror}; free some space there and resume",
@@ -74,7 +106,12 @@ class Journal:
         """Forget everything: a new run begins."""
         self._entries.clear()
         self._releases.clear()
+        self._attempts.clear()
         self._path.unlink(missing_ok=True)
+
+    def _keep_attempt(self, values: Mapping[str, Any]) -> None:
+        key = str(values["kind"]), int(values["round"])
+        self._attempts[key] = int(values["attempt"]), [int(number) for number in values["cohort"]]
 
     def _keep(self, entry: Entry) -> None:
         self._entries[entry.round] = entry
@@ -93,4 +130,7 @@ def _entry(values: Mapping[str, Any]) -> Entry:
         ],
         {str(name): int(count) for name, count in values["bytes"].items()},
         str(values.get("release", "")),
+        [int(partition) for partition in values.get("cohort", [])],
+        {int(p): int(count) for p, count in values.get("micro_batches", {}).items()},
+        str(values.get("skipped", "")),
     )

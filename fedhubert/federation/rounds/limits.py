@@ -25,6 +25,7 @@ from fedhubert.federation.roster.bounds import check_sums, training_bounds
 from fedhubert.federation.rounds.figures import check_figures
 from fedhubert.federation.updates.codecs import num_bytes
 from fedhubert.federation.updates.exact_sum import Magnitude, UpdateRejected
+from fedhubert.federation.updates.ring import RING_BITS
 from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.federation.wire.messages import Failure, Scored
 from fedhubert.federation.wire.protocol import Asked, Reply
@@ -160,7 +161,8 @@ def asked_for(config: Config, layout: ParameterLayout, partitions: list[int]) ->
         "scales": 4 * sum(shape[0] if shape else 1 for shape in layout.shapes),
     }
     if len(partitions) > 1:
-        arrays = {"sum": 8 * layout.numel}
+        width = RING_BITS.get(codec, 64) // 8
+        arrays = {"sum": width * layout.numel}
     return Asked(partitions, {**arrays, "sketches": sketches})
 
 

@@ -9,9 +9,11 @@ import torch
 
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.broadcast import Broadcast
+from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.rounds.limits import RoundLimits, usable_scores
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.rounds.round import RoundResult, Rounds
+from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
+from fedhubert.federation.rounds.secure import SecureRound, score_masked
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.wire.messages import Evaluate, Failure, Scored
 from fedhubert.federation.wire.protocol import Asked
@@ -21,6 +23,13 @@ log = logging.getLogger("fedhubert")
 AfterRound = Callable[[RoundResult, float], str]
 """Told of every finished round and when it began (``time.monotonic``): books it; returns why the
 run ends here, or an empty string."""
+
+
+def open_round(rounds: Rounds, number: int, model: torch.Tensor) -> Round:
+    """Return round ``number`` from ``model`` [P] on, ready to be played: a plain one, or one of
+    secure sums."""
+    kind = SecureRound if rounds.federation.config.secure.enabled else Round
+    return kind(rounds, number, model)
 
 
 def run_rounds(
@@ -38,7 +47,12 @@ def run_rounds(
     """
     for number in range(first, last + 1):
         started = time.monotonic()
-        result = rounds.run(number, model)
+        opened = open_round(rounds, number, model)
+        result = opened.finish(
+            rounds.federation.grid.send_and_receive(
+                opened.messages(), timeout=rounds.federation.config.federated.round_timeout_s
+            )
+        )
         model = result.model
         reason = after_round(result, started)
         if reason:
@@ -48,10 +62,17 @@ def run_rounds(
 
 
 def score_everywhere(
-    federation: Federation, targets_key: str, state: RoundState, model: torch.Tensor, number: int
+    federation: Federation,
+    targets_key: str,
+    state: RoundState,
+    model: torch.Tensor,
+    number: int,
+    journal: Journal | None = None,
 ) -> RoundOutcome:
     """Have every connected client score ``model`` [P], that of round ``number``, on its whole
-    validation split."""
+    validation split; ``journal`` has the attempts of secure sums."""
+    if federation.config.secure.enabled:
+        return score_masked(federation, targets_key, state, model, number, journal)
     outcome = RoundOutcome(number, sorted(federation.connected))
     broadcast = Broadcast.of(federation, targets_key, model)
     shares, limits = federation.everyone(), RoundLimits(federation.config, federation.partitions)

@@ -20,6 +20,10 @@ class RoundOutcome:
     looks at every update) with the cosines to the mean, which stand in ``clients``, too; empty with
     differential privacy: it would tell of the sum without its noise. ``privacy`` is empty without
     differential privacy.
+
+    With secure sums ``clients`` have steps and micro-batches alone; ``pooled`` has the sums of all
+    else over them (:mod:`fedhubert.federation.secure.figures`), and ``secure`` what was masked,
+    dropped and opened. Both are empty without.
     """
 
     number: int
@@ -33,6 +37,8 @@ class RoundOutcome:
     drift: dict[str, float] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    pooled: dict[str, int | float] = field(default_factory=dict)
+    secure: dict[str, Any] = field(default_factory=dict)
 
     def byte_counts(self) -> dict[str, int]:
         """Return the bytes of the round's arrays, by the names of the fields."""

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,11 +19,12 @@ from fedhubert.federation.rounds.broadcast import Broadcast
 from fedhubert.federation.rounds.journal import Entry, Journal
 from fedhubert.federation.rounds.limits import HELD_BACK, RoundLimits, asked_for
 from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.rounds.ring import ring_of, warn_of_clipping
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
 from fedhubert.federation.updates.exact_sum import ExactSum, measure
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Failure, Train, Trained
+from fedhubert.federation.wire.messages import Arrays, Failure, RingTerms, Train, Trained
 
 log = logging.getLogger("fedhubert")
 
@@ -80,15 +81,6 @@ class Rounds:
             0 if self.optimizer.needs_every_update else self.federation.layout.numel
         )
 
-    def run(self, number: int, model: torch.Tensor) -> RoundResult:
-        """Play round ``number`` from ``model`` [P] on; raises what :meth:`Round.finish` raises, and
-        :class:`RunInterrupted`."""
-        opened = Round(self, number, model)
-        timeout_s = self.federation.config.federated.round_timeout_s
-        return opened.finish(
-            self.federation.grid.send_and_receive(opened.messages(), timeout=timeout_s)
-        )
-
 
 class Round:
     """A round that is being played: :meth:`messages` are to be sent, and :meth:`finish` takes their
@@ -104,6 +96,9 @@ class Round:
         self._outcome = RoundOutcome(number, [])
         self._queue, self._wanted = self._choose()
         self._limits = self._find_limits()
+        self._ring = ring_of(self._federation, rounds.state, self._limits.weight)
+        if self._ring is not None:
+            self._limits = replace(self._limits, weight=self._ring.max_weight)
         self._fold = RoundFold(
             self._federated,
             self._federation.config.client.sgd_momentum,
@@ -114,6 +109,7 @@ class Round:
             self._privacy.clip_norm if self._privacy else None,
             total=rounds.total,
             seed=self._federation.config.seed,
+            ring=self._ring,
         )
         self._shares: dict[int, list[int]] = {}
         self._attempt = self._retries = 0
@@ -157,10 +153,16 @@ class Round:
         """Write the journal, then move the model; return the new one [P]."""
         outcome, privacy = self._outcome, self._privacy
         release = (
-            privacy.release(outcome.number, self._fold.total, outcome.clients) if privacy else None
+            privacy.release(
+                outcome.number, self._fold.total, len(outcome.clients), self._unclipped()
+            )
+            if privacy
+            else None
         )
         self._write_journal(release.tag if release else "")
-        mean = release.mean if release else self._fold.mean()
+        if self._ring is not None:
+            warn_of_clipping(outcome, self._federated.ring_clip, self._federation.layout.numel)
+        mean = release.mean if release else self._mean()
         updated = self.rounds.optimizer.step(
             self._model, mean, server_share(self._federated, outcome.number)
         )
@@ -174,6 +176,14 @@ class Round:
             outcome.privacy = privacy.figures(outcome.number)
             privacy.clip_norm = release.next_clip_norm
         return updated
+
+    def _unclipped(self) -> int:
+        """Return how many of the updates were short enough (differential privacy)."""
+        return sum(bool(metrics["update_unclipped"]) for metrics in self._outcome.clients.values())
+
+    def _mean(self) -> torch.Tensor:
+        """Return the mean update [P] of those accepted."""
+        return self._fold.mean()
 
     def _find_limits(self) -> RoundLimits:
         config, state = self._federation.config, self.rounds.state
@@ -230,14 +240,32 @@ class Round:
         return (self._message(node, shared) for node, shared in self._shares.items())
 
     def _message(self, node: int, partitions: list[int]) -> Message:
+        return self._message_of(node, partitions)
+
+    def _message_of(
+        self,
+        node: int,
+        partitions: list[int],
+        arrays: Arrays | None = None,
+        **also: object,
+    ) -> Message:
         state = self.rounds.state
         more: dict[str, object] = {
+            **also,
             "attempt": self._attempt,
             "norm_limit": self._limits.norm,
             "weight_limit": self._limits.weight,
         }
         if self._privacy:
             more["clip_norm"] = self._privacy.clip_norm
+        if self._ring:
+            ring = self._ring
+            more["ring"] = RingTerms(
+                clip=ring.clip,
+                summands=ring.summands,
+                max_weight=ring.max_weight,
+                headroom=ring.headroom,
+            )
         if self._replayed:
             more["steps"] = {partition: self._replayed.steps[partition] for partition in partitions}
         if self.rounds.keeps_state:
@@ -246,7 +274,7 @@ class Round:
             }
             more["checkpoints"] = tuple(self.rounds.checkpoints())
         return self._broadcast.message(
-            node, Train, partitions, self._outcome.number, state.positions, **more
+            node, Train, partitions, self._outcome.number, state.positions, arrays, **more
         )
 
     def _gather(self, replies: Iterable[Message]) -> None:

@@ -23,12 +23,18 @@ class RoundState:
         norms: Norms of the updates accepted last, oldest first.
         median_client: Medians of what the clients of the first round were described to have: what
             weights are limited by for the rest of the run, whoever comes and goes.
+        largest_weight: The most that one of them can weigh, which a ring codec counts on; 0: not
+            needed yet.
+        secure_cohort: Who was asked for a secure sum that was opened and could not be read: over
+            nobody else may the same model be summed.
     """
 
     positions: dict[int, int] = field(default_factory=dict)
     site_rounds: dict[int, int] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
     median_client: dict[str, float] = field(default_factory=dict)
+    largest_weight: int = 0
+    secure_cohort: tuple[int, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
@@ -38,6 +44,8 @@ class RoundState:
             "site_rounds": {str(p): r for p, r in self.site_rounds.items()},
             "norms": list(self.norms),
             "median_client": dict(self.median_client),
+            **({"largest_weight": self.largest_weight} if self.largest_weight else {}),
+            **({"secure_cohort": list(self.secure_cohort)} if self.secure_cohort else {}),
         }
 
     @classmethod
@@ -49,6 +57,8 @@ class RoundState:
             {int(p): int(r) for p, r in values["site_rounds"].items()},
             [float(norm) for norm in values["norms"]],
             {str(name): float(value) for name, value in values.get("median_client", {}).items()},
+            largest_weight=int(values.get("largest_weight", 0)),
+            secure_cohort=tuple(int(partition) for partition in values.get("secure_cohort", ())),
         )
 
     def accept(self, outcome: RoundOutcome) -> None:
@@ -59,7 +69,11 @@ class RoundState:
                 metrics["train_micro_batches"]
             )
             self.site_rounds[partition] = outcome.number
-            self.norms.append(float(metrics["update_norm"]))
+            if not outcome.pooled:
+                self.norms.append(float(metrics["update_norm"]))
+        if outcome.pooled:  # one norm a round: the mean
+            self.norms.append(outcome.pooled["weighted_norm"] / outcome.pooled["weight"])
+        self.secure_cohort = ()
         for failure in outcome.failures:
             if failure.code == STATE_MISSING:
                 # it has lost its state: next time it begins afresh

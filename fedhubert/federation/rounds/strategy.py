@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 
 from fedhubert.errors import FederationError
+from fedhubert.federation.rounds.loop import open_round
 from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.flower import (
@@ -53,7 +54,7 @@ class FederatedStrategy(Strategy):
     ) -> Iterable[Message]:
         """Choose whom the round asks first and return a generator of one message per node that
         hosts some of them."""
-        self._open = Round(
+        self._open = open_round(
             self._rounds, server_round + self._offset, tensor_of(arrays["model"].numpy())
         )
         return self._open.messages()

@@ -3,6 +3,7 @@ nothing."""
 
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -13,13 +14,38 @@ from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import StreamingGrid
+from fedhubert.formats.importing import start_from
 from fedhubert.objectives.spec import build_model
 from fedhubert.targets.extractor import Extractor
 from fedhubert.training.parameters import ParameterLayout
 
 
+@dataclass(frozen=True)
+class CheckedModels:
+    """A configuration whose models were read: its teacher filled in, and what travels."""
+
+    config: Config
+    layout: ParameterLayout
+
+
+def check_models(config: Config) -> CheckedModels:
+    """Read every model that a run would start from: ``task.teacher``, ``init_from``,
+    ``targets.checkpoint``.
+
+    Raises:
+        FedhubertError: one that cannot be used.
+    """
+    config, _ = with_teacher(config)
+    model = build_model(config.model, config.task, config.seed)
+    if config.init_from is not None:
+        start_from(model, config.init_from)
+    if config.task.needs_labels:
+        Extractor.of(config.targets)
+    return CheckedModels(config, ParameterLayout.of(model))
+
+
 def describe_federation(
-    grid: Grid, config: Config, *, stop: threading.Event | None = None
+    grid: Grid, models: CheckedModels, *, stop: threading.Event | None = None
 ) -> Table:
     """Connect to all sites and check them as a run would; return a table of what each client would
     bring. Writes and trains nothing.
@@ -27,10 +53,8 @@ def describe_federation(
     Raises:
         FedhubertError: what would stop the run before its first round, by name.
     """
-    config, _ = with_teacher(config)
-    layout = ParameterLayout.of(build_model(config.model, config.task, config.seed))
-    federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout)
-    Extractor.of(config.targets)
+    streaming = StreamingGrid(grid, stop=stop)
+    federation = Federation(streaming, models.config, "dry-run", models.layout)
     connect(federation)
     numbers = {
         partitions[0]: number

@@ -17,6 +17,7 @@ from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.resume import changes
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.files import sha256_of
+from fedhubert.formats.round_file import round_of
 from fedhubert.objectives.spec import build_model
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import append_event, read_events
@@ -110,6 +111,9 @@ def build_and_load(config: Config, state: dict[str, Any]) -> None:
 
 
 def _find(source: Path, round_number: int | None) -> Found:
+    named = round_of(source)
+    if source.is_file() and named is not None and round_number in (None, named):
+        source, round_number = source.parent, named
     for store in (RoundStore(source / "checkpoints"), RoundStore(source)):
         if round_number is None and store.rounds():
             return store.latest()
@@ -120,7 +124,10 @@ def _find(source: Path, round_number: int | None) -> Found:
         if round_number is None
         else f"the checkpoint of round {round_number}"
     )
-    raise CheckpointError(f"{source} has no {wanted}; name the folder of a run", setting="source")
+    raise CheckpointError(
+        f"{source} has no {wanted}; name the folder of a run, or a round_NNN_checkpoint.pt in it",
+        setting="source",
+    )
 
 
 def _check_forked_before(store: RoundStore, entry: dict[str, Any]) -> None:

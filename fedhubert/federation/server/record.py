@@ -3,7 +3,8 @@ interrupted run goes on."""
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,17 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config import Config
-from fedhubert.errors import CheckpointError
+from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation.privacy.secret import forget_secret
 from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.server.resume import changes, check_same_run
-from fedhubert.files import explaining_write_errors, sync_folder, temporary_path, write_temporary
+from fedhubert.files import (
+    exclusively,
+    explaining_write_errors,
+    sync_folder,
+    temporary_path,
+    write_temporary,
+)
 from fedhubert.formats.content import load_plain, plain, saving
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event, append_event, keep_events, read_events
@@ -62,6 +69,26 @@ class RunRecord:
         self.data: dict[str, int | float] = {}
         self.saved_round = 0
         self.checkpoint_seconds = 0.0
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the run's folder, and log to its file; an error that ends the run is in the log.
+
+        Raises:
+            FolderInUse: another process holds it.
+        """
+        from fedhubert.reporting.console import log_to_file, stop_logging_to
+
+        handler = log_to_file(self.folder.log_file)
+        try:
+            with exclusively(self.folder.checkpoints, setting="out"):
+                yield
+        except FedhubertError as error:
+            log.error("run stopped: %s", error)
+            raise
+        finally:
+            self.close()
+            stop_logging_to(handler)
 
     def resume(self) -> Resumed | None:
         """Return where to go on, or None for a run that begins; refuses a folder with checkpoints
@@ -134,7 +161,7 @@ class RunRecord:
         return [0, *self.store.rounds()[-2:]]
 
     def save(
-        self, number: int, model_state: Mapping[str, torch.Tensor], resume: Mapping[str, Any]
+        self, number: int, model_state: Mapping[str, torch.Tensor], resume: Mapping[str, object]
     ) -> None:
         """Write the checkpoint of round ``number`` and remove those that are too many."""
         started = time.monotonic()
@@ -194,6 +221,8 @@ class RunRecord:
         if state is None:
             metrics.unlink(missing_ok=True)
             self.journal.clear()
+            if self.config.secure.enabled:
+                self.folder.renew_run_key()
             forget_secret(self.folder.checkpoints)
             self.kmeans.save({})
             return

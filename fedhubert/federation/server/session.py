@@ -1,62 +1,45 @@
-"""The phases of a run on the server: connect and check, targets, rounds, final evaluation,
-summary."""
+"""A federation from its first message to its last figure: every part of a run, on one page."""
 
 import logging
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from fedhubert.config import Config
+from fedhubert.data.corpora import resolve_manifest
+from fedhubert.data.manifest import Manifest
 from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, FedhubertError
-from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.evaluation import ServerEvaluation
-from fedhubert.federation.phases.targets import (
-    Targets,
-    label_newcomers,
-    no_targets,
-    prepare_targets,
-)
+from fedhubert.federation.phases.secure_run import close_run, say_how_secure
+from fedhubert.federation.phases.targets import Targets, no_targets, prepare_targets
 from fedhubert.federation.phases.teacher import (
+    ServerTeacher,
     prepare_student,
-    send_teacher,
     server_objective,
     with_teacher,
 )
-from fedhubert.federation.privacy.opening import announce, open_privacy
-from fedhubert.federation.roster.connect import WELCOME_TIMEOUT_S, connect
+from fedhubert.federation.privacy.opening import announce
+from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.node_keys import key_folders
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.rounds.figures import (
-    brief,
-    data_summary,
-    final_event,
-    round_event,
-    round_line,
-    said,
-)
+from fedhubert.federation.rounds.figures import data_summary
 from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
-from fedhubert.federation.rounds.round import ClientsDone, RoundResult, Rounds, StepNotFinite
-from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.rounds.round import ClientsDone, Rounds, StepNotFinite
+from fedhubert.federation.server.bookkeeping import Bookkeeper
+from fedhubert.federation.server.newcomers import Equipment
 from fedhubert.federation.server.record import RunRecord
-from fedhubert.federation.strategies.strategy import ServerStrategy, check_strategy, strategy_of
+from fedhubert.federation.server.run_state import RunState
+from fedhubert.federation.server.space import check_checkpoint_space
+from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
-from fedhubert.federation.wire.messages import Failure
-from fedhubert.files import exclusively
-from fedhubert.formats.importing import start_from
-from fedhubert.models.hubert import HubertModel
-from fedhubert.objectives.spec import build_model, spec_of
-from fedhubert.reporting.learning import Levels, verdict
+from fedhubert.reporting.learning import Levels
 from fedhubert.runs.folder import RunFolder
-from fedhubert.runs.metrics import Event
-from fedhubert.training.parameters import ParameterLayout
+from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.mfcc import NUM_FEATURES
 
 log = logging.getLogger("fedhubert")
 
@@ -67,7 +50,7 @@ class RunResult:
 
     folder: RunFolder
     checkpoint: Path
-    validation: Mapping[str, Any]
+    validation: Mapping[str, object]
 
 
 def run_federation(
@@ -84,300 +67,166 @@ def run_federation(
         RunInterrupted: ``stop`` was set; the last finished round is in the checkpoint folder.
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
-    return _Run(StreamingGrid(grid, window=window, stop=stop), config, on_client).run()
+    with open_run(config) as run:
+        return run.over(StreamingGrid(grid, window=window, stop=stop), on_client)
 
 
-class _Run:
-    """State that the phases of one run share."""
+@contextmanager
+def open_run(config: Config) -> Iterator["Run"]:
+    """Open the folder of a run and read what its start depends on: all that can be wrong without
+    its sites is found here, before any of them is waited for.
 
-    def __init__(self, grid: StreamingGrid, config: Config, on_client: ClientsDone | None) -> None:
-        check_strategy(config)
-        config, self.teacher = with_teacher(config)
-        self.config = config
-        self.on_client = on_client
-        self.record = RunRecord(config)
-        self.objective = spec_of(config.task)
-        self.model: HubertModel = build_model(config.model, config.task, config.seed)
-        self.layout = ParameterLayout.of(self.model)
-        self.optimizer: ServerStrategy = strategy_of(config.federated, self.layout.numel)
-        self.federation = Federation(grid, config, self.record.folder.run_key(), self.layout)
-        self.first_round = 1
-        self.state = RoundState()
-        self.centroids: np.ndarray[Any, np.dtype[np.float32]] | None = None
-        self.targets_key = ""
-        self.validation: dict[str, Any] = {}
-        self.levels: Levels | None = None
+    Raises:
+        FedhubertError: settings that do not fit; a teacher, encoder or extractor that cannot be
+            used; a folder that is in use, belongs to a run of other settings, or is too small.
+    """
+    check_strategy(config)
+    config, teacher = with_teacher(config)
+    extractor = Extractor.of(config.targets) if config.task.needs_labels else None
+    record = RunRecord(config)
+    with record.opened():
+        state = RunState.initial(config)
+        log.info("run folder: %s", record.folder.path)
+        if config.evaluation.manifest:
+            Manifest.read(resolve_manifest(config.evaluation.manifest), config.evaluation.root)
+        if teacher is not None:
+            prepare_student(state.model, config, teacher)
+        state.restore(record, teacher)
+        numel = state.layout.numel
+        check_checkpoint_space(config, record.folder.checkpoints, numel, state.model)
+        width = extractor.config.embed_dim if extractor else NUM_FEATURES
+        yield Run(record, state, teacher, width)
 
-    def run(self) -> RunResult:
-        from fedhubert.reporting.console import log_to_file, stop_logging_to
 
-        handler = log_to_file(self.record.folder.log_file)
-        try:
-            with exclusively(self.record.folder.checkpoints, setting="out"):
-                return self._phases()
-        except FedhubertError as error:
-            log.error("run stopped: %s", error)
-            raise
-        finally:
-            self.record.close()
-            stop_logging_to(handler)
+@dataclass(frozen=True)
+class Run:
+    """A run whose folder is open and whose start has been read.
 
-    def _phases(self) -> RunResult:
-        log.info("run folder: %s", self.record.folder.path)
-        if self.teacher is not None:
-            prepare_student(self.model, self.config, self.teacher)
-        self._resume()
-        self.record.write_config()
-        self.record.open_trackers()
-        if self.privacy and not self._is_over():
-            announce(self.privacy, self.config, self.first_round)
-        for line in expiring(key_folders(self.config.federated)):
-            log.warning("%s", line)
-        log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
-        connect(self.federation)
-        self._say_who_is_there()
-        if self.teacher is not None:
-            timeout_s = self.config.federated.round_timeout_s
-            delivery = send_teacher(
-                self.federation,
-                self.teacher.teacher,
-                self.federation.hosts,
-                self.record.event,
-                timeout_s,
-            )
-            go_on_without(self.federation, delivery, "the teacher's delivery")
-        needs_labels = self.config.task.needs_labels
-        targets = (
-            prepare_targets(self.federation, self.centroids, self.record.kmeans, self.record.event)
-            if needs_labels
-            else no_targets(self.config.targets.num_clusters)
+    Attributes:
+        feature_width: Of what k-means sees.
+    """
+
+    record: RunRecord
+    state: RunState
+    teacher: ServerTeacher | None
+    feature_width: int
+
+    def over(self, grid: StreamingGrid, on_client: ClientsDone | None = None) -> RunResult:
+        """Play the run's phases over ``grid``; raises what :func:`run_federation` raises."""
+        on_client = on_client or (lambda number, done, asked: None)
+        return _phases(grid, self.record, self.state, self.teacher, on_client)
+
+
+def _phases(
+    grid: StreamingGrid,
+    record: RunRecord,
+    state: RunState,
+    teacher: ServerTeacher | None,
+    on_client: ClientsDone,
+) -> RunResult:
+    """Connect, prepare the sites, train what is left, score."""
+    config = record.config
+    federation = Federation(grid, config, record.folder.run_key(), state.layout)
+    federation.fingerprints = state.fingerprints
+    record.write_config()
+    record.open_trackers()
+    books = Bookkeeper(record, state)
+    if state.privacy and not books.is_over():
+        announce(state.privacy, config, state.first_round)
+    for line in expiring(key_folders(config.federated)):
+        log.warning("%s", line)
+    log.info("model %s: %.2f M parameters", config.model.name, state.layout.numel / 1e6)
+
+    connect(federation)
+    _book_data(federation, record)
+    say_how_secure(federation)
+    equipment = Equipment(federation, record, teacher)
+    equipment.teach()
+    targets = _targets(federation, record, state)
+    books.levels = Levels.of(targets.event()) if config.task.needs_labels else None
+    federation.welcome = lambda shares: equipment.welcome(targets, shares)
+
+    if books.is_over():
+        log.info("all rounds are done")
+    else:
+        if config.evaluation.manifest:
+            objective = server_objective(config, teacher)
+            books.evaluation = ServerEvaluation(config, targets, objective)
+        _train(federation, record, state, books, on_client)
+
+    number = int(record.history[-1]["round"])
+    model = state.layout.to_vector(state.model)
+    scores = score_everywhere(federation, targets.key, state.rounds, model, number, record.journal)
+    books.book_final(scores)
+    close_run(federation)
+    return RunResult(record.folder, record.store.path(number), books.validation)
+
+
+def _book_data(federation: Federation, record: RunRecord) -> None:
+    """Say who is there, and keep it for checkpoints where they may tell."""
+    data = data_summary(federation.partitions)
+    if not federation.config.privacy.hides_figures:
+        record.data = data
+    log.info(
+        "%d clients on %d nodes: %d utterances, %.2f h to train on, %.2f h held out",
+        data["clients"],
+        len(federation.hosts),
+        data["utterances"],
+        data["train_audio_s"] / 3600,
+        data["validation_audio_s"] / 3600,
+    )
+
+
+def _targets(federation: Federation, record: RunRecord, state: RunState) -> Targets:
+    """Have the sites label their audio, if the task needs labels.
+
+    Raises:
+        CheckpointError: other labels than those that a resumed run began with.
+    """
+    config = federation.config
+    needs_labels = config.task.needs_labels
+    targets = (
+        prepare_targets(federation, state.centroids, record.kmeans, record.event)
+        if needs_labels
+        else no_targets(config.targets.num_clusters)
+    )
+    if state.centroids is not None and state.targets_key not in ("", targets.key):
+        raise CheckpointError(
+            f"targets.checkpoint={config.targets.checkpoint} is not the model that the run in {record.folder.path} began with: "
+            "name that one, or choose another out=...",
+            setting="targets.checkpoint",
         )
-        self.federation.welcome = lambda shares: self._welcome(targets, shares)
-        if self.centroids is not None and self.targets_key not in ("", targets.key):
-            raise CheckpointError(
-                f"targets.checkpoint={self.config.targets.checkpoint} is not the model that the run in {self.record.folder.path} began with: "
-                "name that one, or choose another out=...",
-                setting="targets.checkpoint",
-            )
-        self.centroids, self.targets_key = targets.centroids, targets.key
-        self.levels = Levels.of(targets.event()) if needs_labels else None
-        if self.first_round == 1 and needs_labels:
-            self.record.event(targets.event())
-            self.record.lineage.append({"targets": targets.lineage()})
-        if self._is_over():
-            log.info("all rounds are done")
-        else:
-            self._rounds(targets)
-        number = self.record.history[-1]["round"]
-        self._final_evaluation(number, targets)
-        return RunResult(self.record.folder, self.record.store.path(number), self.validation)
+    state.centroids, state.targets_key = targets.centroids, targets.key
+    if state.first_round == 1 and needs_labels:
+        record.event(targets.event())
+        record.lineage.append({"targets": targets.lineage()})
+    return targets
 
-    def _is_over(self) -> bool:
-        """Whether there is no round left to train."""
-        spent = (
-            self.privacy is not None
-            and self.first_round > 1
-            and not self.privacy.allows(self.first_round)
-        )
-        return (
-            self.first_round > self.config.federated.num_rounds
-            or (bool(self.record.history) and self.record.is_over())
-            or spent
-        )
 
-    def _welcome(self, targets: Targets, shares: dict[int, list[int]]) -> list[Failure]:
-        """Prepare nodes that join later; returns what went wrong."""
-        timeout_s, failures = (
-            min(WELCOME_TIMEOUT_S, self.config.federated.round_timeout_s),
-            list[Failure](),
-        )
-        if self.teacher is not None:
-            delivery = send_teacher(
-                self.federation, self.teacher.teacher, shares, self.record.event, timeout_s
-            )
-            failures = failures_of(delivery, shares)
-            shares = {
-                node: hosted for node, hosted in shares.items() if node not in delivery.failed
-            }
-        if self.config.task.needs_labels:
-            failures += label_newcomers(
-                self.federation, targets, shares, self.record.event, timeout_s
-            )
-        return failures
-
-    def _resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
-        resumed = self.record.resume()
-        privacy = resumed.resume.get("privacy") if resumed else None
-        self.privacy = open_privacy(
-            self.config, self.record.folder.checkpoints, privacy, self.record.journal.releases
-        )
-        if resumed is None:
-            if self.config.init_from is not None:
-                self.record.lineage.append(
-                    {"init_from": start_from(self.model, self.config.init_from)}
-                )
-            if self.teacher is not None:
-                self.record.lineage.append({"teacher": dict(self.teacher.lineage)})
-            return
-        self.model.load_state_dict(resumed.checkpoint["model"])
-        # a forked run with another strategy begins with a fresh one
-        if resumed.resume["server_optimizer"] is not None:
-            self.optimizer.load_state(resumed.resume["server_optimizer"])
-        self.state = RoundState.from_plain(resumed.resume["rounds"])
-        self.federation.fingerprints = {
-            int(key): int(value) for key, value in resumed.resume["fingerprints"].items()
-        }
-        self.centroids = (
-            None if resumed.resume["centroids"] is None else resumed.resume["centroids"].numpy()
-        )
-        self.targets_key = str(resumed.resume.get("targets_key", ""))
-        self.first_round = resumed.round + 1
-
-    def _say_who_is_there(self) -> None:
-        data = data_summary(self.federation.partitions)
-        if not self.config.privacy.hides_figures:
-            self.record.data = data
-        log.info(
-            "%d clients on %d nodes: %d utterances, %.2f h to train on, %.2f h held out",
-            data["clients"],
-            len(self.federation.hosts),
-            data["utterances"],
-            data["train_audio_s"] / 3600,
-            data["validation_audio_s"] / 3600,
-        )
-
-    def _rounds(self, targets: Targets) -> None:
-        """Play the rounds that are left; the last model is in ``self.model``."""
-        objective = (
-            server_objective(self.config, self.teacher) if self.config.evaluation.manifest else None
-        )
-        evaluation = (
-            ServerEvaluation(self.config, targets, objective)
-            if self.config.evaluation.manifest
-            else None
-        )
-        rounds = Rounds(
-            self.federation,
-            self.optimizer,
-            state=self.state,
-            journal=self.record.journal,
-            targets_key=targets.key,
-            checkpoints=self.record.checkpoints,
-            privacy=self.privacy,
-            on_client=self.on_client or (lambda number, done, asked: None),
-        )
-        model, last = self.layout.to_vector(self.model), self.config.federated.num_rounds
-        try:
-            run_rounds(
-                rounds,
-                model,
-                self.first_round,
-                last,
-                lambda result, started: self._finish_round(result, started, evaluation),
-            )
-        except StepNotFinite:
-            raise
-        except FedhubertError:
-            self._save_unsaved()
-            raise
-        self._save_unsaved()
-
-    def _finish_round(
-        self, result: RoundResult, round_started: float, evaluation: ServerEvaluation | None
-    ) -> str:
-        """Book a round, save what is due, and return why the run ends here, or an empty string."""
-        outcome = result.outcome
-        self.layout.load_vector(self.model, result.model)
-        event = round_event(outcome, self.objective)
-        if evaluation is not None:
-            started = time.monotonic()
-            event["server_validation"] = evaluation.score(self.model, outcome.number)
-            event["seconds"]["server_validation"] = time.monotonic() - started
-        self.validation = event["validation"] or self.validation
-        # of the last one: this event is written before its own
-        event["seconds"]["checkpoint"] = self.record.checkpoint_seconds
-        event["seconds"]["round"] = time.monotonic() - round_started
-        self.record.history.append(
-            brief(event, clients_figures=not self.config.privacy.hides_figures)
-        )
-        self.record.event(event)
-        self._say_round(event)
-        if self.config.checkpoint.keep_best and self.record.best_round() == outcome.number - 1 > 0:
-            self._save_best(result)
-        last = outcome.number == self.config.federated.num_rounds
-        if last or outcome.number % self.config.checkpoint.every == 0:
-            self._save(outcome.number)
-        if self.record.is_over():
-            patience = self.config.federated.early_stopping.patience
-            return f"early stopping: round {self.record.best_round()} has had the best model for {patience} rounds"
-        if self.privacy and not last and not self.privacy.allows(outcome.number + 1):
-            budget = self.config.privacy.max_epsilon
-            return f"privacy budget: one more round would exceed privacy.max_epsilon={budget}; the run ends here"
-        return ""
-
-    def _save_best(self, result: RoundResult) -> None:
-        """Keep the model that this round began with: only now has it been scored."""
-        self.layout.load_vector(self.model, result.before)
-        self.record.save_best(self.record.best_round(), self.model.state_dict())
-        self.layout.load_vector(self.model, result.model)
-
-    def _save_unsaved(self) -> None:
-        """Keep the last finished round of a run that stops early."""
-        number = self.record.history[-1]["round"] if self.record.history else 0
-        if number > self.record.saved_round:
-            self._save(number)
-
-    def _save(self, number: int) -> None:
-        resume = {
-            "server_optimizer": self.optimizer.state,
-            "targets_key": self.targets_key,
-            "rounds": self.state.to_plain(),
-            "fingerprints": {
-                str(partition): value for partition, value in self.federation.fingerprints.items()
-            },
-            "privacy": self.privacy.to_plain() if self.privacy else None,
-            "centroids": None
-            if self.centroids is None
-            else torch.from_numpy(self.centroids.copy()),
-        }
-        self.record.save(number, self.model.state_dict(), resume)
-
-    def _say_round(self, event: Event) -> None:
-        num_rounds = self.config.federated.num_rounds
-        learned = self._verdict()
-        log.info("%s", round_line(event, num_rounds, self.objective, self.levels, learned))
-        for failure in event["failed"]:
-            log.warning(
-                "round %d: client %d failed: %s %s",
-                event["round"],
-                failure["partition"],
-                failure["code"],
-                failure["setting"],
-            )
-
-    def _verdict(self, *further: Mapping[str, Any]) -> str:
-        """Say whether the run learns: by the rounds booked, and by figures that are not yet."""
-        booked = [entry["validation"] for entry in self.record.history]
-        return verdict([*booked, *further], self.levels, self.config.federated.num_rounds)
-
-    def _final_evaluation(self, number: int, targets: Targets) -> None:
-        """Score the final model on every client's validation split, once, without training."""
-        model = self.layout.to_vector(self.model)
-        outcome = score_everywhere(self.federation, targets.key, self.state, model, number)
-        event = final_event(
-            outcome,
-            self.objective,
-            num_rounds=self.config.federated.num_rounds,
-            best_round=self.record.best_round(),
-        )
-        self.validation = event["validation"]
-        self.record.event(event)
-        if self.validation:
-            log.info(
-                "final model: validation %s%s over %d clients%s",
-                said(self.validation, self.objective),
-                f" ({self.levels})" if self.levels else "",
-                len(outcome.clients),
-                f": {learned}" if (learned := self._verdict(self.validation)) else "",
-            )
+def _train(
+    federation: Federation,
+    record: RunRecord,
+    state: RunState,
+    books: Bookkeeper,
+    on_client: ClientsDone,
+) -> None:
+    """Play the rounds that are left; the last finished one is saved, however they end."""
+    rounds = Rounds(
+        federation,
+        state.strategy,
+        state=state.rounds,
+        journal=record.journal,
+        targets_key=state.targets_key,
+        checkpoints=record.checkpoints,
+        privacy=state.privacy,
+        on_client=on_client,
+    )
+    model, last = state.layout.to_vector(state.model), federation.config.federated.num_rounds
+    try:
+        run_rounds(rounds, model, state.first_round, last, books.book)
+    except StepNotFinite:  # the optimiser's state is ahead of the model: nothing may be saved
+        raise
+    except FedhubertError:
+        books.save_unsaved()
+        raise
+    books.save_unsaved()

@@ -41,6 +41,8 @@ from fedhubert.federation.wire.messages import (
     Description,
     Evaluate,
     Instruction,
+    Masked,
+    MomentsKMeans,
     SeedKMeans,
     SendExtractor,
     SendTeacher,
@@ -131,7 +133,7 @@ class Guard:
             for counts in (run, day):
                 counts.work_seconds += time.monotonic() - self._started_s
                 counts.bytes += self._received + sent
-            if isinstance(answer, Trained) and isinstance(request.task, Train):
+            if isinstance(answer, Trained | Masked) and isinstance(request.task, Train):
                 for number, numbers in answer.metrics.items():
                     book_done(
                         run,
@@ -139,7 +141,7 @@ class Guard:
                         request.task.positions[number],
                         int(numbers["train_micro_batches"]),
                     )
-        if isinstance(answer, Trained) and isinstance(request.task, Train):
+        if isinstance(answer, Trained | Masked) and isinstance(request.task, Train):
             site = open_site(request.job, self.node_config)
             for number, numbers in answer.metrics.items():
                 plan, start = site.partition(number).train_plan, request.task.positions[number]
@@ -160,7 +162,11 @@ class Guard:
         if isinstance(task, SendTeacher):
             yield from model_refusals(policy.model, task.model, "task.teacher", one_name=True)
         needless = request.job.targets.kind == "precomputed" or not request.job.task.needs_labels
-        if needless and not policy.kmeans.needless and isinstance(task, SeedKMeans | StepKMeans):
+        if (
+            needless
+            and not policy.kmeans.needless
+            and isinstance(task, SeedKMeans | MomentsKMeans | StepKMeans)
+        ):
             yield Refusal("targets.kind", "k-means in a run that needs none")
 
     def _segments(self, request: Request[Instruction]) -> Mapping[int, tuple[int, int]]:

@@ -15,17 +15,19 @@ import torch
 from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig, log_on_site, number_of, state_dir_of
 from fedhubert.errors import FedhubertError
-from fedhubert.federation.site import faults, handlers
+from fedhubert.federation.site import faults, handlers, opening
 from fedhubert.federation.site.admission import Guard, policy_of
 from fedhubert.federation.site.audit import write_down
 from fedhubert.federation.site.handling import Answered, failure_of
 from fedhubert.federation.site.identity import admission_from, seal_from
 from fedhubert.federation.site.rules import Refused
 from fedhubert.federation.site.train import evaluate_model, train_round
+from fedhubert.federation.site.unmasked import pinned_from
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import (
     Answer,
+    Close,
     Describe,
     Evaluate,
     Failure,
@@ -33,6 +35,8 @@ from fedhubert.federation.wire.messages import (
     HasTeacher,
     Instruction,
     Label,
+    MomentsKMeans,
+    Open,
     SeedKMeans,
     SendExtractor,
     SendTeacher,
@@ -76,21 +80,25 @@ class SiteContext:
 
 
 def site_context(node_config: NodeConfig) -> SiteContext:
-    """Return who answers for a node, by its configuration: whom it obeys, within which policy, and
-    how its replies are sealed.
+    """Return who answers for a node, by its configuration: whom it obeys, whether it sends anything
+    unmasked, within which policy, and how its replies are sealed.
 
     Raises:
-        FedhubertError: a key or the policy cannot be used; then nothing is to be answered.
+        FedhubertError: a key, the roster or the policy cannot be used; then nothing is to be
+            answered.
     """
     admission, seal, policy = (
         admission_from(node_config),
         seal_from(node_config),
         policy_of(node_config),
     )
+    pinned = pinned_from(node_config)
     guard = None if policy is None else Guard.of(policy, node_config)
+    # what is refused for its signature, or for want of masks, counts nothing in the policy's ledger
+    asked = (admission, pinned, guard.admit if guard else None)
     site = SiteContext(
         node_config if guard is None else guard.node_config,
-        (*([admission] if admission else []), *([guard.admit] if guard else [])),
+        tuple(admit for admit in asked if admit is not None),
         (guard.leave,) if guard else (),
     )
     return replace(site, seal=seal) if seal else site
@@ -179,10 +187,13 @@ HANDLERS: Mapping[type[Instruction], Handler] = dict(
         _does(HasTeacher, handlers.has_teacher),
         _does(SendTeacher, handlers.receive_teacher),
         _does(SeedKMeans, handlers.kmeans_seed),
+        _does(MomentsKMeans, handlers.kmeans_moments),
         _does(StepKMeans, handlers.kmeans_step),
         _does(Label, handlers.label),
         _does(Train, train_round),
         _does(Evaluate, evaluate_model),
+        _does(Open, opening.open_sum),
+        _does(Close, opening.close_run),
     ]
 )
 """What a site does with each instruction."""

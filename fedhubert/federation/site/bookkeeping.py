@@ -10,7 +10,14 @@ from fedhubert.config.catalog import rules_for
 from fedhubert.federation.site.ledger import Counts, Day, RunEntry, Segment
 from fedhubert.federation.site.policy import Policy
 from fedhubert.federation.site.rules import Refused
-from fedhubert.federation.wire.messages import Describe, Instruction, Label, SeedKMeans, StepKMeans
+from fedhubert.federation.wire.messages import (
+    Describe,
+    Instruction,
+    Label,
+    MomentsKMeans,
+    SeedKMeans,
+    StepKMeans,
+)
 
 _LIMITED = ("messages", "work_seconds", "bytes")
 
@@ -26,7 +33,7 @@ def count(
     )
     for scope, counts in scopes:
         counts.messages += 1
-        counts.iterations += isinstance(task, SeedKMeans | StepKMeans)
+        counts.iterations += isinstance(task, SeedKMeans | MomentsKMeans | StepKMeans)
         counts.labellings += isinstance(task, Label)
         allowed = {name: getattr(limits, f"{name}_per_{scope}") for name in _LIMITED}
         allowed |= {

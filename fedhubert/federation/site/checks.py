@@ -35,6 +35,7 @@ def check(plan: SitePlan) -> list[Finding]:
         "device": _device,
         "policy": _policy,
         "signatures": _signatures,
+        "roster": _roster,
         "coordinator": _coordinator,
     }
     return look({name: partial(each, plan) for name, each in checks.items()})
@@ -110,6 +111,9 @@ def _manifest(plan: SitePlan) -> Iterator[Finding]:
     from fedhubert.data.manifest import Manifest
 
     config = plan.options.node_config
+    if "manifest" not in config:
+        yield Finding("manifest", True, "the run's own (--shared-manifest)")
+        return
     root = config.get("audio-root")
     manifest = Manifest.read(str(config["manifest"]), str(root) if root else None)
     if not len(manifest):
@@ -168,7 +172,9 @@ def _policy(plan: SitePlan) -> Iterator[Finding]:
     from fedhubert.federation.site.context import site_context
 
     site_context(plan.options)
-    if plan.options.policy is None:
+    if plan.options.policy is None and "manifest" not in plan.options.node_config:
+        yield Finding("policy", True, "none: the run brings its own manifest")
+    elif plan.options.policy is None:
         yield Finding("policy", True, "the strict default (what it allows: --explain-policy)")
     else:
         yield Finding(
@@ -197,6 +203,20 @@ def _signatures(plan: SitePlan) -> Iterator[Finding]:
             "signatures",
             True,
             f"orders by {config['coordinator-key']} alone, replies by {config['site-key']}",
+        )
+
+
+def _roster(plan: SitePlan) -> Iterator[Finding]:
+    from fedhubert.federation.site.unmasked import pinned_from
+
+    pinned = pinned_from(plan.options.node_config)
+    if pinned is not None:
+        roster = pinned.roster
+        yield Finding(
+            "roster",
+            True,
+            f"{roster.federation}, {len(roster.sites)} sites, sums of {roster.min_sites} or more; nothing leaves unmasked; "
+            f"digits {roster.digits}",
         )
 
 

@@ -17,7 +17,7 @@ class SiteOptions:
 
     Attributes:
         node_config: The site's settings, by the names that a SuperNode's ``--node-config`` has for
-            them; ``policy``, ``coordinator-key`` and ``site-key`` among them.
+            them; ``policy``, ``roster``, ``coordinator-key`` and ``site-key`` among them.
     """
 
     node_config: NodeConfig

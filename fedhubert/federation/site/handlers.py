@@ -2,6 +2,7 @@
 (:mod:`fedhubert.federation.site.train`)."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -10,9 +11,11 @@ from fedhubert.clients import Metrics
 from fedhubert.clients import statistics as site_figures
 from fedhubert.clients.data import Features, Partition, Site, open_site
 from fedhubert.clients.settings import NodeConfig
-from fedhubert.clients.statistics import Counts
 from fedhubert.errors import FederationError
+from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, STEP_FIGURES
+from fedhubert.federation.secure.tail import COUNT
 from fedhubert.federation.site.handling import Answered, each_partition
+from fedhubert.federation.site.secure import Masker, run_key_rows
 from fedhubert.federation.site.train import resident_model
 from fedhubert.federation.wire.messages import (
     Describe,
@@ -22,6 +25,9 @@ from fedhubert.federation.wire.messages import (
     HasTeacher,
     Label,
     LabelCounts,
+    MaskedCounts,
+    Moments,
+    MomentsKMeans,
     NDArray,
     SeedKMeans,
     Seeds,
@@ -29,11 +35,13 @@ from fedhubert.federation.wire.messages import (
     SendTeacher,
     Statistics,
     StepKMeans,
+    Summing,
 )
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.teacher import Teacher
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.kmeans import KMeansStatistics
+from fedhubert.targets.moments import FeatureMoments
 
 log = logging.getLogger("fedhubert.site")
 
@@ -63,6 +71,7 @@ def describe(request: Request[Describe], node_config: NodeConfig) -> Answered:
         num_nodes=settings.num_nodes,
         hosts_all=int(site.hosts_all),
         layout=resident_model(request.job).layout.fingerprint,
+        arrays=run_key_rows(request, node_config, list(metrics)),
         **asdict(site.traits()),
     )
     return description, failures
@@ -112,21 +121,32 @@ def kmeans_seed(request: Request[SeedKMeans], node_config: NodeConfig) -> Answer
     return Seeds(metrics=metrics, arrays=arrays), failures
 
 
+def kmeans_moments(request: Request[MomentsKMeans], node_config: NodeConfig) -> Answered:
+    """Send the moments of the partitions' features, added up over this node's."""
+    return _sum_up(
+        request,
+        node_config,
+        MOMENT_FIGURES,
+        Moments,
+        lambda site, partition: _in_arrays(
+            site_figures.moments(site, partition, request.task.extractor)
+        ),
+    )
+
+
 def kmeans_step(request: Request[StepKMeans], node_config: NodeConfig) -> Answered:
     """Send sums, counts and inertia of the partitions' features under the given centroids, added up
     over this node's partitions."""
     centroids = _centroids(request)
-    total: list[KMeansStatistics] = []
-
-    def accumulate(site: Site, partition: Partition) -> Metrics:
-        statistics, metrics = site_figures.statistics(
-            site, partition, centroids, request.task.extractor
-        )
-        total[:] = [total[0] + statistics if total else statistics]
-        return metrics
-
-    metrics, failures = each_partition(request, node_config, accumulate)
-    return Statistics(metrics=metrics, arrays=total[0].to_arrays() if total else {}), failures
+    return _sum_up(
+        request,
+        node_config,
+        STEP_FIGURES,
+        Statistics,
+        lambda site, partition: _in_arrays(
+            site_figures.statistics(site, partition, centroids, request.task.extractor)
+        ),
+    )
 
 
 def label(request: Request[Label], node_config: NodeConfig) -> Answered:
@@ -136,21 +156,54 @@ def label(request: Request[Label], node_config: NodeConfig) -> Answered:
     With ``targets.label_column`` also frames by cluster and label: counts alone, labels by their
     place in the agreed list.
     """
-    arrays: dict[str, Counts] = {}
     centroids = _centroids(request) if "centroids" in request.arrays else None
 
-    def count(site: Site, partition: Partition) -> Metrics:
+    def count(site: Site, partition: Partition) -> tuple[dict[str, NDArray], Metrics]:
         store = site.labels(partition, request.task.targets, centroids, request.task.extractor)
-        for name, counts in site_figures.label_counts(site, partition, store).items():
-            arrays[name] = arrays[name] + counts if name in arrays else counts
-        return {
-            "frames": store.num_frames,
-            "label_rate_hz": store.rate_hz,
-            "num_clusters": store.num_clusters,
-        }
+        alike: Metrics = {"label_rate_hz": store.rate_hz, "num_clusters": store.num_clusters}
+        if not request.task.counted:
+            return {}, {"frames": 0, **alike}
+        counts = site_figures.label_counts(site, partition, store)
+        return {**counts}, {"frames": store.num_frames, **alike}
 
-    metrics, failures = each_partition(request, node_config, count)
-    return LabelCounts(metrics=metrics, arrays=arrays), failures
+    return _sum_up(request, node_config, LABEL_FIGURES, LabelCounts, count)
+
+
+def _in_arrays(
+    found: tuple[KMeansStatistics | FeatureMoments, Metrics],
+) -> tuple[dict[str, NDArray], Metrics]:
+    sums, metrics = found
+    return {**sums.to_arrays()}, metrics
+
+
+def _sum_up(
+    request: Request[Summing],
+    node_config: NodeConfig,
+    names: Sequence[str],
+    kind: type[Moments | Statistics | LabelCounts],
+    count: Callable[[Site, Partition], tuple[dict[str, NDArray], Metrics]],
+) -> Answered:
+    """Return what ``count`` gives, added up over this node's partitions: in the clear as an answer
+    of ``kind``; for a secure sum masked, with the figures ``names`` in its tail."""
+    arrays: dict[str, NDArray] = {}
+    masker = Masker.of(request, node_config, names, alone=True)
+
+    def add(site: Site, partition: Partition) -> Metrics:
+        counted, metrics = count(site, partition)
+        if masker is None:
+            for name, values in counted.items():
+                arrays[name] = np.add(arrays[name], values) if name in arrays else values
+            return metrics
+        masker.enter_once(partition.number, f"{masker.subject} {request.job.seed}")
+        parts = [np.asarray(counted[name], np.int64).reshape(-1) for name in sorted(counted)]
+        figures = {name: value for name, value in metrics.items() if name in names}
+        masker.add(partition.number, np.concatenate(parts), {COUNT: 1, **figures})
+        return {name: value for name, value in metrics.items() if name not in names}
+
+    metrics, failures = each_partition(request, node_config, add)
+    if masker is None:
+        return kind(metrics=metrics, arrays=arrays), failures
+    return MaskedCounts(metrics=metrics, arrays=masker.arrays()), failures
 
 
 def _centroids(request: Request[StepKMeans | Label]) -> Features:

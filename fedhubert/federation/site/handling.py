@@ -1,7 +1,6 @@
 """What every handler of a node needs: partition by partition, with what fails beside what
 succeeds."""
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -9,30 +8,12 @@ from collections.abc import Callable
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Partition, Site, open_site
 from fedhubert.clients.settings import NodeConfig
-from fedhubert.errors import FedhubertError
-from fedhubert.federation.updates.exact_sum import UpdateRejected
+from fedhubert.federation.site.failures import failure_of
 from fedhubert.federation.wire.messages import Answer, Failure, Instruction
 from fedhubert.federation.wire.protocol import Request
 
-log = logging.getLogger("fedhubert.site")
-
 Answered = tuple[Answer, list[Failure]]
 """What a handler gives: its answer, and which partitions failed."""
-
-
-def failure_of(partition: int, error: Exception) -> Failure:
-    """Return what may leave the site of ``error``; the site's log has all of it."""
-    if isinstance(error, FedhubertError):
-        log.error("partition %d: %s", partition, error)
-        return Failure(partition, error.code, error.setting)
-    if isinstance(error, UpdateRejected):
-        log.error("partition %d: update rejected: %s", partition, error.reason)
-        return Failure(partition, f"update_{error.reason}")
-    if isinstance(error, MemoryError):
-        log.error("partition %d: out of memory: %s", partition, error)
-        return Failure(partition, "out_of_memory")
-    log.exception("partition %d: %s", partition, type(error).__name__)
-    return Failure(partition, "internal")
 
 
 def each_partition(

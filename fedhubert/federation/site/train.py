@@ -20,14 +20,28 @@ from fedhubert.config import ClientJob
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
+from fedhubert.federation.secure.figures import (
+    CLEAR,
+    score_figures,
+    score_names,
+    train_figures,
+    train_names,
+)
 from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Answered, each_partition
+from fedhubert.federation.site.secure import Masker
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
-from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
-from fedhubert.federation.updates.pipeline import Outgoing, run_steps, steps_of
+from fedhubert.federation.updates.exact_sum import (
+    ExactSum,
+    PartialSum,
+    UpdateRejected,
+    measure,
+)
+from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
+from fedhubert.federation.updates.ring import RING_BITS, Ring, pack
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
-from fedhubert.federation.wire.messages import Evaluate, Scored, Train, Trained, WithModel
+from fedhubert.federation.wire.messages import Evaluate, Masked, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
@@ -68,7 +82,12 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     site = open_site(job, node_config)
     device = resolve_device(site.job.client.device)
     resident, incoming = _incoming(request, site, device)
-    fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 else None
+    spec = spec_of(job.task)
+    masker = Masker.of(request, node_config, train_names(spec)) if task.secure else None
+    fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 or masker else None
+    ring = _ring_of(request)
+    if fold is not None and ring is not None:
+        fold.clear(ring.unit)
     arrays: Arrays = {}
     sketches: dict[int, Sketch] = {}
 
@@ -78,6 +97,9 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
             return train_alone(site, partition, folder)
 
     def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
+        start = _of(partition.number, task.positions, "positions")
+        if masker is not None:
+            masker.enter(partition.number, start)
         scored = job.client.validation_batches
         metrics = _evaluate(
             request, site, partition, resident, incoming, device, num_batches=scored
@@ -89,7 +111,13 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         )
         result = _train(request, site, partition, resident, incoming, device, state)
         state.optimizer = result.optimizer_state
-        sent = _sent_update(request, partition.number, resident, incoming, result, state)
+        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[
+            job.weight_by
+        ]
+        weight = weight if task.weight_limit is None else min(weight, task.weight_limit)
+        sent = _sent_update(
+            request, partition.number, resident, incoming, result, state, ring, weight
+        )
         decoded = sent.update
         if job.keeps_state:
             folder.save(task.round, state)
@@ -97,12 +125,8 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
                 [task.round, _of(partition.number, task.site_rounds, "site_rounds")],
                 task.checkpoints,
             )
-        if fold is not None and task.clip_norm is not None:
+        if fold is not None and task.clip_norm is not None and sent.integers is None:
             decoded, _ = clipped(decoded, task.clip_norm)
-        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[
-            job.weight_by
-        ]
-        weight = weight if task.weight_limit is None else min(weight, task.weight_limit)
         magnitude = measure(decoded)
         metrics |= {
             **_training_metrics(result),
@@ -117,15 +141,41 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         else:
             if task.norm_limit is not None and magnitude.norm > task.norm_limit:
                 raise UpdateRejected("norm")
-            fold.add(decoded, weight, magnitude)
+            if masker is not None:
+                fold.clear()
+            if sent.integers is None:
+                fold.add(decoded, weight, magnitude)
+            else:
+                fold.merge(PartialSum(sent.integers, weight))
+        if masker is not None and fold is not None and task.secure is not None:
+            tau = (
+                effective_steps(result.steps, job.client.sgd_momentum)
+                if job.normalise_by_steps
+                else 0.0
+            )
+            figures = train_figures(metrics, spec, steps=tau, scale=task.secure.scale)
+            end = start + result.micro_batches
+            masker.add(partition.number, fold.partial().total.numpy(), figures, end)
+            metrics = {name: metrics[name] for name in CLEAR}
         if job.sends_sketches:
             sketches[partition.number] = sketch_of(decoded, job.seed, task.round)
         faults.wait_if_drawn(job.faults, job.seed, task.round, task.attempt, partition.number)
         return metrics
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
+    if masker is not None and task.secure is not None:
+        masked = Masked(
+            metrics=metrics,
+            arrays=masker.arrays(),
+            round=task.round,
+            attempt=task.secure.attempt,
+            layout=resident.layout.fingerprint,
+        )
+        return masked, failures
     if fold is not None and fold.weight:
-        arrays["sum"] = fold.partial().total.numpy()
+        total = fold.partial().total
+        bits = RING_BITS.get(job.update_codec)
+        arrays["sum"] = total.numpy() if bits is None else pack(total, bits)
     if metrics and job.sends_sketches:
         arrays["sketches"] = np.stack([sketches[number] for number in metrics])
     trained = Trained(
@@ -151,26 +201,50 @@ def _sent_update(
     incoming: torch.Tensor,
     result: LocalResult,
     state: PartitionState,
+    ring: Ring | None,
+    weight: int,
 ) -> Outgoing:
-    """Return the update as it travels and as the server decodes it; what the codec leaves over goes
-    into ``state``."""
+    """Return the update of ``weight`` as it travels and as the server decodes it; what the codec
+    leaves over goes into ``state``."""
     job, task, shapes = request.job, request.task, resident.layout.shapes
     update = Outgoing(resident.layout.update_of(resident.model, incoming), state.residual)
     seed = derive_seed(job.seed, "codec", task.round, number)
     sent = run_steps(
-        update, steps_of(job, shapes, local_steps=result.steps, clip_norm=task.clip_norm, seed=seed)
+        update,
+        steps_of(
+            job,
+            shapes,
+            local_steps=result.steps,
+            clip_norm=task.clip_norm,
+            seed=seed,
+            ring=ring,
+            weight=weight,
+        ),
     )
     state.residual = sent.residual
     spoilt = {
         name: faults.spoil_if_drawn(job.faults, job.seed, task.round, task.attempt, number, array)
         for name, array in sent.arrays.items()
-        if array.dtype != np.int8  # which has no NaN: its scales do
+        if array.dtype != np.int8 and sent.integers is None  # no NaN: int8's scales have
     }
     if any(spoilt[name] is not sent.arrays[name] for name in spoilt):
         sent = replace(sent, arrays={**sent.arrays, **spoilt})
         if len(task.partitions) > 1:
             sent = replace(sent, update=decode(job.update_codec, sent.arrays, shapes))
     return sent
+
+
+def _ring_of(request: Request[Train]) -> Ring | None:
+    """Return the ring of the job's codec, None where it has none; raises :class:`FederationError`
+    where the request does not describe it."""
+    bits, terms = RING_BITS.get(request.job.update_codec), request.task.ring
+    if bits is None:
+        return None
+    if terms is None:
+        raise FederationError(
+            f"the request has no ring for {request.job.update_codec}", setting="version"
+        )
+    return Ring(bits, **terms.model_dump())
 
 
 def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answered:
@@ -180,11 +254,28 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
     device = resolve_device(site.job.client.device)
     resident, incoming = _incoming(request, site, device)
 
-    def score(site: Site, partition: Partition) -> Metrics:
-        return _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+    task, spec = request.task, spec_of(request.job.task)
+    masker = Masker.of(request, node_config, score_names(spec)) if task.secure else None
 
-    metrics, failures = each_partition(request, node_config, score, request.task.budget_s)
-    return Scored(metrics=metrics), failures
+    def score(site: Site, partition: Partition) -> Metrics:
+        if masker is None:
+            return _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+        masker.enter(partition.number)
+        metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+        masker.add(partition.number, np.zeros(0, np.int64), score_figures(metrics, spec))
+        return {}
+
+    metrics, failures = each_partition(request, node_config, score, task.budget_s)
+    if masker is None or task.secure is None:
+        return Scored(metrics=metrics), failures
+    masked = Masked(
+        metrics=metrics,
+        arrays=masker.arrays(),
+        round=task.round,
+        attempt=task.secure.attempt,
+        layout=resident.layout.fingerprint,
+    )
+    return masked, failures
 
 
 def _train(

@@ -77,6 +77,11 @@ class ServerStrategy:
         """
         return 1.0
 
+    def pooled_factor(self, sums: Mapping[str, int | float]) -> float:
+        """Return the same as :meth:`mean_factor` where only the clients' figures' ``sums`` are known
+        (:mod:`fedhubert.federation.secure.figures`)."""
+        return 1.0
+
     def step(
         self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0
     ) -> torch.Tensor:
@@ -137,6 +142,12 @@ def check_strategy(config: Config) -> ServerStrategy:
         raise ConfigError(
             f"privacy.mechanism=central: federated.strategy={name} does more with updates than "
             "add them up: choose FedAvg, FedAvgM, FedAdam, ...",
+            setting="federated.strategy",
+        )
+    if config.secure.enabled and strategy.needs_every_update:
+        raise ConfigError(
+            f"secure.protocol=pairwise: federated.strategy={name} needs every client's own update, and there are only sums: choose FedAvg, "
+            "FedAvgM, FedAdam, ...",
             setting="federated.strategy",
         )
     return strategy

@@ -1,5 +1,6 @@
 """How vectors travel: float32, bfloat16, float16 scaled into its range, or int8 with a scale per
-output channel.
+output channel; or as integers on a ring, which need to know more
+(:mod:`fedhubert.federation.updates.ring`).
 
 int8 is rounded stochastically, so that the mean over many clients is not biased, and what a
 client's rounding left over is added to its next update (error feedback: Seide et al. 2014;
@@ -8,16 +9,18 @@ Karimireddy et al. 2019); see :mod:`fedhubert.clients.state`.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedhubert.config.federated import UpdateCodec
 from fedhubert.federation.updates.exact_sum import UpdateRejected
+from fedhubert.federation.updates.ring import RING_BITS, ring_bytes
 from fedhubert.training.parameters import tensor_of
 
-CodecName = Literal["fp32", "bf16", "fp16", "int8"]
+CodecName = UpdateCodec
 Arrays = dict[str, npt.NDArray[Any]]
 
 VALUES, SCALES = "update", "scales"
@@ -44,7 +47,8 @@ def encode(
     codec: CodecName, vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int = 0
 ) -> Arrays:
     """Return the arrays that stand for a float32 ``vector`` [P] of parameters of ``shapes``;
-    ``seed`` is for int8's rounding."""
+    ``seed`` is for int8's rounding. Not for codecs of a ring."""
+    assert codec not in RING_BITS, "needs its ring, and the weight"
     if codec == "fp32":
         return {VALUES: vector.numpy()}
     if codec == "bf16":  # NumPy has no bfloat16: its bits travel as integers
@@ -63,11 +67,12 @@ def encode(
 def decode(
     codec: CodecName, arrays: Mapping[str, npt.NDArray[Any]], shapes: Sequence[tuple[int, ...]]
 ) -> torch.Tensor:
-    """Return the float32 vector [P] that ``arrays`` stand for.
+    """Return the float32 vector [P] that ``arrays`` stand for; not for codecs of a ring.
 
     Raises:
         UpdateRejected: arrays of another codec, length or type, or scales that are not finite.
     """
+    assert codec not in RING_BITS, "needs its ring, and the weight"
     numel = sum(math.prod(shape) for shape in shapes)
     if codec == "fp32":
         return tensor_of(_checked(arrays, VALUES, np.float32, numel))
@@ -94,7 +99,9 @@ def decode(
 
 
 def num_bytes(codec: CodecName, shapes: Sequence[tuple[int, ...]]) -> int:
-    """Return the bytes of what :func:`encode` gives for parameters of ``shapes``."""
+    """Return the bytes of an update of parameters of ``shapes``."""
+    if codec in RING_BITS:
+        return ring_bytes(codec, sum(math.prod(shape) for shape in shapes))
     width, scales = {
         "fp32": (4, 0),
         "bf16": (2, 0),

@@ -18,8 +18,20 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config.federated import MOST_NOISE
+from fedhubert.federation.updates.rejected import UpdateRejected
+
+__all__ = [
+    "GRID_BITS",
+    "MAX_WEIGHT",
+    "ExactSum",
+    "Magnitude",
+    "PartialSum",
+    "UpdateRejected",
+    "measure",
+]
 
 GRID_BITS = 33
+GRID = 2.0**-GRID_BITS
 MAX_WEIGHT = 2**28
 _ROW = 2**12  # short enough that BLAS takes one thread for its product with itself
 # fits the processor's cache, in NumPy, whose integer sums take less time than torch's
@@ -30,14 +42,6 @@ _TOGETHER = 2
 _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = 0x4338000000000000
 _LIMIT = 2.0**62  # of the sum of bounds, one bit below int64
-
-
-class UpdateRejected(ValueError):
-    """An update that must not reach the sum; ``reason`` is a short word for reports."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,21 @@ class ExactSum:
 
     def __init__(self, numel: int) -> None:
         self._total = torch.zeros(numel, dtype=torch.int64)
+        self._unit = GRID
         self._waiting: list[tuple[torch.Tensor, float, bool]] = []
         self._magics = 0
         self._bound = 0.0
         self.weight = 0
 
-    def clear(self) -> None:
+    def clear(self, unit: float | None = None) -> None:
         """Begin anew in the same memory: taking 8 bytes per entry from the system costs more than
-        adding several updates."""
+        adding several updates.
+
+        Args:
+            unit: What an integer is worth; None: as before. With another than the grid's, integers
+                alone are added, by :meth:`merge` (:mod:`fedhubert.federation.updates.ring`).
+        """
+        self._unit = self._unit if unit is None else unit
         self._total.zero_()
         self._waiting.clear()
         self._magics, self._bound, self.weight = 0, 0.0, 0
@@ -99,6 +110,7 @@ class ExactSum:
         largest = (magnitude or measure(update)).peak
         if not largest < float("inf"):  # also true for NaN
             raise UpdateRejected("not_finite")
+        assert self._unit == GRID, "a ring's sum is of integers"
         scale = weight * 2.0**GRID_BITS
         bound = largest * scale
         if self._bound + bound >= _LIMIT:
@@ -172,7 +184,7 @@ class ExactSum:
         total = self._total.numpy()
         for part in _chunks(self.numel):
             total[part] += np.rint(
-                standard_normal(part.stop - part.start) * (std * 2.0**GRID_BITS)
+                standard_normal(part.stop - part.start) * (std / self._unit)
             ).astype(np.int64)
 
     def mean(self, denominator: float | None = None) -> torch.Tensor:
@@ -183,7 +195,7 @@ class ExactSum:
         self._settle()
         mean = torch.empty(self.numel)
         means, total, buffer = mean.numpy(), self._total.numpy(), _buffer(self.numel)
-        divisor = float(self.weight if denominator is None else denominator) * 2.0**GRID_BITS
+        divisor = float(self.weight if denominator is None else denominator) / self._unit
         for part in _chunks(self.numel):
             means[part] = np.divide(total[part], divisor, out=buffer[: part.stop - part.start])
         return mean

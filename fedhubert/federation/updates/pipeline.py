@@ -4,6 +4,7 @@ A new step is a class here, called with an :class:`Outgoing` and returning the n
 :func:`steps_of` puts it in its place.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +13,8 @@ import torch
 from fedhubert.clients import Metrics
 from fedhubert.config import ClientJob
 from fedhubert.federation.updates.clipping import clipped
-from fedhubert.federation.updates.codecs import Arrays, CodecName, decode, encode
+from fedhubert.federation.updates.codecs import VALUES, Arrays, CodecName, decode, encode
+from fedhubert.federation.updates.ring import Ring, of_ring, pack, to_ring
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -28,12 +30,14 @@ class Outgoing:
             None: nothing.
         figures: What to report of it.
         arrays: The update as it travels; empty before it is encoded.
+        integers: The same on the ring of its codec [P], int64; None: it has none.
     """
 
     update: torch.Tensor
     residual: torch.Tensor | None = None
     figures: Metrics = field(default_factory=dict)
     arrays: Arrays = field(default_factory=dict)
+    integers: torch.Tensor | None = None
 
 
 Step = Callable[[Outgoing], Outgoing]
@@ -92,8 +96,34 @@ class Encode:
         return replace(sent, update=decoded, arrays=arrays, residual=residual)
 
 
+@dataclass(frozen=True)
+class EncodeOnRing:
+    """Turn the update of ``weight`` into integers, and report how many entries were cut off
+    (``clipped_entries``)."""
+
+    ring: Ring
+    weight: int
+
+    def __call__(self, sent: Outgoing) -> Outgoing:
+        found = to_ring(sent.update, self.weight, self.ring)
+        return replace(
+            sent,
+            update=of_ring(found.integers, self.weight, self.ring),
+            integers=found.integers,
+            arrays={VALUES: pack(found.integers, self.ring.bits)},
+            figures={**sent.figures, "clipped_entries": found.clipped},
+        )
+
+
 def steps_of(
-    job: ClientJob, shapes: Shapes, *, local_steps: int, clip_norm: float | None, seed: int
+    job: ClientJob,
+    shapes: Shapes,
+    *,
+    local_steps: int,
+    clip_norm: float | None,
+    seed: int,
+    ring: Ring | None = None,
+    weight: int = 1,
 ) -> Iterator[Step]:
     """Yield the steps of a client's update, in order.
 
@@ -103,14 +133,20 @@ def steps_of(
         local_steps: Optimiser steps that made the update.
         clip_norm: Longest update (differential privacy); None: any.
         seed: For the rounding of this client in this round.
+        ring: Of the job's codec; None: it has none.
+        weight: Of the update, which is a part of its integers.
     """
     if job.normalise_by_steps:
         yield NormaliseBySteps(effective_steps(local_steps, job.client.sgd_momentum))
     if job.update_codec == "int8":
         yield AddResidual()
     if clip_norm is not None:
-        yield Clip(clip_norm)
-    yield Encode(job.update_codec, shapes, seed)
+        numel = sum(map(math.prod, shapes))
+        yield Clip(clip_norm if ring is None else ring.within(clip_norm, numel))
+    if ring is None:
+        yield Encode(job.update_codec, shapes, seed)
+    else:
+        yield EncodeOnRing(ring, weight)
 
 
 def run_steps(sent: Outgoing, steps: Iterable[Step]) -> Outgoing:

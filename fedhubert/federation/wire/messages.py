@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 from fedhubert.clients import Metrics
 from fedhubert.config import ModelConfig
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 NDArray = npt.NDArray[np.generic]
 Arrays = Mapping[str, NDArray]
@@ -135,6 +135,34 @@ def slot_of(slots: Mapping[str, Slot], name: str) -> Slot | None:
     return slots.get(name, many)
 
 
+class SecureTerms(BaseModel):
+    """What makes an instruction one for a secure sum, beside ``run_keys`` [N, 128], the signed run
+    keys of the cohort in its order (:mod:`fedhubert.federation.secure`).
+
+    Attributes:
+        attempt: How often this sum has been begun before.
+        cohort: Who is asked for it, in ascending order.
+        threshold: Helpers who suffice to open it.
+        neighbours: With how many others each has a mask.
+        roster: Fingerprint of the roster; empty for a throw-away one.
+        positions, steps: Of all the cohort, as in :class:`Train`.
+        scale: No weight is larger, nor update longer than so many clip norms; a power of two.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    attempt: Count
+    cohort: Partitions
+    threshold: Count
+    neighbours: Count
+    roster: Key = ""
+    positions: PerPartition = {}
+    steps: PerPartition | None = None
+    scale: Annotated[int, Field(ge=1, lt=2**40)] = 1
+
+
+_RUN_KEYS = Slot(("uint8",), 2)
+_MASKED_TAIL = Slot(("int64",), 1)
 _MODEL = Slot(("float32", "int16"), 1, required=True)  # bfloat16 travels as int16
 _CENTROIDS = Slot(("float32",), 2)
 _TENSORS = {"*": Slot(("float32", "int64"), None)}
@@ -189,6 +217,20 @@ class SendTeacher(Instruction):
     model: ModelConfig
 
 
+class Summing(Instruction):
+    """What may be answered by a part of a secure sum."""
+
+    secure: SecureTerms | None = None
+
+
+class MomentsKMeans(Summing):
+    """Send the sums of the partitions' features, and of their products with each other."""
+
+    KIND = "train.kmeans_moments"
+    SLOTS: ClassVar[Mapping[str, Slot]] = {"run_keys": _RUN_KEYS}
+    extractor: Key = ""
+
+
 class SeedKMeans(Instruction):
     """Send weighted local centroids of the partitions' features; ``extractor`` names the model that
     gives them, empty for MFCC."""
@@ -197,25 +239,29 @@ class SeedKMeans(Instruction):
     extractor: Key = ""
 
 
-class StepKMeans(Instruction):
+class StepKMeans(Summing):
     """Send sums, counts and inertia of the partitions' features under ``centroids`` [K, D]."""
 
     KIND = "train.kmeans_step"
-    SLOTS: ClassVar[Mapping[str, Slot]] = {"centroids": Slot(("float32",), 2, required=True)}
+    SLOTS: ClassVar[Mapping[str, Slot]] = {
+        "centroids": Slot(("float32",), 2, required=True),
+        "run_keys": _RUN_KEYS,
+    }
     extractor: Key = ""
 
 
-class Label(Instruction):
+class Label(Summing):
     """Label the partitions' audio, under ``centroids`` [K, D] (none: precomputed labels are
-    checked); ``targets`` names the labels."""
+    checked); ``targets`` names the labels. Not ``counted``: and send no counts."""
 
     KIND = "train.label"
-    SLOTS: ClassVar[Mapping[str, Slot]] = {"centroids": _CENTROIDS}
+    SLOTS: ClassVar[Mapping[str, Slot]] = {"centroids": _CENTROIDS, "run_keys": _RUN_KEYS}
     targets: Key
+    counted: bool = True
     extractor: Key = ""
 
 
-class WithModel(Instruction):
+class WithModel(Summing):
     """What comes with the global model [P].
 
     Attributes:
@@ -225,13 +271,25 @@ class WithModel(Instruction):
         budget_s: Seconds after which nothing new is begun.
     """
 
-    SLOTS: ClassVar[Mapping[str, Slot]] = {"model": _MODEL}
+    SLOTS: ClassVar[Mapping[str, Slot]] = {"model": _MODEL, "run_keys": _RUN_KEYS}
     round: Count
     positions: PerPartition = {}
     layout: Key
     targets: Key = ""
     broadcast_codec: Literal["fp32", "bf16"] = "fp32"
     budget_s: Annotated[float, Field(gt=0.0)] | None = None
+
+
+class RingTerms(BaseModel):
+    """What a ring codec needs to know (:class:`fedhubert.federation.updates.ring.Ring`): the largest
+    entry, how many updates are added up, the largest weight, and room for noise."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    clip: Annotated[float, Field(gt=0.0, lt=2.0**64)]
+    summands: Annotated[int, Field(ge=1, le=MAX_PARTITIONS)]
+    max_weight: Annotated[int, Field(ge=1, le=2**28)]
+    headroom: Annotated[float, Field(ge=0.0, lt=2.0**64)] = 0.0
 
 
 class Train(WithModel):
@@ -242,6 +300,7 @@ class Train(WithModel):
         norm_limit: Updates longer than this are not wanted.
         weight_limit: No update weighs more.
         clip_norm: Scale updates down to this norm (differential privacy).
+        ring: Of a codec that has one.
         steps: Partition -> optimiser steps, where a round is replayed.
         site_rounds: Partition -> the round whose state to go on from, where sites keep state.
         checkpoints: Rounds that a resume may go back to.
@@ -252,6 +311,7 @@ class Train(WithModel):
     norm_limit: Norm | None = None
     weight_limit: Annotated[int, Field(ge=1, lt=2**40)] | None = None
     clip_norm: Norm | None = None
+    ring: RingTerms | None = None
     steps: PerPartition | None = None
     site_rounds: PerPartition = {}
     checkpoints: Rounds = ()
@@ -261,6 +321,33 @@ class Evaluate(WithModel):
     """Score the model on the whole validation split of each partition."""
 
     KIND = "evaluate.model"
+
+
+class Open(Instruction):
+    """Help to open a secure sum: send your shares of what it takes.
+
+    ``sealed_n`` [dealers, S] of each partition n: what every client of ``included`` that has dealt
+    shares to it has sealed for it.
+
+    Attributes:
+        of: Kind of the message that asked for the sum.
+        round, attempt: Which sum.
+        included: Who is in it.
+    """
+
+    KIND = "query.open"
+    SLOTS: ClassVar[Mapping[str, Slot]] = {"sealed_*": Slot(("uint8",), 2)}
+    MAX_ARRAYS = MAX_PARTITIONS
+    of: Literal["train.round", "evaluate.model"]
+    round: Count
+    attempt: Count
+    included: Partitions
+
+
+class Close(Instruction):
+    """The run is over: delete its run keys."""
+
+    KIND = "query.close"
 
 
 # ---------------------------------------------------------------- what a site answers
@@ -309,7 +396,10 @@ class Answer(Message):
 
 class Description(Answer):
     """Who a node is (number ``node`` of ``num_nodes``), and how much audio its partitions have;
-    what all sites of a run must have in common."""
+    what all sites of a run must have in common. With ``secure``, ``run_keys`` [N, 128]: the signed
+    run key of each partition."""
+
+    SLOTS: ClassVar[Mapping[str, Slot]] = {"run_keys": _RUN_KEYS}
 
     COLUMNS = frozenset(
         {
@@ -374,8 +464,8 @@ class LabelCounts(Answer):
 
 
 class Trained(Answer):
-    """One partition's ``update`` [P] (int8, float16: with ``scales``), or the exact ``sum`` [P] of
-    several.
+    """One partition's ``update`` [P] (int8, float16: with ``scales``; ring24: [3 P]), or the exact
+    ``sum`` [P] of several (on a ring: as its updates).
 
     ``sketches`` [N, S]: see :mod:`fedhubert.federation.updates.sketches`.
     """
@@ -383,16 +473,63 @@ class Trained(Answer):
     COLUMNS = frozenset(
         {"weight", "update_norm", "train_micro_batches", "train_steps", "train_audio_s"}
     )
-    OPTIONAL = frozenset({"update_unclipped"})
+    OPTIONAL = frozenset({"update_unclipped", "clipped_entries"})
     FIGURES = ("train_", "validation_")
     SLOTS: ClassVar[Mapping[str, Slot]] = {
-        "update": Slot(("float32", "float16", "int16", "int8"), 1),
+        "update": Slot(("float32", "float16", "int32", "int16", "int8", "uint8"), 1),
         "scales": Slot(("float32",), 1),
-        "sum": Slot(("int64",), 1),
+        "sum": Slot(("int64", "int32", "int16", "uint8"), 1),
         "sketches": Slot(("float32",), 2),
     }
     round: Count
     layout: Key
+
+
+class Moments(Answer):
+    """``counts`` [1], ``sums`` [D] and ``products`` [D, D] over the partitions."""
+
+    COLUMNS = frozenset({"frames"})
+    SLOTS: ClassVar[Mapping[str, Slot]] = {
+        "counts": Slot(("int64",), 1),
+        "sums": Slot(("int64",), 1),
+        "products": Slot(("int64",), 2),
+    }
+
+
+class Masked(Answer):
+    """The partitions' part of a secure sum that is opened later: ``masked`` [P] (none of a score)
+    and ``tail`` (figures), added up over them.
+
+    ``sealed_n`` [helpers, S] and ``commitments_n`` [secrets, 1 + helpers, 16]: what partition n
+    deals (:class:`fedhubert.federation.secure.participant.Dealt`).
+    """
+
+    OPTIONAL = frozenset({"train_micro_batches", "train_steps"})
+    SLOTS: ClassVar[Mapping[str, Slot]] = {
+        "masked": Slot(("int64",), 1),
+        "tail": _MASKED_TAIL,
+        "sealed_*": Slot(("uint8",), 2),
+        "commitments_*": Slot(("uint8",), 3),
+    }
+    MAX_ARRAYS = 2 * MAX_PARTITIONS
+    round: Count
+    attempt: Count
+    layout: Key
+
+
+class MaskedCounts(Answer):
+    """The partitions' part of a secure sum that all of the cohort answer: ``masked``, all arrays of
+    the plain answer one after the other, and ``tail`` (figures)."""
+
+    OPTIONAL = frozenset({"label_rate_hz", "num_clusters"})
+    SLOTS: ClassVar[Mapping[str, Slot]] = {"masked": Slot(("int64",), 1), "tail": _MASKED_TAIL}
+
+
+class Opened(Answer):
+    """``shares_n`` [N, 33]: the shares that partition n, a helper, opens."""
+
+    SLOTS: ClassVar[Mapping[str, Slot]] = {"shares_*": Slot(("uint8",), 2)}
+    MAX_ARRAYS = MAX_PARTITIONS
 
 
 class Scored(Answer):
@@ -408,11 +545,23 @@ ANSWERS: Mapping[type[Instruction], type[Answer]] = {
     HasTeacher: Has,
     SendTeacher: Has,
     SeedKMeans: Seeds,
+    MomentsKMeans: Moments,
     StepKMeans: Statistics,
     Label: LabelCounts,
     Train: Trained,
     Evaluate: Scored,
+    Open: Opened,
+    Close: Has,
 }
 """The whole wire: each instruction with what answers it."""
+
+MASKED: Mapping[type[Instruction], type[Answer]] = {
+    MomentsKMeans: MaskedCounts,
+    StepKMeans: MaskedCounts,
+    Label: MaskedCounts,
+    Train: Masked,
+    Evaluate: Masked,
+}
+"""What answers those that have secure terms."""
 
 INSTRUCTIONS: Mapping[str, type[Instruction]] = {kind.KIND: kind for kind in ANSWERS}

@@ -8,6 +8,7 @@ and the answer's fields), ``metrics`` (a column per number, a row per partition)
 :mod:`fedhubert.federation.wire.signing` knows.
 """
 
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Request(Generic[InstructionT]):
     job: ClientJob
     run_key: str
     task: InstructionT
+    job_digest: str = ""
+    """SHA-256 of the job as the server wrote it."""
 
     @property
     def arrays(self) -> Arrays:
@@ -180,7 +183,8 @@ def read_request(message: Message) -> Request[Instruction]:
             for item in error.errors()[:4]
         )
         raise FederationError(f"the request's {named[:200]}", setting="version") from None
-    return Request(from_json(ClientJob, job), run_key, instruction)
+    digest = hashlib.sha256(job.encode()).hexdigest()
+    return Request(from_json(ClientJob, job), run_key, instruction, digest)
 
 
 def reply(

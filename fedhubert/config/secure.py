@@ -1,0 +1,67 @@
+"""Whether the server sees sums only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from fedhubert.config.base import Model, PositiveInt
+from fedhubert.config.keys import key
+
+if TYPE_CHECKING:
+    from fedhubert.config.run import Config
+
+SecureProtocol = Literal["none", "pairwise"]
+
+LEAST_COHORT = 3
+"""A sum of two tells each of them what the other has."""
+
+
+class SecureConfig(Model):
+    """Secure aggregation (see the chapter in ``fedhubert/federation/secure``)."""
+
+    protocol: SecureProtocol = "none"
+    """pairwise: clients mask what they send, so that the server sees sums only; the model is the
+    same, bit for bit. Choose it by ``secure=pairwise``."""
+
+    roster: str | None = key(None, path=True, resume="free")
+    """File on the server, roster.json (``fedhubert certs --roster``): the keys of the federation's
+    sites, which sites pin, too; null: a throw-away one of a simulation, which protects nothing."""
+
+    threshold: PositiveInt | None = key(None, unit="clients", resume="free")
+    """Clients who suffice to open a sum; null: two thirds of those asked, and one more, the fewest
+    that sites accept. More withstand more sites that collude, and fewer that drop out."""
+
+    neighbours: PositiveInt | None = key(None, unit="clients", resume="free")
+    """With how many others each client has a mask; null: with all of up to 50, else with 62. Sites
+    that have pinned a roster accept only all."""
+
+    @property
+    def enabled(self) -> bool:
+        return self.protocol != "none"
+
+
+def against_secure(config: Config) -> Iterator[str]:
+    """Name what does not go with sums that nobody sees the parts of, and what to do about it."""
+    federated, targets = config.federated, config.targets
+    if federated.over_commit > 1.0:
+        yield f"federated.over_commit={federated.over_commit} has clients mask in vain, whom all others have to open: set federated.over_commit=1"
+    if federated.client_cosines:
+        yield "federated.client_cosines=true sends a sketch of each update: set federated.client_cosines=false"
+    if federated.clients_per_round < LEAST_COHORT:
+        yield (
+            f"a round of {federated.clients_per_round} clients (federated.num_clients={federated.num_clients}, "
+            f"federated.client_fraction={federated.client_fraction}) is no sum that hides any: {LEAST_COHORT} at least"
+        )
+    early = federated.early_stopping
+    if early.patience is not None and early.over == "clients":
+        yield "federated.early_stopping.over=clients goes by each client's figures: set federated.early_stopping.over=frames"
+    if config.privacy.enabled and federated.client_fraction < 1.0:
+        yield (
+            f"federated.client_fraction={federated.client_fraction} counts on nobody knowing who was sampled, and the sites of a cohort know "
+            "each other: set federated.client_fraction=1"
+        )
+    if config.privacy.client_metrics:
+        yield "privacy.client_metrics=true: there are no figures of single clients: set privacy.client_metrics=false"
+    if config.task.needs_labels and targets.kind == "kmeans" and targets.seeding == "local":
+        yield "targets.seeding=local sends each client's own centroids: set targets.seeding=moments"

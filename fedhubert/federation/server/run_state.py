@@ -1,0 +1,96 @@
+"""What a run carries from round to round and over an interruption: the model, and all that resuming
+needs beside it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedhubert.config import Config
+from fedhubert.federation.phases.teacher import ServerTeacher
+from fedhubert.federation.privacy.mechanism import CentralPrivacy
+from fedhubert.federation.privacy.opening import open_privacy
+from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.server.record import RunRecord
+from fedhubert.federation.strategies.strategy import ServerStrategy, strategy_of
+from fedhubert.formats.importing import start_from
+from fedhubert.models.hubert import HubertModel
+from fedhubert.objectives.spec import build_model
+from fedhubert.training.parameters import ParameterLayout
+
+
+@dataclass
+class RunState:
+    """The state of a run between two rounds.
+
+    Attributes:
+        strategy: The server's part of the strategy, with its optimiser's state.
+        rounds: What the rounds so far leave to the next.
+        first_round: The one to go on with, from 1.
+        fingerprints: Partition -> what its data hashed to when the run began.
+        centroids: float32[K, D] of the pseudo-labels; None before there are any.
+        targets_key: Names the labels on the sites.
+        privacy: The mechanism and what it has spent; None without differential privacy.
+    """
+
+    model: HubertModel
+    layout: ParameterLayout
+    strategy: ServerStrategy
+    rounds: RoundState = field(default_factory=RoundState)
+    first_round: int = 1
+    fingerprints: dict[int, int] = field(default_factory=dict)
+    centroids: npt.NDArray[np.float32] | None = None
+    targets_key: str = ""
+    privacy: CentralPrivacy | None = None
+
+    @classmethod
+    def initial(cls, config: Config) -> "RunState":
+        """Return the state of a run under ``config`` before anything is read or trained."""
+        model = build_model(config.model, config.task, config.seed)
+        layout = ParameterLayout.of(model)
+        return cls(model, layout, strategy_of(config.federated, layout.numel))
+
+    def restore(self, record: RunRecord, teacher: ServerTeacher | None) -> None:
+        """Go on from the newest whole checkpoint of ``record``; where there is none, begin, from
+        ``init_from`` if that is set.
+
+        Raises:
+            CheckpointError: a folder that holds another run, or a run that is not to be resumed;
+                nothing usable at ``init_from``.
+            ConfigError: ``dp-accounting`` is missing.
+        """
+        resumed, config = record.resume(), record.config
+        spent = resumed.resume.get("privacy") if resumed else None
+        self.privacy = open_privacy(
+            config, record.folder.checkpoints, spent, record.journal.releases
+        )
+        if resumed is None:
+            if config.init_from is not None:
+                record.lineage.append({"init_from": start_from(self.model, config.init_from)})
+            if teacher is not None:
+                record.lineage.append({"teacher": dict(teacher.lineage)})
+            return
+        values = resumed.resume
+        self.model.load_state_dict(resumed.checkpoint["model"])
+        # a forked run with another strategy begins with a fresh one
+        if values["server_optimizer"] is not None:
+            self.strategy.load_state(values["server_optimizer"])
+        self.rounds = RoundState.from_plain(values["rounds"])
+        self.fingerprints = {int(key): int(value) for key, value in values["fingerprints"].items()}
+        self.centroids = None if values["centroids"] is None else values["centroids"].numpy()
+        self.targets_key = str(values.get("targets_key", ""))
+        self.first_round = resumed.round + 1
+
+    def to_plain(self) -> Mapping[str, object]:
+        """Return what a checkpoint holds beside the model: the inverse of :meth:`restore`."""
+        centroids = None if self.centroids is None else torch.from_numpy(self.centroids.copy())
+        return {
+            "server_optimizer": self.strategy.state,
+            "targets_key": self.targets_key,
+            "rounds": self.rounds.to_plain(),
+            "fingerprints": {str(key): value for key, value in self.fingerprints.items()},
+            "privacy": self.privacy.to_plain() if self.privacy else None,
+            "centroids": centroids,
+        }

@@ -1,0 +1,392 @@
+"""A server that asks a site with a pinned roster for more than a sum over the sites of that roster: each attack is refused by its code."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from fedhubert.federation.secure.keys import RunKey
+from fedhubert.federation.secure.opening import Opening
+from fedhubert.federation.secure.participant import Dealt, Participant, dealers_of
+from fedhubert.federation.secure.roster import Roster, write_roster
+from fedhubert.federation.secure.terms import SumTerms, least_threshold
+from fedhubert.federation.site.answering import respond
+from fedhubert.federation.site.secure import terms_of
+from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire.messages import (
+    ANSWERS,
+    MASKED,
+    Answer,
+    Close,
+    Describe,
+    Description,
+    Evaluate,
+    Instruction,
+    Label,
+    Masked,
+    MaskedCounts,
+    MomentsKMeans,
+    Open,
+    SecureTerms,
+    SeedKMeans,
+    StepKMeans,
+    Train,
+)
+from fedhubert.objectives.spec import build_model
+from fedhubert.training.parameters import ParameterLayout
+
+from .server import JOB, Server, no_refusals
+from .test_attacks import CENTROIDS, centroids_hash
+
+SITES = 5
+SECURE = [
+    *JOB,
+    *("federated.num_clients=5", "secure=pairwise", "client.local_steps=1"),
+    "client.validation_batches=1",
+]
+RUN = "run"
+
+
+@dataclass
+class Attacker(Server):
+    """Has the keys of sites 1 to 4, and asks site 0."""
+
+    signing: list[Ed25519PrivateKey] = field(default_factory=list)
+    roster: Roster = field(
+        default_factory=lambda: Roster("none", 3, {n: bytes([n] * 32) for n in range(3)})
+    )
+
+    def __post_init__(self) -> None:
+        self.run_keys = [RunKey(X25519PrivateKey.generate(), key) for key in self.signing]
+        job = self.job()
+        model = build_model(job.model, job.task, job.seed)
+        self.layout = ParameterLayout.of(model)
+        self.vector = self.layout.to_vector(model)
+
+    def message(self, instruction: Instruction, *overrides: str, run: str = RUN) -> Any:
+        return protocol.request(
+            1,
+            instruction.model_copy(update={"partitions": (0,)}),
+            job_json=self.job(*overrides).model_dump_json(),
+            run_key=run,
+            group="",
+            ttl_s=60.0,
+        )
+
+    def say(
+        self, instruction: Instruction, *overrides: str, run: str = RUN
+    ) -> protocol.Reply[Answer]:
+        secure = getattr(instruction, "secure", None) is not None
+        kind = (MASKED if secure else ANSWERS)[type(instruction)]
+        return protocol.read_reply(
+            respond(self.message(instruction, *overrides, run=run), self.node), kind
+        )
+
+    def code(self, instruction: Instruction, *overrides: str, run: str = RUN) -> str:
+        """Return the code that an instruction is refused by; an empty string when it is not."""
+        reply = self.say(instruction, *overrides, run=run)
+        assert not reply.failures or reply.answer is None or not reply.metrics
+        return reply.failures[0].code if reply.failures else ""
+
+    def own_row(self, run: str = RUN) -> bytes:
+        """The signed run key that site 0 shows."""
+        described = self.say(Describe(), run=run).answer
+        assert isinstance(described, Description)
+        return described.arrays["run_keys"].tobytes()
+
+    def rows(self, run: str = RUN) -> list[bytes]:
+        fingerprint = self.roster.fingerprint
+        others = [key.row(run, fingerprint, 1 + n) for n, key in enumerate(self.run_keys)]
+        return [self.own_row(run), *others]
+
+    def secured(
+        self, instruction: Any, cohort: Iterable[int] = range(SITES), run: str = RUN, **changes: Any
+    ) -> Any:
+        """Return the instruction as one for a secure sum."""
+        chosen = tuple(cohort)
+        known = self.rows(run)
+        rows = changes.pop("rows", [known[number % SITES] for number in chosen])
+        positions = getattr(instruction, "positions", {})
+        terms = {
+            "attempt": 0,
+            "cohort": chosen,
+            "threshold": least_threshold(len(chosen)),
+            "neighbours": len(chosen) - 1,
+            "roster": self.roster.fingerprint,
+            "positions": {number: positions.get(0, 0) for number in chosen} if positions else {},
+            "scale": 2**20,
+        } | changes
+        keys = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1)
+        return instruction.model_copy(
+            update={
+                "secure": SecureTerms(**terms),
+                "arrays": {**instruction.arrays, "run_keys": keys},
+            }
+        )
+
+    def train(
+        self, number: int = 1, position: int = 0, vector: torch.Tensor | None = None
+    ) -> Train:
+        model = self.vector if vector is None else vector
+        return Train(
+            round=number,
+            positions={0: position},
+            partitions=(0,),
+            layout=self.layout.fingerprint,
+            targets=centroids_hash(CENTROIDS),
+            budget_s=600.0,
+            arrays={"model": model.numpy()},
+        )
+
+    def label(self) -> None:
+        """Have the audio labelled, which training needs."""
+        asked = Label(
+            targets=centroids_hash(CENTROIDS), counted=False, arrays={"centroids": CENTROIDS}
+        )
+        assert self.code(asked) == ""
+
+    def terms(self, instruction: Any) -> SumTerms:
+        """What site 0 was told."""
+        request = protocol.read_request(self.message(instruction))
+        assert isinstance(request.task, Train)
+        assert request.task.secure is not None
+        return terms_of(request, request.task.secure)
+
+    def round(self, number: int = 1, **changes: Any) -> tuple[SumTerms, Masked]:
+        """Have site 0 mask an update; return the terms and its part."""
+        asked = self.secured(self.train(number, changes.pop("position", 0)), **changes)
+        reply = self.say(asked)
+        assert isinstance(reply.answer, Masked) and not reply.failures, reply.failures
+        return self.terms(asked), reply.answer
+
+    def dealt(self, terms: SumTerms, own: Masked) -> dict[int, Dealt]:
+        """The others deal as clients do."""
+        found = {0: Dealt(own.arrays["sealed_0"], own.arrays["commitments_0"])}  # type: ignore[arg-type]
+        for number in terms.cohort[1:]:
+            part = Participant(terms, number, self.run_keys[number - 1])
+            found[number] = part.mask([np.zeros(1, np.int64)])
+        return found
+
+    def open(
+        self, terms: SumTerms, dealt: dict[int, Dealt], over: Iterable[int], **changes: Any
+    ) -> Open:
+        chosen = tuple(over)
+        rows = [
+            dealt[dealer].sealed[terms.helpers(dealer).index(0)]
+            for dealer in dealers_of(terms, 0, chosen)
+        ]
+        fields = {
+            "of": terms.kind,
+            "round": terms.round,
+            "attempt": terms.attempt,
+            "included": chosen,
+        } | changes
+        sealed = fields.pop("sealed", np.stack(rows))
+        return Open(partitions=(0,), arrays={"sealed_0": sealed}, **fields)
+
+
+@pytest.fixture()
+def attacker(server: Server, tmp_path: Path) -> Attacker:
+    signing = [Ed25519PrivateKey.generate() for _ in range(SITES)]
+    roster = Roster(
+        "clinics", 4, {n: key.public_key().public_bytes_raw() for n, key in enumerate(signing)}
+    )
+    write_roster(tmp_path / "roster.json", roster)
+    key = tmp_path / "site-0.key"
+    key.touch(mode=0o600)
+    key.write_bytes(signing[0].private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    node = {
+        **server.node,
+        "num-partitions": SITES,
+        "policy": no_refusals(tmp_path),
+        "site-key": str(key),
+        "roster": str(tmp_path / "roster.json"),
+    }
+    return Attacker(node, list(SECURE), signing=signing[1:], roster=roster)
+
+
+def test_nothing_leaves_unmasked(attacker: Attacker) -> None:
+    """Downgrade: plain messages of every kind, and a run that calls itself plain."""
+    evaluate = Evaluate(round=1, layout="", arrays={"model": attacker.vector.numpy()})
+    key = centroids_hash(CENTROIDS)
+    centroids = {"centroids": CENTROIDS}
+    for plain in (
+        attacker.train(),
+        evaluate,
+        SeedKMeans(),
+        MomentsKMeans(),
+        StepKMeans(arrays=centroids),
+        Label(targets=key, arrays=centroids),
+    ):
+        assert attacker.code(plain) == "secure_required", plain.KIND
+    off = ["secure.protocol=none"]
+    assert attacker.code(attacker.secured(attacker.train()), *off) == "secure_required"
+    assert attacker.code(Describe(), *off) == "secure_required"
+
+
+def test_cohorts_that_are_no_crowd_of_the_roster_are_refused(attacker: Attacker) -> None:
+    train = attacker.train()
+    too_few = attacker.secured(train, range(3))  # the roster asks for 4
+    assert attacker.code(too_few) == "secure_cohort"
+    for cohort in (range(1), range(2), (0, 1, 2, 3, 99), (0, 0, 1, 2, 3), (1, 0, 2, 3)):
+        assert attacker.code(attacker.secured(train, cohort)) == "secure_cohort"
+    without = attacker.secured(train, range(1, 5), positions=dict.fromkeys(range(5), 0))
+    assert attacker.code(without) == "secure_cohort"
+    assert attacker.code(attacker.secured(train, neighbours=2, threshold=3)) == "secure_cohort"
+    for threshold in (1, 3, 6):
+        assert attacker.code(attacker.secured(train, threshold=threshold)) == "secure_threshold"
+
+
+def test_keys_that_are_not_the_rosters_for_this_run_are_refused(attacker: Attacker) -> None:
+    train, rows, roster = attacker.train(), attacker.rows(), attacker.roster.fingerprint
+    stranger = RunKey(X25519PrivateKey.generate(), Ed25519PrivateKey.generate())
+    attempts = {
+        "forged": [*rows[:4], rows[4][:96] + bytes(32)],
+        "swapped": [rows[0], rows[2], rows[1], *rows[3:]],
+        "repeated": [*rows[:4], rows[3]],
+        "another run's": [*rows[:4], attacker.run_keys[3].row("other", roster, 4)],
+        "another roster's": [*rows[:4], attacker.run_keys[3].row(RUN, "f" * 64, 4)],
+        "a stranger's": [*rows[:4], stranger.row(RUN, roster, 4)],
+        "one run key twice": [
+            *rows[:4],
+            RunKey(attacker.run_keys[2].exchange, attacker.signing[3]).row(RUN, roster, 4),
+        ],
+        "a swapped one of its own": [attacker.run_keys[0].row(RUN, roster, 0), *rows[1:]],
+    }
+    for what, shown in attempts.items():
+        assert attacker.code(attacker.secured(train, rows=shown)) == "secure_keys", what
+    secured = attacker.secured(train)
+    arrays = {"model": secured.arrays["model"]}
+    assert attacker.code(secured.model_copy(update={"arrays": arrays})) == "secure_keys"
+    other = {"roster": "f" * 64}
+    assert attacker.code(attacker.secured(train, **other)) == "secure_roster"
+
+
+def test_a_site_with_data_of_its_own_and_no_roster_takes_no_part(attacker: Attacker) -> None:
+    del attacker.node["roster"]
+    terms = SecureTerms(attempt=0, cohort=(0, 1, 2, 3, 4), threshold=4, neighbours=4)
+    asked = attacker.train().model_copy(update={"secure": terms})
+    assert attacker.code(asked) == "secure_roster"
+
+
+def test_a_roster_that_has_another_key_of_this_site_is_an_error_of_its_own(
+    attacker: Attacker, tmp_path: Path
+) -> None:
+    sites = {**attacker.roster.sites, 0: bytes(32)}
+    write_roster(tmp_path / "roster.json", Roster("clinics", 4, sites))
+    reply = attacker.say(Describe())
+    assert [(f.code, f.setting) for f in reply.failures] == [("secure_roster", "roster")]
+
+
+def test_rounds_models_cohorts_and_batches_are_not_gone_back_on(attacker: Attacker) -> None:
+    attacker.label()
+    terms, own = attacker.round()
+    again = attacker.secured(attacker.train())
+    assert attacker.code(again) == "secure_replay"  # also by another process, and after a restart
+    dealt = attacker.dealt(terms, own)
+    assert attacker.code(attacker.open(terms, dealt, range(5))) == ""
+    other = attacker.vector + 1e-3
+    for what, (instruction, code) in {
+        "smaller cohort": (
+            attacker.secured(attacker.train(), range(4), attempt=1),
+            "secure_cohort",
+        ),
+        "another model": (
+            attacker.secured(attacker.train(vector=other), attempt=1),
+            "secure_model",
+        ),
+        "other batches": (
+            attacker.secured(attacker.train(position=5), attempt=1),
+            "secure_positions",
+        ),
+        "the model over a smaller cohort in the next round": (
+            attacker.secured(attacker.train(2, 5), range(4)),
+            "secure_model",
+        ),
+        "batches that were trained on": (
+            attacker.secured(attacker.train(2, vector=other)),
+            "secure_positions",
+        ),
+        "positions that others were not told": (
+            attacker.secured(attacker.train(2, 5, other), positions=dict.fromkeys(range(5), 7)),
+            "secure_positions",
+        ),
+        "a round before the first": (attacker.secured(attacker.train(0)), "secure_replay"),
+    }.items():
+        assert attacker.code(instruction) == code, what
+    # what a resumed run asks for
+    assert attacker.code(attacker.secured(attacker.train(), attempt=1)) == ""
+
+
+def test_a_model_is_not_summed_over_a_smaller_cohort_in_another_run(attacker: Attacker) -> None:
+    attacker.label()
+    terms, own = attacker.round()
+    attacker.code(attacker.open(terms, attacker.dealt(terms, own), range(5)))
+    fewer = attacker.secured(attacker.train(), range(4), run="other")
+    assert attacker.code(fewer, run="other") == "secure_model"
+
+
+def test_a_sum_is_opened_once_over_enough_with_this_site_in_it(attacker: Attacker) -> None:
+    attacker.label()
+    terms, own = attacker.round()
+    dealt = attacker.dealt(terms, own)
+    for included in ((0, 1, 2), (1, 2, 3, 4), (0, 1, 2, 99)):
+        assert attacker.code(attacker.open(terms, dealt, range(5), included=included)) == (
+            "secure_opened"
+        )
+    assert attacker.code(attacker.open(terms, dealt, range(5), attempt=1)) == "secure_opened"
+    assert attacker.code(attacker.open(terms, dealt, range(5), round=2)) == "secure_opened"
+    assert attacker.code(attacker.open(terms, dealt, range(5), of="evaluate.model")) == (
+        "secure_opened"
+    )
+    assert attacker.code(attacker.open(terms, dealt, (0, 1, 2, 3))) == ""
+    # client 4 was called dropped out; now it is to be in the sum, too
+    assert attacker.code(attacker.open(terms, dealt, range(5))) == "secure_opened"
+    assert attacker.code(attacker.open(terms, dealt, (0, 1, 2, 3))) == ""  # the reply was lost
+
+
+def test_sealed_shares_are_opened_as_they_were_dealt(attacker: Attacker) -> None:
+    attacker.label()
+    terms, own = attacker.round()
+    dealt = attacker.dealt(terms, own)
+    sealed = attacker.open(terms, dealt, range(5)).arrays["sealed_0"]
+    altered = sealed.copy()
+    altered[1, 60] ^= 1  # type: ignore[operator]
+    for wrong in (altered, sealed[[0, 2, 1, 3, 4]], sealed[:4], sealed[:, :-1]):
+        assert attacker.code(attacker.open(terms, dealt, range(5), sealed=wrong)) == "secure_share"
+    reply = attacker.say(attacker.open(terms, dealt, range(5)))
+    assert reply.answer is not None
+    opening = Opening(terms, range(5), {n: each.commitments for n, each in dealt.items()})
+    opening.take(0, np.asarray(reply.answer.arrays["shares_0"], np.uint8))
+    assert not opening.liars
+
+
+def test_sums_of_one_message_are_repeated_with_the_same_bits_and_the_same_cohort(
+    attacker: Attacker,
+) -> None:
+    step = StepKMeans(arrays={"centroids": CENTROIDS})
+    replies = [attacker.say(attacker.secured(step)).answer for _ in range(2)]
+    assert all(isinstance(reply, MaskedCounts) for reply in replies)
+    first, second = (reply.arrays["masked"] for reply in replies if reply is not None)
+    assert (first == second).all() and len(first) == 6 * 39 + 6 + 6
+    assert attacker.code(attacker.secured(step, range(4))) == "secure_model"
+
+
+def test_run_keys_are_gone_when_the_run_is_over(attacker: Attacker) -> None:
+    row = attacker.own_row()
+    assert attacker.own_row() == row
+    assert attacker.code(Close()) == ""
+    assert not list(Path(str(attacker.node["state-dir"])).rglob("run.key"))
+    asked = attacker.secured(attacker.train(), rows=[row, *attacker.rows("x")[1:]])
+    assert attacker.code(asked) == "secure_keys"
