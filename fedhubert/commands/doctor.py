@@ -26,6 +26,7 @@ EXTRAS = {
     "wandb": "reporting.trackers=[wandb]",
     "mlflow": "reporting.trackers=[mlflow]",
     "sweep": "searches, +sweep=optuna",
+    "hub": "init_from=hf:OWNER/MODEL",
 }
 """What each extra of the package is for; those for developers are not listed."""
 
