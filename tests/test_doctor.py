@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.metadata
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def test_this_installation_works(capsys: pytest.CaptureFixture[str], cache: Path
     (cache / "sample").mkdir(parents=True)
     (cache / "sample/manifest.csv").touch()
     assert lines(capsys, 0)["sample speech"] == [f"ok      sample speech: {cache / 'sample'}"]
+
+
+def test_every_extra_for_users_has_words() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    assert set(doctor.EXTRAS) == set(extras) - {"test", "bench", "dev"}
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in doctor.EXTRAS)
 
 
 def test_versions_that_do_not_suffice_and_extras_that_are_missing_are_named(
@@ -118,4 +127,4 @@ def test_what_a_look_does_not_foresee_is_a_finding(
         yield
 
     monkeypatch.setattr(doctor, "_host", broken)
-    assert "OSError: no such device" in lines(capsys, 1)["cores and memory"][0]
+    assert "no such device" in lines(capsys, 1)["cores and memory"][0]

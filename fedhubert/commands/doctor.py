@@ -9,13 +9,12 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhubert import __version__
-from fedhubert.errors import FedhubertError
-from fedhubert.reporting.findings import Finding
+from fedhubert.reporting.findings import Finding, look
 
 if TYPE_CHECKING:  # --help answers without it
     from packaging.requirements import Requirement
@@ -27,6 +26,7 @@ EXTRAS = {
     "wandb": "reporting.trackers=[wandb]",
     "mlflow": "reporting.trackers=[mlflow]",
     "sweep": "searches, +sweep=optuna",
+    "hub": "init_from=hf:OWNER/MODEL",
 }
 """What each extra of the package is for; those for developers are not listed."""
 
@@ -55,28 +55,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine() -> list[Finding]:
     """Look at everything; what goes wrong on the way is a finding, not an error."""
-    checks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "python": _python,
-        "packages": _packages,
-        "torch": _torch,
-        "Flower": _flower,
-        "audio": _audio,
-        "cores and memory": _host,
-        "GPU": _gpus,
-        "disk": _disks,
-        "compiler": _compiler,
-        "extras": _extras,
-        "sample speech": _sample,
-    }
-    found: list[Finding] = []
-    for name, look in checks.items():
-        try:
-            found += look()
-        except FedhubertError as error:
-            found.append(Finding(name, False, str(error)))
-        except (ImportError, OSError, RuntimeError) as error:
-            found.append(Finding(name, False, f"{type(error).__name__}: {error}"))
-    return found
+    return look(
+        {
+            "python": _python,
+            "packages": _packages,
+            "torch": _torch,
+            "Flower": _flower,
+            "audio": _audio,
+            "cores and memory": _host,
+            "GPU": _gpus,
+            "disk": _disks,
+            "compiler": _compiler,
+            "extras": _extras,
+            "sample speech": _sample,
+        }
+    )
 
 
 def _python() -> Iterator[Finding]:

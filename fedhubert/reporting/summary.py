@@ -64,7 +64,7 @@ def rounds_table(metrics_file: Path) -> Table:
     levels = Levels.of(targets_of(events))
     number = final.get("num_rounds", len(rounds))
     if learned := verdict(scores, levels, number):
-        table.caption = f"{levels} (loss, accuracy of a model that ignores its input); {learned}"
+        table.caption = f"{levels} by ignoring the input; {learned}"
     return table
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedhubert.cli import VERBS
+from fedhubert.compose import group_choices
 from fedhubert.config import Config
 from fedhubert.config.catalog import all_keys
 from fedhubert.config.explain import markdown
@@ -117,9 +118,8 @@ def test_a_sites_settings_are_all_in_its_operators_chapter() -> None:
 def test_every_verb_experiment_and_choice_is_documented() -> None:
     readme, chapter = README.path.read_text(), (REPOSITORY / "conf/README.md").read_text()
     assert all(f"`fedhubert {verb}" in readme for verb in VERBS)
-    for group in ("experiment", "model"):
-        for file in (REPOSITORY / "conf" / group).glob("*.yaml"):
-            assert f"`{file.stem}`" in chapter, file
+    for group, names in group_choices().items():
+        assert len(names) == 1 or all(f"`{name}`" in chapter for name in names), group
 
 
 @every_page
@@ -129,6 +129,12 @@ def test_commands_are_taken_by_the_command_line(page: Page) -> None:
             check_command(words)
         except (FedhubertError, SystemExit, AssertionError) as error:
             pytest.fail(f"{page}: {' '.join(words)}: {error}")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.path.name == "README.md"], ids=str)
+def test_a_chapter_begins_with_a_command(page: Page) -> None:
+    first = page.snippets[0]
+    assert first.language == "bash" and (page is README or first.line <= 12)
 
 
 @every_page

@@ -8,14 +8,15 @@ import ssl
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from fedhubert.errors import ConfigError, FedhubertError
+from fedhubert.errors import ConfigError
 from fedhubert.federation.site.plan import SitePlan
-from fedhubert.reporting.findings import Finding
+from fedhubert.reporting.findings import Finding, look
 
 WARN_DAYS = 30
 LEAST_FREE_GB = 5.0
@@ -37,17 +38,7 @@ def check(plan: SitePlan) -> list[Finding]:
         "roster": _roster,
         "coordinator": _coordinator,
     }
-    found: list[Finding] = []
-    for name, look in checks.items():
-        try:
-            found += look(plan)
-        except FedhubertError as error:
-            found.append(Finding(name, False, str(error)))
-        except OSError as error:
-            found.append(
-                Finding(name, False, f"{error.filename or ''} {error.strerror or error}".strip())
-            )
-    return found
+    return look({name: partial(each, plan) for name, each in checks.items()})
 
 
 def _key(plan: SitePlan) -> Iterator[Finding]:
