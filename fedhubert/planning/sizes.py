@@ -2,7 +2,6 @@
 
 import math
 
-from fedhubert.config import ClientConfig
 from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.codecs import num_bytes
@@ -10,6 +9,7 @@ from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.objectives.spec import spec_of
 from fedhubert.planning.inputs import ClientAudio, Inputs
 from fedhubert.targets.mfcc import NUM_FEATURES
+from fedhubert.training.muon import numel_of_matrices
 
 _SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 19.0
 """Private memory of the server that adds updates up, without a model and per parameter: measured by
@@ -21,14 +21,14 @@ _STATE_VERSIONS = 4
 
 def model_bytes(inputs: Inputs) -> int:
     """Return the bytes of the model as it travels to a node."""
-    return num_bytes(inputs.config.federated.broadcast_codec, inputs.shapes)
+    return num_bytes(inputs.config.federated.broadcast_codec, inputs.layout.shapes)
 
 
 def reply_bytes(inputs: Inputs, clients: int) -> int:
     """Return the bytes of a node's reply for so many clients: an encoded update, or the exact sum
     of several; and sketches of each."""
     update = (
-        num_bytes(inputs.config.federated.update_codec, inputs.shapes)
+        num_bytes(inputs.config.federated.update_codec, inputs.layout.shapes)
         if clients == 1
         else 8 * inputs.numel
     )
@@ -58,11 +58,7 @@ def client_memory(inputs: Inputs) -> float:
     activations come on top."""
     anchor = 4 if strategy_of(inputs.config.federated).client_terms().proximal_mu else 0
     beside = spec_of(inputs.config.task).device_bytes(inputs.teacher_bytes)
-    return (
-        4.0 * inputs.all_parameters
-        + inputs.numel * (4 + anchor + _optimizer(inputs.config.client))
-        + beside
-    )
+    return 4.0 * inputs.all_parameters + inputs.numel * (4 + anchor) + _optimizer(inputs) + beside
 
 
 def written(inputs: Inputs, number: int) -> int:
@@ -100,20 +96,23 @@ def site_disk(inputs: Inputs, client: ClientAudio) -> float:
                 * NUM_FEATURES
                 * min(targets.max_frames_per_client, targets.label_rate_hz * client.train_s)
             )
-    kept = _optimizer(config.client) if config.client.optimizer_policy == "keep" else 0
-    kept += 4 if config.federated.update_codec == "int8" else 0
-    disk += _STATE_VERSIONS * kept * inputs.numel
+    kept = _optimizer(inputs) if config.client.optimizer_policy == "keep" else 0
+    kept += 4 * inputs.numel if config.federated.update_codec == "int8" else 0
+    disk += _STATE_VERSIONS * kept
     return disk + spec_of(task).site_bytes(inputs.teacher_bytes)
 
 
-def _optimizer(settings: ClientConfig) -> int:
-    """Bytes per parameter of a local optimiser's state."""
-    return 8 if settings.optimizer == "adamw" else 4 if settings.momentum else 0
+def _optimizer(inputs: Inputs) -> int:
+    """Bytes of a local optimiser's state."""
+    settings, numel = inputs.config.client, inputs.numel
+    if settings.optimizer == "muon":
+        return 8 * numel - 4 * numel_of_matrices(inputs.layout)
+    return numel * (8 if settings.optimizer == "adamw" else 4 if settings.momentum else 0)
 
 
 def _server_state(inputs: Inputs) -> int:
     """Bytes of what the strategy keeps between rounds."""
-    return 4 * inputs.numel * strategy_of(inputs.config.federated).vectors_kept
+    return 4 * strategy_of(inputs.config.federated).state_numel(inputs.layout)
 
 
 def _checkpoint(inputs: Inputs) -> int:

@@ -98,7 +98,7 @@ class _Run:
         self.objective = spec_of(config.task)
         self.model: HubertModel = build_model(config.model, config.task, config.seed)
         self.layout = ParameterLayout.of(self.model)
-        self.optimizer: ServerStrategy = strategy_of(config.federated, self.layout.numel)
+        self.optimizer: ServerStrategy = strategy_of(config.federated, self.layout)
         self.federation = Federation(grid, config, self.record.folder.run_key(), self.layout)
         self.first_round = 1
         self.state = RoundState()
@@ -130,6 +130,8 @@ class _Run:
         if self.privacy and not self._is_over():
             announce(self.privacy, self.config, self.first_round)
         for line in expiring(key_folders(self.config.federated)):
+            log.warning("%s", line)
+        for line in self.optimizer.warnings(self.config):
             log.warning("%s", line)
         log.info("model %s: %.2f M parameters", self.config.model.name, self.layout.numel / 1e6)
         connect(self.federation)
