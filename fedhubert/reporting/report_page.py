@@ -273,6 +273,14 @@ def _evaluations(runs: Sequence[RunData]) -> str:
             ]
             title = f"{run.name}: probe for {task} ({probe.get('split', '')})"
             parts.append(_table(["features", "layer", "accuracy", "majority"], rows, title))
+        for measure, section in _mapping(run.results.get("abx")).items():
+            rows = [
+                [row["encoder"], _layer(row), *(_abx(row[name]) for name in ("within", "across"))]
+                for row in section.get("rows", [])
+            ]
+            title = f"{run.name}: ABX error, {measure} ({section.get('context', '')} context)"
+            head = ["features", "layer", "within speakers", "across speakers"]
+            parts.append(_table(head, rows, title))
         for task, clusters in _mapping(run.results.get("clusters")).items():
             rows = [
                 [
@@ -289,6 +297,13 @@ def _evaluations(runs: Sequence[RunData]) -> str:
                 _table(["features", "layer", "PNMI", "label purity", "cluster purity"], rows, title)
             )
     return "".join(parts)
+
+
+def _abx(score: Any) -> str:
+    """Say an ABX error rate and its interval."""
+    found = _mapping(score)
+    between = [_decimal(bound) for bound in found.get("interval") or ()]
+    return " ".join([_decimal(found.get("error")), " to ".join(between)]).strip()
 
 
 def _comparisons(runs: Sequence[RunData]) -> str:
