@@ -77,9 +77,7 @@ def train_centrally(clients: Clients, *, reset_each_round: bool = False) -> torc
         reset_each_round=reset_each_round,
     )
     plans = plan_rounds(pool.rounds(), job.client.accumulate)
-    batches = pool.batches(
-        [micro_batch for plan in plans for step in plan.steps for micro_batch in step]
-    )
+    batches = pool.batches(plans)
     for plan in plans:
         trainer.train_round(plan, batches, job.num_rounds)
     return clients.layout.to_vector(model)
@@ -87,8 +85,9 @@ def train_centrally(clients: Clients, *, reset_each_round: bool = False) -> torc
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_with_one_client_it_is_the_federated_run(settings: list[str], accumulate: int) -> None:
-    """Three rounds of AdamW with dropout and layer drop, the optimiser fresh at each boundary on both sides."""
+    """Three rounds of AdamW with dropout, layer drop and more masked from round to round, the optimiser fresh at each boundary on both sides."""
     one = ["federated.num_clients=1", "client.local_steps=3", f"client.accumulate={accumulate}"]
+    one += ["task.mask_probability_start=0.2"]
     clients = Clients([*settings, *NOISE, *one])
     found = train_centrally(clients, reset_each_round=True)
     assert relative(train_federated(clients), found, clients.initial()) < 1e-5
