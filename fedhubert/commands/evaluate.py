@@ -182,6 +182,7 @@ def probing_of(args: argparse.Namespace) -> "Probing":
         abx=AbxSettings(
             () if args.abx == "none" else _chosen("--abx", args.abx, MEASURES),
             args.abx_most,
+            args.max_utterances,
             args.seed,
         ),
         max_frames=args.max_frames,

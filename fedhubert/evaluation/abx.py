@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedhubert.evaluation.distances import Distance, Floats, Rows
+from fedhubert.evaluation.distances import Distance, Rows
 from fedhubert.evaluation.resampling import interval, speaker_draws
 from fedhubert.seeding import generator
 
@@ -77,17 +77,9 @@ def score(kinds: Kinds, distance: Distance) -> tuple[Cells, Cells]:
         speakers, firsts = np.unique(kinds.speakers_N[there], return_index=True)
         groups = dict(zip(speakers.tolist(), np.split(there, firsts[1:]), strict=True))
         for speaker, ab in groups.items():
-            phones_ab = kinds.phones_N[ab]
-            if phones_ab[0] == phones_ab[-1]:  # there is no B
-                continue
-            within += _block(distance(ab, ab), phones_ab, phones_ab, speaker, None)
             for other, xs in groups.items():
-                if other == speaker:
-                    continue
-                xs = xs[np.isin(kinds.phones_N[xs], phones_ab)]
-                if len(xs):
-                    far = distance(xs, ab)
-                    across += _block(far, kinds.phones_N[xs], phones_ab, speaker, other)
+                cells = _block(distance, kinds, xs, ab, is_same=other == speaker)
+                (within if other == speaker else across).extend(cells)
     return _cells(within), _cells(across)
 
 
@@ -112,31 +104,32 @@ _Found = tuple[int, Rows, int, int, npt.NDArray[np.float64]]
 
 
 def _block(
-    distances_XN: Floats, phones_x: Rows, phones_ab: Rows, speaker: int, other: int | None
+    distance: Distance, kinds: Kinds, xs: Rows, ab: Rows, *, is_same: bool
 ) -> Iterator[_Found]:
-    """Yield the cells of all X on one side and A and B, sorted by phone, on the other; without
-    ``other`` X are A and B themselves, and no segment is its own A."""
-    phones, firsts = np.unique(phones_ab, return_index=True)
-    sizes = np.diff(np.append(firsts, len(phones_ab)))
-    for number, phone in enumerate(phones.tolist()):
-        (xs,) = np.nonzero(phones_x == phone)
-        first, size = int(firsts[number]), int(sizes[number])
-        choices = size - (other is None)
-        if not len(xs) or not choices:
+    """Yield the cells of one speaker's X and another's A and B, both sorted by phone; or of the same
+    segments (``is_same``), of which none is its own A."""
+    phones, firsts, sizes = np.unique(kinds.phones_N[ab], return_index=True, return_counts=True)
+    speakers = int(kinds.speakers_N[ab[0]]), int(kinds.speakers_N[xs[0]])
+    for number, (phone, first, size) in enumerate(
+        zip(phones.tolist(), firsts.tolist(), sizes.tolist(), strict=True)
+    ):
+        of_phone = xs[kinds.phones_N[xs] == phone]
+        choices = size - is_same
+        if not len(of_phone) or not choices or len(phones) == 1:
             continue
-        to_all = distances_XN[xs]
+        to_all = distance(of_phone, ab)
         to_a = to_all[:, first : first + size].copy()
-        if other is None:
+        if is_same:
             np.fill_diagonal(to_a, np.inf)
-        nearer = np.zeros(len(phones_ab))
-        some = max(1, _COMPARISONS // to_a[:1, :, None].size // len(phones_ab))
-        for start in range(0, len(xs), some):
+        nearer = np.zeros(len(ab))
+        some = max(1, _COMPARISONS // (size * len(ab)))
+        for start in range(0, len(of_phone), some):
             a, b = to_a[start : start + some, :, None], to_all[start : start + some, None, :]
             nearer += np.count_nonzero(a < b, axis=(0, 1))
             nearer += 0.5 * np.count_nonzero(a == b, axis=(0, 1))
-        errors = 1.0 - np.add.reduceat(nearer, firsts) / (sizes * (len(xs) * choices))
+        errors = 1.0 - np.add.reduceat(nearer, firsts) / (sizes * (len(of_phone) * choices))
         others = np.arange(len(phones)) != number
-        yield phone, phones[others], speaker, speaker if other is None else other, errors[others]
+        yield phone, phones[others], *speakers, errors[others]
 
 
 def _cells(found: list[_Found]) -> Cells:

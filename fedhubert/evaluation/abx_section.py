@@ -14,6 +14,7 @@ from fedhubert.evaluation.distances import Distance, dtw_distance, mean_distance
 from fedhubert.evaluation.encoders import Encoder, Features
 from fedhubert.evaluation.features import Extractor, FeatureCache
 from fedhubert.evaluation.segments import Segments
+from fedhubert.seeding import generator
 
 MEASURES = ("mean", "mean-z", "dtw", "dtw-z")
 """How segments are compared: by their mean frames, or frame by frame under dynamic time warping;
@@ -30,10 +31,12 @@ class AbxSettings:
     Attributes:
         measures: Of :data:`MEASURES`.
         most: At most so many segments of each phone, context and speaker, drawn at random; 0: all.
+        max_utterances: More are drawn from at random.
     """
 
     measures: tuple[str, ...] = ("mean", "mean-z")
     most: int = 20
+    max_utterances: int = 4_000
     seed: int = 0
 
 
@@ -45,6 +48,10 @@ class AbxSection:
     ) -> None:
         self._settings, self._manifest, self._cache = settings, manifest, cache
         self._of = len(segments)
+        rows = np.unique(segments.rows_N)
+        heard = generator(settings.seed, "evaluation/abx utterances").permutation(rows)
+        near = np.isin(segments.rows_N, heard[: settings.max_utterances])
+        segments = segments.select(np.flatnonzero(near))
         self._segments = segments.select(segments.kinds.drawn(settings.most, settings.seed))
         self._by_frame = any(measure.startswith("dtw") for measure in settings.measures)
         self.rows: npt.NDArray[np.int64] = np.unique(self._segments.rows_N)

@@ -16,8 +16,8 @@ Rows = npt.NDArray[np.int64]
 Distance = Callable[[Rows, Rows], Floats]
 """From segments [X] and [Y], by number, to their distances [X, Y], in half turns."""
 
-_AT_ONCE = 96
-"""Segments on a side whose pairs are warped together: about 30 MB for phones of 20 frames."""
+_FRAMES = 2_000
+"""Frames, padded, on a side whose segments are warped together: angles of 16 MB."""
 
 
 def mean_distance(means_ND: Floats) -> Distance:
@@ -42,9 +42,13 @@ def dtw_distance(frames_FD: Floats, bounds_N1: Rows) -> Distance:
         return frames
 
     def by_length(segments: Rows) -> Iterator[Rows]:
-        order = np.argsort(lengths_N[segments], kind="stable")
-        for first in range(0, len(order), _AT_ONCE):
-            yield order[first : first + _AT_ONCE]
+        """Yield places in ``segments``, those of like lengths together, the longest first."""
+        lengths = lengths_N[segments]
+        order, first = np.argsort(-lengths, kind="stable"), 0
+        while first < len(order):
+            count = max(1, _FRAMES // int(lengths[order[first]]))
+            yield order[first : first + count]
+            first += count
 
     def distance(xs: Rows, ys: Rows) -> Floats:
         found = np.empty((len(xs), len(ys)), np.float32)

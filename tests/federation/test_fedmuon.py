@@ -1,5 +1,7 @@
 """FedMuon: central Muon over exact mean gradients, resumable, under every codec, and what it says of settings."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -70,7 +72,12 @@ def test_it_steps_as_torchs_muon_and_adamw_would() -> None:
     torch.testing.assert_close(vector, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "fp16", "int8"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "codec", ["int8", *(pytest.param(name, marks=SLOW) for name in ("fp32", "bf16", "fp16"))]
+)
 def test_it_goes_on_to_the_same_bits_under_every_codec(
     run: Run,  # noqa: F811
     codec: str,
@@ -99,10 +106,12 @@ def test_several_local_steps_and_local_muon_are_warned_of_by_name(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run("run", *PLAIN, "client.local_steps=2", "federated.num_rounds=1")
-    assert "set client.local_steps=1" in caplog.text
+    assert "client.momentum=0 client.local_steps=1" in caplog.text
     caplog.clear()
     for settings, said in (
         (PLAIN, []),
+        ([*PLAIN, "client.optimizer=adamw"], ["client.optimizer=sgd"]),
+        ([*PLAIN, "client.momentum=0.5"], ["client.momentum=0"]),
         ([*PLAIN, "client.local_steps=null"], ["client.local_steps=1"]),
         (["client.optimizer=muon", "federated.strategy=FedAvg"], ["2509.26337"]),
         (["client.optimizer=muon", "federated.num_clients=1"], []),
@@ -118,3 +127,16 @@ def test_a_device_that_is_not_there_is_named_by_its_key() -> None:
     server = strategy_of(config, LAYOUT)
     with pytest.raises(ConfigError, match=r"federated\.server_device='tpu'"):
         server.step(torch.zeros(LAYOUT.numel), torch.ones(LAYOUT.numel))
+
+
+def test_local_muon_with_kept_optimisers_goes_on_to_the_same_bits(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    settings = ["client.optimizer=muon", "client.optimizer_policy=keep", "client.lr=1e-2"]
+    whole = run("whole", *settings, f"client.state_dir={tmp_path / 'whole-state'}")
+    stopped = run("stopped", *settings)
+    for number in (2, 3):
+        (stopped.folder.checkpoints / f"round_{number:03d}_checkpoint.pt").unlink()
+    again = run("stopped", *settings, "resume=auto")
+    assert torch.equal(model(again), model(whole))

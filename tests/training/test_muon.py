@@ -134,3 +134,13 @@ def test_a_matrix_without_a_gradient_stays(tiny_model_config: ModelConfig) -> No
     optimizer, before = Muon(named, MUON), vector(model)
     optimizer.step()
     assert torch.equal(vector(model), before) and not optimizer.state
+
+
+def test_scaled_fp16_losses_take_the_step_of_fp32(tiny_model_config: ModelConfig) -> None:
+    start = vector(model_of(tiny_model_config, **QUIET))
+    moved = []
+    for precision in ("fp32", "fp16"):
+        model = model_of(tiny_model_config, **QUIET)
+        train(model, client=MUON.model_copy(update={"precision": precision}))
+        moved.append(vector(model) - start)
+    assert relative(moved[1], moved[0]) < 0.2

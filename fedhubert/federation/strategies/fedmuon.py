@@ -99,8 +99,10 @@ class FedMuon(ServerStrategy):
 
     def warnings(self, config: Config) -> Iterator[str]:
         yield from super().warnings(config)
-        if config.client.local_steps != 1:
+        client = config.client
+        if (client.optimizer, client.momentum, client.local_steps) != ("sgd", 0.0, 1):
             yield (
-                "federated.strategy=FedMuon: the mean of clients that take several local steps is no "
-                "gradient, and its Muon step drifts from the central one: set client.local_steps=1"
+                "federated.strategy=FedMuon is central Muon where clients take one plain step, and "
+                "drifts from it where they take several, or other ones: set client.optimizer=sgd "
+                "client.momentum=0 client.local_steps=1"
             )
