@@ -17,8 +17,8 @@ from fedhubert.evaluation.distances import Distance, Rows
 from fedhubert.evaluation.resampling import interval, speaker_draws
 from fedhubert.seeding import generator
 
-_COMPARISONS = 4_000_000
-"""Triples compared at once: about 12 MB."""
+_AT_ONCE = 4_000_000
+"""Distances held, and triples compared: 16 MB each."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,21 @@ def _block(
     """Yield the cells of one speaker's X and another's A and B, both sorted by phone; or of the same
     segments (``is_same``), of which none is its own A."""
     phones, firsts, sizes = np.unique(kinds.phones_N[ab], return_index=True, return_counts=True)
+    whole = distance(xs, ab) if len(phones) > 1 and len(xs) * len(ab) <= _AT_ONCE else None
     speakers = int(kinds.speakers_N[ab[0]]), int(kinds.speakers_N[xs[0]])
     for number, (phone, first, size) in enumerate(
         zip(phones.tolist(), firsts.tolist(), sizes.tolist(), strict=True)
     ):
-        of_phone = xs[kinds.phones_N[xs] == phone]
+        (of_phone,) = np.nonzero(kinds.phones_N[xs] == phone)
         choices = size - is_same
         if not len(of_phone) or not choices or len(phones) == 1:
             continue
-        to_all = distance(of_phone, ab)
+        to_all = distance(xs[of_phone], ab) if whole is None else whole[of_phone]
         to_a = to_all[:, first : first + size].copy()
         if is_same:
             np.fill_diagonal(to_a, np.inf)
         nearer = np.zeros(len(ab))
-        some = max(1, _COMPARISONS // (size * len(ab)))
+        some = max(1, _AT_ONCE // (size * len(ab)))
         for start in range(0, len(of_phone), some):
             a, b = to_a[start : start + some, :, None], to_all[start : start + some, None, :]
             nearer += np.count_nonzero(a < b, axis=(0, 1))

@@ -16,8 +16,8 @@ Rows = npt.NDArray[np.int64]
 Distance = Callable[[Rows, Rows], Floats]
 """From segments [X] and [Y], by number, to their distances [X, Y], in half turns."""
 
-_FRAMES = 2_000
-"""Frames, padded, on a side whose segments are warped together: angles of 16 MB."""
+_FRAMES = 500
+"""Frames, padded, on a side whose segments are warped together: 1 MB of angles, as a cache holds."""
 
 
 def mean_distance(means_ND: Floats) -> Distance:

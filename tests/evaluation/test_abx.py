@@ -88,8 +88,11 @@ def counted(kinds: Kinds, distances: np.ndarray, across: bool) -> float:
     return float(np.mean(cells[()]))
 
 
-@pytest.mark.parametrize("contexts", [1, 3])
-def test_every_triple_counts_as_often_as_it_should(contexts: int) -> None:
+@pytest.mark.parametrize(("contexts", "at_once"), [(1, 4_000_000), (3, 50)])
+def test_every_triple_counts_as_often_as_it_should(
+    contexts: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedhubert.evaluation.abx._AT_ONCE", at_once)
     rng = np.random.default_rng(contexts)
     kinds = Kinds(
         rng.integers(3, size=36), rng.integers(contexts, size=36), rng.integers(3, size=36)
