@@ -192,12 +192,15 @@ def test_segments_of_any_lengths_are_warped_together_as_alone() -> None:
 # ---------------------------------------------------------------------------------------------------- from files
 
 
+@pytest.fixture
+def listed(manifest: Path, tone_folder: Path) -> Manifest:  # noqa: F811
+    return Manifest.read(manifest, tone_folder)
+
+
 def test_an_alignments_segments_have_the_frames_of_its_phones(
-    manifest: Path,  # noqa: F811
-    tone_folder: Path,
+    listed: Manifest,
     tmp_path: Path,
 ) -> None:
-    listed = Manifest.read(manifest, tone_folder)
     lines = [
         f"{path},0,2000,SIL\n{path},2000,5000,a\n{path},5010,5050,b\n{path},6000,8000,c\n"
         for path in listed.paths
@@ -220,6 +223,10 @@ def test_an_alignments_segments_have_the_frames_of_its_phones(
     assert len(np.unique(aligned_segments(alignment, listed).kinds.contexts_N)) == 1
 
 
+def without_suffix(listed: Manifest) -> str:
+    return listed.paths[0].removesuffix(Path(listed.paths[0]).suffix)
+
+
 def item_file(path: Path, lines: list[str]) -> Path:
     head = "#file onset offset #phone prev-phone next-phone speaker"
     path.write_text("\n".join([head, *lines]) + "\n")
@@ -227,12 +234,10 @@ def item_file(path: Path, lines: list[str]) -> Path:
 
 
 def test_an_item_file_names_audio_with_or_without_its_folder(
-    manifest: Path,  # noqa: F811
-    tone_folder: Path,
+    listed: Manifest,
     tmp_path: Path,
 ) -> None:
-    listed = Manifest.read(manifest, tone_folder)
-    whole = listed.paths[0].removesuffix(Path(listed.paths[0]).suffix)
+    whole = without_suffix(listed)
     lines = [
         f"{whole} 0.0125 0.0325 a x y s1",  # the centre of frame 0 is at 0.0125 s, of frame 1 at 0.0325 s
         f"{Path(whole).name} 0.1 0.2 b x y s2",
@@ -258,12 +263,10 @@ def test_an_item_file_names_audio_with_or_without_its_folder(
 def test_bad_item_files_are_named(
     lines: list[str],
     message: str,
-    manifest: Path,  # noqa: F811
-    tone_folder: Path,
+    listed: Manifest,
     tmp_path: Path,
 ) -> None:
-    listed = Manifest.read(manifest, tone_folder)
-    whole = listed.paths[0].removesuffix(Path(listed.paths[0]).suffix)
+    whole = without_suffix(listed)
     path = item_file(tmp_path / "t.item", [line.format(whole) for line in lines])
     with pytest.raises(DataError, match=message) as error:
         read_items(path, listed)
@@ -271,12 +274,10 @@ def test_bad_item_files_are_named(
 
 
 def test_one_phone_cannot_be_told_apart(
-    manifest: Path,  # noqa: F811
-    tone_folder: Path,
+    listed: Manifest,
     tmp_path: Path,
 ) -> None:
-    listed = Manifest.read(manifest, tone_folder)
-    whole = listed.paths[0].removesuffix(Path(listed.paths[0]).suffix)
+    whole = without_suffix(listed)
     lines = [f"{whole} 0.1 0.2 a x y s", f"{whole} 0.3 0.4 a x y s"]
     segments = read_items(item_file(tmp_path / "t.item", lines), listed)
     section = AbxSection(segments, listed, AbxSettings(), FeatureCache(tmp_path / "cache"))
@@ -288,12 +289,10 @@ def test_one_phone_cannot_be_told_apart(
 
 
 def test_layers_are_taken_in_as_many_passes_as_memory_wants(
-    manifest: Path,  # noqa: F811
-    tone_folder: Path,
+    listed: Manifest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    listed = Manifest.read(manifest, tone_folder)
     alignment = Alignment({path: [(0, 3000, "a"), (3000, 7000, "b")] for path in listed.paths})
     segments = aligned_segments(alignment, listed)
     settings = AbxSettings(MEASURES, most=0)
