@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
-from fedhubert.errors import DataError
 from fedhubert.evaluation import abx
 from fedhubert.evaluation.distances import Distance, dtw_distance, mean_distance
 from fedhubert.evaluation.encoders import Encoder, Features
@@ -41,7 +40,11 @@ class AbxSettings:
 
 
 class AbxSection:
-    """The segments, and how they are compared; raises :class:`DataError` where none can be."""
+    """The segments, and how they are compared.
+
+    Attributes:
+        rows: Of the manifest, with a segment.
+    """
 
     def __init__(
         self, segments: Segments, manifest: Manifest, settings: AbxSettings, cache: FeatureCache
@@ -56,6 +59,13 @@ class AbxSection:
         self._by_frame = any(measure.startswith("dtw") for measure in settings.measures)
         self.rows: npt.NDArray[np.int64] = np.unique(self._segments.rows_N)
 
+    @property
+    def has_triples(self) -> bool:
+        """Whether anything can be compared: two phones of a speaker, and one of them once more."""
+        kinds = self._segments.kinds
+        cells = abx.score(kinds, lambda xs, ys: np.zeros((len(xs), len(ys)), np.float32))
+        return any(len(found.errors_C) for found in cells)
+
     def measured(
         self, encoder: Encoder, layers: Sequence[int], tick: Callable[[], None]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -67,12 +77,6 @@ class AbxSection:
                     name: _figures(abx.summarise(cells, self._settings.seed))
                     for name, cells in (("within", within), ("across", across))
                 }
-                if not any(figures.values()):
-                    raise DataError(
-                        "ABX needs a speaker with segments of two phones, and another segment of "
-                        "one of them: are speakers, and contexts if they count, those of the audio?",
-                        setting="--abx",
-                    )
                 place = layer if encoder.key else None
                 yield measure, {"encoder": encoder.name, "layer": place, **figures}
 

@@ -227,9 +227,15 @@ class _Study:
         return {"k": self._settings.clusters, "rows": rows}
 
     def abx(self, segments: Segments, manifest: Manifest) -> dict[str, Any]:
-        """Compare segments; return measure -> figures of each encoder and layer."""
+        """Compare segments; return measure -> figures of each encoder and layer, if there are any."""
         section = AbxSection(segments, manifest, self._settings.abx, self._cache)
         rows: dict[str, list[dict[str, Any]]] = {}
+        if not section.has_triples:
+            log.warning(
+                "ABX is left out: it needs a speaker with segments of two phones, and another segment of one of them "
+                "(with --abx-context within: with the same neighbours); does the manifest say who speaks?"
+            )
+            return {}
         for encoder in self._encoders:
             layers = self._layers if encoder.key else encoder.layers
             tick = self._track(f"ABX: {encoder.name}", len(section.rows))
