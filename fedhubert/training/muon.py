@@ -2,7 +2,7 @@
 
 A matrix's step is its momentum (Nesterov's) with all singular values brought near 1 by five
 Newton-Schulz iterations (Jordan et al. 2024), times 0.2 sqrt(max(M, N)): so it is as long as a step
-of AdamW, and both take one rate (Liu et al. 2025, arXiv 2502.16982, eq. 4). Everything else is
+of AdamW, and both take one rate (Liu et al. 2025, arXiv 2502.16982). Everything else is
 stepped by AdamW: norms, biases, embeddings, heads, and the first and the positional convolution.
 
 ``torch.optim.Muon`` takes 2-D tensors alone, and bfloat16: here the other convolutions are matrices
@@ -55,7 +55,8 @@ def orthogonalising_flop(layout: ParameterLayout) -> float:
 
 
 def orthogonalise(matrix_MN: Tensor, precision: Literal["fp32", "bf16"]) -> Tensor:
-    """Return U S V^T of a matrix U D V^T, S within about [0.7, 1.2]; of zeros zeros.
+    """Return U S V^T of a matrix U D V^T: S is about 0.7 to 1.2, but for directions that are far
+    weaker than the strongest; of zeros zeros.
 
     In the dtype of ``precision``, like the products that it takes.
     """
