@@ -17,7 +17,6 @@ from fedhubert.baselines.central import BaselineOptions, client_folder, train_ba
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError
 from fedhubert.evaluation.checkpoint import Probing, evaluate_checkpoint, write_results
-from fedhubert.evaluation.study import best_layers
 from fedhubert.files import on_server
 from fedhubert.objectives.spec import spec_of
 from fedhubert.reporting.summary import final_event
@@ -143,15 +142,35 @@ def _probe(
     asked = replace(probing, settings=replace(probing.settings, references=name == FEDERATED))
     studies = [_study(source, path, asked, console) for source, path in sources]
     best = [best_layers(study) for study in studies]
-    for task, rows in best[0].items():
-        systems[name][task] = statistics.fmean(
-            layers[task]["checkpoint"]["accuracy"] for layers in best
+    for measured, values in best[0].items():
+        systems[name][measured] = statistics.fmean(
+            figures[measured]["checkpoint"] for figures in best
         )
         for reference in (UNTRAINED, MFCC):
-            if reference in rows:
-                systems[reference][task] = rows[reference]["accuracy"]
+            if reference in values:
+                systems[reference][measured] = values[reference]
     for figure in _SIZES:
         systems[name][figure] = statistics.fmean(study["encoder"][figure] for study in studies)
+
+
+def best_layers(study: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return figure -> encoder -> its value in the encoder's best layer: the accuracy of each probe,
+    and ABX errors within and across speakers."""
+    best: dict[str, dict[str, float]] = {}
+
+    def add(name: str, encoder: str, value: float, better: Callable[[float, float], float]) -> None:
+        values = best.setdefault(name, {})
+        values[encoder] = better(value, values.get(encoder, value))
+
+    for task, probe in study.get("probes", {}).items():
+        for row in probe["rows"]:
+            add(task, row["encoder"], row["accuracy"], max)
+    for measure, section in study.get("abx", {}).items():
+        for row in section["rows"]:
+            for where in ("within", "across"):
+                if row[where] is not None:
+                    add(f"ABX {where}, {measure}", row["encoder"], row[where]["error"], min)
+    return best
 
 
 def _check_same_labels(*folders: RunFolder) -> None:

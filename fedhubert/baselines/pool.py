@@ -29,9 +29,10 @@ from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
-from fedhubert.training.central import MicroBatch, rounds_of_clients
+from fedhubert.training.central import RoundPlan, rounds_of_clients
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import evaluate
+from fedhubert.training.schedule import round_progress
 from fedhubert.training.stepping import Sums
 
 log = logging.getLogger("fedhubert")
@@ -160,19 +161,26 @@ class Pool:
         assert solver.centroids is not None
         return solver.centroids
 
-    def batches(self, order: Sequence[MicroBatch], *, alone: bool = False) -> Iterator[Batch]:
-        """Yield training micro-batches in the order given, read ahead in ``data.num_workers``
-        threads.
+    def batches(self, plans: Sequence[RoundPlan], *, alone: bool = False) -> Iterator[Batch]:
+        """Yield the training micro-batches of all rounds in order, read ahead in
+        ``data.num_workers`` threads, with the masks of their round.
 
         Their positions, from which dropout draws, are made unique over clients, unless a client is
         trained ``alone``.
         """
         count = len(self.clients)
+        order = [
+            (micro_batch, round_progress(plan.number, self.job.num_rounds))
+            for plan in plans
+            for step in plan.steps
+            for micro_batch in step
+        ]
 
         def load(index: int) -> Batch:
-            number, position = order[index]
+            (number, position), progress = order[index]
+            part = self.clients[number]
             (batch,) = self._load(
-                self.clients[number], self.clients[number].train_plan, [position], num_workers=0
+                part, part.train_plan, [position], num_workers=0, progress=progress
             )
             return batch if alone else replace(batch, position=position * count + number)
 
@@ -206,13 +214,17 @@ class Pool:
         return scores
 
     def _load(
-        self, part: Partition, plan: BatchPlan, positions: Iterable[int], num_workers: int
+        self,
+        part: Partition,
+        plan: BatchPlan,
+        positions: Iterable[int],
+        num_workers: int,
+        progress: float = 1.0,
     ) -> Iterator[Batch]:
         source = self.site.label_source(self.job.task, part, self.key)
         data = self.job.data.model_copy(update={"num_workers": num_workers})
-        return load_batches(
-            self.site.manifest, plan, positions, source, mask_spec(self.job.task), data
-        )
+        mask = mask_spec(self.job.task, progress)
+        return load_batches(self.site.manifest, plan, positions, source, mask, data)
 
 
 def figures(

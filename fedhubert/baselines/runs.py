@@ -69,8 +69,7 @@ class BaselineRun:
 
     def train(self, plans: Sequence[RoundPlan]) -> None:
         """Train all rounds; interrupted, the last finished one is saved."""
-        order = [micro_batch for plan in plans for step in plan.steps for micro_batch in step]
-        batches = self._pool.batches(order, alone=self._alone is not None)
+        batches = self._pool.batches(plans, alone=self._alone is not None)
         try:
             for plan in plans:
                 self._round(plan, batches)

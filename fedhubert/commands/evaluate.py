@@ -1,14 +1,11 @@
 """``fedhubert evaluate``: what a checkpoint has learned, in a table and a JSON file."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from fedhubert.evaluation.checkpoint import Probing
 
 
@@ -46,10 +43,40 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
         help="alignment: path,start_sample,end_sample,phone lines",
     )
     parser.add_argument(
+        "--item",
+        type=Path,
+        metavar="FILE",
+        help="ZeroSpeech item file, for ABX: #file onset offset #phone prev-phone next-phone speaker (default: the phones)",
+    )
+    parser.add_argument(
+        "--abx",
+        default="mean,mean-z",
+        metavar="I,J",
+        help="how segments are compared: mean, dtw, mean-z, dtw-z (every dimension standardised), or none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--abx-context",
+        choices=("within", "any"),
+        help="compare phones with the same neighbours, or all (default: within with --item, any with --phones)",
+    )
+    parser.add_argument(
+        "--abx-most",
+        type=_count,
+        default=20,
+        metavar="N",
+        help="segments of each phone, context and speaker; 0: all (default: %(default)s)",
+    )
+    parser.add_argument(
         "--probe",
         action="append",
         metavar="NAME",
         help="probe for this task of the labels file or manifest column; may be repeated (default: all tasks of the labels file)",
+    )
+    parser.add_argument(
+        "--pooling",
+        default="mean",
+        metavar="I,J",
+        help="frames of an utterance for its probes: mean, or thirds, the means of three parts (default: %(default)s)",
     )
     parser.add_argument(
         "--purity",
@@ -115,6 +142,7 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the flags say, print tables; returns 0."""
+    from fedhubert.commands.evaluation_tables import print_results
     from fedhubert.evaluation.checkpoint import evaluate_checkpoint, write_results
     from fedhubert.reporting.console import log_to_terminal, output_console
 
@@ -131,8 +159,9 @@ def run(args: argparse.Namespace) -> int:
 def probing_of(args: argparse.Namespace) -> "Probing":
     """Return what the flags ask for; raises :class:`ConfigError` for layers that are no numbers."""
     from fedhubert.errors import ConfigError
+    from fedhubert.evaluation.abx_section import MEASURES, AbxSettings
     from fedhubert.evaluation.checkpoint import Audio, Probing
-    from fedhubert.evaluation.study import StudySettings
+    from fedhubert.evaluation.study import POOLING, StudySettings
 
     try:
         layers = (
@@ -142,12 +171,20 @@ def probing_of(args: argparse.Namespace) -> "Probing":
         raise ConfigError(
             f"--layers {args.layers!r}: give numbers, for example 0,6,12", setting="--layers"
         ) from None
+
     settings = StudySettings(
         probes=tuple(args.probe or ()),
         purities=tuple(args.purity or ()),
         layers=layers,
         clusters=args.clusters,
         folds=args.folds,
+        pooling=_chosen("--pooling", args.pooling, POOLING),
+        abx=AbxSettings(
+            () if args.abx == "none" else _chosen("--abx", args.abx, MEASURES),
+            args.abx_most,
+            args.max_utterances,
+            args.seed,
+        ),
         max_frames=args.max_frames,
         max_utterances=args.max_utterances,
         seed=args.seed,
@@ -159,72 +196,31 @@ def probing_of(args: argparse.Namespace) -> "Probing":
         else None
     )
     return Probing(
-        Audio(args.manifest, args.root, args.labels, args.phones),
+        Audio(
+            args.manifest,
+            args.root,
+            args.labels,
+            args.phones,
+            args.item,
+            None if args.abx_context is None else args.abx_context == "within",
+        ),
         settings,
         fitted_on,
         args.cache_gb,
     )
 
 
-def print_results(console: "Console", results: Mapping[str, Any]) -> None:
-    """Print one table per measurement."""
-    from rich.table import Table
+def _chosen(flag: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Return names given with commas between them."""
+    from fedhubert.errors import ConfigError
 
-    encoder, masked = results["encoder"], results["masked"]
-    console.print(
-        f"encoder: {encoder['parameters'] / 1e6:.2f} M parameters, {encoder['audio_s_per_s']:.0f} s of audio per CPU-second (per second on a GPU)",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if "skipped" in masked:
-        console.print(
-            f"masked prediction: not scored ({masked['skipped']})",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
+    names = tuple(dict.fromkeys(text.split(",")))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{flag} {text!r}: {unknown[0]!r} is none of {', '.join(known)}", setting=flag
         )
-    else:
-        console.print(
-            f"masked prediction on {masked['utterances']} utterances ({masked['left_out']} too short): loss {masked['loss']:.4f} nats "
-            f"(unigram entropy {masked['entropy_nats']:.4f}), accuracy {masked['masked_accuracy']:.4f} "
-            f"(most frequent label {masked['most_frequent_share']:.4f})",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for task, probe in results["probes"].items():
-        first = probe["rows"][0]
-        title = (
-            f"Probe: {task} ({first['items']} items, {first['classes']} labels, {probe['split']})"
-        )
-        table = _table(Table(title=title), "accuracy", "lowest fold", "highest fold", "majority")
-        for row in probe["rows"]:
-            _add_row(
-                table,
-                row,
-                row["accuracy"],
-                min(row["fold_accuracies"]),
-                max(row["fold_accuracies"]),
-                row["majority"],
-            )
-        console.print(table)
-    for task, part in results["clusters"].items():
-        title = f"Clusters: {task} ({part['rows'][0]['frames']} frames, k = {part['k']})"
-        table = _table(Table(title=title), "PNMI", "label purity", "cluster purity")
-        for row in part["rows"]:
-            _add_row(table, row, row["pnmi"], row["label_purity"], row["cluster_purity"])
-        console.print(table)
-
-
-def _table(table: "Table", *names: str) -> "Table":
-    table.add_column("features")
-    for name in ("layer", *names):
-        table.add_column(name, justify="right")
-    return table
-
-
-def _add_row(table: "Table", row: Mapping[str, Any], *figures: float) -> None:
-    layer = "" if row["layer"] is None else str(row["layer"])
-    table.add_row(row["encoder"], layer, *(f"{figure:.3f}" for figure in figures))
+    return names
 
 
 def _positive(text: str) -> int:

@@ -39,6 +39,7 @@ clients: played on this host by simulation.num_workers workers; or, with
 server:
   round_overhead_s=N      of a round beside all that (0.5; on real sites 15)
   fold_ns=N, step_ns=N    nanoseconds per parameter for an update (4) and for a round's end (20)
+  server_gflop_s=N        1e9 operations a second of its matrix products (50), for federated.strategy=FedMuon
   disk_mb_s=N             checkpoints, written and forced to disk (150)
 output:
   json=true               one JSON object instead of the table

@@ -16,6 +16,7 @@ from fedhubert.config.base import (
     Probability,
 )
 from fedhubert.config.keys import key
+from fedhubert.config.muon import MuonConfig
 
 
 class ClientConfig(Model):
@@ -35,8 +36,9 @@ class ClientConfig(Model):
     accumulate: PositiveInt = key(1, unit="micro-batches")
     """Micro-batches per optimiser step: larger batches than the memory holds."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Local optimiser. sgd for one step a round (its step is the gradient) and for FedNova."""
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """Local optimiser. muon learns faster where one client is the whole run; sgd for one step a
+    round (its step is the gradient, for FedAdam or FedMuon) and for FedNova."""
 
     optimizer_policy: Literal["reset", "keep"] = "reset"
     """keep: the optimiser's state stays on the site between rounds; reset: every round begins
@@ -47,16 +49,20 @@ class ClientConfig(Model):
     of clients."""
 
     momentum: Probability = 0.0
-    """Of sgd; adamw has ``betas``."""
+    """Of sgd; adamw has ``betas``, and muon a momentum of its own."""
+
+    muon: MuonConfig = MuonConfig()
+    """Of muon: how it orthogonalises."""
 
     betas: tuple[Probability, Probability] = (0.9, 0.98)
-    """Decay of adamw's means of gradients and of their squares, as in the HuBERT recipe."""
+    """Decay of adamw's means of gradients and of their squares, as in the HuBERT recipe; also
+    of what muon leaves to adamw."""
 
     eps: Positive = 1e-6
     """Added to adamw's denominator; raise it where fp16 gradients are tiny."""
 
     weight_decay: NonNegative = 0.01
-    """Decoupled weight decay of adamw (sgd: L2), as in the HuBERT recipe."""
+    """Decoupled weight decay of adamw and muon (sgd: L2), as in the HuBERT recipe."""
 
     warmup_fraction: Fraction = 0.08
     """Share of the whole run's rounds in which the rate rises from 0."""
@@ -106,7 +112,7 @@ class ClientConfig(Model):
 
     @property
     def sgd_momentum(self) -> float:
-        """The momentum that FedNova has to know of; AdamW's counts as none."""
+        """The momentum that FedNova has to know of; AdamW's and Muon's count as none."""
         return self.momentum if self.optimizer == "sgd" else 0.0
 
 
@@ -114,9 +120,9 @@ class BaselineConfig(Model):
     """What training without federation takes instead of ``client``'s (None: the same): a server
     optimiser's clients may need another optimiser."""
 
-    optimizer: Literal["adamw", "sgd"] | None = None
-    """Optimiser of ``fedhubert central`` and ``compare``; null: ``client.optimizer``. adamw where
-    the clients take plain steps."""
+    optimizer: Literal["adamw", "muon", "sgd"] | None = None
+    """Optimiser of ``fedhubert central`` and ``compare``; null: ``client.optimizer``. adamw, or
+    muon beside FedMuon, where the clients take plain steps."""
 
     lr: Positive | None = None
     """Its peak learning rate; null: ``client.lr``."""

@@ -18,6 +18,7 @@ from fedhubert.config.base import (
     Probability,
 )
 from fedhubert.config.keys import key
+from fedhubert.config.muon import MuonConfig
 
 MOST_NOISE = 2.0**26
 """The largest standard deviation of noise that the integers of a sum hold without losing bits."""
@@ -74,6 +75,7 @@ class FederatedConfig(Model):
         "FedAdam",
         "FedYogi",
         "FedAdagrad",
+        "FedMuon",
         "FedProx",
         "FedNova",
         "FedMedian",
@@ -83,7 +85,7 @@ class FederatedConfig(Model):
     """How the server makes a step of the updates; see fedhubert/federation/README.md."""
 
     server_learning_rate: Positive = 1.0
-    """Factor on the mean update, of all strategies but FedAdam, FedYogi and FedAdagrad."""
+    """Factor on the mean update, of all strategies but those with ``eta``."""
 
     server_schedule: Literal["linear", "constant"] = "constant"
     """The server's rate (``eta`` or ``server_learning_rate``) over the rounds. linear for runs of
@@ -102,17 +104,29 @@ class FederatedConfig(Model):
     """Of FedProx: weight of the pull towards the incoming model in local training; 0 is FedAvg."""
 
     beta1: Probability = 0.9
-    """Decay of the mean of updates, of FedAdam, FedYogi and FedAdagrad."""
+    """Decay of the mean of updates, of FedAdam, FedYogi and FedAdagrad, and of what FedMuon leaves
+    to AdamW."""
 
     beta2: Probability = 0.999
-    """Decay of the mean of squared updates, of FedAdam and FedYogi."""
+    """Decay of the mean of squared updates, of FedAdam and FedYogi, and of what FedMuon leaves to
+    AdamW."""
 
     eta: Positive = 0.01
-    """The server's rate, of FedAdam, FedYogi and FedAdagrad."""
+    """The server's rate, of FedAdam, FedYogi, FedAdagrad and FedMuon."""
 
     tau: Positive = 0.001
-    """Added to the denominator of FedAdam, FedYogi and FedAdagrad; the larger, the less
-    adaptive."""
+    """Added to the denominator of FedAdam, FedYogi and FedAdagrad, and of AdamW beside FedMuon; the
+    larger, the less adaptive. On gradients (one plain step at rate 1) far below the default."""
+
+    muon: MuonConfig = MuonConfig()
+    """Of FedMuon: how it orthogonalises."""
+
+    server_weight_decay: NonNegative = 0.0
+    """Decoupled weight decay of FedMuon, as ``client.weight_decay`` has it for adamw and muon."""
+
+    server_device: str = key("cpu", resume="free")
+    """Where FedMuon orthogonalises: cpu, auto (a GPU where the server has one), cuda, cuda:1. A GPU
+    for models of tens of millions of parameters: see ``fedhubert plan``."""
 
     bias_correction: Literal["none", "flower"] = key("none", fork=["server_optimizer"])
     """Of FedAdam: none is the paper's (Reddi et al. 2021), flower as Flower has it."""

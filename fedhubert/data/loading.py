@@ -33,9 +33,14 @@ class LabelSource:
     rate_hz: int
 
 
-def mask_spec(task: MaskedTask) -> MaskSpec:
-    """Return the task's masks."""
-    return MaskSpec(task.mask_probability, task.mask_length_frames, task.min_masks)
+def mask_spec(task: MaskedTask, progress: float = 1.0) -> MaskSpec:
+    """Return the task's masks at ``progress`` in [0, 1] of the run; models are scored on those of
+    its end."""
+    start = task.mask_probability_start
+    probability = task.mask_probability
+    if start is not None:
+        probability = start + progress * (probability - start)
+    return MaskSpec(probability, task.mask_length_frames, task.min_masks)
 
 
 def load_batches(

@@ -36,7 +36,7 @@ class Labels:
                 task; with file and line.
         """
         tasks: dict[str, dict[str, str]] = {}
-        for line, row in _rows(path, "--labels", ("path",)):
+        for line, row in read_table(path, "--labels", ("path",)):
             long = "task" in row and "label" in row
             found = (
                 {row["task"]: row["label"]}
@@ -100,7 +100,7 @@ class Alignment:
                 overlap; with file and line.
         """
         segments: dict[str, list[tuple[int, int, str]]] = {}
-        for line, row in _rows(path, "--phones", _ALIGNMENT):
+        for line, row in read_table(path, "--phones", _ALIGNMENT):
             try:
                 start, end = int(row["start_sample"]), int(row["end_sample"])
             except ValueError:
@@ -147,10 +147,14 @@ class Alignment:
         return found
 
 
-def _rows(path: Path, flag: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_table(
+    path: Path, flag: str, required: tuple[str, ...], delimiter: str = ","
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield each line's number and cells by column; raises :class:`DataError`, naming ``flag``, for a
+    file that cannot be read, lacks a required column, or has lines of another number of cells."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, delimiter=delimiter, strict=True)
             missing = [name for name in required if name not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(

@@ -12,28 +12,47 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import ConfigError
 from fedhubert.evaluation.annotations import Alignment, Labels
+from fedhubert.evaluation.items import Annotated
 from fedhubert.evaluation.progress import Passes
+from fedhubert.evaluation.segments import Segments, aligned_segments, read_items
 from fedhubert.evaluation.sklearn_extra import require_sklearn
-from fedhubert.evaluation.study import Annotated, StudySettings, masked_section, run_study
+from fedhubert.evaluation.study import StudySettings, masked_section, run_study
 
 
 @dataclass(frozen=True)
 class Audio:
-    """Audio and where its annotations are: labels of utterances, an alignment of phones; ``root``
-    is where the manifest's paths start."""
+    """Audio and where its annotations are: labels of utterances, an alignment of phones, a
+    ZeroSpeech item file; ``root`` is where the manifest's paths start.
+
+    ``by_context``: whether ABX compares phones with the same neighbours; None: those of an item
+    file only.
+    """
 
     manifest: Path
     root: Path | None = None
     labels: Path | None = None
     phones: Path | None = None
+    item: Path | None = None
+    by_context: bool | None = None
 
-    def read(self) -> Annotated:
-        """Raises :class:`~fedhubert.errors.DataError` for a file that cannot be used."""
+    def read(self, *, segments: bool = True) -> Annotated:
+        """Read everything, or all but ``segments``; raises :class:`~fedhubert.errors.DataError` for
+        a file that cannot be used."""
+        manifest = Manifest.read(self.manifest, self.root)
+        alignment = Alignment.read(self.phones) if self.phones else None
         return Annotated(
-            Manifest.read(self.manifest, self.root),
+            manifest,
             Labels.read(self.labels) if self.labels else Labels({}),
-            Alignment.read(self.phones) if self.phones else None,
+            alignment,
+            self._segments(manifest, alignment) if segments else None,
         )
+
+    def _segments(self, manifest: Manifest, alignment: Alignment | None) -> Segments | None:
+        if self.item is not None:
+            return read_items(self.item, manifest, by_context=self.by_context is not False)
+        if alignment is None:
+            return None
+        return aligned_segments(alignment, manifest, by_context=bool(self.by_context))
 
 
 @dataclass(frozen=True)
@@ -55,8 +74,8 @@ class Probing:
 
 def evaluate_checkpoint(source: str, probing: Probing, console: Console) -> dict[str, object]:
     """Return all figures of a checkpoint; raises :class:`~fedhubert.errors.FedhubertError`."""
-    evaluated = probing.audio.read()
-    fitted_on = probing.fitted_on.read() if probing.fitted_on else None
+    evaluated = probing.audio.read(segments=bool(probing.settings.abx.measures))
+    fitted_on = probing.fitted_on.read(segments=False) if probing.fitted_on else None
     settings = probing.settings.with_tasks(evaluated.labels)
     if settings.probes or settings.purities or evaluated.alignment:
         require_sklearn()

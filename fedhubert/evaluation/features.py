@@ -6,7 +6,7 @@ width.
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -36,30 +36,42 @@ class Extractor:
         self._cache = cache
         self._frames = frames_of(manifest.lengths(SAMPLE_RATE_HZ))
 
-    def pooled(self, rows: Rows, tick: Tick = lambda: None) -> Features:
-        """Return the mean over frames of each utterance [L, U, D]; raises :class:`DataError` for
-        audio that cannot be read."""
+    def pooled(self, rows: Rows, tick: Tick = lambda: None, parts: int = 1) -> Features:
+        """Return the mean over frames of each utterance [L, U, D], or of its first, second, ... part
+        one after the other [L, U, parts D].
+
+        Raises:
+            DataError: audio that cannot be read.
+        """
+        kind = "mean" if parts == 1 else f"mean of {parts}"
         means = []
         for row in rows.tolist():
-            means.append(self._kept(row, "mean", lambda frames_LTD: frames_LTD.mean(axis=1)))
+            means.append(self._kept(row, kind, lambda frames_LTD: _parts(frames_LTD, parts)))
             tick()
         return np.stack(means, axis=1)
 
     def frames(self, chosen: Mapping[int, Rows], tick: Tick = lambda: None) -> Features:
         """Return frames [L, F, D]: of each row in ``chosen``, in its order, those at the given
         places."""
-        picked = []
-        for row, places in chosen.items():
-            picked.append(self._kept(row, "frames", lambda frames_LTD: frames_LTD)[:, places])
-            tick()
+        picked = [
+            frames_LTD[:, chosen[row]]
+            for row, frames_LTD in self.each(np.array(list(chosen), dtype=np.int64), tick)
+        ]
         return np.concatenate(picked, axis=1)
+
+    def each(self, rows: Rows, tick: Tick = lambda: None) -> Iterator[tuple[int, Features]]:
+        """Yield every row with all its frames [L, T, D]; raises like :meth:`pooled`."""
+        for row in rows.tolist():
+            yield row, self._kept(row, "frames", lambda frames_LTD: frames_LTD)
+            tick()
 
     def _kept(self, row: int, kind: str, reduce: Callable[[Features], Features]) -> Features:
         if not self.encoder.key:
             return reduce(self._compute(row))
         key = self._key(row, kind)
         length = int(self._frames[row])
-        wanted = (len(self.layers),) if kind == "mean" else (len(self.layers), length)
+        frames = (len(self.layers), length)
+        wanted = frames if kind == "frames" else frames[:1]
         kept = (self._cache.get(key) or {}).get(_KEPT)
         if kept is not None and kept.dtype == torch.float32 and kept.shape[:-1] == wanted:
             return kept.numpy()
@@ -82,6 +94,15 @@ class Extractor:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
         text = f"{self.encoder.key} {self.layers} {kind} {self.manifest.num_samples[row]} {digest.hexdigest()}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _parts(frames_LTD: Features, parts: int) -> Features:
+    """Return the means [L, parts D] of equal parts; those of fewer frames share them."""
+    count = frames_LTD.shape[1]
+    firsts = [part * count // parts for part in range(parts)]
+    ends = [max(first + 1, -(-(part + 1) * count // parts)) for part, first in enumerate(firsts)]
+    means = [frames_LTD[:, first:end].mean(axis=1) for first, end in zip(firsts, ends, strict=True)]
+    return np.concatenate(means, axis=1)
 
 
 def audio_s_per_s(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.errors import DataError
+from fedhubert.evaluation.resampling import ratio_interval
 from fedhubert.evaluation.sklearn_extra import require_sklearn
 from fedhubert.seeding import derive_seed
 
@@ -29,6 +30,8 @@ class ProbeResult:
         fold_accuracies: The same per fold.
         majority: What naming the most frequent label of the items fitted on would give.
         items, classes: How many were scored, and how many labels there are among them.
+        interval: The middle 95 % of the accuracy over resampled speakers of the scored items; None
+            for a single one.
     """
 
     accuracy: float
@@ -36,12 +39,18 @@ class ProbeResult:
     majority: float
     items: int
     classes: int
+    interval: list[float] | None = None
 
 
 def linear_probe(
-    features_ND: npt.NDArray[np.float32], labels_N: Rows, folds: Sequence[Fold]
+    features_ND: npt.NDArray[np.float32],
+    labels_N: Rows,
+    folds: Sequence[Fold],
+    speakers_N: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> ProbeResult:
-    """Fit and score a probe on each fold.
+    """Fit and score a probe on each fold; with ``speakers_N``, with an interval, whose resamples
+    ``seed`` draws.
 
     Raises:
         DataError: a fold whose items to fit on have one label only.
@@ -54,6 +63,7 @@ def linear_probe(
     from threadpoolctl import threadpool_limits
 
     right, constant, sizes = [], [], []
+    correct_N = np.zeros(len(labels_N))
     for fit, score in folds:
         if len(np.unique(labels_N[fit])) < 2:
             raise DataError(
@@ -70,16 +80,22 @@ def linear_probe(
             # cut off: all rows of a table alike
             warnings.simplefilter("ignore", ConvergenceWarning)
             probe.fit(features_ND[fit], labels_N[fit])
-        right.append(int((probe.predict(features_ND[score]) == labels_N[score]).sum()))
+        correct_N[score] = probe.predict(features_ND[score]) == labels_N[score]
+        right.append(int(correct_N[score].sum()))
         constant.append(int((labels_N[score] == np.bincount(labels_N[fit]).argmax()).sum()))
         sizes.append(len(score))
     scored = np.concatenate([score for _, score in folds])
+    interval = None
+    if speakers_N is not None:
+        said = np.asarray(speakers_N)[scored]
+        interval = ratio_interval(correct_N[scored], np.ones(len(scored)), said, seed)
     return ProbeResult(
         sum(right) / sum(sizes),
         [correct / size for correct, size in zip(right, sizes, strict=True)],
         sum(constant) / sum(sizes),
         sum(sizes),
         len(np.unique(labels_N[scored])),
+        interval,
     )
 
 

@@ -1,24 +1,32 @@
-"""An evaluation from a checkpoint and annotated audio to figures: masked prediction, probes and
+"""An evaluation from a checkpoint and annotated audio to figures: masked prediction, probes, ABX and
 clusters, with MFCC and an untrained model beside."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
 from fedhubert.disk_cache import DiskCache
-from fedhubert.errors import ConfigError, DataError, FedhubertError
-from fedhubert.evaluation.annotations import Alignment, Labels
+from fedhubert.errors import ConfigError, FedhubertError
+from fedhubert.evaluation.abx_section import AbxSection, AbxSettings
+from fedhubert.evaluation.annotations import Labels
 from fedhubert.evaluation.clusters import cluster_frames, compare
 from fedhubert.evaluation.encoders import Encoder, Features, load_encoder, mfcc_encoder
-from fedhubert.evaluation.features import Extractor, audio_s_per_s
+from fedhubert.evaluation.features import audio_s_per_s
+from fedhubert.evaluation.items import (
+    Annotated,
+    Items,
+    frames_of,
+    spread,
+    utterances_of,
+    without_speakers,
+)
 from fedhubert.evaluation.probes import Fold, linear_probe, speaker_disjoint_folds, utterance_folds
-from fedhubert.seeding import generator
+from fedhubert.evaluation.segments import Segments
 from fedhubert.training.device import resolve_device
 
 log = logging.getLogger("fedhubert")
@@ -35,15 +43,6 @@ class Ticker:
 
 
 @dataclass(frozen=True)
-class Annotated:
-    """A manifest with what is known of its audio."""
-
-    manifest: Manifest
-    labels: Labels = field(default_factory=lambda: Labels({}))
-    alignment: Alignment | None = None
-
-
-@dataclass(frozen=True)
 class StudySettings:
     """How much to compute.
 
@@ -56,6 +55,9 @@ class StudySettings:
         clusters: k of k-means; 0: no clusters.
         references: Measure MFCC and the untrained encoder too.
         folds: At most so many parts of cross-validation.
+        pooling: How frames of an utterance become one vector for its probes, :data:`POOLING`; each
+            but the mean gives probes of its own, ``task (thirds)``.
+        abx: How segments are compared.
         max_frames, max_utterances: More are drawn from at random.
     """
 
@@ -65,6 +67,8 @@ class StudySettings:
     clusters: int = 100
     references: bool = True
     folds: int = 5
+    pooling: tuple[str, ...] = ("mean",)
+    abx: AbxSettings = field(default_factory=AbxSettings)
     max_frames: int = 20_000
     max_utterances: int = 4_000
     seed: int = 0
@@ -75,29 +79,8 @@ class StudySettings:
         return self if self.probes else replace(self, probes=tuple(labels.tasks))
 
 
-@dataclass(frozen=True)
-class _Items:
-    """What a probe sees of one manifest: one item per utterance, or per chosen frame."""
-
-    manifest: Manifest
-    rows: Rows
-    labels: list[str]
-    speakers: list[str]
-    chosen: dict[int, Rows] | None = None
-
-    def features(
-        self, encoder: Encoder, layers: Sequence[int], cache: DiskCache, tick: Callable[[], None]
-    ) -> Features:
-        extractor = Extractor(encoder, layers, self.manifest, cache)
-        return (
-            extractor.pooled(self.rows, tick)
-            if self.chosen is None
-            else extractor.frames(self.chosen, tick)
-        )
-
-    @property
-    def num_utterances(self) -> int:
-        return len(self.rows) if self.chosen is None else len(self.chosen)
+POOLING = {"mean": 1, "thirds": 3}
+"""Parts of an utterance whose means are put one after the other."""
 
 
 def run_study(
@@ -125,19 +108,27 @@ def run_study(
     encoders = [mfcc_encoder(), untrained, trained] if settings.references else [trained]
     layers = _checked_layers(settings.layers, trained)
     study = _Study(encoders, layers, settings, cache, track)
-    probes = {task: study.utterance_probe(task, evaluated, fitted_on) for task in settings.probes}
-    clusters = {}
+    probes = {
+        task if pooling == "mean" else f"{task} ({pooling})": study.utterance_probe(
+            task, evaluated, fitted_on, POOLING[pooling]
+        )
+        for task in settings.probes
+        for pooling in settings.pooling
+    }
+    clusters, drawn = {}, (settings.max_frames, settings.seed)
     if evaluated.alignment is not None:
-        items = _frames_of(
-            evaluated.manifest, evaluated.alignment.frames(evaluated.manifest), settings
+        items = frames_of(
+            evaluated.manifest, evaluated.alignment.frames(evaluated.manifest), *drawn
         )
         probes["phone"], agreement = study.phones(items)
         if settings.clusters:
             clusters["phone"] = agreement
     for task in settings.purities if settings.clusters else ():
         clusters[task] = study.purity(
-            _frames_of(evaluated.manifest, _spread(evaluated, task), settings)
+            frames_of(evaluated.manifest, spread(evaluated, task), *drawn)
         )
+    segments = evaluated.segments
+    abx = {} if segments is None else study.abx(segments, evaluated.manifest)
     speed = audio_s_per_s(trained, evaluated.manifest, device)
     about = {
         "source": str(source),
@@ -150,6 +141,7 @@ def run_study(
         "encoder": about,
         "probes": probes,
         "clusters": clusters,
+        "abx": abx,
     }
 
 
@@ -164,6 +156,7 @@ class _Study:
         cache: DiskCache,
         track: Track,
     ) -> None:
+        self._utterances = settings.max_utterances, settings.seed
         self._encoders, self._layers, self._settings, self._cache, self._track = (
             encoders,
             layers,
@@ -173,35 +166,48 @@ class _Study:
         )
 
     def utterance_probe(
-        self, task: str, evaluated: Annotated, fitted_on: Annotated | None
+        self, task: str, evaluated: Annotated, fitted_on: Annotated | None, num_parts: int
     ) -> dict[str, object]:
-        """Probe mean-pooled features for a label of the utterance."""
-        score = _utterances_of(evaluated, task, self._settings)
+        """Probe features, pooled over so many parts, for a label of the utterance."""
+        score = replace(utterances_of(evaluated, task, *self._utterances), parts=num_parts)
         if fitted_on is None or task == "speaker":
             parts, names = [score], _number(score.labels)
             folds = self._folds(task, score, names)
         else:
-            fit = _without_speakers(
-                _utterances_of(fitted_on, task, self._settings), set(score.speakers)
+            fit = replace(
+                without_speakers(
+                    utterances_of(fitted_on, task, *self._utterances), set(score.speakers)
+                ),
+                parts=num_parts,
             )
             parts, names = [fit, score], _number(fit.labels + score.labels)
             folds = [(np.arange(len(fit.labels)), np.arange(len(fit.labels), len(names)))]
-        rows = []
-        for encoder, layer, features in self._features(parts, task):
-            rows.append(
-                {"encoder": encoder, "layer": layer, **asdict(linear_probe(features, names, folds))}
-            )
+        speakers = [speaker for part in parts for speaker in part.speakers]
+        rows = [
+            self._probed(encoder, layer, features, names, folds, speakers)
+            for encoder, layer, features in self._features(parts, task)
+        ]
         return {"split": _split_name(task, fitted_on), "rows": rows}
 
-    def phones(self, items: _Items) -> tuple[dict[str, object], dict[str, object]]:
+    def _probed(
+        self,
+        encoder: str,
+        layer: int | None,
+        features: Features,
+        names: Rows,
+        folds: list[Fold],
+        speakers: list[str],
+    ) -> dict[str, object]:
+        probe = linear_probe(features, names, folds, speakers, self._settings.seed)
+        return {"encoder": encoder, "layer": layer, **asdict(probe)}
+
+    def phones(self, items: Items) -> tuple[dict[str, object], dict[str, object]]:
         """Probe single frames for their phone, and cluster the same frames."""
         names = _number(items.labels)
         probes, clusters = [], []
         folds = speaker_disjoint_folds(items.speakers, self._settings.folds)
         for encoder, layer, features in self._features([items], "phone"):
-            probes.append(
-                {"encoder": encoder, "layer": layer, **asdict(linear_probe(features, names, folds))}
-            )
+            probes.append(self._probed(encoder, layer, features, names, folds, items.speakers))
             if self._settings.clusters:
                 clusters.append(
                     {"encoder": encoder, "layer": layer, **self._agreement(features, names)}
@@ -211,7 +217,7 @@ class _Study:
             "rows": clusters,
         }
 
-    def purity(self, items: _Items) -> dict[str, object]:
+    def purity(self, items: Items) -> dict[str, object]:
         """Cluster frames and compare with their utterances' labels."""
         names = _number(items.labels)
         rows = [
@@ -220,18 +226,35 @@ class _Study:
         ]
         return {"k": self._settings.clusters, "rows": rows}
 
+    def abx(self, segments: Segments, manifest: Manifest) -> dict[str, object]:
+        """Compare segments; return measure -> figures of each encoder and layer, if there are any."""
+        section = AbxSection(segments, manifest, self._settings.abx, self._cache)
+        rows: dict[str, list[dict[str, object]]] = {}
+        if not section.has_triples:
+            log.warning(
+                "ABX is left out: it needs a speaker with segments of two phones, and another segment of one of them "
+                "(with --abx-context within: with the same neighbours); does the manifest say who speaks?"
+            )
+            return {}
+        for encoder in self._encoders:
+            layers = self._layers if encoder.key else encoder.layers
+            tick = self._track(f"ABX: {encoder.name}", len(section.rows))
+            for measure, row in section.measured(encoder, layers, tick):
+                rows.setdefault(measure, []).append(row)
+        return {measure: {**section.about(), "rows": found} for measure, found in rows.items()}
+
     def _agreement(self, features: Features, names: Rows) -> dict[str, object]:
         return asdict(
             compare(cluster_frames(features, self._settings.clusters, self._settings.seed), names)
         )
 
-    def _folds(self, task: str, items: _Items, names: Rows) -> list[Fold]:
+    def _folds(self, task: str, items: Items, names: Rows) -> list[Fold]:
         if task == "speaker":
             return utterance_folds(names, self._settings.folds, self._settings.seed)
         return speaker_disjoint_folds(items.speakers, self._settings.folds)
 
     def _features(
-        self, parts: list[_Items], task: str
+        self, parts: list[Items], task: str
     ) -> Iterator[tuple[str, int | None, Features]]:
         """Yield (encoder, layer, features of all parts' items); one encoder's are in memory at a
         time."""
@@ -247,79 +270,6 @@ class _Study:
                 yield encoder.name, layer if encoder.key else None, features[place]
 
 
-def best_layers(study: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return task -> encoder -> its most accurate row."""
-    best: dict[str, dict[str, dict[str, object]]] = {}
-    for task, probe in study.get("probes", {}).items():
-        for row in probe["rows"]:
-            rows = best.setdefault(task, {})
-            if row["encoder"] not in rows or row["accuracy"] > rows[row["encoder"]]["accuracy"]:
-                rows[row["encoder"]] = row
-    return best
-
-
-def _utterances_of(annotated: Annotated, task: str, settings: StudySettings) -> _Items:
-    rows, labels = annotated.labels.of(annotated.manifest, task)
-    kept = np.sort(
-        _drawn(len(rows), settings.max_utterances, settings.seed, "evaluation/utterances")
-    )
-    speakers = annotated.manifest.speakers
-    return _Items(
-        annotated.manifest,
-        rows[kept],
-        [labels[i] for i in kept],
-        [speakers[row] for row in rows[kept].tolist()],
-    )
-
-
-def _frames_of(
-    manifest: Manifest, frames: Mapping[int, tuple[Rows, list[str]]], settings: StudySettings
-) -> _Items:
-    """Draw whole utterances until there are ``max_frames`` frames; of the last one its
-    beginning."""
-    chosen: dict[int, Rows] = {}
-    labels: list[str] = []
-    speakers: list[str] = []
-    listed = list(frames)
-    for place in _drawn(len(listed), len(listed), settings.seed, "evaluation/frames").tolist():
-        room = settings.max_frames - len(labels)
-        if room <= 0:
-            break
-        row = listed[place]
-        places, names = frames[row]
-        chosen[row] = places[:room]
-        labels += names[:room]
-        speakers += [manifest.speakers[row]] * min(room, len(places))
-    return _Items(manifest, np.array(list(chosen), dtype=np.int64), labels, speakers, chosen)
-
-
-def _spread(annotated: Annotated, task: str) -> dict[int, tuple[Rows, list[str]]]:
-    """Give every frame its utterance's label."""
-    from fedhubert.models.hubert import frames_of
-
-    rows, labels = annotated.labels.of(annotated.manifest, task)
-    counts = frames_of(annotated.manifest.lengths()[rows]).tolist()
-    return {
-        row: (np.arange(count), [label] * count)
-        for row, label, count in zip(rows.tolist(), labels, counts, strict=True)
-    }
-
-
-def _without_speakers(items: _Items, heard: set[str]) -> _Items:
-    kept = [place for place, speaker in enumerate(items.speakers) if speaker not in heard]
-    if not kept:
-        raise DataError(
-            "every speaker of --train-manifest is also in --manifest: probes need other ones",
-            setting="--train-manifest",
-        )
-    return _Items(
-        items.manifest,
-        items.rows[kept],
-        [items.labels[i] for i in kept],
-        [items.speakers[i] for i in kept],
-    )
-
-
 def _split_name(task: str, fitted_on: Annotated | None) -> str:
     if task == "speaker":
         return "by utterance"
@@ -328,10 +278,6 @@ def _split_name(task: str, fitted_on: Annotated | None) -> str:
         if fitted_on is None
         else "speaker-disjoint, fitted on the training manifest"
     )
-
-
-def _drawn(total: int, most: int, seed: int, purpose: str) -> Rows:
-    return generator(seed, purpose).permutation(total)[:most]
 
 
 def _number(labels: Iterable[str]) -> Rows:

@@ -52,6 +52,9 @@ class Rates(Model):
     step_ns: NonNegative = 20.0
     """The server's nanoseconds per parameter for the end of a round."""
 
+    server_gflop_s: Positive = 50.0
+    """How fast the server multiplies matrices, in 1e9 operations a second (FedMuon)."""
+
     disk_mb_s: Positive = 150.0
     """How fast the server writes checkpoints and forces them to the disk, in 1e6 bytes a second."""
 
@@ -105,14 +108,14 @@ class Inputs:
     """What is planned.
 
     Attributes:
-        shapes: Of the trained parameters, which travel.
+        layout: Of the trained parameters, which travel.
         all_parameters: Frozen ones included.
         clients: By partition.
         teacher_bytes: What is sent once to each site that lacks it.
     """
 
     config: Config
-    shapes: tuple[tuple[int, ...], ...]
+    layout: ParameterLayout
     all_parameters: int
     clients: tuple[ClientAudio, ...]
     rates: Rates
@@ -121,7 +124,7 @@ class Inputs:
     @cached_property
     def numel(self) -> int:
         """P: parameters that travel."""
-        return sum(math.prod(shape) for shape in self.shapes)
+        return self.layout.numel
 
     @property
     def device(self) -> str:
@@ -148,9 +151,9 @@ def inputs_of(config: Config, clients: Sequence[ClientAudio], rates: Rates) -> I
     config, teacher = with_teacher(config)
     model = build_model(config.model, config.task, config.seed)
     every = sum(int(parameter.numel()) for parameter in model.parameters())
-    shapes = ParameterLayout.of(model).shapes
+    layout = ParameterLayout.of(model)
     return Inputs(
-        config, shapes, every, tuple(clients), rates, teacher.teacher.num_bytes if teacher else 0
+        config, layout, every, tuple(clients), rates, teacher.teacher.num_bytes if teacher else 0
     )
 
 

@@ -12,6 +12,7 @@ from functools import cache
 
 from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.roster.sampling import asking_order, assign_to_nodes
+from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.planning import secure, sizes
 from fedhubert.planning.inputs import Inputs
 
@@ -104,6 +105,7 @@ class _Planner:
             node: [node] if nodes == count else range(count) for node in range(nodes)
         }
         self._load = {number: client.train_s for number, client in enumerate(inputs.clients)}
+        self._step_flop = strategy_of(self._config.federated).step_flop(inputs.layout)
         self._positions = [0] * count
         self._shares = [Share() for _ in range(count)]
         self._late: dict[int, int] = {}  # client -> the first round in which it would be too late
@@ -121,7 +123,7 @@ class _Planner:
             self._labels_s(),
             self._final_s(),
             self._server_s,
-            tuple(self._warnings()),
+            (*strategy_of(self._config.federated).warnings(self._config), *self._warnings()),
         )
 
     def _round(self, number: int) -> Round:
@@ -165,6 +167,7 @@ class _Planner:
             self._positions[part] += done.micro_batches
         clients_s = max(finished[node] for node in heard)
         server_s = 1e-9 * self._inputs.numel * (rates.fold_ns * len(heard) + rates.step_ns)
+        server_s += 1e-9 * self._step_flop / rates.server_gflop_s
         server_s += 1e-6 * sizes.written(self._inputs, number) / rates.disk_mb_s
         opening_s = 0.0
         if self._secure:

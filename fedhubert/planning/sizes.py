@@ -17,7 +17,7 @@ tests/benchmarks/rounds.py."""
 
 def model_bytes(inputs: Inputs) -> int:
     """Return the bytes of the model as it travels to a node."""
-    return num_bytes(inputs.config.federated.broadcast_codec, inputs.shapes)
+    return num_bytes(inputs.config.federated.broadcast_codec, inputs.layout.shapes)
 
 
 def reply_bytes(inputs: Inputs, clients: int) -> int:
@@ -28,7 +28,9 @@ def reply_bytes(inputs: Inputs, clients: int) -> int:
         return secure.masked_bytes(inputs, cohort, clients)
     codec = inputs.config.federated.update_codec
     update = (
-        num_bytes(codec, inputs.shapes) if clients == 1 or codec in RING_BITS else 8 * inputs.numel
+        num_bytes(codec, inputs.layout.shapes)
+        if clients == 1 or codec in RING_BITS
+        else 8 * inputs.numel
     )
     return update + clients * 4 * sketch_width(inputs.numel) * inputs.config.sends_sketches
 
@@ -40,7 +42,7 @@ def server_memory(inputs: Inputs) -> float:
         _SERVER_BYTES
         + _SERVER_BYTES_EACH * inputs.numel
         + 4.0 * inputs.all_parameters
-        + space.server_state_bytes(inputs.config, inputs.numel)
+        + space.server_state_bytes(inputs.config, inputs.layout)
     )
     memory += strategy_of(federated).round_bytes(inputs.numel)
     if not inputs.rates.on_sites:
@@ -59,7 +61,8 @@ def client_memory(inputs: Inputs) -> float:
     beside = spec_of(inputs.config.task).device_bytes(inputs.teacher_bytes)
     return (
         4.0 * inputs.all_parameters
-        + inputs.numel * (4 + anchor + space.optimizer_bytes(inputs.config.client))
+        + inputs.numel * (4 + anchor)
+        + space.optimizer_bytes(inputs.config.client, inputs.layout)
         + beside
     )
 
@@ -77,7 +80,7 @@ def written(inputs: Inputs, number: int) -> int:
 
 def checkpoint_disk(inputs: Inputs) -> int:
     """Return the bytes of the checkpoints that are kept, with the one that is being written."""
-    return space.checkpoints_disk(inputs.config, inputs.numel, inputs.all_parameters)
+    return space.checkpoints_disk(inputs.config, inputs.layout, inputs.all_parameters)
 
 
 def site_disk(inputs: Inputs, client: ClientAudio) -> float:
@@ -87,10 +90,10 @@ def site_disk(inputs: Inputs, client: ClientAudio) -> float:
     disk = space.labels_disk(config, client.train_s + client.validation_s)
     if not config.targets.layer:  # a sample of layer features does not stay
         disk += space.sample_disk(config, client.train_s)
-    disk += space.state_disk(config, inputs.numel)
+    disk += space.state_disk(config, inputs.layout)
     return disk + spec_of(config.task).site_bytes(inputs.teacher_bytes)
 
 
 def _checkpoint(inputs: Inputs) -> int:
     """A round's checkpoint with what resuming needs."""
-    return space.checkpoint_bytes(inputs.config, inputs.numel, inputs.all_parameters)
+    return space.checkpoint_bytes(inputs.config, inputs.layout, inputs.all_parameters)

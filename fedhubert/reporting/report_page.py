@@ -3,7 +3,7 @@
 What a section says is put together here; how it looks is ``templates/report.html``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -253,6 +253,11 @@ def _evaluations(runs: Sequence[RunData]) -> Section | None:
             caption = f"{run.name}: probe for {task} ({probe.get('split', '')})"
             head = ["features", "layer", "accuracy", "majority"]
             tables.append(Table(head, rows, caption=caption))
+        for measure, section in _entries(run.results.get("abx")):
+            rows = _rows_of(section, "within", "across", say=_abx)
+            caption = f"{run.name}: ABX error, {measure} ({section.get('context', '')} context)"
+            head = ["features", "layer", "within speakers", "across speakers"]
+            tables.append(Table(head, rows, caption=caption))
         for task, clusters in _entries(run.results.get("clusters")):
             rows = _rows_of(clusters, "pnmi", "label_purity", "cluster_purity")
             caption = f"{run.name}: {clusters.get('k', '')} clusters against {task}"
@@ -289,18 +294,28 @@ def _entries(values: object) -> Iterator[tuple[str, Mapping[str, object]]]:
             yield str(name), entry
 
 
-def _rows_of(results: Mapping[str, object], *figures: str) -> list[list[str]]:
-    """Return encoder, layer and figures of each row of an evaluation's results."""
+def _rows_of(
+    results: Mapping[str, object], *figures: str, say: Callable[[object], str] | None = None
+) -> list[list[str]]:
+    """Return encoder, layer and figures, as ``say`` puts them, of each row of an evaluation's
+    results."""
     rows = results.get("rows")
     return [
         [
             str(row.get("encoder", "")),
             "" if row.get("layer") is None else str(row["layer"]),
-            *(_decimal(row.get(name)) for name in figures),
+            *((say or _decimal)(row.get(name)) for name in figures),
         ]
         for row in (rows if isinstance(rows, list) else ())
         if isinstance(row, Mapping)
     ]
+
+
+def _abx(score: object) -> str:
+    """Say an ABX error rate and its interval."""
+    found = score if isinstance(score, Mapping) else {}
+    between = [_decimal(bound) for bound in found.get("interval") or ()]
+    return " ".join([_decimal(found.get("error")), " to ".join(between)]).strip()
 
 
 def _mean_and_sd(figure: Mapping[str, object]) -> str:

@@ -6,7 +6,7 @@ rounds it consumes exactly the micro-batches (crops and masks included) that the
 the same number of steps in a row, and the same audio to the sample. Only their order differs:
 spread evenly over the run, so that every step sees all clients, where a federated round sees its
 cohort alone. Each client's own micro-batches stay in order; with one client it is the federated
-run.
+run. Under ``task.mask_probability_start`` masks are those of the round in which a step is taken.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

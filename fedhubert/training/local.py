@@ -13,6 +13,7 @@ from fedhubert.data.batching import Batch
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
+from fedhubert.training.optimizers import on_cpu, restore
 from fedhubert.training.schedule import learning_rate
 from fedhubert.training.stepping import Figures, Sums, Tally, Trainer, fetch, objective_of, score
 from fedhubert.training.upload import uploaded
@@ -119,7 +120,7 @@ def train_locally(
     ):
         trainer = Trainer(model, client, task, seed, partition, device, proximal_mu, objective)
         if optimizer_state is not None:
-            trainer.restore(optimizer_state)
+            restore(trainer.optimizer, optimizer_state)
         for step in range(progress.num_steps):
             if step and should_stop():
                 break
@@ -133,7 +134,7 @@ def train_locally(
             consumed += len(micro_batches)
         if steps == 0:
             raise TrainingError("no batch to train on", setting="client.local_steps")
-        state = trainer.state() if client.optimizer_policy == "keep" else None
+        state = on_cpu(trainer.optimizer) if client.optimizer_policy == "keep" else None
     return LocalResult(
         steps,
         consumed,

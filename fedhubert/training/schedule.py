@@ -22,3 +22,8 @@ def share_of_rate(progress: float, warmup_fraction: float, schedule: str) -> flo
         if schedule == "constant"
         else max(0.0, 1.0 - progress) / max(1.0 - warmup_fraction, 1e-12)
     )
+
+
+def round_progress(round_number: int, num_rounds: int) -> float:
+    """Return the share of the run that is done in the middle of a round, counted from 1."""
+    return (round_number - 0.5) / num_rounds

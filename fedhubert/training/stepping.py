@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +16,13 @@ from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective, Terms
 from fedhubert.objectives.spec import spec_of
 from fedhubert.seeding import derive_seed
+from fedhubert.training.optimizers import build_optimizer
 
 log = logging.getLogger("fedhubert.site")
 
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FIRST_LOSS_SCALE = 128.0  # fairseq's; torch's 65536 is for losses that are means, ours are sums
 _LEAST_LOSS_SCALE = 2.0**-10
-_ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 class Figures:
@@ -118,23 +117,6 @@ def objective_of(task: MaskedTask, objective: Objective | None) -> Objective:
     return objective or spec_of(task).loss()
 
 
-def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Optimizer:
-    """AdamW with weight decay on all parameters, as the recipe has it, or SGD."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if client.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=client.lr, momentum=client.momentum, weight_decay=client.weight_decay
-        )
-    return torch.optim.AdamW(
-        parameters,
-        lr=client.lr,
-        betas=client.betas,
-        eps=client.eps,
-        weight_decay=client.weight_decay,
-        fused=True,  # one pass over memory
-    )
-
-
 class Trainer:
     """A model with its optimiser, and how finely its micro-batches have to be split."""
 
@@ -162,39 +144,6 @@ class Trainer:
             [parameter.detach().clone() for parameter in self.parameters] if proximal_mu else []
         )
         self.parts = 1
-
-    def restore(self, kept: Mapping[str, Any]) -> None:
-        """Take over the moments of an earlier round, without changing ``kept``."""
-        momentum = {"momentum_buffer"} if self.client.momentum else set()
-        wanted = _ADAM_STATE if self.client.optimizer == "adamw" else momentum
-        state = {
-            index: {key: value.clone() for key, value in entry.items()}
-            for index, entry in kept["state"].items()
-        }
-        for index, entry in state.items():
-            shapes = {value.shape for value in entry.values() if value.dim()}
-            if (
-                index >= len(self.parameters)
-                or set(entry) != wanted
-                or not shapes <= {self.parameters[index].shape}
-            ):
-                raise TrainingError(
-                    "the optimiser state kept from an earlier round belongs to another model or optimiser: remove it, or set "
-                    "client.optimizer_policy=reset",
-                    setting="client.optimizer_policy",
-                )
-        self.optimizer.load_state_dict(
-            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        )
-
-    def state(self) -> dict[str, object]:
-        """Return the optimiser's ``state_dict`` on the CPU."""
-        state = self.optimizer.state_dict()
-        on_cpu = {
-            index: {key: value.cpu() for key, value in entry.items()}
-            for index, entry in state["state"].items()
-        }
-        return {"state": on_cpu, "param_groups": state["param_groups"]}
 
     def step(self, micro_batches: list[Batch], lr: float) -> tuple[Sums, float]:
         """Take one step at rate ``lr``; return its sums and the gradient's norm before clipping."""

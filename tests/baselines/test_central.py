@@ -15,6 +15,12 @@ from fedhubert.baselines.pool import Pool, figures
 from fedhubert.cli import main
 from fedhubert.config import FederatedConfig
 from fedhubert.federation.strategies.fedavg import FedAvg
+from fedhubert.federation.strategies.strategy import (
+    ServerStrategy,
+    client_job,
+    server_share,
+    strategy_of,
+)
 from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
@@ -44,14 +50,16 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     ]
 
 
-def train_federated(clients: Clients, num_rounds: int = 3) -> torch.Tensor:
-    model, server = clients.initial(), FedAvg(FederatedConfig())
+def train_federated(
+    clients: Clients, num_rounds: int = 3, server: ServerStrategy | None = None
+) -> torch.Tensor:
+    model, server = clients.initial(), server or FedAvg(FederatedConfig())
     positions: dict[int, int] = {}
     for number in range(1, num_rounds + 1):
         mean = clients.flat_mean(model, number, positions)
         for partition, metrics in clients.outcome.clients.items():
             positions[partition] = positions.get(partition, 0) + int(metrics["train_micro_batches"])
-        model = server.step(model, mean)
+        model = server.step(model, mean, server_share(server.config, number))
     return model
 
 
@@ -69,9 +77,7 @@ def train_centrally(clients: Clients, *, reset_each_round: bool = False) -> torc
         reset_each_round=reset_each_round,
     )
     plans = plan_rounds(pool.rounds(), job.client.accumulate)
-    batches = pool.batches(
-        [micro_batch for plan in plans for step in plan.steps for micro_batch in step]
-    )
+    batches = pool.batches(plans)
     for plan in plans:
         trainer.train_round(plan, batches, job.num_rounds)
     return clients.layout.to_vector(model)
@@ -79,8 +85,9 @@ def train_centrally(clients: Clients, *, reset_each_round: bool = False) -> torc
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_with_one_client_it_is_the_federated_run(settings: list[str], accumulate: int) -> None:
-    """Three rounds of AdamW with dropout and layer drop, the optimiser fresh at each boundary on both sides."""
+    """Three rounds of AdamW with dropout, layer drop and more masked from round to round, the optimiser fresh at each boundary on both sides."""
     one = ["federated.num_clients=1", "client.local_steps=3", f"client.accumulate={accumulate}"]
+    one += ["task.mask_probability_start=0.2"]
     clients = Clients([*settings, *NOISE, *one])
     found = train_centrally(clients, reset_each_round=True)
     assert relative(train_federated(clients), found, clients.initial()) < 1e-5
@@ -101,6 +108,41 @@ def test_where_every_client_takes_one_plain_step_a_round_it_is_the_federated_run
         ]
     )
     assert relative(train_federated(clients), train_centrally(clients), clients.initial()) < 1e-5
+
+
+def test_fedmuon_over_one_plain_step_of_every_client_is_central_muon(settings: list[str]) -> None:
+    """Six rounds with a schedule and weight decay; in fp32, since bfloat16 turns a last digit's difference into a step's.
+
+    The clients' rate cancels; a large one keeps an update's digits when it is taken from weights of 1, and tau grows with it.
+    """
+    server = [
+        "federated.strategy=FedMuon",
+        *("federated.eta=2e-3", "federated.beta2=0.98", "federated.tau=1e-3"),
+        *("federated.server_schedule=linear", "federated.server_warmup_fraction=0.3"),
+        *("federated.server_weight_decay=0.1", "federated.muon.precision=fp32"),
+    ]
+    central = ["optimizer=muon", "lr=2e-3", "schedule=linear", "warmup_fraction=0.3"]
+    baseline_keys = [f"baseline.{setting}" for setting in (*central, "weight_decay=0.1")]
+    clients = Clients(
+        [
+            *settings,
+            *SGD,
+            *server,
+            *baseline_keys,
+            *("client.lr=1000", "client.local_steps=1", "client.weight_decay=0"),
+            *(
+                "client.muon.precision=fp32",
+                "federated.client_fraction=1",
+                "federated.num_rounds=6",
+            ),
+        ]
+    )
+    federated = train_federated(clients, 6, strategy_of(clients.config.federated, clients.layout))
+    clients.config = clients.config.model_copy(
+        update={"client": clients.config.baseline.of(clients.config.client)}
+    )
+    clients.job = client_job(clients.config)
+    assert relative(federated, train_centrally(clients), clients.initial()) < 1e-5
 
 
 def test_a_client_alone_is_what_it_sends_in_its_first_round(

@@ -25,6 +25,7 @@ from fedhubert.errors import DataError
 from fedhubert.models.hubert import num_frames
 from fedhubert.models.masking import span_mask
 from fedhubert.seeding import generator
+from fedhubert.training.schedule import round_progress
 
 RATE = 16000
 MASK = mask_spec(TaskConfig())
@@ -438,3 +439,12 @@ def test_real_speech(corpus: Path) -> None:
         batch.mask_BT.shape == (len(batch.waveforms_BN), num_frames(batch.waveforms_BN.shape[1]))
         for batch in batches
     )
+
+
+def test_the_share_of_masked_frames_moves_over_the_rounds() -> None:
+    task = TaskConfig(mask_probability=0.6, mask_probability_start=0.2)
+    assert round_progress(1, 4) == 0.125 and round_progress(4, 4) == 0.875
+    shares = [mask_spec(task, round_progress(number, 4)).probability for number in (1, 2, 3, 4)]
+    assert shares == pytest.approx([0.25, 0.35, 0.45, 0.55])
+    assert mask_spec(task) == mask_spec(TaskConfig(mask_probability=0.6))
+    assert mask_spec(TaskConfig(), 0.1) == mask_spec(TaskConfig())

@@ -272,10 +272,17 @@ def test_reference_values_on_real_speech(
         str(folder / "phones.csv"),
         "--layers",
         "2",
+        "--abx-most",
+        "0",
         "--out",
         str(out),
     ]
     assert main(["evaluate", "--checkpoint", str(checkpoint), *flags]) == 0
-    mfcc, untrained, _ = json.loads(out.read_text())["probes"]["phone"]["rows"]
+    found = json.loads(out.read_text())
+    mfcc, untrained, _ = found["probes"]["phone"]["rows"]
     assert 0.30 < mfcc["accuracy"] < 0.42
     assert 0.12 < untrained["accuracy"] < 0.30
+    for measure, within, across in (("mean", 0.191, 0.279), ("mean-z", 0.175, 0.240)):
+        row = found["abx"][measure]["rows"][0]
+        assert row["within"]["error"] == pytest.approx(within, abs=0.002)
+        assert row["across"]["error"] == pytest.approx(across, abs=0.002)

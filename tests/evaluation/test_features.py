@@ -16,7 +16,7 @@ from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import DataError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.encoders import Encoder, load_encoder, mfcc_encoder
-from fedhubert.evaluation.features import Extractor
+from fedhubert.evaluation.features import Extractor, _parts
 from fedhubert.formats.huggingface import write_huggingface
 from fedhubert.formats.source import Source
 from fedhubert.models.hubert import build_hubert, num_frames
@@ -240,3 +240,16 @@ def test_bad_alignments_are_refused(line: str, message: str, tmp_path: Path) -> 
     path.write_text(f"path,start_sample,end_sample,phone\n{line}\n")
     with pytest.raises(DataError, match=message):
         Alignment.read(path)
+
+
+def test_thirds_by_hand() -> None:
+    """Equal parts where there are enough frames; else neighbours share them."""
+    for count, firsts_and_ends in (
+        (6, [(0, 2), (2, 4), (4, 6)]),
+        (4, [(0, 2), (1, 3), (2, 4)]),
+        (2, [(0, 1), (0, 2), (1, 2)]),
+        (1, [(0, 1), (0, 1), (0, 1)]),
+    ):
+        frames = np.arange(count, dtype=np.float32)[None, :, None] ** 2
+        expected = [frames[0, first:end].mean() for first, end in firsts_and_ends]
+        assert _parts(frames, 3).tolist() == [pytest.approx(expected)]

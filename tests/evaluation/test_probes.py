@@ -9,6 +9,7 @@ from sklearn.metrics import mutual_info_score
 from fedhubert.errors import ConfigError, DataError
 from fedhubert.evaluation.clusters import cluster_frames, compare
 from fedhubert.evaluation.probes import linear_probe, speaker_disjoint_folds, utterance_folds
+from fedhubert.evaluation.resampling import ratio_interval
 
 
 def halves(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -123,3 +124,16 @@ def test_without_scikit_learn_the_error_says_what_to_install(
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ConfigError, match=r"pip install 'fedhubert\[eval\]'"):
         linear_probe(np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), halves(4))
+
+
+def test_an_accuracys_interval_is_over_speakers() -> None:
+    """Two speakers with 3 of 3 and 0 of 1 right: a resample has one of them, or both."""
+    found = ratio_interval([1, 1, 1, 0], [1] * 4, ["a", "a", "a", "b"], seed=0)
+    assert found == [0.0, 1.0]
+    assert ratio_interval([1, 0], [1, 1], ["a", "a"], seed=0) is None
+    rng = np.random.default_rng(0)
+    right, speakers = rng.random(4000) < 0.8, rng.integers(100, size=4000)
+    low, high = ratio_interval(right, np.ones(4000), speakers, seed=0) or [1.0, 0.0]
+    # as far as independent draws spread: 1.96 sqrt(0.8 * 0.2 / 4000) = 0.0124
+    assert low == pytest.approx(right.mean() - 0.0124, abs=0.004)
+    assert high == pytest.approx(right.mean() + 0.0124, abs=0.004)

@@ -128,7 +128,7 @@ class Played:
         self.federation = Federation(StreamingGrid(self.grid), self.config, "run", LAYOUT)  # type: ignore[arg-type]
         self.federation.hosts = {100 + number: [number] for number in range(count)}
         self.federation.partitions = {number: dict(ABOUT) for number in range(count)}
-        optimizer = strategy_of(self.config.federated, NUMEL)
+        optimizer = strategy_of(self.config.federated, LAYOUT)
         self.privacy = None
         if self.config.privacy.enabled:
             ledger = Ledger(

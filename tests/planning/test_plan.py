@@ -1,7 +1,7 @@
 """The planner against what it plans: messages and steps of real rounds, files that are written, and times that can be worked out by hand."""
 
 import json
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fedhubert.planning.inputs import ClientAudio, Inputs, Rates, audio_of, inpu
 from fedhubert.planning.rounds import Plan, plan
 from fedhubert.planning.words import read_words
 from fedhubert.runs.store import RoundStore
+from fedhubert.training.parameters import ParameterLayout
 from tests.federation.conftest import app_identity  # noqa: F401
 from tests.federation.in_process import InProcessGrid
 from tests.integration.conftest import SMALL
@@ -129,7 +130,13 @@ def planned(clients: list[ClientAudio], overrides: list[str], **rates: Any) -> t
     config = compose(
         [*base, f"federated.num_clients={len(clients)}", "federated.num_rounds=2", *overrides]
     )
-    inputs = Inputs(config, ((1000, 1000),), 1_000_000, tuple(clients), Rates(**rates))
+    inputs = Inputs(
+        config,
+        ParameterLayout(("weight",), ((1000, 1000),)),
+        1_000_000,
+        tuple(clients),
+        Rates(**rates),
+    )
     return inputs, plan(inputs)
 
 
@@ -221,11 +228,11 @@ def test_checkpoints_on_disk_are_what_the_store_writes(tmp_path: Path) -> None:
 
 
 def _inputs_like(config: Config, model: torch.nn.Module) -> Inputs:
-    shapes = tuple(tuple(parameter.shape) for parameter in model.parameters())
+    layout = ParameterLayout.of(model)
     return Inputs(
         config,
-        shapes,
-        sum(math.prod(shape) for shape in shapes),
+        layout,
+        layout.numel,
         (audio(1.0),),
         Rates(audio_s_per_s=1.0),
     )
@@ -409,3 +416,24 @@ def test_speed_is_measured_by_training(
     assert data in said["audio_s_per_s"] and "measured here" in said["score_audio_s_per_s"]
     assert inputs.rates.scoring > inputs.rates.audio_s_per_s > 0
     assert torch.get_num_threads() == threads
+
+
+def test_muon_costs_the_server_time_and_memory_and_is_warned_of() -> None:
+    """Newton-Schulz by hand: five iterations on a [1000, 1000] matrix are 5 * 6e9 operations."""
+    name = ParameterLayout(("wav2vec2.encoder.weight", "bias"), ((1000, 1000), (1000,)))
+    found = {}
+    for strategy in ("FedAvg", "FedMuon"):
+        inputs, _ = planned([audio(1.0)], [f"federated.strategy={strategy}"], audio_s_per_s=1.0)
+        inputs = replace(inputs, layout=name)
+        found[strategy] = (inputs, plan(inputs))
+    (average, plain), (muon, stepped) = found["FedAvg"], found["FedMuon"]
+    written = (sizes.written(muon, 2) - sizes.written(average, 2)) * 1e-6 / muon.rates.disk_mb_s
+    assert stepped.server_s - plain.server_s == pytest.approx(2 * 30.0 / 50.0 + written)
+    kept = 4 * (1_000_000 + 2 * 1000 + 1)
+    assert sizes.server_memory(muon) - sizes.server_memory(average) == kept
+    assert "client.local_steps=1" in stepped.warnings[0] and not plain.warnings
+    client = muon.config.client.model_copy(update={"optimizer": "muon", "optimizer_policy": "keep"})
+    local = replace(muon, config=muon.config.model_copy(update={"client": client}))
+    adamw = client.model_copy(update={"optimizer": "adamw"})
+    usual = replace(muon, config=muon.config.model_copy(update={"client": adamw}))
+    assert sizes.client_memory(usual) - sizes.client_memory(local) == 4_000_000

@@ -198,9 +198,12 @@ def test_two_runs_with_their_differing_settings_and_evaluations(run: Path, tmp_p
         "label_purity": 0.41,
         "cluster_purity": 0.13,
     }
+    within = {"error": 0.18, "interval": [0.17, 0.2], "cells": 9, "pairs": 3}
+    abx = {"encoder": "checkpoint", "layer": 1, "within": within, "across": None}
     results = {
         "probes": {"phone": {"split": "speaker-disjoint", "rows": [row]}},
         "clusters": {"phone": {"k": 100, "rows": [cluster]}},
+        "abx": {"mean": {"context": "any", "rows": [abx]}},
     }
     (other / "results.json").write_text(json.dumps(results))
     summary = {"federated": {"loss": {"mean": 2.0, "sd": 0.1, "seeds": 3}}, "mfcc": {}}
@@ -219,6 +222,7 @@ def test_two_runs_with_their_differing_settings_and_evaluations(run: Path, tmp_p
         "central",
         "1 (not finished)",
     ]
+    assert ["checkpoint", "1", "0.1800 0.1700 to 0.2000", ""] in page.rows
     assert ["checkpoint", "2", "0.4321", "0.1000"] in page.rows and [
         "mfcc",
         "",

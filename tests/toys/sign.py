@@ -7,7 +7,8 @@ import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.config import ClientTerms, FederatedConfig
-from fedhubert.federation.strategies.strategy import ServerStrategy, register
+from fedhubert.federation.strategies.strategy import NO_MODEL, ServerStrategy, register
+from fedhubert.training.parameters import ParameterLayout
 
 
 @register("ToySign")
@@ -16,9 +17,9 @@ class ToySign(ServerStrategy):
 
     vectors_kept = 1
 
-    def __init__(self, config: FederatedConfig, numel: int = 0) -> None:
-        super().__init__(config, numel)
-        self.state = {"momentum": torch.zeros(numel)}
+    def __init__(self, config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> None:
+        super().__init__(config, layout)
+        self.state = {"momentum": torch.zeros(layout.numel)}
 
     def client_terms(self) -> ClientTerms:
         return ClientTerms(normalise_by_steps=True)

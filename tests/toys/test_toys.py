@@ -180,7 +180,7 @@ def test_a_toy_strategys_memory_is_planned(data: list[str]) -> None:
 def test_both_toys_survive_json_and_say_what_is_wrong_by_its_key(data: list[str]) -> None:
     config = compose([*data, *ENERGY, *SIGN])
     assert isinstance(config.task, energy.EnergyTask) and isinstance(
-        strategy_of(config.federated, 3), sign.ToySign
+        strategy_of(config.federated), sign.ToySign
     )
     job = client_job(config)
     assert from_json(ClientJob, job.model_dump_json()) == job

@@ -149,7 +149,7 @@ def _check_space(run: Run, site: Site) -> None:
     check_site_space(
         config,
         site.settings.state_dir,
-        run.state.layout.numel,
+        run.state.layout,
         seconds,
         feature_width=run.feature_width,
         kept_bytes=run.kept_bytes,

@@ -50,7 +50,7 @@ class RunState:
         """Return the state of a run under ``config`` before anything is read or trained."""
         model = build_model(config.model, config.task, config.seed)
         layout = ParameterLayout.of(model)
-        return cls(model, layout, strategy_of(config.federated, layout.numel))
+        return cls(model, layout, strategy_of(config.federated, layout))
 
     def restore(self, record: RunRecord, teacher: ServerTeacher | None) -> None:
         """Go on from the newest whole checkpoint of ``record``; where there is none, begin, from

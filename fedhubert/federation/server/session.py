@@ -91,8 +91,7 @@ def open_run(config: Config) -> Iterator["Run"]:
         if teacher is not None:
             prepare_student(state.model, config, teacher)
         state.restore(record, teacher)
-        numel = state.layout.numel
-        check_checkpoint_space(config, record.folder.checkpoints, numel, state.model)
+        check_checkpoint_space(config, record.folder.checkpoints, state.layout, state.model)
         width = extractor.config.embed_dim if extractor else NUM_FEATURES
         kept = [extractor, teacher.teacher if teacher else None]
         kept_bytes = sum(model.num_bytes for model in kept if model is not None)
@@ -147,7 +146,7 @@ def _phases(
     books = Bookkeeper(record, state)
     if state.privacy and not books.is_over():
         announce(state.privacy, config, state.first_round)
-    for line in expiring(key_folders(config.federated)):
+    for line in [*expiring(key_folders(config.federated)), *state.strategy.warnings(config)]:
         log.warning("%s", line)
     log.info("model %s: %.2f M parameters", config.model.name, state.layout.numel / 1e6)
 

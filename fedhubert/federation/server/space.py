@@ -13,33 +13,35 @@ from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.models.hubert import num_parameters
 from fedhubert.targets.mfcc import NUM_FEATURES
+from fedhubert.training.muon import numel_of_matrices
+from fedhubert.training.parameters import ParameterLayout
 
 _STATE_VERSIONS = 4
 """Versions of a partition's state that its site keeps at most (see
 :mod:`fedhubert.clients.state`)."""
 
 
-def checkpoint_bytes(config: Config, numel: int, parameters: int) -> int:
+def checkpoint_bytes(config: Config, layout: ParameterLayout, parameters: int) -> int:
     """Return the bytes of a round's checkpoint with what resuming needs.
 
     Args:
-        numel: Parameters that travel.
+        layout: Of the parameters that travel.
         parameters: All of them, frozen ones included.
     """
-    return 4 * parameters + server_state_bytes(config, numel)
+    return 4 * parameters + server_state_bytes(config, layout)
 
 
-def server_state_bytes(config: Config, numel: int) -> int:
+def server_state_bytes(config: Config, layout: ParameterLayout) -> int:
     """Return the bytes of what the strategy keeps between rounds."""
-    return 4 * numel * strategy_of(config.federated).vectors_kept
+    return 4 * strategy_of(config.federated).state_numel(layout)
 
 
-def checkpoints_disk(config: Config, numel: int, parameters: int) -> int:
+def checkpoints_disk(config: Config, layout: ParameterLayout, parameters: int) -> int:
     """Return the bytes of the checkpoints that are kept, with the one that is being written."""
     checkpoint, rounds = config.checkpoint, config.federated.num_rounds
     kept = min(checkpoint.keep_last + 1, math.ceil(rounds / checkpoint.every))
     best = (checkpoint.keep_best and rounds > 1) * 4 * parameters
-    return kept * checkpoint_bytes(config, numel, parameters) + best
+    return kept * checkpoint_bytes(config, layout, parameters) + best
 
 
 def labels_disk(config: Config, audio_s: float) -> float:
@@ -58,24 +60,29 @@ def sample_disk(config: Config, train_s: float, width: int = NUM_FEATURES) -> fl
     return 4.0 * width * min(targets.max_frames_per_client, targets.label_rate_hz * train_s)
 
 
-def state_disk(config: Config, numel: int) -> int:
+def state_disk(config: Config, layout: ParameterLayout) -> int:
     """Return the bytes of the optimiser and left-over rounding that a client carries from round to
     round."""
-    kept = optimizer_bytes(config.client) if config.client.optimizer_policy == "keep" else 0
-    kept += 4 if config.federated.update_codec == "int8" else 0
-    return _STATE_VERSIONS * kept * numel
+    keeps = config.client.optimizer_policy == "keep"
+    kept = optimizer_bytes(config.client, layout) if keeps else 0
+    kept += 4 * layout.numel if config.federated.update_codec == "int8" else 0
+    return _STATE_VERSIONS * kept
 
 
-def optimizer_bytes(settings: ClientConfig) -> int:
-    """Return the bytes per parameter of a local optimiser's state."""
-    return 8 if settings.optimizer == "adamw" else 4 if settings.momentum else 0
+def optimizer_bytes(settings: ClientConfig, layout: ParameterLayout) -> int:
+    """Return the bytes of a local optimiser's state."""
+    if settings.optimizer == "muon":
+        return 8 * layout.numel - 4 * numel_of_matrices(layout)
+    return layout.numel * (8 if settings.optimizer == "adamw" else 4 if settings.momentum else 0)
 
 
-def check_checkpoint_space(config: Config, folder: Path, numel: int, model: nn.Module) -> None:
+def check_checkpoint_space(
+    config: Config, folder: Path, layout: ParameterLayout, model: nn.Module
+) -> None:
     """Raise :class:`CheckpointError` where the disk of ``folder`` has no room for the checkpoints
     that are still to come."""
     there = sum(file.stat().st_size for file in folder.glob("*.pt"))
-    needed = checkpoints_disk(config, numel, num_parameters(model)) - there
+    needed = checkpoints_disk(config, layout, num_parameters(model)) - there
     short = _lacking(folder, needed)
     if short:
         raise CheckpointError(
@@ -88,7 +95,7 @@ def check_checkpoint_space(config: Config, folder: Path, numel: int, model: nn.M
 def check_site_space(
     config: Config,
     folder: Path,
-    numel: int,
+    layout: ParameterLayout,
     seconds: Iterable[tuple[float, float]],
     *,
     feature_width: int,
@@ -105,7 +112,7 @@ def check_site_space(
     needed = kept_bytes + sum(
         labels_disk(config, train_s + held_out_s)
         + sample_disk(config, train_s, feature_width)
-        + state_disk(config, numel)
+        + state_disk(config, layout)
         for train_s, held_out_s in seconds
     )
     short = _lacking(folder, needed)

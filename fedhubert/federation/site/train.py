@@ -52,6 +52,7 @@ from fedhubert.seeding import derive_seed
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
 from fedhubert.training.parameters import ParameterLayout
+from fedhubert.training.schedule import round_progress
 
 log = logging.getLogger("fedhubert.site")
 
@@ -352,6 +353,7 @@ def _train(
             partition,
             partition.train_plan,
             range(position, position + planned * job.client.accumulate),
+            round_progress(task.round, job.num_rounds),
         ),
         client=job.client,
         task=job.task,
@@ -391,11 +393,17 @@ def _evaluate(
 
 
 def _batches(
-    request: Request[WithModel], site: Site, partition: Partition, plan: BatchPlan, positions: range
+    request: Request[WithModel],
+    site: Site,
+    partition: Partition,
+    plan: BatchPlan,
+    positions: range,
+    progress: float = 1.0,
 ) -> Iterator[Batch]:
     job = request.job
     source = site.label_source(job.task, partition, request.task.targets)
-    return load_batches(site.manifest, plan, positions, source, mask_spec(job.task), job.data)
+    mask = mask_spec(job.task, progress)
+    return load_batches(site.manifest, plan, positions, source, mask, job.data)
 
 
 def _training_metrics(result: LocalResult) -> Metrics:

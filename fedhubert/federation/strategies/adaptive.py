@@ -4,7 +4,8 @@ correction, and ``v`` starts at ``tau ** 2``."""
 import torch
 
 from fedhubert.config import FederatedConfig
-from fedhubert.federation.strategies.strategy import ServerStrategy
+from fedhubert.federation.strategies.strategy import NO_MODEL, ServerStrategy
+from fedhubert.training.parameters import ParameterLayout
 
 
 class Adaptive(ServerStrategy):
@@ -13,11 +14,11 @@ class Adaptive(ServerStrategy):
 
     vectors_kept = 2
 
-    def __init__(self, config: FederatedConfig, numel: int = 0) -> None:
-        super().__init__(config, numel)
+    def __init__(self, config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> None:
+        super().__init__(config, layout)
         self.eta, self.tau = config.eta, config.tau
         self.beta1, self.beta2 = config.beta1, config.beta2
-        self.state = {"m": torch.zeros(numel), "v": torch.full((numel,), self.tau**2)}
+        self.state = {"m": torch.zeros(layout.numel), "v": torch.full((layout.numel,), self.tau**2)}
 
     def step(
         self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0

@@ -4,7 +4,8 @@ import torch
 
 from fedhubert.config import FederatedConfig
 from fedhubert.federation.strategies.adaptive import Adaptive
-from fedhubert.federation.strategies.strategy import register
+from fedhubert.federation.strategies.strategy import NO_MODEL, register
+from fedhubert.training.parameters import ParameterLayout
 
 
 @register("FedAdam")
@@ -17,8 +18,8 @@ class FedAdam(Adaptive):
 
     has_flower_form = True
 
-    def __init__(self, config: FederatedConfig, numel: int = 0) -> None:
-        super().__init__(config, numel)
+    def __init__(self, config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> None:
+        super().__init__(config, layout)
         if config.bias_correction == "flower":
             self.state["v"].zero_()
             self.state["steps"] = torch.zeros(1)

@@ -4,7 +4,8 @@
 import torch
 
 from fedhubert.config import FederatedConfig
-from fedhubert.federation.strategies.strategy import ServerStrategy, register
+from fedhubert.federation.strategies.strategy import NO_MODEL, ServerStrategy, register
+from fedhubert.training.parameters import ParameterLayout
 
 
 @register("FedAvgM")
@@ -14,9 +15,9 @@ class FedAvgM(ServerStrategy):
 
     vectors_kept = 1
 
-    def __init__(self, config: FederatedConfig, numel: int = 0) -> None:
-        super().__init__(config, numel)
-        self.state = {"momentum": torch.zeros(numel)}
+    def __init__(self, config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> None:
+        super().__init__(config, layout)
+        self.state = {"momentum": torch.zeros(layout.numel)}
 
     def step(
         self, model: torch.Tensor, mean_update: torch.Tensor, share: float = 1.0

@@ -3,16 +3,17 @@
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import ConfigError
 from fedhubert.federation.strategies.robust import Robust
-from fedhubert.federation.strategies.strategy import register
+from fedhubert.federation.strategies.strategy import NO_MODEL, register
 from fedhubert.federation.wire import flower
+from fedhubert.training.parameters import ParameterLayout
 
 
 @register("Krum")
 class Krum(Robust):
     """Picks one client's update; of n clients, ``num_malicious`` = f may lie if n >= 2 f + 3."""
 
-    def __init__(self, config: FederatedConfig, numel: int = 0) -> None:
-        super().__init__(config, numel)
+    def __init__(self, config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> None:
+        super().__init__(config, layout)
         needed = 2 * config.num_malicious + 3
         if config.quorum < needed:
             raise ConfigError(

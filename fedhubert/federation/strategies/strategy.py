@@ -4,7 +4,7 @@ A new one is a file in this room: a class registered by its name, which override
 otherwise than plain averaging.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,11 @@ from fedhubert.config import ClientJob, ClientTerms, Config, FederatedConfig, jo
 from fedhubert.config.elsewhere import STRATEGIES
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.registry import Registry
-from fedhubert.training.schedule import share_of_rate
+from fedhubert.training.parameters import ParameterLayout
+from fedhubert.training.schedule import round_progress, share_of_rate
+
+NO_MODEL = ParameterLayout((), ())
+"""The layout of no parameters."""
 
 Updates = Mapping[int, tuple[torch.Tensor, int]]
 """Partition -> (update [P], weight)."""
@@ -26,10 +30,12 @@ class ServerStrategy:
 
     Args:
         config: Its settings.
-        numel: P, the parameters of the model; 0 to ask it questions only, which takes no memory.
+        layout: Names and shapes of the model's P parameters; :data:`NO_MODEL` to ask it questions
+            only, which takes no memory.
 
     Attributes:
         state: What the server keeps between rounds: float32 vectors, most of them [P].
+        layout: As given.
 
     Raises:
         ConfigError: settings that do not go with the strategy.
@@ -44,13 +50,13 @@ class ServerStrategy:
     differential privacy counts on it."""
 
     vectors_kept: ClassVar[int] = 0
-    """Vectors [P] of ``state``, for ``fedhubert plan``."""
+    """Vectors [P] of ``state``."""
 
     has_flower_form: ClassVar[bool] = False
     """Whether there is a form with ``bias_correction=flower``."""
 
-    def __init__(self, config: FederatedConfig, numel: int = 0) -> None:
-        self.config = config
+    def __init__(self, config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> None:
+        self.config, self.layout = config, layout
         self.state: dict[str, torch.Tensor] = {}
         if config.bias_correction == "flower" and not self.has_flower_form:
             raise ConfigError(
@@ -95,6 +101,26 @@ class ServerStrategy:
         sum, for ``fedhubert plan``."""
         return 0.0
 
+    def state_numel(self, layout: ParameterLayout) -> int:
+        """Return how many numbers :attr:`state` would have for a model, for ``fedhubert plan``."""
+        return self.vectors_kept * layout.numel
+
+    def step_flop(self, layout: ParameterLayout) -> float:
+        """Return the floating-point operations of a step for a model, beyond a few for each
+        parameter; for ``fedhubert plan``."""
+        return 0.0
+
+    def warnings(self, config: Config) -> Iterator[str]:
+        """Yield what of a run's settings goes badly with the strategy, by key and with a
+        remedy."""
+        if config.client.optimizer == "muon" and config.federated.clients_per_round > 1:
+            yield (
+                "client.optimizer=muon: the mean of clients' orthogonal steps is biased where their "
+                "audio differs, and need not converge (arXiv 2509.26337); "
+                "federated.strategy=FedMuon with client.optimizer=sgd client.local_steps=1 "
+                "orthogonalises the mean instead"
+            )
+
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take the state of a checkpoint; raises :class:`CheckpointError` when it is another
         strategy's."""
@@ -116,10 +142,10 @@ register = _STRATEGIES.register
 ``federated.strategy``."""
 
 
-def strategy_of(config: FederatedConfig, numel: int = 0) -> ServerStrategy:
+def strategy_of(config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> ServerStrategy:
     """Return the strategy that ``config.strategy`` names (see :class:`ServerStrategy`); raises
     :class:`ConfigError`."""
-    return _STRATEGIES[config.strategy](config, numel)
+    return _STRATEGIES[config.strategy](config, layout)
 
 
 def check_strategy(config: Config) -> ServerStrategy:
@@ -162,5 +188,5 @@ def client_job(config: Config) -> ClientJob:
 def server_share(config: FederatedConfig, round_number: int) -> float:
     """Return what of its rate the server takes in a round, counted from 1: ``server_schedule`` at
     the round's middle."""
-    progress = (round_number - 0.5) / config.num_rounds
+    progress = round_progress(round_number, config.num_rounds)
     return share_of_rate(progress, config.server_warmup_fraction, config.server_schedule)
