@@ -70,7 +70,13 @@ def exact(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> torc
     return play(settings, tmp_path_factory.mktemp("fp32"), CLIENTS)[0]
 
 
-@pytest.mark.parametrize("codec", sorted(RING_BITS))
+@pytest.mark.parametrize(
+    "codec",
+    [
+        pytest.param(codec, marks=[] if codec == "ring24" else pytest.mark.slow)
+        for codec in sorted(RING_BITS)
+    ],
+)
 def test_flat_and_sharded_are_the_same_bits_and_near_float32(
     settings: list[str], exact: torch.Tensor, tmp_path: Path, codec: str
 ) -> None:
@@ -103,6 +109,7 @@ def test_a_round_that_is_replayed_is_the_same(settings: list[str], tmp_path: Pat
     assert torch.equal(once, again)
 
 
+@pytest.mark.slow
 def test_clipped_updates_stay_within_the_norm_on_the_ring(
     settings: list[str], tmp_path: Path
 ) -> None:

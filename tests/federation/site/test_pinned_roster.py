@@ -10,7 +10,8 @@ from fedhubert.deployment.keys import key_pair, read_verify_key
 from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation.secure.roster import Roster, write_roster
 from fedhubert.federation.server.session import run_federation
-from fedhubert.federation.site.answering import HANDLERS, site_context
+from fedhubert.federation.site.answering import site_context
+from fedhubert.federation.site.table import HANDLERS
 from fedhubert.federation.site.unmasked import NEEDS_NO_MASK, Pinned, pinned_from
 from fedhubert.federation.wire.messages import (
     Describe,
