@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config import DataConfig, MaskedTask
-from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ, Batch, BatchPlan, BatchSpec
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
@@ -102,8 +101,8 @@ class _Builder:
             if self.stop.is_set():
                 raise CancelledError
             try:
-                waveforms[index] = read_audio(
-                    self.manifest.audio_path(row), self.rate_hz, start, spec.num_samples
+                waveforms[index] = self.manifest.waveform(
+                    row, self.rate_hz, start, spec.num_samples
                 )
                 if self.labels is not None and ids is not None:
                     ids[index] = _crop_labels(

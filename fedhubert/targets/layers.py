@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config import DataConfig, ModelConfig
-from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
@@ -117,9 +116,7 @@ class LayerFeatures:
 
         def read(index: int) -> npt.NDArray[np.float32]:
             chunk = chunks[index]
-            return read_audio(
-                manifest.audio_path(chunk.row), SAMPLE_RATE_HZ, chunk.start, chunk.num_samples
-            )
+            return manifest.waveform(chunk.row, SAMPLE_RATE_HZ, chunk.start, chunk.num_samples)
 
         for chunk, waveform in zip(
             chunks, map_in_order(read, range(len(chunks)), num_workers), strict=True

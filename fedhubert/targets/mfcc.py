@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torchaudio.compliance import kaldi
 
-from fedhubert.data.audio import read_audio
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
 from fedhubert.errors import TargetsError
@@ -93,7 +92,7 @@ def stream_features(
 
 def _utterance_features(manifest: Manifest, row: int, num_samples: int) -> Features:
     path = manifest.paths[row]
-    waveform = read_audio(manifest.audio_path(row), SAMPLE_RATE_HZ, 0, num_samples)
+    waveform = manifest.waveform(row, SAMPLE_RATE_HZ, 0, num_samples)
     try:
         features = mfcc_features(waveform)
     except TargetsError as error:
