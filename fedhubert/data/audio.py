@@ -268,4 +268,6 @@ def _unreadable(recording: Recording, error: Exception) -> DataError:
         reason = str(error)
         if reason.startswith("Error opening "):
             reason = reason.rpartition(": ")[2]
+        if reason.startswith("Error : "):
+            reason = f"damaged: {reason.removeprefix('Error : ')}"
     return DataError(f"{recording}: {reason}", setting="data.manifest")

@@ -12,6 +12,7 @@ _BLOCK_SIZES = {1: 192, **{n: 576 << n - 2 for n in range(2, 6)}}
 _BLOCK_SIZES |= {n: 256 << n - 8 for n in range(8, 16)}
 _LEAST_FRAME = 9
 """Bytes of a frame of silence: header, one number, checksums."""
+_STREAM = re.compile(rb"fLaC[\x00\x80]\0\0\x22")
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 
 
@@ -44,6 +45,17 @@ def true_length(path: Path, offset: int, size: int, info: StreamInfo) -> int | N
         if end is not None and (end == info.num_samples or _crc16(tail[match.start() :]) == 0):
             return end
     return None
+
+
+def num_streams(path: Path) -> int:
+    """Return how many FLAC streams a file holds, one after the other; decoders stop after the
+    first."""
+    found, kept = 0, b""
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            found += len(_STREAM.findall(kept + block))
+            kept = block[-7:]
+    return found
 
 
 def with_length(head: bytes, num_samples: int, offset: int, size: int) -> list[Part]:

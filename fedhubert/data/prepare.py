@@ -1,109 +1,294 @@
-"""Which audio files can be used: each is looked into before a manifest names it."""
+"""From what a corpus has to a manifest of what can be used: every file is listened to before it is
+named."""
 
-import csv
+import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from fedhubert.data.audio import MAX_READ_S, audio_info, read_audio
-from fedhubert.data.corpora import Candidate
+from fedhubert.config import DataConfig
+from fedhubert.data.audio import MAX_READ_S, Recording
+from fedhubert.data.batching import heard_share
+from fedhubert.data.checked import Checked
+from fedhubert.data.checking import REMEDIES, Heard, Settings, listen, reason_of
+from fedhubert.data.folders import Candidate, Found
+from fedhubert.data.lists import check_out, write_list
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, seconds
+from fedhubert.data.threads import map_in_order
 from fedhubert.errors import DataError
 
 MAX_LISTED = 20
+ENOUGH_HEARD = 0.9
+"""An epoch should hear this share of the audio."""
+
+_BEYOND_END_S = 0.5
+"""A segment may end so much after its file: tools round."""
+_SAID_EVERY_S = 30.0
+
+FileKey = tuple[str, str, str]
+"""A file: its path, and the first byte and the size of a member of an archive."""
 
 
-def write_manifest(
-    root: Path,
-    out: Path,
-    candidates: list[Candidate],
-    *,
-    min_seconds: float,
-    num_workers: int,
-    full: bool = False,
-) -> None:
-    """Check every candidate, write those that can be read to ``out`` and the others, with reasons,
-    beside it and to standard error.
+@dataclass(frozen=True)
+class Choices:
+    """What ``fedhubert prepare`` is asked for beside a corpus.
+
+    Attributes:
+        keep_duplicates: Name the same audio as often as it is there.
+    """
+
+    min_seconds: float
+    num_workers: int
+    settings: Settings = field(default_factory=Settings)
+    keep_duplicates: bool = False
+
+
+@dataclass
+class _Rows:
+    """A manifest that grows, and what does not come into it."""
+
+    kept: list[tuple[Candidate, int, int]] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def write_manifest(out: Path, found: Found, choices: Choices) -> None:
+    """Listen to every file, write those that can be used to ``out``; beside it the others with
+    reasons (``.rejected.csv``) and what is odd (``.warnings.csv``), in place of earlier lists.
 
     Raises:
-        DataError: no audio was found, or none of it can be read.
+        DataError: no audio was found, none of it can be used, or ``out`` cannot be written.
     """
-    if not candidates:
-        raise DataError(f"no audio (wav, flac, ogg, mp3) below {root}", setting="--root")
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(num_workers) as pool:
-        results = pool.map(lambda item: check(root, item.path, min_seconds, full=full), candidates)
-        bar = track(
-            results,
-            "checking audio",
-            total=len(candidates),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        checked = list(zip(candidates, bar, strict=True))
-    rejected = [(item.path, result) for item, result in checked if isinstance(result, str)]
-    kept = [(item, *result) for item, result in checked if not isinstance(result, str)]
-    for path, reason in rejected[:MAX_LISTED]:
-        print(f"left out: {path}: {reason}", file=sys.stderr)
-    if len(rejected) > MAX_LISTED:
-        print(
-            f"left out: {len(rejected) - MAX_LISTED} more, see {out.with_suffix('.rejected.csv')}",
-            file=sys.stderr,
-        )
-    if not kept:
+    check_out(out, choices.settings)
+    if not found.candidates and not found.rejected:
+        raise DataError(_nothing(found), setting="--root")
+    rows = _Rows(rejected=list(found.rejected))
+    first: dict[str, str] = {}
+    for key, items, result in _listened(out, found, choices):
+        if isinstance(result, str):
+            rows.rejected += [(_name(key), result)]
+            continue
+        same = None if choices.keep_duplicates else first.setdefault(result.digest, _name(key))
+        if same not in (None, _name(key)):
+            rows.rejected.append((_name(key), f"the same audio as {same}"))
+            continue
+        rows.warnings += [(_name(key), kind, detail) for kind, detail in result.warnings]
+        for item in items:
+            _add(rows, item, result, choices)
+    write_list(out.with_suffix(".rejected.csv"), ("path", "reason"), rows.rejected)
+    write_list(out.with_suffix(".warnings.csv"), ("path", "warning", "detail"), rows.warnings)
+    _say_rejected(out, rows.rejected)
+    if not rows.kept:
+        for remark in found.remarks:
+            print(remark, file=sys.stderr)
+        count = len(found.candidates) or len(rows.rejected)
         raise DataError(
-            f"none of the {len(candidates)} audio files below {root} can be used (reasons above)",
+            f"none of the {count} audio files below {found.root} can be used (reasons above)",
             setting="--root",
         )
-    columns = sorted({name for item, _, _ in kept for name in item.columns})
-    manifest = Manifest(
-        root,
-        [item.path for item, _, _ in kept],
-        [item.speaker for item, _, _ in kept],
-        np.array([count for _, count, _ in kept], dtype=np.int64),
-        np.array([rate for _, _, rate in kept], dtype=np.int32),
-        {name: [item.columns.get(name, "") for item, _, _ in kept] for name in columns},
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(found.root, rows)
     manifest.write(out)
-    if rejected:
-        with out.with_suffix(".rejected.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("path", "reason"), *rejected])
-    hours = float((manifest.num_samples / manifest.sample_rates_hz).sum()) / 3600
-    print(
-        f"{out}: {len(kept)} utterances, {hours:.2f} h, {len(set(manifest.speakers))} speakers; {len(rejected)} files left out"
-    )
-    if out.parent != root and out.suffix == ".csv":
-        print(f"the audio lies elsewhere: train with data.manifest={out} data.root={root}")
+    Checked.done(out)
+    _say(out, manifest, rows, found)
 
 
-def check(
-    root: Path, path: str, min_seconds: float, *, full: bool = False
-) -> tuple[int, int] | str:
-    """Return (samples, rate in Hz) of a file that can be used, or the reason why not."""
+def _nothing(found: Found) -> str:
+    passed = "".join(f"; {remark}" for remark in found.remarks)
+    return f"no audio (wav, flac, ogg, mp3 and the like) below {found.root}{passed}"
+
+
+def file_key(item: Candidate) -> FileKey:
+    """Return which file a candidate is of."""
+    archive, offset, size = (item.columns.get(name, "") for name in ARCHIVE)
+    return f"{archive}\0{item.path}" if archive else item.path, offset, size
+
+
+def _name(key: FileKey) -> str:
+    return key[0].rpartition("\0")[2]
+
+
+def _listened(
+    out: Path, found: Found, choices: Choices
+) -> Iterator[tuple[FileKey, list[Candidate], Heard | str]]:
+    """Yield each file with its candidates and what was heard, or why it cannot be used."""
+    files: dict[FileKey, list[Candidate]] = defaultdict(list)
+    for item in found.candidates:
+        files[file_key(item)].append(item)
+    keys, checked = list(files), Checked(out, choices.settings)
+    tsv = out.suffix == ".tsv"
+
+    def hear(key: FileKey) -> Heard | str:
+        reason = _unwritable(_name(key), tsv=tsv)
+        return reason or _hear(found.root, files[key][0], choices, checked)
+
+    console = Console(stderr=True)
+    results = map_in_order(hear, keys, choices.num_workers, 4 * choices.num_workers)
+    described = "listening" if choices.settings.whole else "listening to the ends"
+    bar = track(results, described, len(keys), console=console, disable=not console.is_terminal)
+    said, hours = time.monotonic(), 0.0
+    with checked:
+        for number, (key, result) in enumerate(zip(keys, bar, strict=True), 1):
+            hours += 0 if isinstance(result, str) else result.num_samples / result.rate_hz / 3600
+            if not console.is_terminal and time.monotonic() - said > _SAID_EVERY_S:
+                said = time.monotonic()
+                print(f"listened to {number} of {len(keys)} files, {hours:.1f} h", file=sys.stderr)
+            yield key, files[key], result
+
+
+def _unwritable(name: str, *, tsv: bool) -> str:
+    """Return why a manifest cannot name a file, or ''."""
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        return "its name is not UTF-8: rename it"
+    if "\r" in name or "\n" in name or "\0" in name or (tsv and "\t" in name):
+        return "its name has a line break or a tab in it: rename it"
+    return ""
+
+
+def _hear(root: Path, item: Candidate, choices: Choices, checked: Checked) -> Heard | str:
+    places = {name: [item.columns[name]] for name in ARCHIVE if name in item.columns}
+    one = Manifest(root, [item.path], [""], np.ones(1, np.int64), np.ones(1, np.int32), places)
     try:
-        one = Manifest(root, [path], [""], np.ones(1, np.int64), np.ones(1, np.int32), {})
-        file = one.audio_path(0)
-        if file.stat().st_size == 0:
-            return "empty file"
-        num_samples, rate_hz = audio_info(file)
-        if num_samples < min_seconds * rate_hz:
-            return f"too short: {num_samples / rate_hz:.2f} s, at least {min_seconds} s wanted"
-        edge = min(num_samples, rate_hz // 4)
-        pieces = [(0, edge), (num_samples - edge, edge)]
-        if full:
-            step = int(MAX_READ_S) * rate_hz
-            pieces = [
-                (start, min(step, num_samples - start)) for start in range(0, num_samples, step)
-            ]
-        for start, count in pieces:
-            read_audio(file, rate_hz, start, count)
+        whole = one.recording(0)
+        recording = Recording(whole.path, whole.offset, whole.num_bytes, name=whole.name)
+        about = os.stat(recording.path) if recording.path.exists() else None
+        stamp = f"{about.st_size}-{about.st_mtime_ns}" if about else ""
+        known = checked.get(file_key(item), stamp)
+        if known is not None:
+            return known
+        heard = listen(recording, choices.settings)
+        checked.put(file_key(item), stamp, heard)
+        return heard
     except DataError as error:
-        return str(error).removeprefix(f"{root / path}: ")
+        real = Path(os.path.realpath(root / item.path))
+        return reason_of(error, real).removeprefix(f"{root / item.path}: ")
     except OSError as error:
-        return str(error.strerror)
-    return num_samples, rate_hz
+        return reason_of(error, root / item.path)
+
+
+def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
+    """Add a candidate's utterances: one, or several where its file is cut."""
+    rate = heard.rate_hz
+    columns = dict(item.columns)
+    if heard.channel >= 0 and not columns.get(CHANNEL):
+        columns[CHANNEL] = str(heard.channel)
+    given = [columns.get(name, "") for name in CUT]
+    name = f"{item.path} from {given[0] or 0} s on" if any(given) else item.path
+    try:
+        begin = round(float(given[0] or 0) * rate)
+        end = round(float(given[1]) * rate) if given[1] else heard.num_samples
+    except ValueError:
+        rows.rejected.append((name, f"no times: {given[0]!r} to {given[1]!r}"))
+        return
+    if heard.num_samples < end <= heard.num_samples + _BEYOND_END_S * rate:
+        end, columns["end_s"] = heard.num_samples, seconds(heard.num_samples, rate)
+    if not 0 <= begin < end <= heard.num_samples:
+        length = heard.num_samples / rate
+        rows.rejected.append(
+            (
+                name,
+                f"from {begin / rate:.2f} to {end / rate:.2f} s, and the file has {length:.2f} s",
+            )
+        )
+        return
+    edges = [begin, *(cut for cut in heard.cuts if not any(given)), end]
+    for number, (first, last) in enumerate(pairwise(edges)):
+        length = (last - first) / rate
+        if length < choices.min_seconds:
+            rows.rejected.append(
+                (name, f"too short: {length:.2f} s, at least {choices.min_seconds} s wanted")
+            )
+        elif length > MAX_READ_S:
+            rows.rejected.append((name, f"{length:.0f} s in one piece, --cut 15 cuts it"))
+        else:
+            part = columns
+            if len(edges) > 2:
+                part = {**columns, CUT[0]: seconds(first, rate), CUT[1]: seconds(last, rate)}
+                if "text" in part and number:
+                    part["text"] = ""
+            rows.kept.append((Candidate(item.path, item.speaker, part), last - first, rate))
+
+
+def _manifest(root: Path, rows: _Rows) -> Manifest:
+    items = [item for item, _, _ in rows.kept]
+    used = {name for item in items for name, value in item.columns.items() if value}
+    special = {*CUT, CHANNEL, *ARCHIVE}
+    columns = sorted({name for item in items for name in item.columns} - (special - used))
+    return Manifest(
+        root,
+        [item.path for item in items],
+        [item.speaker for item in items],
+        np.array([count for _, count, _ in rows.kept], dtype=np.int64),
+        np.array([rate for _, _, rate in rows.kept], dtype=np.int32),
+        {name: [item.columns.get(name, "") for item in items] for name in columns},
+    )
+
+
+def _say_rejected(out: Path, rejected: Sequence[tuple[str, str]]) -> None:
+    for path, reason in rejected[:MAX_LISTED]:
+        print(f"left out: {printable(path)}: {printable(reason)}", file=sys.stderr)
+    if len(rejected) > MAX_LISTED:
+        listed = out.with_suffix(".rejected.csv")
+        print(f"left out: {len(rejected) - MAX_LISTED} more, see {listed}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Return text without line breaks and bytes that are not UTF-8, which would spoil a list."""
+    plain = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return plain.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _say(out: Path, manifest: Manifest, rows: _Rows, found: Found) -> None:
+    """Print what came of it: counts, what is odd, and how much an epoch hears."""
+    hours = float((manifest.num_samples / manifest.sample_rates_hz).sum()) / 3600
+    speakers = Counter(manifest.speakers)
+    print(
+        f"{out}: {len(manifest)} utterances, {hours:.2f} h, {len(speakers)} speakers; "
+        f"{len(rows.rejected)} files left out"
+    )
+    same = sum(reason.startswith("the same audio as ") for _, reason in rows.rejected)
+    if same:
+        print(f"  {same} files left out hold the same audio as others (--duplicates keep)")
+    for remark in found.remarks:
+        print(f"  {remark}")
+    by_kind: dict[str, list[str]] = defaultdict(list)
+    for path, kind, _ in rows.warnings:
+        by_kind[kind].append(path)
+    for kind, paths in sorted(by_kind.items()):
+        print(f"  warning: {len(paths)} files: {kind} ({paths[0]}): {REMEDIES[kind]}")
+    if by_kind:
+        print(f"  each is named in {out.with_suffix('.warnings.csv')}")
+    if len(speakers) == 1 and len(manifest) > 1:
+        print(
+            f"  warning: all utterances are of one speaker ({next(iter(speakers))}): is that so? "
+            "`prepare folder --speaker-pattern` says where paths name it"
+        )
+    _say_heard(manifest)
+    if out.parent != found.root and out.suffix == ".csv":
+        print(f"the audio lies elsewhere: train with data.manifest={out} data.root={found.root}")
+
+
+def _say_heard(manifest: Manifest) -> None:
+    data, lengths = DataConfig(), manifest.lengths()
+    share = heard_share(lengths, data)
+    said = f"an epoch hears {100 * share:.0f} % of the audio"
+    about = f"data.max_seconds={data.max_seconds}, data.min_seconds={data.min_seconds}"
+    if share >= ENOUGH_HEARD:
+        print(f"  {said} ({about})")
+        return
+    rate, total = data.sample_rate_hz, int(lengths.sum())
+    beyond = np.clip(lengths - data.max_seconds * rate, 0, None).sum() / total
+    below = lengths[lengths < data.min_seconds * rate].sum() / total
+    print(f"  warning: {said} ({about}):")
+    if beyond >= below:
+        print(f"    {100 * beyond:.0f} % is cropped off long utterances: --cut 15 cuts at pauses")
+    else:
+        print(f"    {100 * below:.0f} % is in shorter utterances: lower data.min_seconds")
