@@ -6,7 +6,7 @@ has the same number of batches, so ``divmod(position, num_batches)`` gives the e
 in it, and a run goes on at any position without replaying what came before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -209,6 +209,23 @@ class BatchPlan:
                 ].sum()
             )
         return samples / SAMPLE_RATE_HZ
+
+    def stand_in(self, row: int, num_samples: int, left_out: Container[int]) -> tuple[int, int]:
+        """Return an utterance of the plan for the place of ``row``, which cannot be read, and how
+        many samples more than ``num_samples`` it has: the next by length that is long enough.
+
+        Raises:
+            DataError: there is none.
+        """
+        place = int(np.flatnonzero(self.rows == row)[0])
+        for index in (*range(place + 1, len(self.rows)), *reversed(range(place))):
+            other, room = int(self.rows[index]), int(self._lengths[index]) - num_samples
+            if room >= 0 and other not in left_out:
+                return other, room
+        raise DataError(
+            f"client {self.partition}: no utterance that can be read is long enough for {self.purpose}",
+            setting="data.manifest",
+        )
 
     def _fixed_start(self, row: int, room_frames: int) -> int:
         return int(

@@ -183,6 +183,12 @@ class Manifest:
         read an utterance."""
         return read_audio(self.recording(row), rate_hz, start, num_samples)
 
+    def file_names(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Return which file each of these rows is (a part) of; equal names are one file."""
+        return [
+            f"{self._archive(row)}\0{os.path.normpath(self.paths[row])}" for row in rows.tolist()
+        ]
+
     def lengths(self, rate_hz: int = 16000) -> npt.NDArray[np.int64]:
         """Return each utterance's samples after resampling to ``rate_hz`` [n]."""
         rates = self.sample_rates_hz.astype(np.int64)

@@ -60,18 +60,49 @@ def partition_rows(
 
 
 def split_rows(
-    rows: Rows, validation_fraction: float, seed: int, partition: int
+    rows: Rows,
+    validation_fraction: float,
+    seed: int,
+    partition: int,
+    files: Sequence[str] | None = None,
 ) -> tuple[Rows, Rows]:
     """Return (train, validation) of one client's rows, at least one utterance each; raises
-    :class:`DataError` for fewer than two."""
+    :class:`DataError` for fewer than two.
+
+    Args:
+        files: Which file each row is of (None: all differ). No file is in both splits; of a client
+            that has a single one, its last utterances are held out.
+    """
     if len(rows) < _MIN_UTTERANCES:
         raise DataError(
             f"client {partition} has {len(rows)} utterances; it needs one to train on and one to hold out",
             setting="data.manifest",
         )
     held_out = min(max(1, round(validation_fraction * len(rows))), len(rows) - 1)
-    shuffled = generator(seed, "split", partition).permutation(rows)
+    rng = generator(seed, "split", partition)
+    if files is not None and len(set(files)) < len(rows):
+        return _split_files(rows, files, held_out, rng)
+    shuffled = rng.permutation(rows)
     return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+
+
+def _split_files(
+    rows: Rows, files: Sequence[str], held_out: int, rng: np.random.Generator
+) -> tuple[Rows, Rows]:
+    """Hold out whole files, in a random order, until ``held_out`` rows are: those that fit, or the
+    smallest where none does."""
+    _, inverse, sizes = np.unique(np.array(files), return_inverse=True, return_counts=True)
+    if len(sizes) == 1:
+        return rows[:-held_out], rows[-held_out:]
+    chosen: list[int] = []
+    left = held_out
+    for number in rng.permutation(len(sizes)).tolist():
+        if sizes[number] <= left and len(chosen) < len(sizes) - 1:
+            chosen.append(number)
+            left -= int(sizes[number])
+    chosen = chosen or [int(np.argmin(sizes))]
+    inside = np.isin(inverse, chosen)
+    return rows[~inside], rows[inside]
 
 
 def _group(values: Sequence[str], rows: Rows) -> dict[str, Rows]:

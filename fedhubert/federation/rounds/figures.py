@@ -204,9 +204,15 @@ def round_line(event: Event, num_rounds: int, objective: ObjectiveSpec) -> str:
         heard = f"validation (round {validation['model_round']}) {said(validation, objective)}"
     return (
         f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
-        f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{seconds:.1f} s, "
+        f"{len(event['clients'])} of {len(event['asked'])} clients | {_spent(event)}{_unreadable(event)}{seconds:.1f} s, "
         f"about {duration(seconds * (num_rounds - event['round']))} left"
     )
+
+
+def _unreadable(event: Event) -> str:
+    """Say how many utterances sites could not read and left out."""
+    count = sum(client.get("train_unreadable", 0) for client in event["clients"])
+    return f"{count} utterances left out as unreadable (see the sites' logs) | " if count else ""
 
 
 def _spent(event: Event) -> str:

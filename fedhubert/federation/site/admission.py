@@ -10,8 +10,9 @@ from math import ceil
 from pathlib import Path
 
 from fedhubert.clients import Metrics
-from fedhubert.clients.data import Partition, Site, open_site
+from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.effective import effective_job
+from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import (
     KMEANS_FRAMES,
     KMEANS_SEED,

@@ -8,7 +8,9 @@ import numpy as np
 
 from fedhubert.clients import Metrics
 from fedhubert.clients import statistics as site_figures
-from fedhubert.clients.data import Features, Partition, Site, open_site
+from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.partitions import Partition
+from fedhubert.clients.samples import Features
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.clients.statistics import Counts
 from fedhubert.errors import FederationError

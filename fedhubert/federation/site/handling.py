@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from fedhubert.clients import Metrics
-from fedhubert.clients.data import Partition, Site, open_site
+from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.updates.exact_sum import UpdateRejected

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from fedhubert.clients import Metrics
-from fedhubert.clients.data import Partition, Site, open_site, release_extractor
+from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.partitions import Partition
+from fedhubert.clients.samples import release_extractor
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.clients.state import PartitionState, StateFolder
 from fedhubert.config import ClientJob
@@ -124,6 +126,10 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         return metrics
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
+    left_out = {number: len(site.partition(number).left_out) for number in metrics}
+    if any(left_out.values()):  # all partitions of a message have the same names
+        for number, numbers in metrics.items():
+            numbers["train_unreadable"] = left_out[number]
     if fold is not None and fold.weight:
         arrays["sum"] = fold.partial().total.numpy()
     if metrics and job.sends_sketches:
@@ -262,7 +268,15 @@ def _batches(
 ) -> Iterator[Batch]:
     job = request.job
     source = site.label_source(job.task, partition, request.task.targets)
-    return load_batches(site.manifest, plan, positions, source, mask_spec(job.task), job.data)
+    return load_batches(
+        site.manifest,
+        plan,
+        positions,
+        source,
+        mask_spec(job.task),
+        job.data,
+        partition.left_out,
+    )
 
 
 def _training_metrics(result: LocalResult) -> Metrics:
