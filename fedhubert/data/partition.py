@@ -70,8 +70,9 @@ def split_rows(
     :class:`DataError` for fewer than two.
 
     Args:
-        files: Which file each row is of (None: all differ). No file is in both splits; of a client
-            that has a single one, its last utterances are held out.
+        files: Which file each row is of (None: all differ). No file is in both splits, unless files
+            are so long that this would hold out less than half or more than twice of what is
+            wanted: then the last utterances of one are held out.
     """
     if len(rows) < _MIN_UTTERANCES:
         raise DataError(
@@ -92,8 +93,6 @@ def _split_files(
     """Hold out whole files, in a random order, until ``held_out`` rows are: those that fit, or the
     smallest where none does."""
     _, inverse, sizes = np.unique(np.array(files), return_inverse=True, return_counts=True)
-    if len(sizes) == 1:
-        return rows[:-held_out], rows[-held_out:]
     chosen: list[int] = []
     left = held_out
     for number in rng.permutation(len(sizes)).tolist():
@@ -102,6 +101,9 @@ def _split_files(
             left -= int(sizes[number])
     chosen = chosen or [int(np.argmin(sizes))]
     inside = np.isin(inverse, chosen)
+    if len(sizes) == 1 or not held_out / 2 <= inside.sum() <= 2 * held_out:
+        last = np.flatnonzero(inverse == int(np.argmax(sizes)))[-held_out:]
+        inside = np.isin(np.arange(len(rows)), last)
     return rows[~inside], rows[inside]
 
 

@@ -155,10 +155,10 @@ def test_a_run_over_parts_of_two_long_files_hears_all_of_them(tmp_path: Path) ->
     assert main(["prepare", "folder", "--root", str(tmp_path), *flags]) == 0
     manifest = Manifest.read(tmp_path / "m.csv")
     assert len(manifest) >= 40 and abs(manifest.lengths().sum() - 120 * 16000) < 16000
-    out = run(tmp_path, "data.min_seconds=0.5", "client.local_epochs=1")
+    out = run(tmp_path, "data.max_seconds=3", "client.local_epochs=1")
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     heard = next(event for event in events if event["event"] == "round")["train"]["audio_s"]
-    assert heard > 0.75 * 120 * 0.5
+    assert heard > 0.85 * 0.75 * 120
 
 
 def test_no_file_is_in_both_splits() -> None:
@@ -171,6 +171,8 @@ def test_no_file_is_in_both_splits() -> None:
         assert sorted([*train, *validation]) == rows.tolist()
     train, validation = split_rows(rows, 0.2, 0, 0, ["one"] * 100)
     assert train.tolist() == list(range(80)) and validation.tolist() == list(range(80, 100))
+    train, validation = split_rows(rows, 0.2, 0, 0, ["a"] * 50 + ["b"] * 50)
+    assert train.tolist() == [*range(30), *range(50, 100)]
     train, validation = split_rows(rows, 0.2, 0, 0, ["a"] * 90 + ["b"] * 10)
     assert validation.tolist() == list(range(90, 100))
     plain = split_rows(rows, 0.2, 3, 0)
