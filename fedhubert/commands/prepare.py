@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from fedhubert.data.folders import Found
     from fedhubert.data.prepare import Choices
 
+    Kinds = argparse._SubParsersAction[argparse.ArgumentParser]
+
 DEFAULT_MIN_SECONDS = 0.5
+FORMS = ("kaldi", "commonvoice", "lhotse", "huggingface", "archive")
+"""Corpora in the forms of other tools."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,12 +53,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="follow links that lead out of the folder, too",
     )
-    for kind in (sample, librispeech, folder):
+    _add_forms(kinds)
+    for kind in kinds.choices.values():
         _add_choices(kind)
+
+
+def _add_forms(kinds: Kinds) -> None:
+    """Declare the forms of other tools."""
+    kaldi = kinds.add_parser("kaldi", help="a Kaldi data directory: wav.scp, segments, utt2spk")
+    voice = kinds.add_parser("commonvoice", help="Common Voice: a language's folder, or a release")
+    lhotse = kinds.add_parser(
+        "lhotse", help="lhotse's recordings and supervisions, or cuts (needs fedhubert[lhotse])"
+    )
+    hub = kinds.add_parser(
+        "huggingface",
+        help="an audiofolder, or parquet with an Audio column (needs fedhubert[huggingface])",
+    )
+    archive = kinds.add_parser("archive", help="tar and zip files of audio, read without unpacking")
+    _add_places(kaldi, "folder that holds wav.scp")
+    _add_places(voice, "folder with clips/ and tables, or with such folders")
+    voice.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="table without .tsv: validated (default), train, dev, test, ...; may be repeated",
+    )
+    for flag, what in (
+        ("--recordings", "its recordings"),
+        ("--supervisions", "and their supervisions"),
+        ("--cuts", "or its cuts"),
+    ):
+        lhotse.add_argument(flag, type=Path, metavar="FILE", help=what)
+    _add_out(lhotse)
+    for kind in (kaldi, lhotse):
+        kind.add_argument(
+            "--audio-root",
+            type=Path,
+            metavar="DIR",
+            help="where relative paths start (default: the list's folder, those above it, or the working directory)",
+        )
+    _add_places(hub, "folder of audio or of parquet files, or a parquet file")
+    hub.add_argument("--speaker-column", metavar="NAME", help="default: speaker_id, client_id, ...")
+    _add_places(archive, "folder that holds .tar and .zip files")
+    _add_pattern(archive)
 
 
 def _add_places(kind: argparse.ArgumentParser, root: str) -> None:
     kind.add_argument("--root", type=Path, required=True, metavar="DIR", help=root)
+    _add_out(kind)
+
+
+def _add_out(kind: argparse.ArgumentParser) -> None:
     kind.add_argument(
         "--out",
         type=Path,
@@ -123,7 +172,9 @@ def run(args: argparse.Namespace) -> int:
     choices = _choices(args)
     if args.kind == "sample":
         return _sample(args, choices)
-    args.root, args.out = (path.expanduser().absolute() for path in (args.root, args.out))
+    for name in ("root", "out", "audio_root", "recordings", "supervisions", "cuts"):
+        if isinstance(path := getattr(args, name, None), Path):
+            setattr(args, name, path.expanduser().absolute())
     check_out(args.out, choices.settings)
     write_manifest(args.out, _found(args), choices)
     return 0
@@ -171,6 +222,8 @@ def _found(args: argparse.Namespace) -> Found:
     """Return what the corpus has."""
     from fedhubert.data import corpora, folders
 
+    if args.kind in FORMS:
+        return _of_form(args)
     if args.kind == "librispeech":
         root = args.root
         if args.download:
@@ -179,3 +232,28 @@ def _found(args: argparse.Namespace) -> Found:
     return folders.relocated(
         corpora.scan_folder(args.root, args.speaker_pattern, follow_links=args.follow_links)
     )
+
+
+def _of_form(args: argparse.Namespace) -> Found:
+    """Return what a corpus in another tool's form has."""
+    from fedhubert.data.archives import scan_archives
+    from fedhubert.data.common_voice import scan_common_voice
+    from fedhubert.data.corpora import by_pattern, say_unmatched
+    from fedhubert.data.hub_audio import scan_huggingface
+    from fedhubert.data.kaldi import scan_kaldi
+    from fedhubert.data.lhotse_form import scan_lhotse
+    from fedhubert.errors import DataError
+
+    if args.kind == "lhotse":
+        return scan_lhotse(args.recordings, args.supervisions, args.cuts, args.audio_root)
+    if not args.root.exists():
+        raise DataError(f"no such folder: {args.root}", setting="--root")
+    if args.kind == "kaldi":
+        return scan_kaldi(args.root, args.audio_root)
+    if args.kind == "commonvoice":
+        return scan_common_voice(args.root, args.split or ["validated"])
+    if args.kind == "huggingface":
+        return scan_huggingface(args.root, args.out, args.speaker_column)
+    found = scan_archives(args.root, by_pattern(args.speaker_pattern))
+    say_unmatched(found, args.speaker_pattern)
+    return found

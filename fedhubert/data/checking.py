@@ -4,7 +4,6 @@ it."""
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -197,10 +196,3 @@ class _Sums:
         rms = float(np.sqrt(self.energies[heard].max() / self._count))
         if mean > _DC * max(1.0, peak) or (peak >= _QUIET and mean > _DC_SHARE * rms):
             yield DC, f"mean {mean:.2g}"
-
-
-def reason_of(error: Exception, path: Path) -> str:
-    """Return what a list of rejected files says: the error without the file's name."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(error).removeprefix(f"{path}: ")

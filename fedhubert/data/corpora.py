@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from fedhubert.config import Config
@@ -13,6 +14,7 @@ from fedhubert.data.folders import Candidate, Found, walk
 from fedhubert.errors import ConfigError, DataError
 
 SAMPLE_LANGUAGES = ("en", "es", "fr", "it", "ru")
+UNKNOWN = "unknown"
 DEFAULT_SPEAKER_PATTERN = "{speaker}/"
 
 _APT_TIMEOUT_S = 900
@@ -85,6 +87,17 @@ def scan_folder(
     ``{language}/{speaker}/``, or ``{digit}_{speaker}_``. A file that does not match has the speaker
     ``unknown``.
     """
+    name = by_pattern(speaker_pattern)
+    seen = walk(root, follow_links=follow_links)
+    found = Found(root, rejected=seen.rejected, remarks=seen.remarks())
+    found.candidates = [Candidate(path, *name(path)) for path in seen.paths]
+    say_unmatched(found, speaker_pattern)
+    return found
+
+
+def by_pattern(speaker_pattern: str) -> Callable[[str], tuple[str, dict[str, str]]]:
+    """Return what gives a path's speaker and other columns by a pattern (see
+    :func:`scan_folder`); raises :class:`DataError` for one that names no speaker."""
     names = re.findall(r"{(\w+)}", speaker_pattern)
     if "speaker" not in names or len(set(names)) < len(names):
         raise DataError(
@@ -96,19 +109,23 @@ def scan_folder(
     pattern = re.compile(
         "".join(re.escape(text) + group for text, group in zip(literal, groups, strict=True))
     )
-    seen = walk(root, follow_links=follow_links)
-    found, unmatched = Found(root, rejected=seen.rejected, remarks=seen.remarks()), 0
-    for path in seen.paths:
+
+    def name(path: str) -> tuple[str, dict[str, str]]:
         match = pattern.match(path)
-        unmatched += match is None
-        values = {name: match.group(name) if match else "unknown" for name in names}
-        found.candidates.append(Candidate(path, values.pop("speaker"), values))
-    if unmatched:
+        values = {name: match.group(name) if match else UNKNOWN for name in names}
+        return values.pop("speaker"), values
+
+    return name
+
+
+def say_unmatched(found: Found, speaker_pattern: str) -> None:
+    """Remark how many paths a pattern fits, where it is not all of them."""
+    fits = sum(item.speaker != UNKNOWN for item in found.candidates)
+    if fits < len(found.candidates):
         found.remarks.append(
-            f"warning: --speaker-pattern {speaker_pattern!r} fits {len(seen.paths) - unmatched} of "
-            f"{len(seen.paths)} paths; the speaker of the others is `unknown`"
+            f"warning: --speaker-pattern {speaker_pattern!r} fits {fits} of "
+            f"{len(found.candidates)} paths; the speaker of the others is `{UNKNOWN}`"
         )
-    return found
 
 
 def scan_librispeech(root: Path) -> Found:

@@ -18,7 +18,7 @@ from fedhubert.config import DataConfig
 from fedhubert.data.audio import MAX_READ_S, Recording
 from fedhubert.data.batching import heard_share
 from fedhubert.data.checked import Checked
-from fedhubert.data.checking import REMEDIES, Heard, Settings, listen, reason_of
+from fedhubert.data.checking import REMEDIES, Heard, Settings, listen
 from fedhubert.data.folders import Candidate, Found
 from fedhubert.data.lists import check_out, write_list
 from fedhubert.data.manifest import Manifest
@@ -156,9 +156,11 @@ def _unwritable(name: str, *, tsv: bool) -> str:
 def _hear(root: Path, item: Candidate, choices: Choices, checked: Checked) -> Heard | str:
     places = {name: [item.columns[name]] for name in ARCHIVE if name in item.columns}
     one = Manifest(root, [item.path], [""], np.ones(1, np.int64), np.ones(1, np.int32), places)
+    named = str(root / item.path)
     try:
         whole = one.recording(0)
         recording = Recording(whole.path, whole.offset, whole.num_bytes, name=whole.name)
+        named = str(recording)
         about = os.stat(recording.path) if recording.path.exists() else None
         stamp = f"{about.st_size}-{about.st_mtime_ns}" if about else ""
         known = checked.get(file_key(item), stamp)
@@ -168,10 +170,9 @@ def _hear(root: Path, item: Candidate, choices: Choices, checked: Checked) -> He
         checked.put(file_key(item), stamp, heard)
         return heard
     except DataError as error:
-        real = Path(os.path.realpath(root / item.path))
-        return reason_of(error, real).removeprefix(f"{root / item.path}: ")
+        return str(error).removeprefix(f"{named}: ")
     except OSError as error:
-        return reason_of(error, root / item.path)
+        return error.strerror or str(error)
 
 
 def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
@@ -189,7 +190,9 @@ def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
         rows.rejected.append((name, f"no times: {given[0]!r} to {given[1]!r}"))
         return
     if heard.num_samples < end <= heard.num_samples + _BEYOND_END_S * rate:
-        end, columns["end_s"] = heard.num_samples, seconds(heard.num_samples, rate)
+        end = heard.num_samples
+    if any(given) and (not given[1] or end == heard.num_samples):
+        columns["end_s"] = seconds(end, rate)
     if not 0 <= begin < end <= heard.num_samples:
         length = heard.num_samples / rate
         rows.rejected.append(
