@@ -24,6 +24,9 @@ SAMPLE_RATE_HZ = 16000
 FRAME_SAMPLES, RECEPTIVE_SAMPLES = 320, 400
 """Samples from one model frame to the next, and samples that one frame sees."""
 
+ENOUGH_HEARD = 0.9
+"""An epoch should hear this share of the audio."""
+
 _BUCKET_RATIO = 1.15
 """Longest over shortest utterance of a bucket: at most this much of an uncropped utterance is cut
 off to match its batch."""

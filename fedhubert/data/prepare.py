@@ -16,7 +16,7 @@ from rich.progress import track
 
 from fedhubert.config import DataConfig
 from fedhubert.data.audio import MAX_READ_S, Recording
-from fedhubert.data.batching import heard_share
+from fedhubert.data.batching import ENOUGH_HEARD, heard_share
 from fedhubert.data.checked import Checked
 from fedhubert.data.checking import REMEDIES, Heard, Settings, listen
 from fedhubert.data.folders import Candidate, Found
@@ -27,9 +27,6 @@ from fedhubert.data.threads import map_in_order
 from fedhubert.errors import DataError
 
 MAX_LISTED = 20
-ENOUGH_HEARD = 0.9
-"""An epoch should hear this share of the audio."""
-
 _BEYOND_END_S = 0.5
 """A segment may end so much after its file: tools round."""
 _SAID_EVERY_S = 30.0

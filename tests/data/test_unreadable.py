@@ -17,6 +17,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import split_rows
 from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import DataError
+from fedhubert.federation.server.dry_run import describe_federation
 from fedhubert.federation.server.session import run_federation
 from fedhubert.targets import kmeans
 from fedhubert.targets.features import fitting_features, kept_features
@@ -139,7 +140,7 @@ def run(root: Path, *overrides: str) -> Path:
 
 
 def test_a_run_goes_on_without_it_and_counts_it(manifest: Manifest) -> None:
-    out = run(manifest.root, "data.min_seconds=0.5", "client.local_epochs=2")
+    out = run(manifest.root, "data.min_seconds=0.5", "client.local_epochs=1")
     events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     last = next(event for event in events if event["event"] == "round")
     counts = [client.get("train_unreadable", 0) for client in last["clients"]]
@@ -177,3 +178,25 @@ def test_no_file_is_in_both_splits() -> None:
     assert validation.tolist() == list(range(90, 100))
     plain = split_rows(rows, 0.2, 3, 0)
     assert all(map(np.array_equal, plain, split_rows(rows, 0.2, 3, 0, [str(row) for row in rows])))
+
+
+def test_a_dry_run_says_how_much_an_epoch_hears(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        soundfile.write(tmp_path / f"{name}.flac", speech(60.0, 8000, seed=ord(name)), 8000)
+    root = ["prepare", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "m.csv")]
+    places = [f"data.manifest={tmp_path / 'm.csv'}", f"client.state_dir={tmp_path / 's'}"]
+    config = compose(["experiment=demo", *SMALL, *places, "federated.num_clients=1"])
+    config = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"max_seconds": 15.625, "batch_seconds": 32.0})
+        }
+    )
+    node: dict[str, str | int] = {"partition-id": 0, "num-partitions": 1}
+    identify()
+    heard = {}
+    for flags in ([], ["--cut", "15"]):
+        assert main([*root, *flags]) == 0
+        table = describe_federation(InProcessGrid([node]), config)
+        heard[bool(flags)] = (list(table.columns[-1].cells)[-1], table.caption)
+    assert heard[False][0] == "26 %" and "an epoch hears 26 % of the audio" in str(heard[False][1])
+    assert int(heard[True][0].split()[0]) >= 90 and heard[True][1] is None  # type: ignore[union-attr]

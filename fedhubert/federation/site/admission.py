@@ -266,7 +266,8 @@ class Guard:
     def _rounded(self, numbers: Metrics) -> Metrics:
         describe = self.policy.describe
         steps: dict[str, float] = {
-            name: describe.round_seconds for name in ("train_audio_s", "validation_audio_s")
+            name: describe.round_seconds
+            for name in ("train_audio_s", "validation_audio_s", "epoch_audio_s")
         }
         steps |= {
             name: describe.round_utterances

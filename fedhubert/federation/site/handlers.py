@@ -45,13 +45,14 @@ def describe(request: Request[Describe], node_config: NodeConfig) -> Answered:
 
     def count(site: Site, partition: Partition) -> Metrics:
         lengths = site.manifest.lengths(request.job.data.sample_rate_hz)
-        rate = request.job.data.sample_rate_hz
+        rate, plan = request.job.data.sample_rate_hz, partition.train_plan
         return {
             "train_utterances": len(partition.train_rows),
             "validation_utterances": len(partition.validation_rows),
             "train_audio_s": float(lengths[partition.train_rows].sum() / rate),
             "validation_audio_s": float(lengths[partition.validation_rows].sum() / rate),
             "batches_per_epoch": partition.train_plan.num_batches,
+            "epoch_audio_s": plan.audio_s(plan.first(0)),
             "data_fingerprint": site.fingerprint(partition, request.run_key),
         }
 
