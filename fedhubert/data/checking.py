@@ -58,6 +58,7 @@ class Heard:
 
     Attributes:
         num_samples: Samples per channel as decoded.
+        channels: How many it has.
         channel: Which one is heard, -1: the mean of all.
         digest: Of its samples: equal for the same audio in another container.
         warnings: (kind, detail).
@@ -66,6 +67,7 @@ class Heard:
 
     num_samples: int
     rate_hz: int
+    channels: int
     channel: int
     digest: str
     warnings: tuple[tuple[str, str], ...] = ()
@@ -107,6 +109,7 @@ def listen(recording: Recording, settings: Settings) -> Heard:
         return Heard(
             length,
             int(file.samplerate),
+            int(file.channels),
             -1 if channel is None or file.channels == 1 else channel,
             f"{length}-{sums.digest.hexdigest()}",
             tuple(warnings),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fedhubert.data.ranges import Part
 
-_TAIL_BYTES = 2**17
+_TAIL_BYTES, _CANDIDATES = 2**17, 32
+"""How far from the end the last frame begins, and how many places are taken for it at most."""
 _STREAMINFO_END = 42
 _BLOCK_SIZES = {1: 192, **{n: 576 << n - 2 for n in range(2, 6)}}
 _BLOCK_SIZES |= {n: 256 << n - 8 for n in range(8, 16)}
@@ -40,10 +41,15 @@ def true_length(path: Path, offset: int, size: int, info: StreamInfo) -> int | N
         begin = max(0, size - _TAIL_BYTES)
         file.seek(offset + begin)
         tail = file.read(size - begin)
+    tried = 0
     for match in reversed(list(_SYNC.finditer(tail))):
         end = _end_of_frame(tail[match.start() :], info.max_block)
-        if end is not None and (end == info.num_samples or _crc16(tail[match.start() :]) == 0):
-            return end
+        if end is not None:
+            if end == info.num_samples or _crc16(tail[match.start() :]) == 0:
+                return end
+            tried += 1
+            if tried == _CANDIDATES:
+                break
     return None
 
 

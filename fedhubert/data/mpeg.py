@@ -17,7 +17,9 @@ _KBPS = {  # layer III: MPEG 1, and 2 with 2.5
     2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _MPEG1, _LAYER3, _MONO = 3, 1, 3
-_RESYNC_BYTES = 2**16
+_RESYNC_BYTES, _RESYNCS = 2**16, 2**16
+"""How far the next frame is looked for, and how often in a file: what is no frame is not searched
+byte by byte."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def stream_of(content: bytes) -> Stream | None:
 
 def _frames(content: bytes) -> Iterator[Frame]:
     position = _after_tag(content, 0)
-    known = False  # whether the last position followed a whole frame
-    while position + 4 <= len(content):
+    known, left = False, _RESYNCS  # whether the last position followed a whole frame
+    while position + 4 <= len(content) and left:
         frame = _frame(content, position)
         if frame is not None and not known:
             after = _frame(content, position + frame.length)  # two in a row: no accident
@@ -89,6 +91,7 @@ def _frames(content: bytes) -> Iterator[Frame]:
             yield frame
             position, known = position + frame.length, True
             continue
+        left -= 1
         tag = _after_tag(content, position)
         found = content.find(b"\xff", position + 1, position + _RESYNC_BYTES)
         if tag == position and found < 0:

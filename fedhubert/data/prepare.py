@@ -1,11 +1,12 @@
 """From what a corpus has to a manifest of what can be used: every file is listened to before it is
 named."""
 
+import filecmp
 import os
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -14,15 +15,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from fedhubert.config import DataConfig
 from fedhubert.data.audio import MAX_READ_S, Recording
-from fedhubert.data.batching import ENOUGH_HEARD, heard_share
 from fedhubert.data.checked import Checked
-from fedhubert.data.checking import REMEDIES, Heard, Settings, listen
+from fedhubert.data.checking import Heard, Settings, listen
 from fedhubert.data.folders import Candidate, Found
 from fedhubert.data.lists import check_out, write_list
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, seconds
+from fedhubert.data.summary import say, say_rejected
 from fedhubert.data.threads import map_in_order
 from fedhubert.errors import DataError
 
@@ -69,21 +69,21 @@ def write_manifest(out: Path, found: Found, choices: Choices) -> None:
     if not found.candidates and not found.rejected:
         raise DataError(_nothing(found), setting="--root")
     rows = _Rows(rejected=list(found.rejected))
-    first: dict[str, str] = {}
+    first: dict[str, FileKey] = {}
     for key, items, result in _listened(out, found, choices):
         if isinstance(result, str):
             rows.rejected += [(_name(key), result)]
             continue
-        same = None if choices.keep_duplicates else first.setdefault(result.digest, _name(key))
-        if same not in (None, _name(key)):
-            rows.rejected.append((_name(key), f"the same audio as {same}"))
+        same = key if choices.keep_duplicates else first.setdefault(result.digest, key)
+        if same != key and (choices.settings.whole or _same_bytes(found.root, key, same)):
+            rows.rejected.append((_name(key), f"the same audio as {_name(same)}"))
             continue
         rows.warnings += [(_name(key), kind, detail) for kind, detail in result.warnings]
         for item in items:
             _add(rows, item, result, choices)
     write_list(out.with_suffix(".rejected.csv"), ("path", "reason"), rows.rejected)
     write_list(out.with_suffix(".warnings.csv"), ("path", "warning", "detail"), rows.warnings)
-    _say_rejected(out, rows.rejected)
+    say_rejected(out, rows.rejected)
     if not rows.kept:
         for remark in found.remarks:
             print(remark, file=sys.stderr)
@@ -95,7 +95,7 @@ def write_manifest(out: Path, found: Found, choices: Choices) -> None:
     manifest = _manifest(found.root, rows)
     manifest.write(out)
     Checked.done(out)
-    _say(out, manifest, rows, found)
+    say(out, manifest, rows.rejected, rows.warnings, found)
 
 
 def _nothing(found: Found) -> str:
@@ -111,6 +111,14 @@ def file_key(item: Candidate) -> FileKey:
 
 def _name(key: FileKey) -> str:
     return key[0].rpartition("\0")[2]
+
+
+def _same_bytes(root: Path, one: FileKey, other: FileKey) -> bool:
+    """Whether two files are alike, of which only the ends were heard; not for members of
+    archives."""
+    if one[1] or other[1]:
+        return False
+    return filecmp.cmp(root / one[0], root / other[0], shallow=False)
 
 
 def _listened(
@@ -178,6 +186,10 @@ def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
     columns = dict(item.columns)
     if heard.channel >= 0 and not columns.get(CHANNEL):
         columns[CHANNEL] = str(heard.channel)
+    elif columns.get(CHANNEL, "0").isdigit() and int(columns.get(CHANNEL, "0")) >= heard.channels:
+        reason = f"{heard.channels} channels, so there is no channel {columns[CHANNEL]}"
+        rows.rejected.append((item.path, f"{reason} (counted from 0)"))
+        return
     given = [columns.get(name, "") for name in CUT]
     name = f"{item.path} from {given[0] or 0} s on" if any(given) else item.path
     try:
@@ -200,7 +212,7 @@ def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
         )
         return
     edges = [begin, *(cut for cut in heard.cuts if not any(given)), end]
-    for number, (first, last) in enumerate(pairwise(edges)):
+    for first, last in pairwise(edges):
         length = (last - first) / rate
         if length < choices.min_seconds:
             rows.rejected.append(
@@ -212,7 +224,7 @@ def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
             part = columns
             if len(edges) > 2:
                 part = {**columns, CUT[0]: seconds(first, rate), CUT[1]: seconds(last, rate)}
-                if "text" in part and number:
+                if "text" in part:  # it is that of the whole
                     part["text"] = ""
             rows.kept.append((Candidate(item.path, item.speaker, part), last - first, rate))
 
@@ -230,65 +242,3 @@ def _manifest(root: Path, rows: _Rows) -> Manifest:
         np.array([rate for _, _, rate in rows.kept], dtype=np.int32),
         {name: [item.columns.get(name, "") for item in items] for name in columns},
     )
-
-
-def _say_rejected(out: Path, rejected: Sequence[tuple[str, str]]) -> None:
-    for path, reason in rejected[:MAX_LISTED]:
-        print(f"left out: {printable(path)}: {printable(reason)}", file=sys.stderr)
-    if len(rejected) > MAX_LISTED:
-        listed = out.with_suffix(".rejected.csv")
-        print(f"left out: {len(rejected) - MAX_LISTED} more, see {listed}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """Return text without line breaks and bytes that are not UTF-8, which would spoil a list."""
-    plain = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return plain.replace("\r", "\\r").replace("\n", "\\n")
-
-
-def _say(out: Path, manifest: Manifest, rows: _Rows, found: Found) -> None:
-    """Print what came of it: counts, what is odd, and how much an epoch hears."""
-    hours = float((manifest.num_samples / manifest.sample_rates_hz).sum()) / 3600
-    speakers = Counter(manifest.speakers)
-    print(
-        f"{out}: {len(manifest)} utterances, {hours:.2f} h, {len(speakers)} speakers; "
-        f"{len(rows.rejected)} files left out"
-    )
-    same = sum(reason.startswith("the same audio as ") for _, reason in rows.rejected)
-    if same:
-        print(f"  {same} files left out hold the same audio as others (--duplicates keep)")
-    for remark in found.remarks:
-        print(f"  {remark}")
-    by_kind: dict[str, list[str]] = defaultdict(list)
-    for path, kind, _ in rows.warnings:
-        by_kind[kind].append(path)
-    for kind, paths in sorted(by_kind.items()):
-        print(f"  warning: {len(paths)} files: {kind} ({paths[0]}): {REMEDIES[kind]}")
-    if by_kind:
-        print(f"  each is named in {out.with_suffix('.warnings.csv')}")
-    if len(speakers) == 1 and len(manifest) > 1:
-        print(
-            f"  warning: all utterances are of one speaker ({next(iter(speakers))}): is that so? "
-            "`prepare folder --speaker-pattern` says where paths name it"
-        )
-    _say_heard(manifest)
-    if out.parent != found.root and out.suffix == ".csv":
-        print(f"the audio lies elsewhere: train with data.manifest={out} data.root={found.root}")
-
-
-def _say_heard(manifest: Manifest) -> None:
-    data, lengths = DataConfig(), manifest.lengths()
-    share = heard_share(lengths, data)
-    said = f"an epoch hears {100 * share:.0f} % of the audio"
-    about = f"data.max_seconds={data.max_seconds}, data.min_seconds={data.min_seconds}"
-    if share >= ENOUGH_HEARD:
-        print(f"  {said} ({about})")
-        return
-    rate, total = data.sample_rate_hz, int(lengths.sum())
-    beyond = np.clip(lengths - data.max_seconds * rate, 0, None).sum() / total
-    below = lengths[lengths < data.min_seconds * rate].sum() / total
-    print(f"  warning: {said} ({about}):")
-    if beyond >= below:
-        print(f"    {100 * beyond:.0f} % is cropped off long utterances: --cut 15 cuts at pauses")
-    else:
-        print(f"    {100 * below:.0f} % is in shorter utterances: lower data.min_seconds")

@@ -337,6 +337,7 @@ def test_the_same_audio_is_named_once(root: Path) -> None:
         "bob/link.flac": "the same audio as ann/good.flac",
     }
     assert len(Manifest.read(prepared(root, "--duplicates", "keep"))) == 5
+    assert set(listed(prepared(root, "--verify", "ends"))) == {"bob/copy.flac", "bob/link.flac"}
 
 
 def test_what_is_passed_over_is_counted_with_what_to_do(
