@@ -84,6 +84,10 @@ class UpdatePolicy(_Part):
     max_accumulate: PositiveInt = 1024
     """Micro-batches of a step (`client.accumulate`)."""
 
+    max_unreadable: NonNegative = 0.05
+    """The largest share of utterances that others stand in for (`data.max_unreadable`), so that an
+    update is of as many as it seems to be of."""
+
     rewinding: bool = False
     """Whether a run may ask for other pieces of audio that it has trained on already. Asking again
     for the same piece, as a resumed run does, is always possible. One crop more or less between two
