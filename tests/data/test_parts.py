@@ -9,7 +9,10 @@ import soundfile
 from fedhubert.data.audio import read_audio
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import DataError
-from tests.data.liars import speech
+from fedhubert.evaluation.annotations import Alignment
+from fedhubert.evaluation.features import Extractor, FeatureCache
+from fedhubert.models.hubert import frames_of
+from tests.data.liars import Samples, speech
 
 HEAD = "path,speaker,num_samples,sample_rate"
 
@@ -154,3 +157,46 @@ def test_other_tools_tables_are_told_apart(tmp_path: Path) -> None:
     for name in ("validated.tsv", "validated.csv"):
         with pytest.raises(DataError, match="fedhubert prepare commonvoice"):
             Manifest.read(written(tmp_path, text, name))
+
+
+def test_evaluation_hears_and_caches_the_part(tmp_path: Path, long_file: Path) -> None:
+    rows = "long.flac,a,80000,8000,1.0,3.0,0\nlong.flac,a,80000,8000,5.0,7.0,0\n"
+    manifest = Manifest.read(written(tmp_path, f"{HEAD},start_s,end_s,channel\n{rows}"))
+    encoder = Energy()
+    pooled = [
+        Extractor(encoder, [0], manifest, FeatureCache(tmp_path / "cache")).pooled(np.arange(2))
+        for _ in range(2)
+    ]
+    assert encoder.calls == 2 and np.array_equal(pooled[0], pooled[1])
+    for row in range(2):
+        expected = np.abs(manifest.waveform(row)).mean()
+        assert pooled[0][0, row, 0] == pytest.approx(expected, rel=1e-5)
+    assert pooled[0][0, 0, 0] != pooled[0][0, 1, 0]
+
+
+class Energy:
+    """An encoder whose only feature is how loud the whole utterance is."""
+
+    key, layers = "energy", (0,)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def forward(self, waveform: Samples) -> list[Samples]:
+        self.calls += 1
+        loud = np.abs(waveform).mean()
+        return [np.full((int(frames_of(len(waveform))), 1), loud, np.float32)]
+
+
+def test_phones_of_a_file_are_those_of_its_parts(tmp_path: Path) -> None:
+    alignment = Alignment(
+        {"long.flac": [(0, 16000, "a"), (16000, 40000, "b"), (60000, 80000, "c")]}
+    )
+    rows = "long.flac,a,80000,8000,1.0,3.0\nlong.flac,a,80000,8000,6.0,7.9\n"
+    manifest = Manifest.read(written(tmp_path, f"{HEAD},start_s,end_s\n{rows}"))
+    found = alignment.frames(manifest)
+    frame = 320 / 16000
+    assert [sum(phone == name for phone in found[0][1]) * frame for name in "ab"] == pytest.approx(
+        [1.0, 1.0], abs=0.03
+    )
+    assert set(found[1][1]) == {"c"} and found[1][0][0] * frame == pytest.approx(1.5, abs=0.03)
