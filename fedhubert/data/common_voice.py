@@ -1,6 +1,7 @@
 """Mozilla Common Voice: tables of clips, a folder per language."""
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,13 +57,14 @@ def _clips(root: Path, table: Path, split: str) -> Iterator[Candidate]:
                     setting="--root",
                 )
             for row in rows:
+                if not row["path"]:
+                    continue
                 name = row["path"] if "." in row["path"] else f"{row['path']}.mp3"
-                columns = {ours: row.get(theirs) or "" for theirs, ours in _KEPT.items()}
-                columns |= {ours: row[theirs] for theirs, ours in _KEPT.items() if row.get(theirs)}
+                columns = {ours: row[theirs] for theirs, ours in _KEPT.items() if row.get(theirs)}
                 columns["language"] = row.get("locale") or table.parent.name
                 columns["split"] = split
-                path = (folder / name).relative_to(root).as_posix()
+                path = os.path.relpath(folder / name, root)
                 kept = {key: value for key, value in columns.items() if value}
-                yield Candidate(path, row["client_id"], kept)
+                yield Candidate(path, row["client_id"] or "unknown", kept)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {table}: {error}", setting="--root") from None

@@ -7,6 +7,7 @@ file: an ``audiofolder`` is a table of file names, and parquet is read by pyarro
 import csv
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -74,8 +75,8 @@ def _folder(root: Path, speaker_column: str | None) -> Found:
     for table in sorted(path for name in _TABLES for path in root.rglob(name)):
         for row in _table(table):
             name = row.get("file_name") or row.get("audio_file_name") or ""
-            where = (table.parent / str(name)).relative_to(root)
-            rows[where.as_posix()] = row
+            if name:
+                rows[os.path.relpath(table.parent / str(name), root)] = row
     found = Found(root, rejected=seen.rejected, remarks=seen.remarks())
     for path in seen.paths:
         found.candidates.append(Candidate(path, *_described(rows.get(path, {}), speaker_column)))

@@ -45,7 +45,7 @@ def scan_kaldi(folder: Path, audio_root: Path | None = None) -> Found:
         columns["language"] = languages.get(name, "")
         recording = name
         if segments:
-            recording, *times = cells.split()
+            recording, *times = cells.split() or [""]
             if len(times) < 2:
                 rejected.append((name, f"segments: not `recording start end`: {cells!r}"))
                 continue

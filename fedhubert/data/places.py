@@ -40,6 +40,8 @@ def rooted(
     """Return candidates with absolute paths as a corpus whose root is the folder that has them all
     (``root`` where there are none)."""
     listed = list(candidates)
+    rejected = [*rejected, *((item.path, "no path") for item in listed if "\0" in item.path)]
+    listed = [item for item in listed if "\0" not in item.path]
     real = {item.path: os.path.realpath(item.path) for item in listed}
     folders = {os.path.dirname(path) for path in real.values()}
     start = os.path.commonpath(folders) if folders else str(root)

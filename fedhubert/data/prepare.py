@@ -132,7 +132,7 @@ def _listened(
     tsv = out.suffix == ".tsv"
 
     def hear(key: FileKey) -> Heard | str:
-        reason = _unwritable(_name(key), tsv=tsv)
+        reason = _unwritable(key[0].replace("\0", "/"), tsv=tsv)
         return reason or _hear(found.root, files[key][0], choices, checked)
 
     console = Console(stderr=True)
@@ -229,6 +229,13 @@ def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
             rows.kept.append((Candidate(item.path, item.speaker, part), last - first, rate))
 
 
+def cell(text: str) -> str:
+    """Return text as a manifest's cell: on one line, and in UTF-8."""
+    if text.isprintable():
+        return text
+    return " ".join(text.replace("\0", " ").encode("utf-8", "replace").decode().splitlines())
+
+
 def _manifest(root: Path, rows: _Rows) -> Manifest:
     items = [item for item, _, _ in rows.kept]
     used = {name for item in items for name, value in item.columns.items() if value}
@@ -237,8 +244,8 @@ def _manifest(root: Path, rows: _Rows) -> Manifest:
     return Manifest(
         root,
         [item.path for item in items],
-        [item.speaker for item in items],
+        [cell(item.speaker) for item in items],
         np.array([count for _, count, _ in rows.kept], dtype=np.int64),
         np.array([rate for _, _, rate in rows.kept], dtype=np.int32),
-        {name: [item.columns.get(name, "") for item in items] for name in columns},
+        {name: [cell(item.columns.get(name, "")) for item in items] for name in columns},
     )

@@ -230,3 +230,51 @@ def test_huggingface_folders_and_parquet(tmp_path: Path) -> None:
     assert manifest.speakers == ["7", "8", "7"]
     assert set(manifest.column("archive")) == {"parquet-out.audio/00000.tar"}
     np.testing.assert_allclose(manifest.waveform(1), speech(2.0, seed=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["kaldi", "commonvoice", "huggingface", "archive"])
+def test_whatever_the_lists_hold_the_result_is_a_manifest_or_a_named_error(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {
+        "kaldi": ["wav.scp", "segments", "utt2spk", "text"],
+        "commonvoice": ["validated.tsv"],
+        "huggingface": ["metadata.csv", "metadata.jsonl"],
+        "archive": ["a.tar", "a.zip"],
+    }
+    soundfile.write(tmp_path / "a.wav", speech(1.0), 16000)
+    heads = {"validated.tsv": b"client_id\tpath\tlocale\n", "metadata.csv": b"file_name,speaker\n"}
+    rng, words = (
+        np.random.default_rng(0),
+        [b"a.wav", b"../a.wav", b"/etc", b"{", b"\xff", b"-1", b"a"],
+    )
+    words += [
+        b"a\0b",
+        b'{"file_name": "/x"}',
+        b'{"file_name": "a.wav", "text": "\\ud800\\r"}',
+        b"|",
+    ]
+    for _ in range(40):
+        for name in names[kind]:
+            drawn = rng.integers(len(words), size=12)
+            between = [(b" ", b"\t", b"\n", b",", b"\r\n")[k] for k in rng.integers(5, size=12)]
+            body = b"".join(words[w] + gap for w, gap in zip(drawn, between, strict=True))
+            (tmp_path / name).write_bytes(heads.get(name, b"") + body)
+        out = tmp_path / "out.csv"
+        code = main(["prepare", kind, "--root", str(tmp_path), "--out", str(out)])
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        if code == 0:
+            manifest = Manifest.read(out, "/")
+            assert all(len(row) for row in manifest.lengths()[:, None])
+        else:
+            assert error.splitlines()[-1].startswith("fedhubert: ")
+
+
+def test_texts_with_line_breaks_give_a_manifest_that_can_be_read(tmp_path: Path) -> None:
+    root = written(tmp_path / "audio", **{"metadata.jsonl": ""})
+    soundfile.write(root / "a.wav", speech(1.0), 16000)
+    row = {"file_name": "a.wav", "text": "one\rtwo\nthree \ud800", "speaker": "s\r1"}
+    (root / "metadata.jsonl").write_text(json.dumps(row))
+    manifest = Manifest.read(prepared(root, kind="huggingface"))
+    assert manifest.column("text") == ["one two three ?"] and manifest.speakers == ["s 1"]
