@@ -59,6 +59,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks.step
 	$(BIN)/python -m tests.benchmarks.distillation
 	$(BIN)/python -m tests.benchmarks.data
+	$(BIN)/python -m tests.benchmarks.archives
 	$(BIN)/python -m tests.benchmarks.startup
 	$(BIN)/python -m tests.benchmarks.switches
 	$(BIN)/python -m tests.benchmarks.rounds

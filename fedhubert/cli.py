@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
 
 VERBS = {
-    "prepare": "make a manifest: fetch the sample speech, or read a LibriSpeech tree or any folder of audio",
+    "prepare": "make a manifest: of any folder of audio, LibriSpeech, Kaldi, Common Voice, lhotse, HuggingFace, archives, or the sample speech",
     "train": "federated training, simulated on this host (takes Hydra overrides)",
     "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
     "compare": "federated, central, local-only and untrained models over several seeds (takes Hydra overrides)",

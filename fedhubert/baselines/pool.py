@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.clients import statistics as site_figures
-from fedhubert.clients.data import Partition, Site, open_site, release_extractor
+from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.partitions import Partition
+from fedhubert.clients.samples import release_extractor
 from fedhubert.config import ClientJob, Config
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
@@ -224,7 +226,7 @@ class Pool:
         source = self.site.label_source(self.job.task, part, self.key)
         data = self.job.data.model_copy(update={"num_workers": num_workers})
         mask = mask_spec(self.job.task, progress)
-        return load_batches(self.site.manifest, plan, positions, source, mask, data)
+        return load_batches(self.site.manifest, plan, positions, source, mask, data, part.left_out)
 
 
 def figures(

@@ -8,31 +8,26 @@ what the server sends.
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedhubert.clients import inventory
 from fedhubert.clients.effective import effective_job
+from fedhubert.clients.partitions import Partition, Partitions, Rows
+from fedhubert.clients.samples import Features, Samples, layer_features
 from fedhubert.clients.settings import NodeConfig, SiteSettings
 from fedhubert.clients.state import StateFolder
 from fedhubert.config import ClientJob, MaskedTask
-from fedhubert.data.batching import BatchPlan
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.loading import LabelSource
 from fedhubert.data.manifest import Manifest
-from fedhubert.data.partition import partition_rows, split_rows
-from fedhubert.errors import CheckpointError, ConfigError, DataError, TargetsError
+from fedhubert.errors import CheckpointError, ConfigError, TargetsError
 from fedhubert.formats.importing import import_encoder
 from fedhubert.models.teacher import TaughtTask, Teacher
 from fedhubert.objectives.spec import spec_of
-from fedhubert.targets.extractor import load_extractor
-from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
-from fedhubert.targets.grouping import group
+from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import targets_key
 from fedhubert.targets.labels import (
     LabelStore,
@@ -41,33 +36,10 @@ from fedhubert.targets.labels import (
     precomputed_labels,
     stated_clusters,
 )
-from fedhubert.targets.layers import LayerFeatures, longest_chunk_samples
+from fedhubert.targets.layers import longest_chunk_samples
 from fedhubert.targets.mfcc import MFCC
-from fedhubert.training.device import resolve_device
 from fedhubert.training.output_cache import OutputCache
 from fedhubert.training.teaching import Teaching
-
-Rows = npt.NDArray[np.int64]
-Features = npt.NDArray[np.float32]
-
-SHORTEST_SAMPLED = 4000
-"""Samples at 16 kHz of the shortest utterance in a site's own sample for k-means: the least that
-``data.min_seconds`` may be."""
-
-
-@dataclass(frozen=True)
-class Partition:
-    """One client's data: manifest rows and batch plans of its training and validation split."""
-
-    number: int
-    train_rows: Rows
-    validation_rows: Rows
-    train_plan: BatchPlan
-    validation_plan: BatchPlan
-
-    @property
-    def rows(self) -> Rows:
-        return np.concatenate([self.train_rows, self.validation_rows])
 
 
 @dataclass(frozen=True)
@@ -93,73 +65,20 @@ class Site:
         self.job = job
         self.settings = settings
         self.manifest = Manifest.read(resolve_manifest(settings.manifest), settings.root)
-        self._partitions: dict[int, Partition] = {}
-        self._rows: Sequence[Rows] | None = None
+        self._partitions = Partitions(job, settings, self.manifest)
+        self._samples = Samples(job, settings, self.manifest, self.source)
         self._labels: dict[tuple[int, str], LabelStore] = {}
-        self._groups: dict[int, tuple[str, Features, Rows]] = {}
 
     @property
     def hosts_all(self) -> bool:
         """Whether any partition can be trained here (the manifest is everyone's), or only this
         site's own."""
-        return not self.settings.own_data
+        return self._partitions.hosts_all
 
     def partition(self, number: int) -> Partition:
         """Return the data of client ``number``; raises :class:`DataError` when it is not here or
         has nothing to train on."""
-        if number not in self._partitions:
-            self._partitions[number] = self._build(number)
-        return self._partitions[number]
-
-    def _build(self, number: int) -> Partition:
-        job, data = self.job, self.job.data
-        if not 0 <= number < job.num_clients or not (
-            self.hosts_all or number == self.settings.node
-        ):
-            raise DataError(
-                f"partition {number} is not on this site (node {self.settings.node})",
-                setting="partition-id",
-            )
-        lengths = self.manifest.lengths(data.sample_rate_hz)
-        train, validation = split_rows(
-            self._rows_of(number), data.partition.validation_fraction, job.seed, number
-        )
-        fixed = spec_of(job.task).fixed_crops
-        few = job.client.compile  # every length is compiled
-        train_plan = BatchPlan(
-            lengths, train, data, job.seed, number, fixed_crops=fixed, few_lengths=few
-        )
-        validation_plan = BatchPlan(
-            lengths, validation, data, job.seed, number, purpose="validation", fixed_crops=fixed
-        )
-        return Partition(number, train, validation, train_plan, validation_plan)
-
-    def _rows_of(self, number: int) -> Rows:
-        if self.settings.own_data:
-            return self._usable_rows()
-        if self._rows is None:
-            self._rows = partition_rows(
-                self.manifest,
-                self.job.data.partition,
-                self.job.num_clients,
-                self.job.seed,
-                rows=self._usable_rows(),
-            )
-        return self._rows[number]
-
-    def _usable_rows(self) -> Rows:
-        """Rows long enough to train on: left out before splitting, so that no split consists of
-        them alone."""
-        shortest = self.job.data.min_seconds * self.job.data.sample_rate_hz
-        rows = np.flatnonzero(
-            self.manifest.lengths(self.job.data.sample_rate_hz) >= shortest
-        ).astype(np.int64)
-        if not len(rows):
-            raise DataError(
-                f"{self.settings.manifest}: none of {len(self.manifest)} utterances is at least {self.job.data.min_seconds} s long",
-                setting="data.min_seconds",
-            )
-        return rows
+        return self._partitions.partition(number)
 
     def traits(self) -> Traits:
         """Return what all sites of a run must have in common, for the preflight."""
@@ -227,63 +146,16 @@ class Site:
         if self.job.targets.layer is None:
             return MFCC
         longest = longest_chunk_samples(self.job.data)
-        return _layer_features(self.extractor_folder, extractor, longest, self.job.client.device)
+        return layer_features(self.extractor_folder, extractor, longest, self.job.client.device)
 
     def fitting_features(self, partition: Partition, extractor: str = "") -> Features:
-        """Return the features [F, D] that k-means sees of a partition: a bounded sample of its
-        training split, kept in the state folder.
-
-        On disk: ``targets.max_frames_per_client`` x D x 4 bytes at most. Of layer features it is
-        removed when the labels are made: computing them anew in each iteration would run the model
-        over the sample ``targets.max_iterations`` times.
-        """
-        source = self.source(extractor)
-        rows, most, seed = self._sampled(partition)
-        return kept_features(
-            self._sample_file(partition, source),
-            lambda allocate: fitting_features(
-                self.manifest,
-                rows,
-                most,
-                seed,
-                partition.number,
-                self.job.data.num_workers,
-                source=source,
-                allocate=allocate,
-            ),
-        )
+        """Return the features [F, D] that k-means sees of a partition (see
+        :meth:`fedhubert.clients.samples.Samples.features`)."""
+        return self._samples.features(partition, extractor)
 
     def fitting_groups(self, partition: Partition, extractor: str = "") -> tuple[Features, Rows]:
-        """Return the means [G, D] of groups of ``targets.group_frames`` frames of that sample, and
-        their sizes [G]; the newest are kept in memory."""
-        made = self._groups.get(partition.number)
-        if made is None or made[0] != extractor:
-            features = self.fitting_features(partition, extractor)
-            made = self._groups[partition.number] = (
-                extractor,
-                *group(features, self.job.targets.group_frames),
-            )
-        return made[1], made[2]
-
-    def _sampled(self, partition: Partition) -> tuple[Rows, int, int]:
-        """Return among which rows k-means' sample is drawn, its most frames, and the seed.
-
-        A site's own sample does not depend on the job at all, not even by its split: two samples
-        that differ by a frame would tell that frame.
-        """
-        own = self.settings.sample
-        if own is None:
-            return partition.train_rows, self.job.targets.max_frames_per_client, self.job.seed
-        lengths = self.manifest.lengths(self.job.data.sample_rate_hz)
-        return np.flatnonzero(lengths >= SHORTEST_SAMPLED).astype(np.int64), own.frames, own.seed
-
-    def _sample_file(self, partition: Partition, source: FeatureSource) -> Path:
-        rows, most, seed = self._sampled(partition)
-        drawn = f"{most}-{seed}-{partition.number}"  # what the sample depends on
-        name = "-".join(
-            filter(None, ["features", source.key, self.manifest.fingerprint(rows), drawn])
-        )
-        return self.settings.state_dir / "features" / f"{name}.npy"
+        """Return the means [G, D] of groups of frames of that sample, and their sizes [G]."""
+        return self._samples.groups(partition, extractor)
 
     def labels(
         self, partition: Partition, key: str, centroids: Features | None = None, extractor: str = ""
@@ -300,7 +172,7 @@ class Site:
             )
         # the centroids are settled: their sample has done its work
         if centroids is not None and self.job.targets.layer:
-            self._sample_file(partition, self.source(extractor)).unlink(missing_ok=True)
+            self._samples.forget(partition, extractor)
         return self._labels[partition.number, key]
 
     def label_source(self, task: MaskedTask, partition: Partition, key: str) -> LabelSource | None:
@@ -334,7 +206,13 @@ class Site:
                 setting="targets.source",
             )
         build = functools.partial(
-            assigned_labels, self.manifest, rows, centroids, job.data.num_workers, source=source
+            assigned_labels,
+            self.manifest,
+            rows,
+            centroids,
+            job.data.num_workers,
+            source=source,
+            left_out=partition.left_out,
         )
         return cached_labels(folder, self.manifest, rows, key, build)
 
@@ -396,18 +274,6 @@ class _DataJob:
 
     def __hash__(self) -> int:
         return hash(self._key)
-
-
-@functools.lru_cache(maxsize=1)
-def _layer_features(folder: Path, key: str, chunk_samples: int, device: str) -> LayerFeatures:
-    return LayerFeatures(
-        key, lambda: load_extractor(folder, key), chunk_samples, resolve_device(device)
-    )
-
-
-def release_extractor() -> None:
-    """Let this process's extractor go, so that training has its memory."""
-    _layer_features.cache_clear()
 
 
 @functools.lru_cache(maxsize=4)

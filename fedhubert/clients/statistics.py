@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.clients import Metrics
-from fedhubert.clients.data import Features, Partition, Site
+from fedhubert.clients.data import Site
+from fedhubert.clients.partitions import Partition
+from fedhubert.clients.samples import Features
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency

@@ -143,7 +143,7 @@ def _audio() -> Iterator[Finding]:
     import numpy as np
     import soundfile
 
-    from fedhubert.data.corpora import AUDIO_SUFFIXES
+    from fedhubert.data.folders import AUDIO_SUFFIXES
 
     known, failed = soundfile.available_formats(), []
     for name in (suffix[1:].upper() for suffix in AUDIO_SUFFIXES):

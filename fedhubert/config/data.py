@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedhubert.config.base import Count, Model, Positive, PositiveInt
+from fedhubert.config.base import Count, Fraction, Model, Positive, PositiveInt
 from fedhubert.config.keys import key
 
 
@@ -63,6 +63,11 @@ class DataConfig(Model):
 
     prefetch_batches: PositiveInt = key(4, unit="micro-batches", resume="free")
     """How many decoded micro-batches wait for training at most."""
+
+    max_unreadable: Fraction = key(0.01, resume="free")
+    """Share of a client's utterances (one in any case) that may turn out to be unreadable: they are
+    left out by name on the site and counted to the server. More end its part in the run; 0: one
+    does."""
 
     partition: PartitionConfig = PartitionConfig()
     """How one manifest becomes the clients' data."""

@@ -1,7 +1,10 @@
-"""Audio files to mono float32 at 16 kHz: decoded with soundfile (libsndfile), resampled with
+"""Audio to mono float32 at 16 kHz: decoded with soundfile (libsndfile), resampled with
 torchaudio."""
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,8 @@ import soundfile
 import torch
 import torchaudio.transforms
 
+from fedhubert.data.headers import layout_of
+from fedhubert.data.ranges import Part, Ranges
 from fedhubert.errors import DataError
 
 MAX_READ_S = 3600.0
@@ -24,28 +29,58 @@ squared. 44101 Hz to 16 kHz would take 5 GB."""
 
 # a crop of a resampled file reads this much more on both sides: the resampler's filter is shorter
 _MARGIN_S = 0.02
+# samples before a crop that its decoder has to hear: an mp3's frames borrow bits from those before
+_LEAD = {"MP3": 10 * 1152}
+# where the decoder cannot seek, what comes before a crop is decoded this much at a time
+_SKIPPED = 2**20
 
 
-def audio_info(path: Path) -> tuple[int, int]:
-    """Return (samples per channel, sample rate in Hz) from the header; raises :class:`DataError`
-    with path and reason."""
-    try:
-        info = soundfile.info(str(path))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    _check_rate(path, info.samplerate, 16000)
-    return int(info.frames), int(info.samplerate)
+@dataclass(frozen=True)
+class Recording:
+    """Where an utterance's audio lies.
+
+    Attributes:
+        path: A file of audio, or an archive that holds it uncompressed.
+        offset, num_bytes: Its bytes in the file; None: all from ``offset`` on.
+        first, num_samples: The part of it that is meant, in samples as stored; None: to the end.
+        whole: It has ``num_samples`` samples, and is refused where it has others.
+        stored_hz: Its rate, and it is refused where it has another; None: whatever it has.
+        channel: The channel that is heard, counted from 0; None: the mean of all.
+        name: What errors call it; the path where it is empty.
+    """
+
+    path: Path
+    offset: int = 0
+    num_bytes: int | None = None
+    first: int = 0
+    num_samples: int | None = None
+    whole: bool = False
+    stored_hz: int | None = None
+    channel: int | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or str(self.path)
+
+
+def audio_info(source: Path | Recording) -> tuple[int, int]:
+    """Return (samples per channel, sample rate in Hz) of a file, its header held against its
+    content; raises :class:`DataError` with path and reason."""
+    with open_audio(source) as file:
+        _check_rate(source, file.samplerate, 16000)
+        return int(file.frames), int(file.samplerate)
 
 
 def read_audio(
-    path: Path, rate_hz: int = 16000, start: int = 0, num_samples: int | None = None
+    source: Path | Recording, rate_hz: int = 16000, start: int = 0, num_samples: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """Decode a file, or a crop of it, to mono at ``rate_hz``.
+    """Decode a recording, or a crop of it, to mono at ``rate_hz``.
 
     Args:
-        path: wav, flac, ogg or mp3.
+        source: A file (wav, flac, ogg, opus, mp3 and whatever else libsndfile reads), or a part of
+            one.
         rate_hz: Rate of the result.
-        start: First sample, counted at ``rate_hz``.
+        start: First sample, counted at ``rate_hz`` from the recording's first.
         num_samples: Samples at ``rate_hz``; None: up to the end.
 
     Returns:
@@ -53,45 +88,111 @@ def read_audio(
         decoded.
 
     Raises:
-        DataError: with path and reason: missing, not audio, damaged, empty, or shorter than asked.
+        DataError: with path and reason: missing, not audio, damaged, empty, shorter than asked, or
+            of another length or rate than ``source`` says.
     """
+    recording = source if isinstance(source, Recording) else Recording(source)
+    with open_audio(recording) as file:
+        return _read(file, recording, rate_hz, start, num_samples)
+
+
+@contextmanager
+def open_audio(source: Path | Recording) -> Iterator[soundfile.SoundFile]:
+    """Open a recording's file under a header that says its length, and turn errors of the block
+    into :class:`DataError` with path and reason."""
+    recording = source if isinstance(source, Recording) else Recording(source)
+    path, offset, num_bytes = recording.path, recording.offset, recording.num_bytes
     try:
-        with soundfile.SoundFile(str(path)) as file:
-            return _read(file, path, rate_hz, start, num_samples)
+        if not path.is_file():
+            raise _unreadable(recording, OSError("is no file"))
+        layout = layout_of(path, offset, num_bytes, str(recording))
+        inside = bool(offset) or num_bytes is not None
+        size = path.stat().st_size - offset if num_bytes is None else num_bytes
+        parts: tuple[Part, ...] = ((offset, size),) if inside else ()
+        with _opened(path, parts) as file:
+            stated, found = file.frames, layout.num_samples
+            agree = found is None or abs(found - stated) <= layout.tolerance
+            if agree and not (layout.parts and found is None):
+                yield file
+                return
+        with _opened(path, layout.parts) as file:
+            yield file
     except (OSError, RuntimeError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(recording, error) from None
+
+
+@contextmanager
+def _opened(path: Path, parts: tuple[Part, ...]) -> Iterator[soundfile.SoundFile]:
+    """Open a file, or parts of it as if they were one."""
+    if not parts:
+        with soundfile.SoundFile(str(path)) as file:
+            yield file
+        return
+    with Ranges(path, parts) as ranges, soundfile.SoundFile(ranges) as file:
+        yield file
 
 
 def _read(
-    file: soundfile.SoundFile, path: Path, rate_hz: int, start: int, num_samples: int | None
+    file: soundfile.SoundFile,
+    recording: Recording,
+    rate_hz: int,
+    start: int,
+    num_samples: int | None,
 ) -> npt.NDArray[np.float32]:
     stored_hz = file.samplerate
-    _check_rate(path, stored_hz, rate_hz)
-    total = -(-file.frames * rate_hz // stored_hz)
+    _check_rate(recording, stored_hz, rate_hz)
+    _check_stated(file, recording)
+    begin = recording.first
+    frames = file.frames - begin if recording.num_samples is None else recording.num_samples
+    total = -(-frames * rate_hz // stored_hz)
     count = total - start if num_samples is None else num_samples
     if count <= 0 or start + count > total:
         raise DataError(
-            f"{path}: {total} samples at {rate_hz} Hz, but {start} to {start + count} were asked for (has the file changed?)",
+            f"{recording}: {total} samples at {rate_hz} Hz, but {start} to {start + count} were asked for (has the file changed?)",
             setting="data.manifest",
         )
     if count > MAX_READ_S * rate_hz:
         raise DataError(
-            f"{path}: {count / rate_hz:.0f} s in one piece, more than {MAX_READ_S:.0f} s; cut it into several files",
+            f"{recording}: {count / rate_hz:.0f} s in one piece, more than {MAX_READ_S:.0f} s; `fedhubert prepare --cut 15` cuts it",
             setting="data.manifest",
         )
     if stored_hz == rate_hz:
-        return _decode(file, path, start, count)
+        return decode(file, recording, begin + start, count)
     # First and last stored sample needed; `first` sits on a whole number of output samples, so that
-    # phases agree with the whole file.
+    # phases agree with the whole recording.
     period = stored_hz // np.gcd(stored_hz, rate_hz)
     first = max(0, start * stored_hz // rate_hz - round(_MARGIN_S * stored_hz)) // period * period
-    last = min(
-        file.frames, -(-(start + count) * stored_hz // rate_hz) + round(_MARGIN_S * stored_hz)
-    )
-    stored = torch.from_numpy(_decode(file, path, first, last - first))
+    last = min(frames, -(-(start + count) * stored_hz // rate_hz) + round(_MARGIN_S * stored_hz))
+    stored = torch.from_numpy(decode(file, recording, begin + first, last - first))
     resampled = _resampler(stored_hz, rate_hz)(stored)
     offset = start - first * rate_hz // stored_hz
     return np.ascontiguousarray(resampled[offset : offset + count].numpy())
+
+
+def _check_stated(file: soundfile.SoundFile, recording: Recording) -> None:
+    """Raise where the file is not what the manifest says."""
+    again = "write the manifest again with `fedhubert prepare`"
+    if recording.stored_hz is not None and file.samplerate != recording.stored_hz:
+        raise DataError(
+            f"{recording}: at {file.samplerate} Hz, the manifest says {recording.stored_hz} Hz; {again}",
+            setting="data.manifest",
+        )
+    if recording.whole and file.frames != recording.num_samples:
+        raise DataError(
+            f"{recording}: {file.frames} samples, the manifest says {recording.num_samples} (has the file changed?); {again}",
+            setting="data.manifest",
+        )
+    end = recording.first + (recording.num_samples or 0)
+    if end > file.frames:
+        raise DataError(
+            f"{recording}: {file.frames} samples, but the manifest cuts it at {end} (end_s)",
+            setting="data.manifest",
+        )
+    if recording.channel is not None and recording.channel >= file.channels:
+        raise DataError(
+            f"{recording}: {file.channels} channels, and the manifest names channel {recording.channel} (counted from 0)",
+            setting="data.manifest",
+        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -100,44 +201,73 @@ def _resampler(stored_hz: int, rate_hz: int) -> torchaudio.transforms.Resample:
     return torchaudio.transforms.Resample(stored_hz, rate_hz)
 
 
-def _check_rate(path: Path, stored_hz: int, rate_hz: int) -> None:
+def _check_rate(source: Path | Recording, stored_hz: int, rate_hz: int) -> None:
     divisor = np.gcd(stored_hz, rate_hz)
     if (
         not 1000 <= stored_hz <= 400_000
         or (stored_hz // divisor) * (rate_hz // divisor) > MAX_FILTER
     ):
         raise DataError(
-            f"{path}: audio at {stored_hz} Hz is not resampled to {rate_hz} Hz; convert it to a usual rate",
+            f"{source}: audio at {stored_hz} Hz is not resampled to {rate_hz} Hz; convert it to a usual rate",
             setting="data.manifest",
         )
 
 
-def _decode(
-    file: soundfile.SoundFile, path: Path, start: int, count: int
+def decode(
+    file: soundfile.SoundFile, recording: Recording, start: int, count: int
 ) -> npt.NDArray[np.float32]:
+    """Return ``count`` samples of an open file as stored, mixed as ``recording`` says, from
+    ``start`` on; raises :class:`DataError` for fewer, or for some that are not finite."""
     if count * file.channels > MAX_DECODED:
         raise DataError(
-            f"{path}: {count} samples in {file.channels} channels are too many to decode at once; cut it into several files",
+            f"{recording}: {count} samples in {file.channels} channels are too many to decode at once; cut it into several files",
             setting="data.manifest",
         )
-    if start:
-        file.seek(start)
-    samples = file.read(count, dtype="float32", always_2d=True)
+    lead = min(start, _LEAD.get(file.format, 0))
+    if start - lead:
+        _go_to(file, start - lead)
+    samples = file.read(lead + count, dtype="float32", always_2d=True)[lead:]
     if len(samples) != count:
         raise DataError(
-            f"{path}: damaged or cut short, {len(samples)} of {count} samples could be decoded",
+            f"{recording}: damaged or cut short, {len(samples)} of {count} samples could be decoded",
             setting="data.manifest",
         )
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    mono = mixed(samples, recording.channel)
     if not np.isfinite(mono).all():
-        raise DataError(f"{path}: holds samples that are not finite", setting="data.manifest")
+        raise DataError(f"{recording}: holds samples that are not finite", setting="data.manifest")
     return np.ascontiguousarray(mono)
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = (
-        "no such file"
-        if not path.exists()
-        else str(error).removeprefix(f"Error opening {str(path)!r}: ")
-    )
-    return DataError(f"{path}: {reason}", setting="data.manifest")
+def mixed(samples: npt.NDArray[np.float32], channel: int | None) -> npt.NDArray[np.float32]:
+    """Return one channel of samples [N, C], or their mean [N]."""
+    if samples.shape[1] == 1 or channel is not None:
+        return samples[:, channel or 0]
+    mean: npt.NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
+    return mean
+
+
+def _go_to(file: soundfile.SoundFile, start: int) -> None:
+    """Go to a sample of a file just opened; a decoder that has to hear what comes before it (GSM,
+    G.72x) does."""
+    if file.seekable():
+        file.seek(start)
+        return
+    left = start
+    while left > 0:
+        heard = len(file.read(min(left, _SKIPPED), dtype="float32", always_2d=True))
+        if not heard:
+            return
+        left -= heard
+
+
+def _unreadable(recording: Recording, error: Exception) -> DataError:
+    if not recording.path.exists():
+        linked = recording.path.is_symlink()
+        reason = "a dangling link" if linked else "no such file"
+    else:
+        reason = str(error)
+        if reason.startswith("Error opening "):
+            reason = reason.rpartition(": ")[2]
+        if reason.startswith("Error : "):
+            reason = f"damaged: {reason.removeprefix('Error : ')}"
+    return DataError(f"{recording}: {reason}", setting="data.manifest")

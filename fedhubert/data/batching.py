@@ -6,7 +6,7 @@ has the same number of batches, so ``divmod(position, num_batches)`` gives the e
 in it, and a run goes on at any position without replaying what came before.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -23,6 +23,9 @@ from fedhubert.seeding import generator
 SAMPLE_RATE_HZ = 16000
 FRAME_SAMPLES, RECEPTIVE_SAMPLES = 320, 400
 """Samples from one model frame to the next, and samples that one frame sees."""
+
+ENOUGH_HEARD = 0.9
+"""An epoch should hear this share of the audio."""
 
 _BUCKET_RATIO = 1.15
 """Longest over shortest utterance of a bucket: at most this much of an uncropped utterance is cut
@@ -210,6 +213,23 @@ class BatchPlan:
             )
         return samples / SAMPLE_RATE_HZ
 
+    def stand_in(self, row: int, num_samples: int, left_out: Container[int]) -> tuple[int, int]:
+        """Return an utterance of the plan for the place of ``row``, which cannot be read, and how
+        many samples more than ``num_samples`` it has: the next by length that is long enough.
+
+        Raises:
+            DataError: there is none.
+        """
+        place = int(np.flatnonzero(self.rows == row)[0])
+        for index in (*range(place + 1, len(self.rows)), *reversed(range(place))):
+            other, room = int(self.rows[index]), int(self._lengths[index]) - num_samples
+            if room >= 0 and other not in left_out:
+                return other, room
+        raise DataError(
+            f"client {self.partition}: no utterance that can be read is long enough for {self.purpose}",
+            setting="data.manifest",
+        )
+
     def _fixed_start(self, row: int, room_frames: int) -> int:
         return int(
             generator(self.seed, f"{self.purpose}/fixed-crop", self.partition, row).integers(
@@ -226,6 +246,16 @@ class BatchPlan:
             places = np.lexsort((rng.random(len(self.rows)), bucket))
             self._cached = cached = (epoch, places, rng.permutation(self.num_batches))
         return cached[1], cached[2]
+
+
+def heard_share(lengths: npt.NDArray[np.int64], data: DataConfig) -> float:
+    """Return how much of utterances of these lengths (samples at 16 kHz) one epoch hears, from 0
+    to 1: crops leave out the rest of longer ones, and short ones are left out."""
+    try:
+        plan = BatchPlan(lengths, np.arange(len(lengths)), data, 0, 0)
+    except DataError:
+        return 0.0
+    return plan.audio_s(plan.first(0)) * SAMPLE_RATE_HZ / max(1, int(lengths.sum()))
 
 
 def _bucket_edges(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -6,29 +6,19 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 from fedhubert.config import Config
+from fedhubert.data.folders import Candidate, Found, walk
 from fedhubert.errors import ConfigError, DataError
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 SAMPLE_LANGUAGES = ("en", "es", "fr", "it", "ru")
+UNKNOWN = "unknown"
 DEFAULT_SPEAKER_PATTERN = "{speaker}/"
 
 _APT_TIMEOUT_S = 900
 _VOICE = re.compile(r"(?P<language>[a-z]{2})_[A-Z]{2}_[fm]_\w+$")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A file that may become an utterance: its path below the root, its speaker, and metadata
-    columns."""
-
-    path: str
-    speaker: str
-    columns: dict[str, str] = field(default_factory=dict)
 
 
 def cache_folder() -> Path:
@@ -87,19 +77,9 @@ def with_absolute_data(config: Config) -> Config:
     )
 
 
-def audio_files(root: Path) -> Iterator[str]:
-    """Yield the audio files below ``root`` as sorted relative POSIX paths, hidden files and links
-    to elsewhere left out."""
-    if not root.is_dir():
-        raise DataError(f"no such folder: {root}", setting="--root")
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
-
-
-def scan_folder(root: Path, speaker_pattern: str = DEFAULT_SPEAKER_PATTERN) -> list[Candidate]:
+def scan_folder(
+    root: Path, speaker_pattern: str = DEFAULT_SPEAKER_PATTERN, *, follow_links: bool = False
+) -> Found:
     """Return the audio below ``root``; speaker and other columns come from ``speaker_pattern``.
 
     The pattern is matched at the start of the relative path; each ``{name}`` stands for a run of
@@ -107,6 +87,17 @@ def scan_folder(root: Path, speaker_pattern: str = DEFAULT_SPEAKER_PATTERN) -> l
     ``{language}/{speaker}/``, or ``{digit}_{speaker}_``. A file that does not match has the speaker
     ``unknown``.
     """
+    name = by_pattern(speaker_pattern)
+    seen = walk(root, follow_links=follow_links)
+    found = Found(root, rejected=seen.rejected, remarks=seen.remarks())
+    found.candidates = [Candidate(path, *name(path)) for path in seen.paths]
+    say_unmatched(found, speaker_pattern)
+    return found
+
+
+def by_pattern(speaker_pattern: str) -> Callable[[str], tuple[str, dict[str, str]]]:
+    """Return what gives a path's speaker and other columns by a pattern (see
+    :func:`scan_folder`); raises :class:`DataError` for one that names no speaker."""
     names = re.findall(r"{(\w+)}", speaker_pattern)
     if "speaker" not in names or len(set(names)) < len(names):
         raise DataError(
@@ -118,24 +109,32 @@ def scan_folder(root: Path, speaker_pattern: str = DEFAULT_SPEAKER_PATTERN) -> l
     pattern = re.compile(
         "".join(re.escape(text) + group for text, group in zip(literal, groups, strict=True))
     )
-    found = []
-    for path in audio_files(root):
+
+    def name(path: str) -> tuple[str, dict[str, str]]:
         match = pattern.match(path)
-        values = {name: match.group(name) if match else "unknown" for name in names}
-        found.append(Candidate(path, values.pop("speaker"), values))
-    return found
+        values = {name: match.group(name) if match else UNKNOWN for name in names}
+        return values.pop("speaker"), values
+
+    return name
 
 
-def scan_librispeech(root: Path) -> list[Candidate]:
+def say_unmatched(found: Found, speaker_pattern: str) -> None:
+    """Remark how many paths a pattern fits, where it is not all of them."""
+    fits = sum(item.speaker != UNKNOWN for item in found.candidates)
+    if fits < len(found.candidates):
+        found.remarks.append(
+            f"warning: --speaker-pattern {speaker_pattern!r} fits {fits} of "
+            f"{len(found.candidates)} paths; the speaker of the others is `{UNKNOWN}`"
+        )
+
+
+def scan_librispeech(root: Path) -> Found:
     """Return the utterances of a LibriSpeech tree (speaker/chapter/speaker-chapter-utterance.flac),
-    with text where transcripts are."""
-    texts: dict[str, str] = {}
-    for transcript in sorted(root.rglob("*.trans.txt")):
-        for line in transcript.read_text(encoding="utf-8").splitlines():
-            name, _, text = line.partition(" ")
-            texts[name] = text
-    found = []
-    for path in audio_files(root):
+    with text where transcripts are. Subsets may be links to where they are kept."""
+    seen = walk(root, follow_links=True)
+    found = Found(root, rejected=seen.rejected, remarks=seen.remarks())
+    texts = _transcripts(root, {os.path.dirname(path) for path in seen.paths}, found)
+    for path in seen.paths:
         stem = Path(path).stem
         parts = stem.split("-")
         if len(parts) == 3 and all(part.isdigit() for part in parts):
@@ -145,12 +144,36 @@ def scan_librispeech(root: Path) -> list[Candidate]:
                 "text": texts.get(stem, ""),
                 "source": "librispeech",
             }
-            found.append(Candidate(path, parts[0], columns))
-    if not found:
+            found.candidates.append(Candidate(path, parts[0], columns))
+    if not found.candidates:
         raise DataError(
             f"{root} holds no LibriSpeech files (names like 84-121123-0001.flac)", setting="--root"
         )
     return found
+
+
+def _transcripts(root: Path, folders: set[str], found: Found) -> dict[str, str]:
+    """Return utterance -> text of the ``*.trans.txt`` files in these folders; hidden ones
+    (AppleDouble) are passed over, and what is not UTF-8 is read as Latin-1."""
+    texts: dict[str, str] = {}
+    for folder in sorted(folders):
+        for transcript in sorted((root / folder).glob("*.trans.txt")):
+            if transcript.name.startswith("."):
+                continue
+            try:
+                content = transcript.read_bytes()
+            except OSError as error:
+                found.remarks.append(f"warning: no text from {transcript}: {error.strerror}")
+                continue
+            try:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError:
+                found.remarks.append(f"warning: {transcript} is not UTF-8: read as Latin-1")
+                text = content.decode("latin-1")
+            for line in text.splitlines():
+                name, _, said = line.partition(" ")
+                texts[name] = said
+    return texts
 
 
 def download_librispeech(root: Path, subset: str) -> Path:
@@ -169,7 +192,7 @@ def download_librispeech(root: Path, subset: str) -> Path:
     return root / "LibriSpeech" / subset
 
 
-def fetch_sample(folder: Path) -> list[Candidate]:
+def fetch_sample(folder: Path) -> Found:
     """Make sure that the sample speech lies below ``folder`` and return its utterances.
 
     Debian's spoken prompts in five languages (about two hours, one voice each, 8 kHz), fetched with
@@ -192,19 +215,21 @@ def fetch_sample(folder: Path) -> list[Candidate]:
                     f"no sample speech: {no_apt}; {no_download}. Bring your own audio: `fedhubert prepare folder --root DIR --out manifest.csv`, "
                     "then `fedhubert train data.manifest=manifest.csv`"
                 ) from None
-            found = scan_librispeech(librispeech)
-            return [
-                Candidate(f"LibriSpeech/dev-clean/{item.path}", item.speaker, item.columns)
-                for item in found
-            ]
+            return Found(
+                folder,
+                [
+                    Candidate(f"LibriSpeech/dev-clean/{item.path}", item.speaker, item.columns)
+                    for item in scan_librispeech(librispeech).candidates
+                ],
+            )
     return scan_prompts(folder)
 
 
-def scan_prompts(folder: Path) -> list[Candidate]:
+def scan_prompts(folder: Path) -> Found:
     """Return the prompts below ``folder/prompts``: one folder a voice, named like
     ``en_US_f_Allison``; recorded silence is left out."""
-    found = []
-    for path in audio_files(folder / "prompts"):
+    found = Found(folder)
+    for path in walk(folder / "prompts").paths:
         voice, *rest = path.split("/")
         match = _VOICE.match(voice)
         if match and rest[0] != "silence":
@@ -213,7 +238,7 @@ def scan_prompts(folder: Path) -> list[Candidate]:
                 "source": "asterisk-core-sounds",
                 "license": "CC-BY-3.0" if voice.startswith("ru") else "CC-BY-SA-3.0",
             }
-            found.append(Candidate(f"prompts/{path}", voice, columns))
+            found.candidates.append(Candidate(f"prompts/{path}", voice, columns))
     return found
 
 

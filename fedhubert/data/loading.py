@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config import DataConfig, MaskedTask
-from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ, Batch, BatchPlan, BatchSpec
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
+from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import DataError
 from fedhubert.models.hubert import num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
@@ -50,6 +50,7 @@ def load_batches(
     labels: LabelSource | None,
     mask: MaskSpec,
     data: DataConfig,
+    left_out: LeftOut | None = None,
 ) -> Iterator[Batch]:
     """Yield the batches at ``positions``, in order and the same whatever ``data.num_workers`` is.
 
@@ -57,11 +58,15 @@ def load_batches(
     stops its threads, after the file that each is reading. ``num_workers=0`` decodes in the
     consumer's own thread.
 
+    Args:
+        left_out: Takes note of utterances that cannot be read, in whose places others of the same
+            plan stand; None: such an utterance is an error.
+
     Raises:
         DataError: from ``next``, naming the utterance that could not be read or has no labels for
             its crop. Other errors that arise while an utterance is read carry its path as a note.
     """
-    builder = _Builder(manifest, plan, labels, mask, data.sample_rate_hz)
+    builder = _Builder(manifest, plan, labels, mask, data.sample_rate_hz, left_out)
     # The plan is asked here, in order: threads on both sides of an epoch's end would make it
     # arrange both again and again.
     asked = ((position, plan.batch(position)) for position in positions)
@@ -87,6 +92,7 @@ class _Builder:
         labels: LabelSource | None,
         mask: MaskSpec,
         rate_hz: int,
+        left_out: LeftOut | None,
     ) -> None:
         self.manifest, self.plan, self.labels, self.mask, self.rate_hz = (
             manifest,
@@ -95,6 +101,7 @@ class _Builder:
             mask,
             rate_hz,
         )
+        self.left_out = left_out
         self.stop = threading.Event()
 
     def build(self, position: int, spec: BatchSpec) -> Batch:
@@ -107,9 +114,7 @@ class _Builder:
             if self.stop.is_set():
                 raise CancelledError
             try:
-                waveforms[index] = read_audio(
-                    self.manifest.audio_path(row), self.rate_hz, start, spec.num_samples
-                )
+                row, start, waveforms[index] = self._heard(row, start, spec.num_samples)
                 if self.labels is not None and ids is not None:
                     ids[index] = _crop_labels(
                         self.labels, row, start, frames, self.manifest.paths[row]
@@ -127,6 +132,29 @@ class _Builder:
             masks,
             position,
         )
+
+    def _heard(
+        self, row: int, start: int, num_samples: int
+    ) -> tuple[int, int, npt.NDArray[np.float32]]:
+        """Return a crop with its row and first sample: of ``row``, or of what stands in for it."""
+        left_out = self.left_out
+        while left_out is None or row not in left_out:
+            try:
+                waveform = self.manifest.waveform(row, self.rate_hz, start, num_samples)
+                if (
+                    left_out is not None
+                    and self.labels is not None
+                    and not len(self.labels.of(row))
+                ):
+                    name = self.manifest.paths[row]
+                    raise DataError(f"{name}: could not be read when its labels were made")
+                return row, start, waveform
+            except DataError as error:
+                if left_out is None:
+                    raise
+                left_out.note(row, error)
+        other, room = self.plan.stand_in(row, num_samples, left_out)
+        return self._heard(other, min(start, room // FRAME_SAMPLES * FRAME_SAMPLES), num_samples)
 
 
 def _crop_labels(

@@ -7,19 +7,20 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert.data.audio import Recording, read_audio
+from fedhubert.data.manifest_files import REQUIRED, TSV_RATE_HZ, Table, csv_lines, read_table
+from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, Parts, parts_of, with_parts
 from fedhubert.errors import DataError, quoted
 
-REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
-MAX_SAMPLES, MAX_RATE_HZ, MAX_PATH_BYTES = 2**40, 2**24, 4096
-"""What a row may say; more is a damaged or hostile file."""
-# become columns in one call; so few that Python's garbage collector does not look at them
-_ROWS_AT_ONCE = 64
+__all__ = ["REQUIRED", "Manifest"]
+
+MAX_PATH_BYTES = 4096
+"""Longest path; what is longer is a damaged or hostile file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,13 @@ class Manifest:
 
     Attributes:
         root: Folder that the paths start from.
-        paths: Relative POSIX paths.
+        paths: POSIX paths, relative or absolute inside the root; of a file in an archive its name
+            there.
         speakers: Speaker of each utterance.
-        num_samples: Samples per channel as stored [n].
+        num_samples: Samples per channel as stored [n], of the part that the utterance is.
         sample_rates_hz: Rate as stored [n].
-        columns: All other columns (language, text, ...).
+        columns: All other columns: language, text, ..., and those of
+            :mod:`fedhubert.data.parts`.
     """
 
     root: Path
@@ -54,22 +57,22 @@ class Manifest:
             DataError: no such file, a missing column, a row that does not fit; with file and row.
         """
         path = Path(path).expanduser()
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                read = _read_tsv if path.suffix == ".tsv" else _read_csv
-                return read(path, file, Path(root).expanduser().absolute() if root else None)
-        except OSError as error:
-            raise DataError(
-                f"cannot read the manifest {path}: {error.strerror}", setting="data.manifest"
-            ) from None
-        except UnicodeDecodeError:
-            raise DataError(f"{path} is not UTF-8 text", setting="data.manifest") from None
-        except csv.Error as error:
-            raise DataError(f"{path} is not a CSV: {error}", setting="data.manifest") from None
+        table = read_table(path, Path(root).expanduser().absolute() if root else None)
+        num_samples, columns = with_parts(
+            table.columns, table.num_samples, table.sample_rates_hz, str(path)
+        )
+        rates = table.sample_rates_hz
+        return cls(table.root, table.paths, table.speakers, num_samples, rates, columns)
 
     def write(self, path: str | Path) -> None:
-        """Write a CSV, or fairseq's ``.tsv`` by the ending, atomically."""
+        """Write a CSV, or fairseq's ``.tsv`` by the ending, atomically.
+
+        Raises:
+            DataError: a ``.tsv`` cannot say what this manifest does.
+        """
         path = Path(path)
+        if path.suffix == ".tsv":
+            self._check_tsv(path)
         temporary = path.with_name(f".{path.name}.tmp")
         with temporary.open("w", newline="", encoding="utf-8") as file:
             if path.suffix == ".tsv":
@@ -79,18 +82,30 @@ class Manifest:
                     for name, count in zip(self.paths, self.num_samples.tolist(), strict=True)
                 )
             else:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow([*REQUIRED, *self.columns])
-                rows = zip(
-                    self.paths,
-                    self.speakers,
-                    self.num_samples.tolist(),
-                    self.sample_rates_hz.tolist(),
-                    *self.columns.values(),
-                    strict=True,
-                )
-                writer.writerows(rows)
+                csv.writer(file, lineterminator="\n").writerows(csv_lines(self._table))
         os.replace(temporary, path)
+
+    @property
+    def _table(self) -> Table:
+        return Table(
+            self.root,
+            self.paths,
+            self.speakers,
+            self.num_samples,
+            self.sample_rates_hz,
+            self.columns,
+        )
+
+    def _check_tsv(self, path: Path) -> None:
+        rates = sorted(set(self.sample_rates_hz.tolist()) - {TSV_RATE_HZ})
+        wrong = [name for name in (*CUT, CHANNEL, *ARCHIVE) if name in self.columns]
+        if rates:
+            wrong.append(f"rates other than 16000 Hz ({', '.join(map(str, rates))} Hz)")
+        if wrong:
+            raise DataError(
+                f"{path}: fairseq's .tsv has no place for {', '.join(wrong)}: write a .csv",
+                setting="--out",
+            )
 
     def select(self, indices: Iterable[int]) -> "Manifest":
         """Return the given rows, in the given order."""
@@ -115,16 +130,21 @@ class Manifest:
             )
         return known[name]
 
+    @cached_property
+    def parts(self) -> Parts:
+        """Which part of its file each utterance is."""
+        return parts_of(self.columns, self.sample_rates_hz, str(self.root))
+
     def audio_path(self, row: int) -> Path:
-        """Return the file of ``row``; raises :class:`DataError` when its path leads out of the root
-        (``..``, absolute, symbolic link)."""
-        relative = self.paths[row]
+        """Return the file (or the archive) of ``row``; raises :class:`DataError` when its path
+        leads out of the root (``..``, absolute, symbolic link)."""
+        relative = self._archive(row) or self.paths[row]
         if "\0" in relative or len(os.fsencode(relative)) > MAX_PATH_BYTES:
             raise DataError(
                 f"manifest row {row + 1}: {relative[:80]!r}... is no path", setting="data.manifest"
             )
         resolved = Path(os.path.realpath(self.root / relative))
-        if os.path.isabs(relative) or not resolved.is_relative_to(self._real_root):
+        if not resolved.is_relative_to(self._real_root):
             raise DataError(
                 f"manifest row {row + 1}: {quoted(relative)} points outside the audio root {self.root}",
                 setting="data.manifest",
@@ -135,107 +155,52 @@ class Manifest:
     def _real_root(self) -> Path:
         return Path(os.path.realpath(self.root))
 
+    def recording(self, row: int) -> Recording:
+        """Return where the audio of ``row`` lies; raises :class:`DataError` as
+        :meth:`audio_path`."""
+        parts, path = self.parts, self.audio_path(row)
+        inside, channel = bool(self._archive(row)), int(parts.channels[row])
+        return Recording(
+            path,
+            int(parts.offsets[row]) if inside else 0,
+            int(parts.sizes[row]) if inside else None,
+            int(parts.starts[row]),
+            int(self.num_samples[row]),
+            whole=not parts.cut[row],
+            stored_hz=int(self.sample_rates_hz[row]),
+            channel=None if channel < 0 else channel,
+            name=f"{path}: {self.paths[row]}" if inside else "",
+        )
+
+    def _archive(self, row: int) -> str:
+        """Return the archive that holds the file of ``row``; '' where none does."""
+        return self.columns[ARCHIVE[0]][row] if ARCHIVE[0] in self.columns else ""
+
+    def waveform(
+        self, row: int, rate_hz: int = 16000, start: int = 0, num_samples: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the audio of ``row``, or a crop of it, as :func:`read_audio` does: the one way to
+        read an utterance."""
+        return read_audio(self.recording(row), rate_hz, start, num_samples)
+
+    def file_names(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Return which file each of these rows is (a part) of; equal names are one file."""
+        return [
+            f"{self._archive(row)}\0{os.path.normpath(self.paths[row])}" for row in rows.tolist()
+        ]
+
     def lengths(self, rate_hz: int = 16000) -> npt.NDArray[np.int64]:
         """Return each utterance's samples after resampling to ``rate_hz`` [n]."""
         rates = self.sample_rates_hz.astype(np.int64)
         return -(-self.num_samples * rate_hz // rates)
 
     def fingerprint(self, rows: Sequence[int] | npt.NDArray[np.int64] | None = None) -> str:
-        """Return a hash over path, samples and rate of the given rows (all by default)."""
+        """Return a hash over path, samples, rate and part of the given rows (all by default)."""
         digest = hashlib.blake2b(digest_size=16)
+        about = [self.columns[name] for name in (*CUT, CHANNEL, *ARCHIVE) if name in self.columns]
         for row in range(len(self)) if rows is None else rows:
+            part = "".join(f"\0{column[row]}" for column in about)
             digest.update(
-                f"{self.paths[row]}\0{self.num_samples[row]}\0{self.sample_rates_hz[row]}\n".encode()
+                f"{self.paths[row]}\0{self.num_samples[row]}\0{self.sample_rates_hz[row]}{part}\n".encode()
             )
         return digest.hexdigest()
-
-
-def _read_csv(path: Path, file: Iterable[str], root: Path | None) -> Manifest:
-    rows = csv.reader(file)
-    header = next(rows, [])
-    missing = [name for name in REQUIRED if name not in header]
-    if missing:
-        raise DataError(
-            f"{path}: no column {', '.join(missing)} in the first line; `fedhubert prepare folder` writes a manifest",
-            setting="data.manifest",
-        )
-    if len(set(header)) < len(header):
-        raise DataError(
-            f"{path}: a column name occurs twice in the first line", setting="data.manifest"
-        )
-    table: list[list[str]] = [[] for _ in header]
-    width = len(header)
-    first = 2
-    while block := list(islice(rows, _ROWS_AT_ONCE)):
-        if set(map(len, block)) != {width}:
-            for number, row in enumerate(block, first):
-                if row and len(row) != width:
-                    fields = f"{len(row)} fields, the first line has {width}"
-                    raise DataError(f"{path}, line {number}: {fields}", setting="data.manifest")
-        first += len(block)
-        by_column = zip(*filter(None, block), strict=True)
-        for column, values in zip(table, by_column, strict=False):  # none where all rows are empty
-            column.extend(values)
-    columns = dict(zip(header, table, strict=True))
-    num_samples = _integers(path, columns.pop("num_samples"), "num_samples", MAX_SAMPLES)
-    sample_rates = _integers(path, columns.pop("sample_rate"), "sample_rate", MAX_RATE_HZ)
-    return Manifest(
-        root or path.absolute().parent,
-        columns.pop("path"),
-        columns.pop("speaker"),
-        num_samples,
-        sample_rates.astype(np.int32),
-        columns,
-    )
-
-
-def _read_tsv(path: Path, file: Iterable[str], root: Path | None) -> Manifest:
-    lines = iter(file)
-    stated = next(lines, "").rstrip("\n")
-    if not stated or "\t" in stated:
-        raise DataError(
-            f"{path}: the first line of a .tsv names the audio root", setting="data.manifest"
-        )
-    paths, counts = [], []
-    for number, line in enumerate(lines, start=2):
-        fields = line.rstrip("\n").split("\t")
-        if fields == [""]:
-            continue
-        if len(fields) != 2:
-            raise DataError(
-                f"{path}, line {number}: expected path<TAB>samples", setting="data.manifest"
-            )
-        paths.append(fields[0])
-        counts.append(fields[1])
-    num_samples = _integers(path, counts, "samples", MAX_SAMPLES)
-    speakers = [name.split("/")[0] if "/" in name else name for name in paths]
-    return Manifest(
-        root or Path(stated), paths, speakers, num_samples, np.full(len(paths), 16000, np.int32), {}
-    )
-
-
-def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArray[np.int64]:
-    try:
-        numbers = np.array(values, dtype=np.int64)
-    except (ValueError, OverflowError):
-        numbers = np.array([], dtype=np.int64)
-    if len(numbers) != len(values) or (
-        len(numbers) and (numbers.min() <= 0 or numbers.max() >= limit)
-    ):
-        line, value = next(
-            (
-                (line, value)
-                for line, value in enumerate(values, start=2)
-                if not _whole_number(value, limit)
-            ),
-            (0, ""),
-        )
-        raise DataError(
-            f"{path}, line {line}: {name} is {value[:80]!r}, not a whole number from 1 to {limit - 1}",
-            setting="data.manifest",
-        )
-    return numbers
-
-
-def _whole_number(value: str, limit: int) -> bool:
-    return value.isascii() and value.isdigit() and len(value) <= 20 and 0 < int(value) < limit

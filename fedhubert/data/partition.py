@@ -60,18 +60,51 @@ def partition_rows(
 
 
 def split_rows(
-    rows: Rows, validation_fraction: float, seed: int, partition: int
+    rows: Rows,
+    validation_fraction: float,
+    seed: int,
+    partition: int,
+    files: Sequence[str] | None = None,
 ) -> tuple[Rows, Rows]:
     """Return (train, validation) of one client's rows, at least one utterance each; raises
-    :class:`DataError` for fewer than two."""
+    :class:`DataError` for fewer than two.
+
+    Args:
+        files: Which file each row is of (None: all differ). No file is in both splits, unless files
+            are so long that this would hold out less than half or more than twice of what is
+            wanted: then the last utterances of one are held out.
+    """
     if len(rows) < _MIN_UTTERANCES:
         raise DataError(
             f"client {partition} has {len(rows)} utterances; it needs one to train on and one to hold out",
             setting="data.manifest",
         )
     held_out = min(max(1, round(validation_fraction * len(rows))), len(rows) - 1)
-    shuffled = generator(seed, "split", partition).permutation(rows)
+    rng = generator(seed, "split", partition)
+    if files is not None and len(set(files)) < len(rows):
+        return _split_files(rows, files, held_out, rng)
+    shuffled = rng.permutation(rows)
     return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+
+
+def _split_files(
+    rows: Rows, files: Sequence[str], held_out: int, rng: np.random.Generator
+) -> tuple[Rows, Rows]:
+    """Hold out whole files, in a random order, until ``held_out`` rows are: those that fit, or the
+    smallest where none does."""
+    _, inverse, sizes = np.unique(np.array(files), return_inverse=True, return_counts=True)
+    chosen: list[int] = []
+    left = held_out
+    for number in rng.permutation(len(sizes)).tolist():
+        if sizes[number] <= left and len(chosen) < len(sizes) - 1:
+            chosen.append(number)
+            left -= int(sizes[number])
+    chosen = chosen or [int(np.argmin(sizes))]
+    inside = np.isin(inverse, chosen)
+    if len(sizes) == 1 or not held_out / 2 <= inside.sum() <= 2 * held_out:
+        last = np.flatnonzero(inverse == int(np.argmax(sizes)))[-held_out:]
+        inside = np.isin(np.arange(len(rows)), last)
+    return rows[~inside], rows[inside]
 
 
 def _group(values: Sequence[str], rows: Rows) -> dict[str, Rows]:

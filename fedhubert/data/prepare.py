@@ -1,109 +1,251 @@
-"""Which audio files can be used: each is looked into before a manifest names it."""
+"""From what a corpus has to a manifest of what can be used: every file is listened to before it is
+named."""
 
-import csv
+import filecmp
+import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from fedhubert.data.audio import MAX_READ_S, audio_info, read_audio
-from fedhubert.data.corpora import Candidate
+from fedhubert.data.audio import MAX_READ_S, Recording
+from fedhubert.data.checked import Checked
+from fedhubert.data.checking import Heard, Settings, listen
+from fedhubert.data.folders import Candidate, Found
+from fedhubert.data.lists import check_out, write_list
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, seconds
+from fedhubert.data.summary import say, say_rejected
+from fedhubert.data.threads import map_in_order
 from fedhubert.errors import DataError
 
 MAX_LISTED = 20
+_BEYOND_END_S = 0.5
+"""A segment may end so much after its file: tools round."""
+_SAID_EVERY_S = 30.0
+
+FileKey = tuple[str, str, str]
+"""A file: its path, and the first byte and the size of a member of an archive."""
 
 
-def write_manifest(
-    root: Path,
-    out: Path,
-    candidates: list[Candidate],
-    *,
-    min_seconds: float,
-    num_workers: int,
-    full: bool = False,
-) -> None:
-    """Check every candidate, write those that can be read to ``out`` and the others, with reasons,
-    beside it and to standard error.
+@dataclass(frozen=True)
+class Choices:
+    """What ``fedhubert prepare`` is asked for beside a corpus.
+
+    Attributes:
+        keep_duplicates: Name the same audio as often as it is there.
+    """
+
+    min_seconds: float
+    num_workers: int
+    settings: Settings = field(default_factory=Settings)
+    keep_duplicates: bool = False
+
+
+@dataclass
+class _Rows:
+    """A manifest that grows, and what does not come into it."""
+
+    kept: list[tuple[Candidate, int, int]] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def write_manifest(out: Path, found: Found, choices: Choices) -> None:
+    """Listen to every file, write those that can be used to ``out``; beside it the others with
+    reasons (``.rejected.csv``) and what is odd (``.warnings.csv``), in place of earlier lists.
 
     Raises:
-        DataError: no audio was found, or none of it can be read.
+        DataError: no audio was found, none of it can be used, or ``out`` cannot be written.
     """
-    if not candidates:
-        raise DataError(f"no audio (wav, flac, ogg, mp3) below {root}", setting="--root")
-    console = Console(stderr=True)
-    with ThreadPoolExecutor(num_workers) as pool:
-        results = pool.map(lambda item: check(root, item.path, min_seconds, full=full), candidates)
-        bar = track(
-            results,
-            "checking audio",
-            total=len(candidates),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        checked = list(zip(candidates, bar, strict=True))
-    rejected = [(item.path, result) for item, result in checked if isinstance(result, str)]
-    kept = [(item, *result) for item, result in checked if not isinstance(result, str)]
-    for path, reason in rejected[:MAX_LISTED]:
-        print(f"left out: {path}: {reason}", file=sys.stderr)
-    if len(rejected) > MAX_LISTED:
-        print(
-            f"left out: {len(rejected) - MAX_LISTED} more, see {out.with_suffix('.rejected.csv')}",
-            file=sys.stderr,
-        )
-    if not kept:
+    check_out(out, choices.settings)
+    if not found.candidates and not found.rejected:
+        raise DataError(_nothing(found), setting="--root")
+    rows = _Rows(rejected=list(found.rejected))
+    first: dict[str, FileKey] = {}
+    for key, items, result in _listened(out, found, choices):
+        if isinstance(result, str):
+            rows.rejected += [(_name(key), result)]
+            continue
+        same = key if choices.keep_duplicates else first.setdefault(result.digest, key)
+        if same != key and (choices.settings.whole or _same_bytes(found.root, key, same)):
+            rows.rejected.append((_name(key), f"the same audio as {_name(same)}"))
+            continue
+        rows.warnings += [(_name(key), kind, detail) for kind, detail in result.warnings]
+        for item in items:
+            _add(rows, item, result, choices)
+    write_list(out.with_suffix(".rejected.csv"), ("path", "reason"), rows.rejected)
+    write_list(out.with_suffix(".warnings.csv"), ("path", "warning", "detail"), rows.warnings)
+    say_rejected(out, rows.rejected)
+    if not rows.kept:
+        for remark in found.remarks:
+            print(remark, file=sys.stderr)
+        count = len(found.candidates) or len(rows.rejected)
         raise DataError(
-            f"none of the {len(candidates)} audio files below {root} can be used (reasons above)",
+            f"none of the {count} audio files below {found.root} can be used (reasons above)",
             setting="--root",
         )
-    columns = sorted({name for item, _, _ in kept for name in item.columns})
-    manifest = Manifest(
-        root,
-        [item.path for item, _, _ in kept],
-        [item.speaker for item, _, _ in kept],
-        np.array([count for _, count, _ in kept], dtype=np.int64),
-        np.array([rate for _, _, rate in kept], dtype=np.int32),
-        {name: [item.columns.get(name, "") for item, _, _ in kept] for name in columns},
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
+    manifest = _manifest(found.root, rows)
     manifest.write(out)
-    if rejected:
-        with out.with_suffix(".rejected.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([("path", "reason"), *rejected])
-    hours = float((manifest.num_samples / manifest.sample_rates_hz).sum()) / 3600
-    print(
-        f"{out}: {len(kept)} utterances, {hours:.2f} h, {len(set(manifest.speakers))} speakers; {len(rejected)} files left out"
-    )
-    if out.parent != root and out.suffix == ".csv":
-        print(f"the audio lies elsewhere: train with data.manifest={out} data.root={root}")
+    Checked.done(out)
+    say(out, manifest, rows.rejected, rows.warnings, found)
 
 
-def check(
-    root: Path, path: str, min_seconds: float, *, full: bool = False
-) -> tuple[int, int] | str:
-    """Return (samples, rate in Hz) of a file that can be used, or the reason why not."""
+def _nothing(found: Found) -> str:
+    passed = "".join(f"; {remark}" for remark in found.remarks)
+    return f"no audio (wav, flac, ogg, mp3 and the like) below {found.root}{passed}"
+
+
+def file_key(item: Candidate) -> FileKey:
+    """Return which file a candidate is of."""
+    archive, offset, size = (item.columns.get(name, "") for name in ARCHIVE)
+    return f"{archive}\0{item.path}" if archive else item.path, offset, size
+
+
+def _name(key: FileKey) -> str:
+    return key[0].rpartition("\0")[2]
+
+
+def _same_bytes(root: Path, one: FileKey, other: FileKey) -> bool:
+    """Whether two files are alike, of which only the ends were heard; not for members of
+    archives."""
+    if one[1] or other[1]:
+        return False
+    return filecmp.cmp(root / one[0], root / other[0], shallow=False)
+
+
+def _listened(
+    out: Path, found: Found, choices: Choices
+) -> Iterator[tuple[FileKey, list[Candidate], Heard | str]]:
+    """Yield each file with its candidates and what was heard, or why it cannot be used."""
+    files: dict[FileKey, list[Candidate]] = defaultdict(list)
+    for item in found.candidates:
+        files[file_key(item)].append(item)
+    keys, checked = list(files), Checked(out, choices.settings)
+    tsv = out.suffix == ".tsv"
+
+    def hear(key: FileKey) -> Heard | str:
+        reason = _unwritable(key[0].replace("\0", "/"), tsv=tsv)
+        return reason or _hear(found.root, files[key][0], choices, checked)
+
+    console = Console(stderr=True)
+    results = map_in_order(hear, keys, choices.num_workers, 4 * choices.num_workers)
+    described = "listening" if choices.settings.whole else "listening to the ends"
+    bar = track(results, described, len(keys), console=console, disable=not console.is_terminal)
+    said, hours = time.monotonic(), 0.0
+    with checked:
+        for number, (key, result) in enumerate(zip(keys, bar, strict=True), 1):
+            hours += 0 if isinstance(result, str) else result.num_samples / result.rate_hz / 3600
+            if not console.is_terminal and time.monotonic() - said > _SAID_EVERY_S:
+                said = time.monotonic()
+                print(f"listened to {number} of {len(keys)} files, {hours:.1f} h", file=sys.stderr)
+            yield key, files[key], result
+
+
+def _unwritable(name: str, *, tsv: bool) -> str:
+    """Return why a manifest cannot name a file, or ''."""
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        return "its name is not UTF-8: rename it"
+    if "\r" in name or "\n" in name or "\0" in name or (tsv and "\t" in name):
+        return "its name has a line break or a tab in it: rename it"
+    return ""
+
+
+def _hear(root: Path, item: Candidate, choices: Choices, checked: Checked) -> Heard | str:
+    places = {name: [item.columns[name]] for name in ARCHIVE if name in item.columns}
+    one = Manifest(root, [item.path], [""], np.ones(1, np.int64), np.ones(1, np.int32), places)
+    named = str(root / item.path)
     try:
-        one = Manifest(root, [path], [""], np.ones(1, np.int64), np.ones(1, np.int32), {})
-        file = one.audio_path(0)
-        if file.stat().st_size == 0:
-            return "empty file"
-        num_samples, rate_hz = audio_info(file)
-        if num_samples < min_seconds * rate_hz:
-            return f"too short: {num_samples / rate_hz:.2f} s, at least {min_seconds} s wanted"
-        edge = min(num_samples, rate_hz // 4)
-        pieces = [(0, edge), (num_samples - edge, edge)]
-        if full:
-            step = int(MAX_READ_S) * rate_hz
-            pieces = [
-                (start, min(step, num_samples - start)) for start in range(0, num_samples, step)
-            ]
-        for start, count in pieces:
-            read_audio(file, rate_hz, start, count)
+        whole = one.recording(0)
+        recording = Recording(whole.path, whole.offset, whole.num_bytes, name=whole.name)
+        named = str(recording)
+        about = os.stat(recording.path) if recording.path.exists() else None
+        stamp = f"{about.st_size}-{about.st_mtime_ns}" if about else ""
+        known = checked.get(file_key(item), stamp)
+        if known is not None:
+            return known
+        heard = listen(recording, choices.settings)
+        checked.put(file_key(item), stamp, heard)
+        return heard
     except DataError as error:
-        return str(error).removeprefix(f"{root / path}: ")
+        return str(error).removeprefix(f"{named}: ")
     except OSError as error:
-        return str(error.strerror)
-    return num_samples, rate_hz
+        return error.strerror or str(error)
+
+
+def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
+    """Add a candidate's utterances: one, or several where its file is cut."""
+    rate = heard.rate_hz
+    columns = dict(item.columns)
+    if heard.channel >= 0 and not columns.get(CHANNEL):
+        columns[CHANNEL] = str(heard.channel)
+    elif columns.get(CHANNEL, "0").isdigit() and int(columns.get(CHANNEL, "0")) >= heard.channels:
+        reason = f"{heard.channels} channels, so there is no channel {columns[CHANNEL]}"
+        rows.rejected.append((item.path, f"{reason} (counted from 0)"))
+        return
+    given = [columns.get(name, "") for name in CUT]
+    name = f"{item.path} from {given[0] or 0} s on" if any(given) else item.path
+    try:
+        begin = round(float(given[0] or 0) * rate)
+        end = round(float(given[1]) * rate) if given[1] else heard.num_samples
+    except ValueError:
+        rows.rejected.append((name, f"no times: {given[0]!r} to {given[1]!r}"))
+        return
+    if heard.num_samples < end <= heard.num_samples + _BEYOND_END_S * rate:
+        end = heard.num_samples
+    if any(given) and (not given[1] or end == heard.num_samples):
+        columns["end_s"] = seconds(end, rate)
+    if not 0 <= begin < end <= heard.num_samples:
+        length = heard.num_samples / rate
+        rows.rejected.append(
+            (
+                name,
+                f"from {begin / rate:.2f} to {end / rate:.2f} s, and the file has {length:.2f} s",
+            )
+        )
+        return
+    edges = [begin, *(cut for cut in heard.cuts if not any(given)), end]
+    for first, last in pairwise(edges):
+        length = (last - first) / rate
+        if length < choices.min_seconds:
+            rows.rejected.append(
+                (name, f"too short: {length:.2f} s, at least {choices.min_seconds} s wanted")
+            )
+        elif length > MAX_READ_S:
+            rows.rejected.append((name, f"{length:.0f} s in one piece, --cut 15 cuts it"))
+        else:
+            part = columns
+            if len(edges) > 2:
+                part = {**columns, CUT[0]: seconds(first, rate), CUT[1]: seconds(last, rate)}
+                if "text" in part:  # it is that of the whole
+                    part["text"] = ""
+            rows.kept.append((Candidate(item.path, item.speaker, part), last - first, rate))
+
+
+def cell(text: str) -> str:
+    """Return text as a manifest's cell: on one line, and in UTF-8."""
+    if text.isprintable():
+        return text
+    return " ".join(text.replace("\0", " ").encode("utf-8", "replace").decode().splitlines())
+
+
+def _manifest(root: Path, rows: _Rows) -> Manifest:
+    items = [item for item, _, _ in rows.kept]
+    used = {name for item in items for name, value in item.columns.items() if value}
+    special = {*CUT, CHANNEL, *ARCHIVE}
+    columns = sorted({name for item in items for name in item.columns} - (special - used))
+    return Manifest(
+        root,
+        [item.path for item in items],
+        [cell(item.speaker) for item in items],
+        np.array([count for _, count, _ in rows.kept], dtype=np.int64),
+        np.array([rate for _, _, rate in rows.kept], dtype=np.int32),
+        {name: [cell(item.columns.get(name, "")) for item in items] for name in columns},
+    )

@@ -134,6 +134,7 @@ class Alignment:
                 np.arange(int(frames_of(lengths[row]))) * FRAME_SAMPLES + RECEPTIVE_SAMPLES // 2
             )
             stored = centres * int(manifest.sample_rates_hz[row]) // SAMPLE_RATE_HZ
+            stored += int(manifest.parts.starts[row])
             nearest = np.searchsorted([start for start, _, _ in segments], stored, side="right") - 1
             ends = np.array([end for _, end, _ in segments])
             inside = (nearest >= 0) & (stored < ends[nearest])

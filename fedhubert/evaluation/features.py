@@ -4,15 +4,16 @@ Shape suffixes: L layers, T 50-Hz frames of an utterance, F chosen frames of man
 width.
 """
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
 from fedhubert.disk_cache import DiskCache
@@ -81,18 +82,19 @@ class Extractor:
 
     def _compute(self, row: int) -> Features:
         samples = int(self.manifest.lengths(SAMPLE_RATE_HZ)[row])
-        layers = self.encoder.forward(
-            read_audio(self.manifest.audio_path(row), SAMPLE_RATE_HZ, 0, samples)
-        )
+        layers = self.encoder.forward(self.manifest.waveform(row, SAMPLE_RATE_HZ, 0, samples))
         places = [self.encoder.layers.index(layer) for layer in self.layers]
         return np.stack([layers[place] for place in places])
 
     def _key(self, row: int, kind: str) -> str:
         """Encoder, layers and the file's content: a file that is changed in place gives other
         features."""
-        with self.manifest.audio_path(row).open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        text = f"{self.encoder.key} {self.layers} {kind} {self.manifest.num_samples[row]} {digest.hexdigest()}"
+        recording = self.manifest.recording(row)
+        content = _content(recording.path, recording.path.stat().st_mtime_ns)
+        text = f"{self.encoder.key} {self.layers} {kind} {recording.num_samples} {content}"
+        part = (recording.offset, recording.first, recording.channel)
+        if part != (0, 0, None):  # else the key is that of earlier versions
+            text += f" {part}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -103,6 +105,13 @@ def _parts(frames_LTD: Features, parts: int) -> Features:
     ends = [max(first + 1, -(-(part + 1) * count // parts)) for part, first in enumerate(firsts)]
     means = [frames_LTD[:, first:end].mean(axis=1) for first, end in zip(firsts, ends, strict=True)]
     return np.concatenate(means, axis=1)
+
+
+@functools.lru_cache(maxsize=256)
+def _content(path: Path, changed_ns: int) -> str:
+    """Return a hash of a file, which many utterances may be parts of."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def audio_s_per_s(
@@ -120,9 +129,7 @@ def audio_s_per_s(
     lengths = manifest.lengths(SAMPLE_RATE_HZ)
     enough = int(np.searchsorted(np.cumsum(lengths), audio_s * SAMPLE_RATE_HZ)) + 1
     rows = [row for row in range(min(enough, len(lengths))) if lengths[row] >= RECEPTIVE_SAMPLES]
-    waveforms = [
-        read_audio(manifest.audio_path(row), SAMPLE_RATE_HZ, 0, int(lengths[row])) for row in rows
-    ]
+    waveforms = [manifest.waveform(row, SAMPLE_RATE_HZ, 0, int(lengths[row])) for row in rows]
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     for waveform in waveforms[:1]:
         encoder.forward(waveform)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from fedhubert.clients.data import Partition, Site, open_site
+from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.partitions import Partition
 from fedhubert.config import Config
 from fedhubert.config.base import Model, NonNegative, Positive
 from fedhubert.errors import ConfigError

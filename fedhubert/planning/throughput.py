@@ -168,7 +168,13 @@ def _real(config: Config, site: Site) -> Batches:
             plan = part.validation_plan
             positions = plan.first(settings.validation_batches)
         return load_batches(
-            site.manifest, plan, positions, labels, mask_spec(config.task), config.data
+            site.manifest,
+            plan,
+            positions,
+            labels,
+            mask_spec(config.task),
+            config.data,
+            part.left_out,
         )
 
     return batches

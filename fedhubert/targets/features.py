@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import TargetsError
 from fedhubert.files import open_here, private_folder, scratch_path
 from fedhubert.seeding import generator
-from fedhubert.targets.mfcc import MFCC, SAMPLE_RATE_HZ, Features, Piece, Rows
+from fedhubert.targets.mfcc import DROPPED, MFCC, SAMPLE_RATE_HZ, Features, Piece, Rows
 
 Allocate = Callable[[tuple[int, int]], Features]
 
@@ -37,10 +38,18 @@ class FeatureSource(Protocol):
         """Frames that so many samples at 16 kHz give (elementwise)."""
 
     def stream(
-        self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0
+        self,
+        manifest: Manifest,
+        rows: Iterable[int],
+        num_workers: int = 0,
+        left_out: LeftOut | None = None,
     ) -> Iterator[Piece]:
         """Yield (row, first frame, features [frames, dimension]): rows in the order given, the
-        pieces of each from its first frame to its last."""
+        pieces of each from its first frame to its last.
+
+        A row that cannot be read is an error, or, with ``left_out``, noted there and a piece whose
+        first frame is :data:`~fedhubert.targets.mfcc.DROPPED`: what came of it before does not
+        count."""
 
 
 def fitting_features(
@@ -53,13 +62,15 @@ def fitting_features(
     purpose: str = "kmeans/utterances",
     source: FeatureSource = MFCC,
     allocate: Allocate = lambda shape: np.empty(shape, np.float32),
+    left_out: LeftOut | None = None,
 ) -> Features:
     """Return features [at most max_frames, D] of whole utterances, drawn without replacement among
     ``rows`` and in the order drawn.
 
     Utterances are added while they fit; if the first alone is too long, its beginning is used. What
     is drawn depends only on the rows' lengths, ``max_frames``, ``seed`` and ``partition``. Memory:
-    what ``allocate`` takes (a file, for example), and a piece per worker.
+    what ``allocate`` takes (a file, for example), and a piece per worker. Frames of utterances that
+    are ``left_out`` are missing.
     """
     if not len(rows):
         raise TargetsError("no utterance to compute features of", setting="data.manifest")
@@ -70,14 +81,19 @@ def fitting_features(
     count = max(1, int(np.searchsorted(ends, max_frames, side="right")))
     total = min(int(ends[count - 1]), max_frames)
     features = allocate((total, source.dimension))
-    filled = 0
-    for _, _, part in source.stream(manifest, drawn[:count].tolist(), num_workers):
+    filled, begin, current = 0, 0, -1
+    for row, first, part in source.stream(manifest, drawn[:count].tolist(), num_workers, left_out):
+        if first == 0:
+            begin, current = filled, row
+        if first == DROPPED:
+            filled = begin if row == current else filled
+            continue
         part = part[: total - filled]
         features[filled : filled + len(part)] = part
         filled += len(part)
         if filled == total:
             break
-    return features
+    return features[:filled]
 
 
 def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Features:
@@ -107,7 +123,9 @@ def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Featur
 
     try:
         private_folder(path.parent)
-        compute(allocate)
+        features = compute(allocate)
+        if isinstance(features, np.memmap) and features.base is not None:
+            _shorten(scratch, features)
         os.replace(scratch, path)
         kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
         return kept
@@ -117,3 +135,14 @@ def kept_features(path: Path, compute: Callable[[Allocate], Features]) -> Featur
         ) from None
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _shorten(path: Path, features: Features) -> None:
+    """Rewrite a file of which only the first rows, ``features``, came to be filled."""
+    kept = np.load(path, mmap_mode="r", allow_pickle=False)
+    if len(kept) == len(features):
+        return
+    shorter = scratch_path(path)
+    with open_here(shorter, "xb", private=True) as file:
+        np.save(file, features)
+    os.replace(shorter, path)

@@ -15,12 +15,13 @@ import numpy.typing as npt
 
 from fedhubert.data.fairseq_files import parse_ids, read_km
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import TargetsError
 from fedhubert.files import open_here, private_folder, scratch_path
 from fedhubert.models.hubert import num_frames
 from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import assign
-from fedhubert.targets.mfcc import MFCC, SAMPLE_RATE_HZ, num_feature_frames
+from fedhubert.targets.mfcc import DROPPED, MFCC, SAMPLE_RATE_HZ, num_feature_frames
 
 log = logging.getLogger("fedhubert.site")
 
@@ -73,17 +74,23 @@ def assigned_labels(
     num_workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     source: FeatureSource = MFCC,
+    left_out: LeftOut | None = None,
 ) -> LabelStore:
     """Label ``rows`` with the nearest centroid of each frame; audio is streamed, only ids are kept.
-    ``progress`` counts frames."""
-    ends = np.cumsum(source.num_frames(manifest.lengths(SAMPLE_RATE_HZ)[rows])).tolist()
-    ids = np.empty(ends[-1] if ends else 0, _id_type(len(centroids_KD)))
-    done = 0
-    for _, _, features in source.stream(manifest, rows.tolist(), num_workers):
+    ``progress`` counts frames; utterances that are ``left_out`` have no labels."""
+    frames = source.num_frames(manifest.lengths(SAMPLE_RATE_HZ)[rows])
+    ids = np.empty(int(frames.sum()), _id_type(len(centroids_KD)))
+    done, counts = 0, dict.fromkeys(rows.tolist(), 0)
+    for row, first, features in source.stream(manifest, rows.tolist(), num_workers, left_out):
+        if first == DROPPED:
+            done, counts[row] = done - counts[row], 0
+            continue
         ids[done : done + len(features)] = assign(features, centroids_KD)[0]
         done += len(features)
+        counts[row] += len(features)
         progress(done, len(ids))
-    return LabelStore(ids, _offsets(rows, ends), source.rate_hz, len(centroids_KD))
+    ends = np.cumsum([counts[row] for row in rows.tolist()]).tolist()
+    return LabelStore(ids[:done], _offsets(rows, ends), source.rate_hz, len(centroids_KD))
 
 
 def cached_labels(

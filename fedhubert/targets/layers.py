@@ -17,14 +17,14 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config import DataConfig, ModelConfig
-from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
-from fedhubert.errors import TargetsError
+from fedhubert.data.unreadable import LeftOut
+from fedhubert.errors import DataError, TargetsError
 from fedhubert.models.hubert import HubertModel, frames_of, num_frames
 from fedhubert.targets.extractor import Extractor
-from fedhubert.targets.mfcc import Features, Piece
+from fedhubert.targets.mfcc import DROPPED, Features, Piece
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,15 @@ class LayerFeatures:
         return frames_of(num_samples, self._extractor.config.conv_layers)
 
     def stream(
-        self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0
+        self,
+        manifest: Manifest,
+        rows: Iterable[int],
+        num_workers: int = 0,
+        left_out: LeftOut | None = None,
     ) -> Iterator[Piece]:
         """Yield (row, first frame, features) piece after piece; audio is read ahead in threads, the
-        model runs in the caller's.
+        model runs in the caller's. For what cannot be read and is ``left_out``: (row, DROPPED,
+        nothing).
 
         Raises:
             DataError: audio that cannot be read or is shorter than the manifest says.
@@ -115,15 +120,22 @@ class LayerFeatures:
             )
         ]
 
-        def read(index: int) -> npt.NDArray[np.float32]:
+        def read(index: int) -> npt.NDArray[np.float32] | None:
             chunk = chunks[index]
-            return read_audio(
-                manifest.audio_path(chunk.row), SAMPLE_RATE_HZ, chunk.start, chunk.num_samples
-            )
+            try:
+                return manifest.waveform(chunk.row, SAMPLE_RATE_HZ, chunk.start, chunk.num_samples)
+            except DataError as error:
+                if left_out is None:
+                    raise
+                left_out.note(chunk.row, error)
+                return None
 
         for chunk, waveform in zip(
             chunks, map_in_order(read, range(len(chunks)), num_workers), strict=True
         ):
+            if waveform is None or (left_out is not None and chunk.row in left_out):
+                yield chunk.row, DROPPED, np.empty((0, self.dimension), np.float32)
+                continue
             features = self.compute(waveform)
             if not np.isfinite(features).all():
                 raise TargetsError(

@@ -10,17 +10,16 @@ processor's cache, which is several times faster and agrees to 2e-4.
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torchaudio.compliance import kaldi
 
-from fedhubert.data.audio import read_audio
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
-from fedhubert.errors import TargetsError
+from fedhubert.data.unreadable import LeftOut
+from fedhubert.errors import DataError, TargetsError
 
 SAMPLE_RATE_HZ = 16000
 FEATURE_RATE_HZ = 100
@@ -39,7 +38,8 @@ Rows = npt.NDArray[np.int64]
 Piece = tuple[int, int, Features]
 """Manifest row, first frame, features from that frame on."""
 
-ResultT = TypeVar("ResultT")
+DROPPED = -1
+"""First frame of a piece that says: this row could not be read to its end."""
 
 
 def num_feature_frames(num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -73,10 +73,14 @@ def mfcc_features(waveform: npt.NDArray[np.float32]) -> Features:
 
 
 def stream_features(
-    manifest: Manifest, rows: Iterable[int], num_workers: int = 0
-) -> Iterator[tuple[int, Features]]:
-    """Yield (row, features) of manifest rows in the order given, reading and computing ahead in
-    ``num_workers`` threads (0: none).
+    manifest: Manifest,
+    rows: Iterable[int],
+    num_workers: int = 0,
+    left_out: LeftOut | None = None,
+) -> Iterator[Piece]:
+    """Yield (row, 0, features) of manifest rows in the order given, reading and computing ahead in
+    ``num_workers`` threads (0: none); of what cannot be read and is ``left_out``: (row, DROPPED,
+    nothing).
 
     Raises:
         DataError: audio that cannot be read, or is shorter than the manifest says.
@@ -85,15 +89,21 @@ def stream_features(
     """
     lengths = manifest.lengths(SAMPLE_RATE_HZ)
 
-    def compute(row: int) -> tuple[int, Features]:
-        return row, _utterance_features(manifest, row, int(lengths[row]))
+    def compute(row: int) -> Piece:
+        try:
+            return row, 0, _utterance_features(manifest, row, int(lengths[row]))
+        except (DataError, TargetsError) as error:
+            if left_out is None:
+                raise
+            left_out.note(row, error)
+            return row, DROPPED, np.empty((0, NUM_FEATURES), np.float32)
 
     return map_in_order(compute, (int(row) for row in rows), num_workers)
 
 
 def _utterance_features(manifest: Manifest, row: int, num_samples: int) -> Features:
     path = manifest.paths[row]
-    waveform = read_audio(manifest.audio_path(row), SAMPLE_RATE_HZ, 0, num_samples)
+    waveform = manifest.waveform(row, SAMPLE_RATE_HZ, 0, num_samples)
     try:
         features = mfcc_features(waveform)
     except TargetsError as error:
@@ -144,11 +154,13 @@ class MfccFeatures:
         return num_feature_frames(num_samples)
 
     def stream(
-        self, manifest: Manifest, rows: Iterable[int], num_workers: int = 0
+        self,
+        manifest: Manifest,
+        rows: Iterable[int],
+        num_workers: int = 0,
+        left_out: LeftOut | None = None,
     ) -> Iterator[Piece]:
-        return (
-            (row, 0, features) for row, features in stream_features(manifest, rows, num_workers)
-        )
+        return stream_features(manifest, rows, num_workers, left_out)
 
 
 MFCC = MfccFeatures()

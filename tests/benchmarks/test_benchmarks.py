@@ -10,6 +10,7 @@ from fedhubert.compose import compose
 from fedhubert.config import TargetsConfig
 from fedhubert.data.manifest import Manifest
 from tests.benchmarks import (
+    archives,
     clusters,
     codecs,
     cohorts,
@@ -68,6 +69,12 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data.write_manifest(tmp_path / "manifest.csv", 100)
     for way in ("ours", "dictionaries"):
         assert data.case(way, str(tmp_path / "manifest.csv"))["rows"] == 100
+
+
+def test_archives(capsys: pytest.CaptureFixture[str]) -> None:
+    archives.compare_archives(files=3, seconds=0.6, repeats=1)
+    archives.compare_listening(files=3, seconds=0.6, repeats=1)
+    assert len(figures(capsys)) == 6
 
 
 def test_clusters(tone_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedhubert.config import DataConfig, TaskConfig
-from fedhubert.data import loading
+from fedhubert.data import manifest as manifest_module
 from fedhubert.data.audio import read_audio
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
@@ -332,7 +332,7 @@ def test_an_unexpected_error_carries_the_utterance_as_a_note(
     def fail(*args: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(loading, "read_audio", fail)
+    monkeypatch.setattr(manifest_module, "read_audio", fail)
     config = data_config(num_workers=1)
     with pytest.raises(ZeroDivisionError) as error:
         next(load_batches(tones, plan_of(tones, config), range(1), None, MASK, config))
@@ -392,7 +392,7 @@ def test_closing_waits_for_a_file_not_for_a_batch(
         time.sleep(0.02)
         return np.zeros(num_samples, np.float32)
 
-    monkeypatch.setattr(loading, "read_audio", slow)
+    monkeypatch.setattr(manifest_module, "read_audio", slow)
     config = data_config(num_workers=2, batch_seconds=50)  # 50 files, 1 s of sleeping, per batch
     batches = load_batches(
         manifest, plan_of(manifest, config), itertools.count(), None, MASK, config
@@ -419,7 +419,7 @@ def test_workers_decode_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyP
         waiting.wait()
         return np.zeros(num_samples, np.float32)
 
-    monkeypatch.setattr(loading, "read_audio", together)
+    monkeypatch.setattr(manifest_module, "read_audio", together)
     config = data_config(num_workers=3)
     assert (
         len(list(load_batches(manifest, plan_of(manifest, config), range(9), None, MASK, config)))

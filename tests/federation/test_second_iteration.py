@@ -11,6 +11,7 @@ import torch
 from fedhubert import __version__
 from fedhubert.cli import main
 from fedhubert.clients import data as site
+from fedhubert.clients.samples import release_extractor
 from fedhubert.compose import compose
 from fedhubert.data.audio import read_audio
 from fedhubert.errors import FederationError, FedhubertError
@@ -199,7 +200,7 @@ def test_a_damaged_extractor_is_sent_again_and_damaged_labels_are_made_again(
         for file in (tmp_path / "state/labels").glob("*.npy"):
             file.write_bytes(file.read_bytes()[:-1])
         site._cached_site.cache_clear()
-        site.release_extractor()
+        release_extractor()
         again, events, _ = run_targets(overrides)
         assert events[0]["sent_to"] == 1 and kept.read_bytes() == whole
         assert again.key == first.key and np.array_equal(again.train_counts, first.train_counts)

@@ -64,8 +64,8 @@ def test_too_short_audio_is_named() -> None:
 
 def test_streaming_is_in_order_whatever_the_threads(manifest: Manifest) -> None:
     inline, threaded = (list(stream_features(manifest, [5, 1, 9], workers)) for workers in (0, 2))
-    assert [row for row, _ in threaded] == [5, 1, 9]
-    for (_, left), (_, right) in zip(inline, threaded, strict=True):
+    assert [row for row, _, _ in threaded] == [5, 1, 9]
+    for (_, _, left), (_, _, right) in zip(inline, threaded, strict=True):
         assert np.array_equal(left, right)
 
 

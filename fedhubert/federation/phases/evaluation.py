@@ -7,6 +7,7 @@ from fedhubert.data.batching import BatchPlan
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import ConfigError
 from fedhubert.federation.phases.targets import Targets
 from fedhubert.models.hubert import HubertModel
@@ -45,11 +46,17 @@ class ServerEvaluation:
             purpose="server-validation",
             fixed_crops=fixed,
         )
+        self._left_out = LeftOut(self._manifest, rows, config.data.max_unreadable)
         self._labels: LabelSource | None = None
         if needs_labels and targets.centroids is not None:
             workers = config.data.num_workers
             labels = assigned_labels(
-                self._manifest, self._plan.rows, targets.centroids, workers, source=targets.source
+                self._manifest,
+                self._plan.rows,
+                targets.centroids,
+                workers,
+                source=targets.source,
+                left_out=self._left_out,
             )
             self._labels = LabelSource(labels.labels, labels.rate_hz)
 
@@ -59,7 +66,13 @@ class ServerEvaluation:
         config = self._config
         positions = range(self._plan.num_batches)
         batches = load_batches(
-            self._manifest, self._plan, positions, self._labels, mask_spec(config.task), config.data
+            self._manifest,
+            self._plan,
+            positions,
+            self._labels,
+            mask_spec(config.task),
+            config.data,
+            self._left_out,
         )
         result = evaluate(
             model,

@@ -237,7 +237,7 @@ def round_line(
         )
     return (
         f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
-        f"{len(event['clients'])} of {len(event['asked'])} clients | {_opened(event)}{_spent(event)}{seconds:.1f} s, "
+        f"{len(event['clients'])} of {len(event['asked'])} clients | {_opened(event)}{_spent(event)}{_unreadable(event)}{seconds:.1f} s, "
         f"about {duration(seconds * (num_rounds - event['round']))} left"
         f"{f' | {learned}' if learned else ''}"
     )
@@ -259,6 +259,12 @@ def _opened(event: Event) -> str:
         return f"secure: skipped ({secure['skipped']}) | "
     dropped = f", {len(secure['dropped'])} dropped" if secure["dropped"] else ""
     return f"secure: {secure['masked']} masked{dropped}, opened by {secure['helpers']} | "
+
+
+def _unreadable(event: Event) -> str:
+    """Say how many utterances sites could not read and left out."""
+    count = sum(client.get("train_unreadable", 0) for client in event["clients"])
+    return f"{count} utterances left out as unreadable (see the sites' logs) | " if count else ""
 
 
 def _spent(event: Event) -> str:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
+from fedhubert.data.batching import ENOUGH_HEARD
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.nodes import Federation
@@ -76,6 +77,7 @@ def partitions_table(partitions: Mapping[int, Metrics], nodes: Mapping[int, int]
         "train h",
         "valid. h",
         "batches per epoch",
+        "an epoch hears",
     ):
         table.add_column(name, justify="right")
     rows = [
@@ -86,6 +88,12 @@ def partitions_table(partitions: Mapping[int, Metrics], nodes: Mapping[int, int]
         table.add_row(str(partition), "any" if node < 0 else str(node), *_figures([numbers]))
     table.add_section()
     table.add_row("all", "", *_figures([numbers for _, _, numbers in rows]))
+    share = _heard([numbers for _, _, numbers in rows])
+    if share is not None and share < ENOUGH_HEARD:
+        table.caption = (
+            f"warning: an epoch hears {100 * share:.0f} % of the audio: utterances longer than "
+            "data.max_seconds are cropped; `fedhubert prepare --cut 15` cuts recordings at pauses"
+        )
     return table
 
 
@@ -99,4 +107,14 @@ def _figures(clients: list[Metrics]) -> list[str]:
         f"{total('train_audio_s') / 3600:.3f}",
         f"{total('validation_audio_s') / 3600:.3f}",
         f"{total('batches_per_epoch'):.0f}",
+        "" if (share := _heard(clients)) is None else f"{100 * share:.0f} %",
     ]
+
+
+def _heard(clients: list[Metrics]) -> float | None:
+    """Return how much of their training audio an epoch hears, from 0 to 1; None where a site does
+    not say."""
+    if not clients or not all("epoch_audio_s" in numbers for numbers in clients):
+        return None
+    heard = sum(float(numbers["epoch_audio_s"]) for numbers in clients)
+    return min(1.0, heard / max(1e-9, sum(float(each["train_audio_s"]) for each in clients)))

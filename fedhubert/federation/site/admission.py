@@ -52,7 +52,8 @@ from fedhubert.federation.wire.messages import (
 from fedhubert.federation.wire.protocol import Request
 
 if TYPE_CHECKING:  # what needs torch is loaded for those messages that do
-    from fedhubert.clients.data import Partition, Site
+    from fedhubert.clients.data import Site
+    from fedhubert.clients.partitions import Partition
     from fedhubert.data.batching import BatchPlan
 
 RAISED = {"targets.min_frames": "min_frames", "targets.group_frames": "group_frames"}
@@ -282,7 +283,8 @@ class Guard:
     def _rounded(self, numbers: Metrics) -> Metrics:
         describe = self.policy.describe
         steps: dict[str, float] = {
-            name: describe.round_seconds for name in ("train_audio_s", "validation_audio_s")
+            name: describe.round_seconds
+            for name in ("train_audio_s", "validation_audio_s", "epoch_audio_s")
         }
         steps |= {
             name: describe.round_utterances

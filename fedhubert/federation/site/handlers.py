@@ -9,7 +9,9 @@ import numpy as np
 
 from fedhubert.clients import Metrics
 from fedhubert.clients import statistics as site_figures
-from fedhubert.clients.data import Features, Partition, Site, open_site
+from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.partitions import Partition
+from fedhubert.clients.samples import Features
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.errors import FederationError
 from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, STEP_FIGURES
@@ -51,13 +53,14 @@ def describe(request: Request[Describe], node_config: NodeConfig) -> Answered:
 
     def count(site: Site, partition: Partition) -> Metrics:
         lengths = site.manifest.lengths(request.job.data.sample_rate_hz)
-        rate = request.job.data.sample_rate_hz
+        rate, plan = request.job.data.sample_rate_hz, partition.train_plan
         return {
             "train_utterances": len(partition.train_rows),
             "validation_utterances": len(partition.validation_rows),
             "train_audio_s": float(lengths[partition.train_rows].sum() / rate),
             "validation_audio_s": float(lengths[partition.validation_rows].sum() / rate),
             "batches_per_epoch": partition.train_plan.num_batches,
+            "epoch_audio_s": plan.audio_s(plan.first(0)),
             "data_fingerprint": site.fingerprint(partition, request.run_key),
         }
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from fedhubert.clients import Metrics
-from fedhubert.clients.data import Partition, Site, open_site
+from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.federation.site.failures import Answered, failure_of
 from fedhubert.federation.wire.messages import Failure, Instruction

@@ -88,6 +88,10 @@ class UpdatePolicy(_Part):
     """Noise that an update gets here before it is masked, in norms that it is clipped to
     (`privacy.noise_multiplier` of `privacy=distributed`); 0: none is asked for."""
 
+    max_unreadable: NonNegative = 0.05
+    """The largest share of utterances that others stand in for (`data.max_unreadable`), so that an
+    update is of as many as it seems to be of."""
+
     rewinding: bool = False
     """Whether a run may ask for other pieces of audio that it has trained on already. Asking again
     for the same piece, as a resumed run does, is always possible. One crop more or less between two

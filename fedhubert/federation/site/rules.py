@@ -191,6 +191,12 @@ def _steps(policy: Policy, job: ClientJob) -> Iterator[Refusal]:
     yield from _beyond(
         "client.accumulate", job.client.accumulate, "update.max_accumulate", update.max_accumulate
     )
+    yield from _beyond(
+        "data.max_unreadable",
+        job.data.max_unreadable,
+        "update.max_unreadable",
+        update.max_unreadable,
+    )
 
 
 def _beyond(

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from fedhubert.clients import Metrics
-from fedhubert.clients.data import Partition, Site, open_site, release_extractor
+from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.partitions import Partition
+from fedhubert.clients.samples import release_extractor
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.clients.state import PartitionState, StateFolder
 from fedhubert.config import ClientJob
@@ -183,6 +185,10 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
             layout=resident.layout.fingerprint,
         )
         return masked, failures
+    left_out = {number: len(site.partition(number).left_out) for number in metrics}
+    if any(left_out.values()):  # all partitions of a message have the same names
+        for number, numbers in metrics.items():
+            numbers["train_unreadable"] = left_out[number]
     if fold is not None and fold.weight:
         total = fold.partial().total
         bits = RING_BITS.get(job.update_codec)
@@ -403,7 +409,7 @@ def _batches(
     job = request.job
     source = site.label_source(job.task, partition, request.task.targets)
     mask = mask_spec(job.task, progress)
-    return load_batches(site.manifest, plan, positions, source, mask, job.data)
+    return load_batches(site.manifest, plan, positions, source, mask, job.data, partition.left_out)
 
 
 def _training_metrics(result: LocalResult) -> Metrics:

@@ -407,6 +407,7 @@ class Description(Answer):
             *("batches_per_epoch", "data_fingerprint"),
         }
     )
+    OPTIONAL = frozenset({"epoch_audio_s"})
     node: Count
     num_nodes: Annotated[int, Field(ge=1, lt=2**31)]
     hosts_all: Annotated[int, Field(ge=0, le=1)]

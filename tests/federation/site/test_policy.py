@@ -156,6 +156,7 @@ CASES: dict[str, Case] = {
     "update.max_steps": (9, _describe, [], "client.local_steps"),
     "update.max_accumulate": (1, _describe, ["client.accumulate=2"], "client.accumulate"),
     "update.min_noise_multiplier": (1.0, _describe, [], "privacy.noise_multiplier"),
+    "update.max_unreadable": (0.0, _describe, [], "data.max_unreadable"),
     "kmeans.iterations_per_run": (0, _step, [], "iterations_per_run"),
     "kmeans.iterations_per_day": (0, _step, [], "iterations_per_day"),
     "kmeans.labellings_per_run": (0, _label, [], "labellings_per_run"),

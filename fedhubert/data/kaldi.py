@@ -1,0 +1,89 @@
+"""A Kaldi data directory: ``wav.scp``, and ``segments``, ``utt2spk``, ``text``, ``utt2lang`` and
+``reco2file_and_channel`` where they are."""
+
+import re
+from pathlib import Path
+
+from fedhubert.data.folders import Candidate, Found
+from fedhubert.data.parts import CHANNEL
+from fedhubert.data.places import Bases, rooted
+from fedhubert.errors import DataError
+
+_CHANNELS = {"A": "0", "B": "1", "1": "0", "2": "1"}
+_ARCHIVED = re.compile(r"\.ark(:\d+)?$|:\d+$")
+
+
+def scan_kaldi(folder: Path, audio_root: Path | None = None) -> Found:
+    """Return the utterances of a data directory: its segments, or whole recordings where there are
+    none. Commands (``... |``) are never run, they are left out by name.
+
+    Raises:
+        DataError: there is no ``wav.scp``, or a list cannot be read.
+    """
+    if not (folder / "wav.scp").is_file():
+        raise DataError(f"{folder} has no wav.scp: is it a Kaldi data directory?", setting="--root")
+    rejected: list[tuple[str, str]] = []
+    bases, recordings = Bases(folder, audio_root), {}
+    for name, place in _table(folder / "wav.scp").items():
+        reason = _unusable(place)
+        if reason:
+            rejected.append((name, reason))
+        else:
+            recordings[name] = bases.find(place)
+    channels = {
+        name: _CHANNELS.get(cells.split()[-1], "")
+        for name, cells in _table(folder / "reco2file_and_channel").items()
+        if cells
+    }
+    speakers, texts = _table(folder / "utt2spk"), _table(folder / "text")
+    languages = _table(folder / "utt2lang")
+    segments = _table(folder / "segments")
+    parts = segments or dict.fromkeys(recordings, "")
+    candidates, commanded = [], {name for name, _ in rejected}
+    for name, cells in parts.items():
+        columns = {"utterance": name, "text": texts.get(name, "")}
+        columns["language"] = languages.get(name, "")
+        recording = name
+        if segments:
+            recording, *times = cells.split() or [""]
+            if len(times) < 2:
+                rejected.append((name, f"segments: not `recording start end`: {cells!r}"))
+                continue
+            columns["start_s"] = times[0]
+            columns["end_s"] = "" if times[1].startswith("-") else times[1]
+        if recording not in recordings:
+            if recording not in commanded:
+                rejected.append((name, f"wav.scp has no recording {recording}"))
+            continue
+        if channels.get(recording):
+            columns[CHANNEL] = channels[recording]
+        used = {key: value for key, value in columns.items() if value or key == "utterance"}
+        candidates.append(Candidate(recordings[recording], speakers.get(name, "unknown"), used))
+    remarks = []
+    if not speakers:
+        remarks.append("warning: no utt2spk: the speaker of all is `unknown`")
+    used_by = {item.path for item in candidates}
+    unused = len(set(recordings.values()) - used_by)
+    if unused:
+        remarks.append(f"{unused} recordings have no segment, and are not in the manifest")
+    return rooted(candidates, rejected, remarks, folder)
+
+
+def _unusable(place: str) -> str:
+    if place.endswith("|"):
+        return f"a command, and commands of lists are not run ({place[:80]}): write its output to a file"
+    if _ARCHIVED.search(place):
+        return "inside a Kaldi archive: copy it out with wav-copy"
+    return ""
+
+
+def _table(path: Path) -> dict[str, str]:
+    """Return key -> rest of the line; nothing where there is no such file."""
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", setting="--root") from None
+    lines = (line.strip().split(maxsplit=1) for line in content.split("\n"))
+    return {line[0]: line[1] if len(line) > 1 else "" for line in lines if line}

@@ -1,0 +1,43 @@
+"""Lists beside a manifest, and whether all of them can be written."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedhubert.data.checking import Settings
+from fedhubert.errors import DataError
+
+
+def check_out(out: Path, settings: Settings) -> None:
+    """Raise :class:`DataError` where ``out`` cannot be written, or its form has no place for what
+    is asked: before hours of decoding."""
+    if out.is_dir():
+        raise DataError(
+            f"{out} is a folder: name a file in it, such as {out / 'manifest.csv'}", setting="--out"
+        )
+    if out.suffix == ".tsv" and (settings.cut_s or settings.channel != "mean"):
+        raise DataError(
+            f"{out}: fairseq's .tsv has no place for parts of files: write a .csv", setting="--out"
+        )
+    probe = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}", setting="--out") from None
+
+
+def write_list(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a CSV in place of an earlier one; none where there are no rows. Bytes of names that are
+    not UTF-8 are kept as they are."""
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    scratch = path.with_name(f".{path.name}.tmp")
+    with scratch.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file, quoting=csv.QUOTE_MINIMAL, lineterminator="\r\n").writerows(
+            [columns, *rows]
+        )
+    os.replace(scratch, path)

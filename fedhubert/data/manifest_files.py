@@ -1,0 +1,211 @@
+"""Manifests on disk: a CSV, or fairseq's ``.tsv``, with the marks and line ends that people's tools
+leave."""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.data.audio import audio_info
+from fedhubert.errors import DataError
+
+REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
+MAX_SAMPLES, MAX_RATE_HZ = 2**40, 2**24
+"""What a row may say; more is a damaged or hostile file."""
+TSV_RATE_HZ = 16000
+"""The rate that fairseq's form, which names none, is of."""
+# become columns in one call; so few that Python's garbage collector does not look at them
+_ROWS_AT_ONCE = 64
+_DELIMITERS = ",;\t"
+_FOREIGN = {
+    "client_id": "Common Voice's table: `fedhubert prepare commonvoice --root DIR` reads it",
+    "n_frames": "fairseq's table of translations: its audio, by `fedhubert prepare folder`",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a manifest's file says: columns of one length, ``paths`` from ``root`` on."""
+
+    root: Path
+    paths: list[str]
+    speakers: list[str]
+    num_samples: npt.NDArray[np.int64]
+    sample_rates_hz: npt.NDArray[np.int32]
+    columns: dict[str, list[str]]
+
+
+def read_table(path: Path, root: Path | None) -> Table:
+    """Read a manifest's file.
+
+    Args:
+        root: None: the CSV's own folder, or the first line of a ``.tsv``.
+
+    Raises:
+        DataError: no such file, a missing column, a row that does not fit; with file and row.
+    """
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark first
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return (_read_tsv if path.suffix == ".tsv" else _read_csv)(path, file, root)
+    except OSError as error:
+        raise DataError(
+            f"cannot read the manifest {path}: {error.strerror}", setting="data.manifest"
+        ) from None
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path} is not UTF-8 text: save it as UTF-8", setting="data.manifest"
+        ) from None
+    except csv.Error as error:
+        raise DataError(f"{path} is not a CSV: {error}", setting="data.manifest") from None
+
+
+def _read_csv(path: Path, file: TextIO, root: Path | None) -> Table:
+    first_line = file.readline()
+    delimiter = max(_DELIMITERS, key=first_line.count)
+    header = next(csv.reader([first_line], delimiter=delimiter), [])
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        raise DataError(
+            f"{path}: no column {', '.join(missing)} in the first line; {_remedy(header)}",
+            setting="data.manifest",
+        )
+    if len(set(header)) < len(header):
+        raise DataError(
+            f"{path}: a column name occurs twice in the first line", setting="data.manifest"
+        )
+    rows = csv.reader(file, delimiter=delimiter)
+    table: list[list[str]] = [[] for _ in header]
+    width = len(header)
+    first = 2
+    while block := list(islice(rows, _ROWS_AT_ONCE)):
+        if set(map(len, block)) != {width}:
+            for number, row in enumerate(block, first):
+                if row and len(row) != width:
+                    fields = f"{len(row)} fields, the first line has {width}"
+                    raise DataError(f"{path}, line {number}: {fields}", setting="data.manifest")
+        first += len(block)
+        by_column = zip(*filter(None, block), strict=True)
+        for column, values in zip(table, by_column, strict=False):  # none where all rows are empty
+            column.extend(values)
+    columns = dict(zip(header, table, strict=True))
+    num_samples = _integers(path, columns.pop("num_samples"), "num_samples", MAX_SAMPLES)
+    sample_rates = _integers(path, columns.pop("sample_rate"), "sample_rate", MAX_RATE_HZ)
+    return Table(
+        root or path.absolute().parent,
+        columns.pop("path"),
+        columns.pop("speaker"),
+        num_samples,
+        sample_rates.astype(np.int32),
+        columns,
+    )
+
+
+def _remedy(header: Iterable[str]) -> str:
+    known = (said for name, said in _FOREIGN.items() if name in header)
+    said = next(known, None)
+    return f"this is {said}" if said else "`fedhubert prepare folder` writes a manifest"
+
+
+def _read_tsv(path: Path, file: TextIO, root: Path | None) -> Table:
+    lines = iter(file)
+    stated = next(lines, "").rstrip("\r\n")
+    if not stated or "\t" in stated:
+        names = stated.split("\t")
+        raise DataError(
+            f"{path}: the first line of a .tsv names the audio root"
+            + (f"; {_remedy(names)}" if set(names) & set(_FOREIGN) else ""),
+            setting="data.manifest",
+        )
+    paths, counts = [], []
+    for number, line in enumerate(lines, start=2):
+        fields = line.rstrip("\r\n").split("\t")
+        if fields == [""]:
+            continue
+        if len(fields) != 2:
+            raise DataError(
+                f"{path}, line {number}: expected path<TAB>samples", setting="data.manifest"
+            )
+        paths.append(fields[0])
+        counts.append(fields[1])
+    num_samples = _integers(path, counts, "samples", MAX_SAMPLES)
+    start = root or Path(stated)
+    rates = np.full(len(paths), _one_rate(path, start, paths), np.int32)
+    return Table(start, paths, _first_folders(paths), num_samples, rates, {})
+
+
+def _one_rate(path: Path, root: Path, paths: list[str]) -> int:
+    """Return the rate of a ``.tsv``'s audio, which its lines do not tell: that of its first, middle
+    and last file (each is held against it when it is read)."""
+    found = {}
+    for row in sorted({0, len(paths) // 2, len(paths) - 1} & set(range(len(paths)))):
+        try:
+            found[audio_info(root / paths[row])[1]] = paths[row]
+        except (DataError, ValueError):  # said by name when it is read
+            continue
+    if len(found) > 1:
+        each = ", ".join(f"{name} {rate_hz} Hz" for rate_hz, name in sorted(found.items()))
+        raise DataError(
+            f"{path}: audio of several rates ({each}), and a .tsv has no column for them: "
+            "`fedhubert prepare folder --out M.csv` writes a manifest that has",
+            setting="data.manifest",
+        )
+    return next(iter(found), TSV_RATE_HZ)
+
+
+def _first_folders(paths: list[str]) -> list[str]:
+    """Return each path's first folder, its speaker in many corpora; of absolute paths the first
+    that is not common to all."""
+    folders = {os.path.dirname(name) for name in paths if name.startswith("/")}
+    common = os.path.commonpath(folders).rstrip("/") + "/" if folders else ""
+    names = [name.removeprefix(common) if name.startswith("/") else name for name in paths]
+    return [name.split("/")[0] if "/" in name else name for name in names]
+
+
+def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArray[np.int64]:
+    try:
+        numbers = np.array(values, dtype=np.int64)
+    except (ValueError, OverflowError):
+        numbers = np.array([], dtype=np.int64)
+    if len(numbers) != len(values) or (
+        len(numbers) and (numbers.min() <= 0 or numbers.max() >= limit)
+    ):
+        line, value = next(
+            (
+                (line, value)
+                for line, value in enumerate(values, start=2)
+                if not _whole_number(value, limit)
+            ),
+            (0, ""),
+        )
+        raise DataError(
+            f"{path}, line {line}: {name} is {value[:80]!r}, not a whole number from 1 to {limit - 1}",
+            setting="data.manifest",
+        )
+    return numbers
+
+
+def _whole_number(value: str, limit: int) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= 20 and 0 < int(value) < limit
+
+
+def csv_lines(table: Table) -> Iterator[list[str | int]]:
+    """Yield the fields of a CSV's lines, the first with the columns' names."""
+    yield [*REQUIRED, *table.columns]
+    yield from map(
+        list,
+        zip(
+            table.paths,
+            table.speakers,
+            table.num_samples.tolist(),
+            table.sample_rates_hz.tolist(),
+            *table.columns.values(),
+            strict=True,
+        ),
+    )

@@ -1,0 +1,56 @@
+"""Utterances that were there when a run began and cannot be read any more: left out by name, up to
+a share."""
+
+import logging
+import threading
+from collections.abc import Sized
+
+from fedhubert.data.manifest import Manifest
+from fedhubert.errors import DataError, FedhubertError
+
+log = logging.getLogger("fedhubert.site")
+
+
+class LeftOut:
+    """Which utterances of a client are left out; shared by the threads that read for it.
+
+    Args:
+        rows: The client's, of which ``share`` may be left out, and one in any case if any may be.
+        share: ``data.max_unreadable``.
+    """
+
+    def __init__(self, manifest: Manifest, rows: Sized, share: float) -> None:
+        self._manifest, self._share, self._total = manifest, share, len(rows)
+        self.most = max(1, int(share * len(rows))) if share > 0 else 0
+        self._rows: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __contains__(self, row: object) -> bool:
+        return row in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def note(self, row: int, error: FedhubertError) -> None:
+        """Leave ``row`` out because of ``error``, and say so in the site's log.
+
+        Raises:
+            DataError: there are more than may be left out. Its code has their number, which is all
+                that leaves the site.
+        """
+        with self._lock:
+            known = row in self._rows
+            self._rows.add(row)
+            count = len(self._rows)
+        if count > self.most:
+            most = f"more than {self.most} of {self._total} utterances cannot be read"
+            refused = DataError(
+                f"{most} (data.max_unreadable={self._share:g}); the last: {error}; "
+                "`fedhubert prepare` says which, and writes a manifest without them",
+                setting="data.max_unreadable" if self.most else error.setting,
+            )
+            if self.most:
+                refused.code = f"unreadable_{count}_utterances"
+            raise refused from None
+        if not known:
+            log.warning("left out: %s: %s", self._manifest.paths[row], error)
