@@ -4,7 +4,7 @@ import logging
 
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.nodes import Federation, describe_failures
-from fedhubert.federation.rounds.secure_sum import terms_for
+from fedhubert.federation.rounds.secure_terms import terms_for
 from fedhubert.federation.secure.terms import LEAST_SITES
 from fedhubert.federation.wire.messages import Close, Failure, Has
 

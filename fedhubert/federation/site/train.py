@@ -29,13 +29,13 @@ from fedhubert.federation.secure.figures import (
 )
 from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Answered, each_partition
-from fedhubert.federation.site.secure import Masker
+from fedhubert.federation.site.masker import Masker
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
 from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
-from fedhubert.federation.wire.messages import Evaluate, Masked, Scored, Train, Trained, WithModel
+from fedhubert.federation.wire.messages import Evaluate, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
@@ -139,7 +139,9 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
                 if job.normalise_by_steps
                 else 0.0
             )
-            figures = train_figures(metrics, spec, steps=tau, scale=task.secure.scale)
+            figures = train_figures(
+                metrics, spec, steps=tau, scale=task.secure.scale * task.secure.norm
+            )
             end = start + result.micro_batches
             masker.add(partition.number, fold.partial().total.numpy(), figures, end)
             metrics = {name: metrics[name] for name in CLEAR}
@@ -149,15 +151,8 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         return metrics
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
-    if masker is not None and task.secure is not None:
-        masked = Masked(
-            metrics=metrics,
-            arrays=masker.arrays(),
-            round=task.round,
-            attempt=task.secure.attempt,
-            layout=resident.layout.fingerprint,
-        )
-        return masked, failures
+    if masker is not None:
+        return masker.answer(task, metrics, resident.layout.fingerprint), failures
     if fold is not None and fold.weight:
         arrays["sum"] = fold.partial().total.numpy()
     if metrics and job.sends_sketches:
@@ -226,16 +221,9 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
         return {}
 
     metrics, failures = each_partition(request, node_config, score, task.budget_s)
-    if masker is None or task.secure is None:
+    if masker is None:
         return Scored(metrics=metrics), failures
-    masked = Masked(
-        metrics=metrics,
-        arrays=masker.arrays(),
-        round=task.round,
-        attempt=task.secure.attempt,
-        layout=resident.layout.fingerprint,
-    )
-    return masked, failures
+    return masker.answer(task, metrics, resident.layout.fingerprint), failures
 
 
 def _train(
