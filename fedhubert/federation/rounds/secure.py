@@ -222,7 +222,7 @@ class SecureRound(Round):
             describe_failures(outcome.failures),
         )
         if self._replayed or self.rounds.state.secure_cohort:
-            again = list(outcome.asked)
+            again, _ = self._choose()
         else:
             there = [p for p in self._queue if p in self._federation.connected]
             others = there[: self._wanted - len(outcome.clients)]
@@ -230,7 +230,7 @@ class SecureRound(Round):
             if len(again) < self._wanted:
                 again += [p for p in outcome.asked if p not in again]
             self._queue = [partition for partition in self._queue if partition not in others]
-        again = sorted(set(again) & self._federation.connected)[: max(self._wanted, len(again))]
+        again = sorted(set(again) & self._federation.connected)
         messages = self._ask_for(again)
         self._gather(
             self._federation.grid.send_and_receive(
