@@ -65,6 +65,7 @@ class SecureRound(Round):
         """
         outcome, replayed = self._outcome, self._replayed
         if replayed is not None and replayed.skipped:
+            outcome.asked, outcome.failures = list(replayed.asked), list(replayed.failures)
             return self._skip(replayed.skipped, replayed.cohort, replayed.micro_batches)
         self._gather(replies)
         while self._too_few() and self._retries < self._federated.round_retries:
