@@ -13,6 +13,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site import train
 from fedhubert.federation.site.faults import InjectedCrash
 from tests.federation.in_process import InProcessGrid, open_policy
+from tests.flower import identify
 
 from .conftest import LONG_S, NODES, SMALL, Deployment, Running, wait_until, write_site
 from .test_federation import assert_same_model, events
@@ -117,6 +118,7 @@ def test_of_five_sites_one_dies_in_the_middle_of_a_round_and_the_bits_are_those_
         }
         for number in range(5)
     ]
+    identify()
     config = compose([*SMALL, *settings, f"out={tmp_path / 'plain'}"])
     run_federation(InProcessGrid(nodes), config)
     assert_same_model(tmp_path / "plain", tmp_path / "run", 3)

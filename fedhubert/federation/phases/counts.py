@@ -8,7 +8,7 @@ as if those had never been there.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TypeVar
@@ -94,11 +94,7 @@ def ask_all(
         again = {failure.partition for failure in failures} - {
             failure.partition for failure in lost
         }
-        shares = {
-            node: left
-            for node, asked in shares.items()
-            if (left := [number for number in asked if number in again])
-        }
+        shares = only(again, shares)
         if not shares:
             break
         if attempt < federated.round_retries:
@@ -109,6 +105,15 @@ def ask_all(
     if lost:
         federation.leave_out(lost, f"{instruction.KIND} failed")
     return parts
+
+
+def only(wanted: Collection[int], shares: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """Return of the ``shares`` (node id -> partitions) those partitions that are ``wanted``."""
+    return {
+        node: left
+        for node, asked in shares.items()
+        if (left := [number for number in asked if number in wanted])
+    }
 
 
 def failed_of(reply: Reply[Answer], asked: Sequence[int]) -> list[Failure]:

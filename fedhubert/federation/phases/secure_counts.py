@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.errors import FederationError
-from fedhubert.federation.phases.counts import failed_of
+from fedhubert.federation.phases.counts import failed_of, only
 from fedhubert.federation.roster.nodes import Federation, describe_failures, setting_of
 from fedhubert.federation.roster.preflight import check_alike
-from fedhubert.federation.rounds.secure_sum import terms_for, wire_terms
+from fedhubert.federation.rounds.secure_terms import terms_for, wire_terms
 from fedhubert.federation.secure.opening import LIMIT, largest_entry
 from fedhubert.federation.secure.tail import COUNT, decode
 from fedhubert.federation.wire.messages import Failure, Label, MaskedCounts, Summing
@@ -90,11 +90,7 @@ def sum_over_all(
             total += np.asarray(masked, np.int64)
             tail += np.asarray(figures, np.int64)
         again = {failure.partition for failure in failures}
-        shares = {
-            node: left
-            for node, asked in shares.items()
-            if (left := [number for number in asked if number in again])
-        }
+        shares = only(again, shares)
         if not shares:
             break
         if attempt < federated.round_retries:

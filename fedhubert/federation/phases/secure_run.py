@@ -5,7 +5,7 @@ import logging
 from fedhubert.config.secure import LEAST_COHORT
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.nodes import Federation, describe_failures
-from fedhubert.federation.rounds.secure_sum import terms_for
+from fedhubert.federation.rounds.secure_terms import terms_for
 from fedhubert.federation.wire.messages import Close, Failure, Has
 
 log = logging.getLogger("fedhubert")

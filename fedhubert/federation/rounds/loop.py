@@ -13,7 +13,8 @@ from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.rounds.limits import RoundLimits, usable_scores
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
-from fedhubert.federation.rounds.secure import SecureRound, score_masked
+from fedhubert.federation.rounds.secure import SecureRound
+from fedhubert.federation.rounds.secure_score import score_masked
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.wire.messages import Evaluate, Failure, Scored
 from fedhubert.federation.wire.protocol import Asked

@@ -16,22 +16,18 @@ import torch
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.bounds import check_sums, training_bounds
 from fedhubert.federation.roster.connect import refresh
-from fedhubert.federation.roster.nodes import Federation, describe_failures
-from fedhubert.federation.roster.sampling import assign_to_nodes
+from fedhubert.federation.roster.nodes import describe_failures
 from fedhubert.federation.rounds.aggregate import pooled_drift
-from fedhubert.federation.rounds.broadcast import Broadcast
 from fedhubert.federation.rounds.figures import check_figures
-from fedhubert.federation.rounds.journal import Entry, Journal
+from fedhubert.federation.rounds.journal import Entry
 from fedhubert.federation.rounds.limits import sums_of
-from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
 from fedhubert.federation.rounds.secure_sum import SecureSum, Sums
-from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.secure.errors import SecureError
-from fedhubert.federation.secure.figures import CLEAR, score_names, train_names
+from fedhubert.federation.secure.figures import CLEAR, train_names
 from fedhubert.federation.updates.exact_sum import PartialSum, UpdateRejected, measure
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Evaluate, Failure, Masked, Train
+from fedhubert.federation.wire.messages import Failure, Masked, Train
 from fedhubert.objectives.spec import spec_of
 
 log = logging.getLogger("fedhubert")
@@ -70,6 +66,7 @@ class SecureRound(Round):
         """
         outcome, replayed = self._outcome, self._replayed
         if replayed is not None and replayed.skipped:
+            outcome.asked, outcome.failures = list(replayed.asked), list(replayed.failures)
             return self._skip(replayed.skipped, replayed.cohort, replayed.micro_batches)
         self._gather(replies)
         while self._too_few() and self._retries < self._federated.round_retries:
@@ -134,6 +131,7 @@ class SecureRound(Round):
             positions={partition: state.positions.get(partition, 0) for partition in self._cohort},
             steps=replayed.steps if replayed else None,
             scale=self._scale(),
+            norm=2.0 ** math.frexp(state.norms[-1])[1] if any(state.norms[-1:]) else 1.0,
         )
         messages = super()._ask_for(asked)
         self._outcome.bytes_down += len(self._shares) * sum(
@@ -226,7 +224,7 @@ class SecureRound(Round):
             describe_failures(outcome.failures),
         )
         if self._replayed or self.rounds.state.secure_cohort:
-            again = list(outcome.asked)
+            again, _ = self._choose()
         else:
             there = [p for p in self._queue if p in self._federation.connected]
             others = there[: self._wanted - len(outcome.clients)]
@@ -234,7 +232,7 @@ class SecureRound(Round):
             if len(again) < self._wanted:
                 again += [p for p in outcome.asked if p not in again]
             self._queue = [partition for partition in self._queue if partition not in others]
-        again = sorted(set(again) & self._federation.connected)[: max(self._wanted, len(again))]
+        again = sorted(set(again) & self._federation.connected)
         messages = self._ask_for(again)
         self._gather(
             self._federation.grid.send_and_receive(
@@ -340,7 +338,10 @@ class SecureRound(Round):
     def _mean(self) -> torch.Tensor:
         sums, mean = self._outcome.pooled, self._fold.total.mean()
         self._outcome.drift = pooled_drift(
-            sums, len(self._outcome.clients), self._terms.scale, measure(mean).norm
+            sums,
+            len(self._outcome.clients),
+            self._terms.scale * self._terms.norm,
+            measure(mean).norm,
         )
         factor = self.rounds.optimizer.pooled_factor(sums)
         return mean if factor == 1.0 else mean.mul_(factor)
@@ -377,61 +378,3 @@ class SecureRound(Round):
             reason,
         )
         return RoundResult(outcome, self._model, self._model)
-
-
-def score_masked(
-    federation: Federation,
-    targets_key: str,
-    state: RoundState,
-    model: torch.Tensor,
-    number: int,
-    journal: Journal | None,
-) -> RoundOutcome:
-    """Have the connected clients score ``model`` [P], that of round ``number``, and open the sums of
-    their figures; without figures, and with the reason in the log, where that fails."""
-    outcome = RoundOutcome(number, sorted(federation.connected))
-    spec, timeout_s = spec_of(federation.config.task), federation.config.federated.round_timeout_s
-    total = SecureSum(federation, Evaluate.KIND, number, 0, score_names(spec))
-    # a sum of this model may have been opened before an interruption
-    cohort = journal.cohort_of(Evaluate.KIND, number) if journal else []
-    cohort = cohort or outcome.asked
-    try:
-        attempt = journal.begin(Evaluate.KIND, number, cohort) if journal else 0
-        positions = dict.fromkeys(cohort, 0)
-        terms, keys = total.begin(cohort, attempt, positions=positions)
-        shares = assign_to_nodes(sorted(set(cohort) & federation.connected), federation.hosts, {})
-        broadcast = Broadcast.of(federation, targets_key, model)
-        messages = (
-            broadcast.message(
-                node, Evaluate, partitions, number, positions, arrays=keys, secure=terms
-            )
-            for node, partitions in shares.items()
-        )
-        for message in federation.grid.send_and_receive(messages, timeout=timeout_s):
-            asked = shares.get(message.metadata.src_node_id, [])
-            reply = federation.read(message, Masked, total.asked_for(asked))
-            used = set(reply.metrics) if total.take(reply) else set()
-            named = {failure.partition: failure for failure in reply.failures}
-            whole = named.get(-1, Failure(-1, "no_result"))
-            outcome.failures += [
-                named.get(partition, Failure(partition, whole.code, whole.setting))
-                for partition in asked
-                if partition not in used
-            ]
-        outcome.failures += [
-            Failure(partition, "no_answer")
-            for node in federation.grid.unanswered
-            for partition in shares.get(node, ())
-        ]
-        if len(total.answered) < total.least:
-            raise SecureError(
-                "secure_unreadable",
-                f"{len(total.answered)} masked scores, {total.least} needed. {describe_failures(outcome.failures)}",
-                setting="secure.threshold",
-            )
-        outcome.pooled = total.open(timeout_s, federation.config.federated.round_retries)
-        outcome.clients = {partition: {} for partition in sorted(total.answered)}
-        outcome.secure = total.said(sorted(set(cohort) - total.answered))
-    except SecureError as error:
-        log.warning("the final model's score could not be read: %s", error)
-    return outcome

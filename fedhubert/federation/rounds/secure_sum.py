@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedhubert.config.secure import least_threshold
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.roster.sampling import assign_to_nodes
+from fedhubert.federation.rounds.secure_terms import terms_for, wire_terms
 from fedhubert.federation.secure.errors import SecureError
-from fedhubert.federation.secure.keys import SEAL_BYTES, check_different
+from fedhubert.federation.secure.keys import SEAL_BYTES
 from fedhubert.federation.secure.masks import Integers
 from fedhubert.federation.secure.opening import LIMIT, Opening, largest_entry
 from fedhubert.federation.secure.participant import Bytes, dealers_of, wanted_of
@@ -22,7 +22,6 @@ from fedhubert.federation.secure.tail import COUNT, decode
 from fedhubert.federation.secure.terms import (
     SumTerms,
     least_in_sum,
-    neighbours_of,
 )
 from fedhubert.federation.updates.rejected import UpdateRejected
 from fedhubert.federation.updates.ring import of_wire, widened, word_type
@@ -91,6 +90,7 @@ class SecureSum:
         positions: Mapping[int, int] | None = None,
         steps: Mapping[int, int] | None = None,
         scale: int = 1,
+        norm: float = 1.0,
     ) -> tuple[SecureTerms, dict[str, NDArray]]:
         """Begin an attempt; return the terms and the arrays that its messages carry.
 
@@ -103,7 +103,7 @@ class SecureSum:
         self.answered.clear()
         self._sealed.clear()
         self._commitments.clear()
-        return wire_terms(self.terms, positions=positions, steps=steps, scale=scale)
+        return wire_terms(self.terms, positions=positions, steps=steps, scale=scale, norm=norm)
 
     @property
     def _begun(self) -> SumTerms:
@@ -302,56 +302,3 @@ class SecureSum:
             "bytes_down": self.bytes_down,
             "bytes_up": self.bytes_up,
         }
-
-
-def terms_for(
-    federation: Federation, kind: str, number: int, attempt: int, cohort: Sequence[int]
-) -> SumTerms:
-    """Return the terms of a sum over ``cohort``; raises :class:`SecureError` where nobody should
-    take part in it."""
-    wanted, ordered = federation.config.secure, tuple(sorted(cohort))
-    neighbours = neighbours_of(len(ordered), wanted.neighbours)
-    roster = federation.roster
-    terms = SumTerms(
-        kind=kind,
-        run=federation.run_key,
-        roster=roster.fingerprint if roster else "",
-        round=number,
-        attempt=attempt,
-        cohort=ordered,
-        threshold=wanted.threshold or least_threshold(1 + neighbours),
-        neighbours=neighbours,
-        keys=tuple(federation.run_keys.get(partition, b"") for partition in ordered),
-        said={},
-    )
-    terms.check()
-    if roster and len(ordered) < roster.min_sites:
-        raise SecureError(
-            "secure_cohort",
-            f"a cohort of {len(ordered)}, and the roster asks for {roster.min_sites}",
-            setting="federated.client_fraction",
-        )
-    check_different(terms.keys)
-    return terms
-
-
-def wire_terms(
-    terms: SumTerms,
-    *,
-    positions: Mapping[int, int] | None = None,
-    steps: Mapping[int, int] | None = None,
-    scale: int = 1,
-) -> tuple[SecureTerms, dict[str, NDArray]]:
-    """Return the terms, and the arrays that go with them, as messages carry them."""
-    said = SecureTerms(
-        attempt=terms.attempt,
-        cohort=terms.cohort,
-        threshold=terms.threshold,
-        neighbours=terms.neighbours,
-        roster=terms.roster,
-        positions=dict(positions or {}),
-        steps=None if steps is None else dict(steps),
-        scale=scale,
-    )
-    rows = np.frombuffer(b"".join(terms.keys), np.uint8).reshape(len(terms.keys), -1)
-    return said, {"run_keys": rows}

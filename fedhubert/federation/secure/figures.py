@@ -17,8 +17,7 @@ STEP_FIGURES = (COUNT, "frames", "withheld_clusters")
 LABEL_FIGURES = (COUNT, "frames")
 """Figures beside moments, statistics and label counts."""
 FINER = 2**6
-"""Factor on weighted norms before they are squared: norms are below 1, and weights below the
-largest."""
+"""Factor on weighted norms before they are squared: weights are below the largest."""
 SCORED, LOSS, LOSS_SQUARED = "scored", "score_loss", "score_loss_squared"
 """Clients with a validation split, and their losses there: mean and spread over clients."""
 _TRAINED = (
@@ -70,14 +69,14 @@ def score_figures(metrics: Metrics, objective: Objective) -> dict[str, int | flo
 
 
 def train_figures(
-    metrics: Metrics, objective: Objective, *, steps: float, scale: int
+    metrics: Metrics, objective: Objective, *, steps: float, scale: float
 ) -> dict[str, int | float | Fraction]:
     """Return what a trained client's metrics add.
 
     Args:
         metrics: What it would have said in the clear.
         steps: Its effective steps (FedNova).
-        scale: No weight of the round is larger.
+        scale: About the largest weight of the round times the norm of an update.
     """
     weight = int(metrics["weight"])
     length = weight * float(metrics["update_norm"])

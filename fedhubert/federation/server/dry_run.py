@@ -10,6 +10,7 @@ from rich.table import Table
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.data.batching import ENOUGH_HEARD
+from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.nodes import Federation
@@ -57,6 +58,8 @@ def describe_federation(
     streaming = StreamingGrid(grid, stop=stop)
     federation = Federation(streaming, models.config, "dry-run", models.layout)
     connect(federation)
+    say_how_secure(federation)
+    close_run(federation)
     numbers = {
         partitions[0]: number
         for number, partitions in enumerate(federation.hosts.values())

@@ -17,7 +17,8 @@ from fedhubert.errors import FederationError
 from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, STEP_FIGURES
 from fedhubert.federation.secure.tail import COUNT
 from fedhubert.federation.site.handling import Answered, each_partition
-from fedhubert.federation.site.secure import Masker, run_key_rows
+from fedhubert.federation.site.masker import Masker
+from fedhubert.federation.site.secure import run_key_rows
 from fedhubert.federation.site.train import resident_model
 from fedhubert.federation.wire.messages import (
     Describe,

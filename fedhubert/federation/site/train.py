@@ -32,7 +32,7 @@ from fedhubert.federation.secure.figures import (
 from fedhubert.federation.secure.noise import check_covered
 from fedhubert.federation.site import faults
 from fedhubert.federation.site.handling import Answered, each_partition
-from fedhubert.federation.site.secure import Masker
+from fedhubert.federation.site.masker import Masker
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import (
@@ -43,9 +43,9 @@ from fedhubert.federation.updates.exact_sum import (
     measure,
 )
 from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
-from fedhubert.federation.updates.ring import RING_BITS, Ring, narrow, pack, to_wire
+from fedhubert.federation.updates.ring import RING_BITS, Ring, narrow, pack
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
-from fedhubert.federation.wire.messages import Evaluate, Masked, Scored, Train, Trained, WithModel
+from fedhubert.federation.wire.messages import Evaluate, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
@@ -161,7 +161,9 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
             if job.noise_multiplier:
                 unit = GRID if ring is None else ring.unit
                 _add_noise(request, masker, partition.number, fold, unit, weight)
-            figures = train_figures(metrics, spec, steps=tau, scale=task.secure.scale)
+            figures = train_figures(
+                metrics, spec, steps=tau, scale=task.secure.scale * task.secure.norm
+            )
             end = start + result.micro_batches
             total = fold.partial().total
             part = total.numpy() if ring is None else narrow(total, ring.bits)
@@ -173,18 +175,9 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         return metrics
 
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
-    if masker is not None and task.secure is not None:
-        leaves = dict(masker.arrays())
-        if ring is not None and "masked" in leaves:
-            leaves["masked"] = to_wire(leaves["masked"], ring.bits)
-        masked = Masked(
-            metrics=metrics,
-            arrays=leaves,
-            round=task.round,
-            attempt=task.secure.attempt,
-            layout=resident.layout.fingerprint,
-        )
-        return masked, failures
+    if masker is not None:
+        bits = ring.bits if ring is not None else None
+        return masker.answer(task, metrics, resident.layout.fingerprint, bits), failures
     left_out = {number: len(site.partition(number).left_out) for number in metrics}
     if any(left_out.values()):  # all partitions of a message have the same names
         for number, numbers in metrics.items():
@@ -315,16 +308,9 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
         return {}
 
     metrics, failures = each_partition(request, node_config, score, task.budget_s)
-    if masker is None or task.secure is None:
+    if masker is None:
         return Scored(metrics=metrics), failures
-    masked = Masked(
-        metrics=metrics,
-        arrays=masker.arrays(),
-        round=task.round,
-        attempt=task.secure.attempt,
-        layout=resident.layout.fingerprint,
-    )
-    return masked, failures
+    return masker.answer(task, metrics, resident.layout.fingerprint), failures
 
 
 def _train(

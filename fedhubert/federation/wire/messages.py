@@ -146,7 +146,8 @@ class SecureTerms(BaseModel):
         neighbours: With how many others each has a mask.
         roster: Fingerprint of the roster; empty for a throw-away one.
         positions, steps: Of all the cohort, as in :class:`Train`.
-        scale: No weight is larger, nor update longer than so many clip norms; a power of two.
+        scale: No weight is larger; a power of two.
+        norm: About the norm of an update, by earlier rounds; a power of two.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -159,6 +160,7 @@ class SecureTerms(BaseModel):
     positions: PerPartition = {}
     steps: PerPartition | None = None
     scale: Annotated[int, Field(ge=1, lt=2**40)] = 1
+    norm: Annotated[float, Field(gt=0.0)] = 1.0
 
 
 _RUN_KEYS = Slot(("uint8",), 2)

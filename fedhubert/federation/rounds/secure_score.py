@@ -1,0 +1,77 @@
+"""The final model's score as a sum that nobody sees the parts of."""
+
+import logging
+
+import torch
+
+from fedhubert.federation.roster.nodes import Federation, describe_failures
+from fedhubert.federation.roster.sampling import assign_to_nodes
+from fedhubert.federation.rounds.broadcast import Broadcast
+from fedhubert.federation.rounds.journal import Journal
+from fedhubert.federation.rounds.outcome import RoundOutcome
+from fedhubert.federation.rounds.secure_sum import SecureSum
+from fedhubert.federation.rounds.state import RoundState
+from fedhubert.federation.secure.errors import SecureError
+from fedhubert.federation.secure.figures import score_names
+from fedhubert.federation.wire.messages import Evaluate, Failure, Masked
+from fedhubert.objectives.spec import spec_of
+
+log = logging.getLogger("fedhubert")
+
+
+def score_masked(
+    federation: Federation,
+    targets_key: str,
+    state: RoundState,
+    model: torch.Tensor,
+    number: int,
+    journal: Journal | None,
+) -> RoundOutcome:
+    """Have the connected clients score ``model`` [P], that of round ``number``, and open the sums of
+    their figures; without figures, and with the reason in the log, where that fails."""
+    outcome = RoundOutcome(number, sorted(federation.connected))
+    spec, timeout_s = spec_of(federation.config.task), federation.config.federated.round_timeout_s
+    total = SecureSum(federation, Evaluate.KIND, number, 0, score_names(spec))
+    # a sum of this model may have been opened before an interruption
+    cohort = journal.cohort_of(Evaluate.KIND, number) if journal else []
+    cohort = cohort or outcome.asked
+    try:
+        attempt = journal.begin(Evaluate.KIND, number, cohort) if journal else 0
+        positions = dict.fromkeys(cohort, 0)
+        terms, keys = total.begin(cohort, attempt, positions=positions)
+        shares = assign_to_nodes(sorted(set(cohort) & federation.connected), federation.hosts, {})
+        broadcast = Broadcast.of(federation, targets_key, model)
+        messages = (
+            broadcast.message(
+                node, Evaluate, partitions, number, positions, arrays=keys, secure=terms
+            )
+            for node, partitions in shares.items()
+        )
+        for message in federation.grid.send_and_receive(messages, timeout=timeout_s):
+            asked = shares.get(message.metadata.src_node_id, [])
+            reply = federation.read(message, Masked, total.asked_for(asked))
+            used = set(reply.metrics) if total.take(reply) else set()
+            named = {failure.partition: failure for failure in reply.failures}
+            whole = named.get(-1, Failure(-1, "no_result"))
+            outcome.failures += [
+                named.get(partition, Failure(partition, whole.code, whole.setting))
+                for partition in asked
+                if partition not in used
+            ]
+        outcome.failures += [
+            Failure(partition, "no_answer")
+            for node in federation.grid.unanswered
+            for partition in shares.get(node, ())
+        ]
+        if len(total.answered) < total.least:
+            raise SecureError(
+                "secure_unreadable",
+                f"{len(total.answered)} masked scores, {total.least} needed. {describe_failures(outcome.failures)}",
+                setting="secure.threshold",
+            )
+        outcome.pooled = total.open(timeout_s, federation.config.federated.round_retries)
+        outcome.clients = {partition: {} for partition in sorted(total.answered)}
+        outcome.secure = total.said(sorted(set(cohort) - total.answered))
+    except SecureError as error:
+        log.warning("the final model's score could not be read: %s", error)
+    return outcome
