@@ -27,6 +27,8 @@ EXTRAS = {
     "mlflow": "reporting.trackers=[mlflow]",
     "sweep": "searches, +sweep=optuna",
     "hub": "init_from=hf:OWNER/MODEL",
+    "lhotse": "`prepare lhotse`",
+    "huggingface": "parquet in `prepare huggingface`",
 }
 """What each extra of the package is for; those for developers are not listed."""
 
