@@ -130,7 +130,7 @@ def test_a_repeated_round_whose_clients_are_not_all_there_is_skipped(
     assert "from here the run is another" in caplog.text
     assert said[2]["cohort"] == 5 and said[2]["masked"] == 5
     failed = {failure["code"] for failure in rounds(resumed)[1]["failed"]}
-    assert failed == {"secure_model"}
+    assert failed == {"secure_replay"}
     # killed and resumed once more it is skipped again, without anybody being asked
     for file in resumed.folder.checkpoints.glob("round_*"):
         file.unlink()

@@ -25,6 +25,7 @@ class RoundState:
             weights are limited by for the rest of the run, whoever comes and goes.
         secure_cohort: Who was asked for a secure sum that was opened and could not be read: over
             nobody else may the same model be summed.
+        secure_included: Those of them over whom it was opened.
     """
 
     positions: dict[int, int] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class RoundState:
     norms: list[float] = field(default_factory=list)
     median_client: dict[str, float] = field(default_factory=dict)
     secure_cohort: tuple[int, ...] = ()
+    secure_included: tuple[int, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
@@ -42,6 +44,7 @@ class RoundState:
             "norms": list(self.norms),
             "median_client": dict(self.median_client),
             **({"secure_cohort": list(self.secure_cohort)} if self.secure_cohort else {}),
+            **({"secure_included": list(self.secure_included)} if self.secure_included else {}),
         }
 
     @classmethod
@@ -54,6 +57,7 @@ class RoundState:
             [float(norm) for norm in values["norms"]],
             {str(name): float(value) for name, value in values.get("median_client", {}).items()},
             tuple(int(partition) for partition in values.get("secure_cohort", ())),
+            tuple(int(partition) for partition in values.get("secure_included", ())),
         )
 
     def accept(self, outcome: RoundOutcome) -> None:
@@ -68,7 +72,7 @@ class RoundState:
                 self.norms.append(float(metrics["update_norm"]))
         if outcome.pooled:  # one norm a round: the mean
             self.norms.append(outcome.pooled["weighted_norm"] / outcome.pooled["weight"])
-        self.secure_cohort = ()
+        self.secure_cohort = self.secure_included = ()
         for failure in outcome.failures:
             if failure.code == STATE_MISSING:
                 # it has lost its state: next time it begins afresh

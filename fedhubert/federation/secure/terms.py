@@ -148,7 +148,7 @@ def neighbours_of(count: int, wanted: int | None = None) -> int:
 
 def least_in_sum(terms: SumTerms, min_sites: int) -> int:
     """Return the fewest clients that a sum may be of."""
-    return max(LEAST_SITES, min_sites, least_threshold(len(terms.cohort)))
+    return max(LEAST_SITES, min_sites, terms.threshold, least_threshold(len(terms.cohort)))
 
 
 def digest_of(*parts: str | bytes | Sequence[int]) -> str:

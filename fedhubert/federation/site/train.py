@@ -14,12 +14,14 @@ import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Partition, Site, open_site, release_extractor
+from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.clients.state import PartitionState, StateFolder
 from fedhubert.config import ClientJob
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
+from fedhubert.federation.secure.bindings import model_digest
 from fedhubert.federation.secure.figures import (
     CLEAR,
     score_figures,
@@ -28,8 +30,9 @@ from fedhubert.federation.secure.figures import (
     train_names,
 )
 from fedhubert.federation.site import faults
+from fedhubert.federation.site.bookkeeping import fixed_values
 from fedhubert.federation.site.handling import Answered, each_partition
-from fedhubert.federation.site.masker import Masker
+from fedhubert.federation.site.masker import Masker, subject_of
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import ExactSum, UpdateRejected, measure
@@ -79,18 +82,26 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     spec = spec_of(job.task)
     masker = Masker.of(request, node_config, train_names(spec)) if task.secure else None
     fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 or masker else None
+    named = model_digest(incoming.numpy()) if masker else ""
     arrays: Arrays = {}
     sketches: dict[int, Sketch] = {}
 
     def train(site: Site, partition: Partition) -> Metrics:
         folder = site.state_folder(request.run_key, partition.number)
-        with folder.exclusively() if job.keeps_state else nullcontext():
+        locked = folder.exclusively() if job.keeps_state else nullcontext()
+        with locked, masker.one_code() if masker else nullcontext():
             return train_alone(site, partition, folder)
 
     def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
         start = _of(partition.number, task.positions, "positions")
+        known_end = -1
         if masker is not None:
-            masker.enter(partition.number, start)
+            known_end = masker.enter(
+                partition.number,
+                subject_of(
+                    request, named, partition.number, _own(request, node_config, site, partition)
+                ),
+            )
         scored = job.client.validation_batches
         metrics = _evaluate(
             request, site, partition, resident, incoming, device, num_batches=scored
@@ -100,7 +111,8 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
             if job.keeps_state
             else PartitionState()
         )
-        result = _train(request, site, partition, resident, incoming, device, state)
+        repeated = known_end - start if known_end >= 0 else None
+        result = _train(request, site, partition, resident, incoming, device, state, repeated)
         state.optimizer = result.optimizer_state
         sent = _sent_update(request, partition.number, resident, incoming, result, state)
         decoded = sent.update
@@ -163,6 +175,14 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     return trained, failures
 
 
+def _own(
+    request: Request[WithModel], node_config: NodeConfig, site: Site, partition: Partition
+) -> str:
+    """Return what a client's part of a sum depends on at its site: its data, and the job as it is
+    done there."""
+    return f"{site.fingerprint(partition, request.run_key)} {fixed_values(effective_job(request.job, node_config))}"
+
+
 def _of(partition: int, named: Mapping[int, int], what: str) -> int:
     """Return what a request says of a partition; raises :class:`FederationError` where it says
     nothing."""
@@ -211,11 +231,15 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
 
     task, spec = request.task, spec_of(request.job.task)
     masker = Masker.of(request, node_config, score_names(spec)) if task.secure else None
+    named = model_digest(incoming.numpy()) if masker else ""
 
     def score(site: Site, partition: Partition) -> Metrics:
         if masker is None:
             return _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
-        masker.enter(partition.number)
+        about = subject_of(
+            request, named, partition.number, _own(request, node_config, site, partition)
+        )
+        masker.enter(partition.number, about)
         metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
         masker.add(partition.number, np.zeros(0, np.int64), score_figures(metrics, spec))
         return {}
@@ -234,12 +258,16 @@ def _train(
     incoming: torch.Tensor,
     device: torch.device,
     state: PartitionState,
+    repeated: int | None = None,
 ) -> LocalResult:
-    """Train from ``incoming`` on, with the optimiser that ``state`` has kept."""
+    """Train from ``incoming`` on, with the optimiser that ``state`` has kept; ``repeated``: the
+    micro-batches of an earlier attempt whose like is asked for."""
     job, task, number = request.job, request.task, partition.number
     planned = job.client.steps_per_round(partition.train_plan.num_batches)
     # a replayed round takes as many steps as it took then, whatever the clock says
     exactly = None if task.steps is None else _of(number, task.steps, "steps")
+    if exactly is None and repeated is not None:
+        exactly = math.ceil(repeated / job.client.accumulate)
     position = _of(number, task.positions, "positions")
     resident.layout.load_vector(resident.model, incoming)
     deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
