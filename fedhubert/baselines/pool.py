@@ -130,6 +130,20 @@ class Pool:
             }
         )
 
+    def _seeds(self) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+        """Return what the federation would choose the first centroids from."""
+        targets = self.config.targets
+        if targets.seeding == "local":
+            return [
+                site_figures.seeds(self.site, part, self._extractor)[:2] for part in self.clients
+            ]
+        moments = reduce(
+            operator.add,
+            (site_figures.moments(self.site, part, self._extractor)[0] for part in self.clients),
+        )
+        points = moments.points(targets.num_clusters, self.config.seed)
+        return [(points, np.ones(len(points), np.int64))]
+
     def _fit(self, on_event: Callable[[Event], None]) -> npt.NDArray[np.float32]:
         """Lloyd's algorithm over everyone's frames from the federation's own seeds: to the bit what
         the federation finds."""
@@ -137,9 +151,7 @@ class Pool:
         solver = kmeans.FederatedKMeans(
             settings.num_clusters, seed, settings.max_iterations, settings.tolerance
         )
-        solver.seed(
-            [site_figures.seeds(self.site, part, self._extractor)[:2] for part in self.clients]
-        )
+        solver.seed(self._seeds())
         while not solver.done:
             assert solver.centroids is not None
             parts = [

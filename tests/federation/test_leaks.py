@@ -230,6 +230,23 @@ def test_nor_of_shards_and_of_grouped_frames(
     assert found <= ({"few"} if grouped else set()), found  # label counts are of frames
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("secure", [False, True])
+def test_nor_of_moments_and_of_secure_sums(
+    corpus: Corpus, first: Any, tmp_path: Path, secure: bool
+) -> None:
+    nodes: list[Node] = [{"partition-id": number, "num-partitions": 3} for number in range(3)]
+    places = [
+        f"data.manifest={corpus.manifest('everyone')}",
+        f"client.state_dir={tmp_path / 'state'}",
+    ]
+    settings = ["secure=pairwise"] if secure else ["targets.seeding=moments"]
+    _, grid = train(tmp_path / "out", nodes, *settings, *places, "federated.num_rounds=1")
+    kinds = [kind for kind in ROUNDS if kind != "train.kmeans_seed"]
+    kinds += ["train.kmeans_moments", *(["query.open", "query.close"] if secure else [])]
+    assert_nothing_left(corpus.scanner(first[2]), grid, *kinds)
+
+
 def test_nor_of_a_second_iteration_and_a_distillation(
     corpus: Corpus, first: Any, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
             2,
             ["federated.broadcast_codec=bf16", "client.local_steps=3"],
         ),  # one of the nodes hosts two clients
+        pytest.param(3, ["secure=pairwise"], marks=pytest.mark.slow),
     ],
 )
 def test_every_figure_of_a_run_that_is_no_time_is_exact(
@@ -90,9 +91,12 @@ def test_every_figure_of_a_run_that_is_no_time_is_exact(
             len(mine),
             sum(client["train_steps"] for client in mine),
         )
-        assert share.audio_s == pytest.approx(
-            sum(client["train_audio_s"] for client in mine), rel=1e-12
-        )
+        if not config.secure.enabled:  # then only the sum is known
+            assert share.audio_s == pytest.approx(
+                sum(client["train_audio_s"] for client in mine), rel=1e-12
+            )
+    total_s = sum(event["train"]["audio_s"] for event in rounds)
+    assert sum(share.audio_s for share in planned.shares) == pytest.approx(total_s, rel=1e-6)
     for part, event in zip(planned.rounds, rounds, strict=True):
         assert part.steps == max(client["train_steps"] for client in event["clients"])
     labels = sum(file.stat().st_size for file in (tmp_path / "state/labels").glob("*.npy"))
@@ -408,3 +412,15 @@ def test_speed_is_measured_by_training(
     assert data in said["audio_s_per_s"] and "measured here" in said["score_audio_s_per_s"]
     assert inputs.rates.scoring > inputs.rates.audio_s_per_s > 0
     assert torch.get_num_threads() == threads
+
+
+def test_secure_sums_cost_masks_and_a_message_more() -> None:
+    clients = [audio(4.0) for _ in range(5)]
+    rates = {"audio_s_per_s": 1.0, "up_mbit_s": 80.0, "round_overhead_s": 3.0}
+    _, plain = planned(clients, ["federated.client_fraction=1"], **rates)
+    inputs, secure = planned(clients, ["federated.client_fraction=1", "secure=pairwise"], **rates)
+    assert secure.rounds[0].bytes_up > 2 * plain.rounds[0].bytes_up
+    assert secure.rounds[0].bytes_down == plain.rounds[0].bytes_down + 5 * 5 * 128
+    # 4 bytes a parameter more on the line, five masks, the second message
+    longer = 4 * inputs.numel * 8 / 80e6 + 3.0
+    assert secure.rounds[0].seconds - plain.rounds[0].seconds == pytest.approx(longer, rel=0.1)

@@ -377,3 +377,19 @@ def test_of_a_sweep_the_jobs_are_read_in_order(
     assert [run.name for run in runs] == ["0", "2", "10"]
     report(tmp_path, sweep)
     assert "report of 3 runs" in capsys.readouterr().out
+
+
+def test_secure_sums_are_shown_where_a_run_has_them(run: Path, tmp_path: Path) -> None:
+    opened = {"masked": 4, "dropped": [2], "helpers": 4, "bytes_down": 3000, "bytes_up": 1000}
+    events = [
+        round_event(1, secure=opened),
+        round_event(2, secure={"skipped": "secure_garbage", "cohort": 5}),
+    ]
+    write(tmp_path / "secure", events)
+    pages = {}
+    for folder in (tmp_path / "secure", run):
+        out = tmp_path / f"{folder.name}.html"
+        assert main(["report", str(folder), "--out", str(out)]) == 0
+        pages[folder.name] = out.read_text()
+    assert "Secure sums" not in pages[run.name]
+    assert "secure_garbage (1)" in pages["secure"] and "4.0" in pages["secure"]

@@ -66,6 +66,7 @@ class SecureRound(Round):
         """
         outcome, replayed = self._outcome, self._replayed
         if replayed is not None and replayed.skipped:
+            outcome.asked, outcome.failures = list(replayed.asked), list(replayed.failures)
             return self._skip(replayed.skipped, replayed.cohort, replayed.micro_batches)
         self._gather(replies)
         while self._too_few() and self._retries < self._federated.round_retries:
@@ -246,7 +247,7 @@ class SecureRound(Round):
             describe_failures(outcome.failures),
         )
         if self._kept:
-            again = list(outcome.asked)
+            again = list(self._kept)
         else:
             there = [p for p in self._queue if p in self._federation.connected]
             others = there[: self._wanted - len(outcome.clients)]
@@ -254,7 +255,7 @@ class SecureRound(Round):
             if len(again) < self._wanted:
                 again += [p for p in outcome.asked if p not in again]
             self._queue = [partition for partition in self._queue if partition not in others]
-        again = sorted(set(again) & self._federation.connected)[: max(self._wanted, len(again))]
+        again = sorted(set(again) & self._federation.connected)
         messages = self._ask_for(again)
         self._gather(
             self._federation.grid.send_and_receive(

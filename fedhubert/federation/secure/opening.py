@@ -1,7 +1,6 @@
 """Opens a secure sum: checks the helpers' shares, puts the seeds together, and takes the masks that
 are left off the total."""
 
-import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -10,8 +9,6 @@ from fedhubert.federation.secure.masks import Integers, add_masks
 from fedhubert.federation.secure.participant import Bytes, dealers_of, wanted_of
 from fedhubert.federation.secure.shares import SHARE_BYTES, commitment, join, weights_of
 from fedhubert.federation.secure.terms import SumTerms
-
-log = logging.getLogger("fedhubert")
 
 
 @dataclass
@@ -103,8 +100,3 @@ def largest_entry(vector: Integers) -> int:
 
 LIMIT = 2**61
 """No total is as large: one that is was not opened, or is garbage."""
-
-
-def check_entry(vector: Integers, cohort: int) -> bool:
-    """Whether a client's vector is small enough for a sum over ``cohort`` of them."""
-    return largest_entry(vector) < LIMIT // cohort

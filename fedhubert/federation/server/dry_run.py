@@ -8,6 +8,7 @@ from rich.table import Table
 
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
+from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.nodes import Federation
@@ -32,6 +33,8 @@ def describe_federation(
     federation = Federation(StreamingGrid(grid, stop=stop), config, "dry-run", layout)
     Extractor.of(config.targets)
     connect(federation)
+    say_how_secure(federation)
+    close_run(federation)
     numbers = {
         partitions[0]: number
         for number, partitions in enumerate(federation.hosts.values())

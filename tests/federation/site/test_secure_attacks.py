@@ -419,7 +419,7 @@ def test_masks_by_pairs_alone_are_not_used_for_other_data(
     manifest = Path(str(attacker.node["manifest"]))
     lines = manifest.read_text().splitlines()
     (tmp_path / "fewer.csv").write_text("\n".join(lines[:40]) + "\n")
-    attacker.node |= {"manifest": str(tmp_path / "fewer.csv"), "root": str(manifest.parent)}
+    attacker.node |= {"manifest": str(tmp_path / "fewer.csv"), "audio-root": str(manifest.parent)}
     assert attacker.code(asked) == "secure_replay"
     attacker.node["manifest"] = str(manifest)
     again = attacker.say(asked).answer
