@@ -181,6 +181,13 @@ def test_the_rosters_least_number_of_sites_holds_for_what_is_opened(site: Site) 
         site.ledger.open(KIND, 1, 0, 0, ALL[:4], 5)
 
 
+def test_a_sum_is_of_as_many_as_the_threshold_that_was_told(site: Site) -> None:
+    site.round(1, threshold=5)
+    with refusal("secure_opened"):
+        site.open(1, included=ALL[:4])
+    site.open(1)
+
+
 def test_only_the_last_sum_is_opened_and_only_if_it_was_answered(site: Site) -> None:
     with refusal("secure_opened"):
         site.open(1)
@@ -353,6 +360,12 @@ def test_a_run_key_stays_until_it_is_deleted(tmp_path: Path) -> None:
     assert thrown.load_or_make(None).row("r", "", 0) == thrown.load_or_make(None).row("r", "", 0)
     file.delete()
     assert row[32:64] != file.load_or_make(signing).row("run", "", 0)[32:64]
+
+
+def test_a_run_key_that_cannot_be_deleted_is_said(tmp_path: Path) -> None:
+    (tmp_path / "run.key").mkdir()
+    with refusal("secure_keys"):
+        RunKeyFile(tmp_path).delete()
 
 
 def test_a_roster_comes_back_from_its_file(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from fedhubert.federation.secure.participant import Dealt, Participant, dealers_
 from fedhubert.federation.secure.roster import Roster, write_roster
 from fedhubert.federation.secure.terms import SumTerms, least_threshold
 from fedhubert.federation.site.answering import respond
-from fedhubert.federation.site.secure import terms_of
+from fedhubert.federation.site.secure import SecureSite, terms_of
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import (
     ANSWERS,
@@ -401,7 +401,7 @@ def test_sums_that_nobody_opens_are_over_the_whole_roster(attacker: Attacker) ->
     """Under centroids that differ in a sign of zero, or in their order, in another run, without one site: the difference would be its sums."""
     step = StepKMeans(arrays={"centroids": CENTROIDS})
     assert attacker.code(attacker.secured(step)) == ""
-    for again in (step, StepKMeans(arrays={"centroids": CENTROIDS[::-1].copy()}), MomentsKMeans()):
+    for again in (StepKMeans(arrays={"centroids": CENTROIDS[::-1].copy()}), MomentsKMeans(), step):
         for run in (RUN, "other"):
             assert attacker.code(attacker.secured(again, range(4), run=run), run=run) == (
                 "secure_cohort"
@@ -464,6 +464,23 @@ def test_a_model_is_known_by_its_values_however_it_travels(attacker: Attacker) -
         arrays={"model": negative.numpy()},
     )
     assert attacker.code(attacker.secured(score, range(4))) == "secure_model"
+
+
+def test_a_server_does_not_say_where_a_site_with_a_roster_keeps_its_ledger(
+    attacker: Attacker, tmp_path: Path
+) -> None:
+    """Another folder would be a site that has opened nothing yet."""
+    node = {k: v for k, v in attacker.node.items() if k not in ("manifest", "state-dir")}
+    folders = {
+        SecureSite.of(
+            protocol.read_request(
+                attacker.message(Describe(), f"client.state_dir={tmp_path / name}")
+            ),
+            node,
+        ).folder
+        for name in ("one", "two")
+    }
+    assert len(folders) == 1
 
 
 def test_run_keys_are_gone_when_the_run_is_over(attacker: Attacker) -> None:
