@@ -167,6 +167,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_folders(folder: Path, levels: int) -> None:
+    """Make ``folder`` durable with the names of those that hold it, so many of them."""
+    for each in [folder, *folder.parents][: levels + 1]:
+        sync_folder(each)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:

@@ -1,6 +1,7 @@
 """Whole runs in which somebody lies: sites with keys and a roster of their own, and a network between that changes what it likes."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,18 +221,19 @@ def test_a_run_key_that_the_roster_does_not_know_keeps_its_site_out(
             change(message, "run_keys", lambda rows: np.roll(rows, 1, axis=1))
 
     sites.on_reply = forged
-    result = sites.secure("federated.min_clients=4")
-    assert rounds(result)[0]["secure"]["cohort"] == 4
+    with pytest.raises(FederationError, match=r"kmeans_moments: clients \[2\] of the roster"):
+        sites.secure("federated.min_clients=4")
     assert "client 2: secure_keys (see secure.roster)" in caplog.text
 
 
 @pytest.mark.slow
-def test_a_site_that_comes_later_labels_its_audio_and_sends_no_counts(sites: Sites) -> None:
-    held: list[int] = []
+def test_a_site_that_is_back_labels_its_audio_and_sends_no_counts(sites: Sites) -> None:
+    """All of the roster are there for k-means and label counts; then one goes, and comes back without its labels."""
 
     def ids(grid: InProcessGrid) -> list[int]:
-        late = [] if grid.kinds["train.round"] else [104]
-        held[:] = late
+        late = [104] if grid.kinds["train.label"] and not grid.kinds["train.round"] else []
+        if late:
+            shutil.rmtree(sites.folder / "state-4/labels", ignore_errors=True)
         return [node for node in grid.configs if node not in late]
 
     monkey = pytest.MonkeyPatch()

@@ -54,6 +54,13 @@ def sum_over_all(
             for no other cohort; or totals that no audio of theirs has.
     """
     federated, cohort = federation.config.federated, sorted(federation.connected)
+    roster = federation.roster
+    if roster and (missing := sorted(roster.sites.keys() - federation.connected)):
+        raise FederationError(
+            f"{instruction.KIND}: clients {missing} of the roster are not here, and sites sum features and labels over the whole roster alone; "
+            "start again when they are, or with a roster without them",
+            setting="secure.roster",
+        )
     terms = terms_for(federation, instruction.KIND, 0, 0, cohort)
     said, keys = wire_terms(terms)
     asking = instruction.model_copy(

@@ -7,7 +7,7 @@ the number of local steps, that are written there.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,23 @@ class Entry:
     skipped: str = ""
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt of a secure sum.
+
+    Attributes:
+        attempt: Its number, -1 where there was none.
+        cohort: Who was asked.
+        scale: Of its terms.
+        included: Over whom it was opened, where that is not in the round's entry.
+    """
+
+    attempt: int = -1
+    cohort: list[int] = field(default_factory=list)
+    scale: int = 0
+    included: list[int] = field(default_factory=list)
+
+
 class Journal:
     """``accepted.jsonl`` in the checkpoint folder; the last entry of a round counts."""
 
@@ -48,7 +65,7 @@ class Journal:
         self._path = folder / "accepted.jsonl"
         self._entries: dict[int, Entry] = {}
         self._releases: dict[int, set[str]] = {}
-        self._attempts: dict[tuple[str, int], tuple[int, list[int]]] = {}
+        self._attempts: dict[tuple[str, int], Attempt] = {}
         if self._path.is_file():
             for line in self._path.read_text().splitlines():
                 try:
@@ -80,18 +97,31 @@ class Journal:
         }
         self._append(values)
 
-    def begin(self, kind: str, round_number: int, cohort: list[int]) -> int:
+    def begin(self, kind: str, round_number: int, cohort: list[int], scale: int = 1) -> int:
         """Write down that a secure sum is asked for, and return its attempt: higher than all before,
         also after an interruption; raises :class:`CheckpointError`."""
-        attempt = self._attempts.get((kind, round_number), (-1, []))[0] + 1
-        values = {"attempt": attempt, "kind": kind, "round": round_number, "cohort": cohort}
+        before = self.attempt_of(kind, round_number)
+        self._write_attempt(
+            kind,
+            round_number,
+            replace(before, attempt=before.attempt + 1, cohort=cohort, scale=scale),
+        )
+        return before.attempt + 1
+
+    def opens(self, kind: str, round_number: int, included: list[int]) -> None:
+        """Write down over whom the last attempt of a secure sum is opened; raises
+        :class:`CheckpointError`."""
+        before = self.attempt_of(kind, round_number)
+        self._write_attempt(kind, round_number, replace(before, included=included))
+
+    def attempt_of(self, kind: str, round_number: int) -> Attempt:
+        """Return the last attempt of a secure sum."""
+        return self._attempts.get((kind, round_number), Attempt())
+
+    def _write_attempt(self, kind: str, round_number: int, attempt: Attempt) -> None:
+        values = {"kind": kind, "round": round_number, **asdict(attempt)}
         self._keep_attempt(values)
         self._append(values)
-        return attempt
-
-    def cohort_of(self, kind: str, round_number: int) -> list[int]:
-        """Return who was asked for the last attempt of a secure sum; empty without one."""
-        return self._attempts.get((kind, round_number), (-1, []))[1]
 
     def _append(self, values: Mapping[str, Any]) -> None:
         try:
@@ -110,8 +140,12 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
     def _keep_attempt(self, values: Mapping[str, Any]) -> None:
-        key = str(values["kind"]), int(values["round"])
-        self._attempts[key] = int(values["attempt"]), [int(number) for number in values["cohort"]]
+        self._attempts[str(values["kind"]), int(values["round"])] = Attempt(
+            int(values["attempt"]),
+            [int(number) for number in values["cohort"]],
+            int(values["scale"]),
+            [int(number) for number in values["included"]],
+        )
 
     def _keep(self, entry: Entry) -> None:
         self._entries[entry.round] = entry

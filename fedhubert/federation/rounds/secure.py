@@ -3,7 +3,7 @@ model steps by it as in any other round.
 
 Who is in the sum is in the journal before it is opened: the clients open one set of a round. A
 round that was opened before an interruption is repeated with the same cohort, model and set, under
-fresh masks; one that cannot be read is skipped: the model stays, and the same cohort goes on.
+fresh masks; one that cannot be read is skipped: the model stays, and those in its sum go on.
 """
 
 import logging
@@ -19,7 +19,7 @@ from fedhubert.federation.roster.connect import refresh
 from fedhubert.federation.roster.nodes import describe_failures
 from fedhubert.federation.rounds.aggregate import pooled_drift
 from fedhubert.federation.rounds.figures import check_figures
-from fedhubert.federation.rounds.journal import Entry
+from fedhubert.federation.rounds.journal import Attempt, Entry
 from fedhubert.federation.rounds.limits import sums_of
 from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
 from fedhubert.federation.rounds.secure_sum import SecureSum, Sums
@@ -27,7 +27,7 @@ from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.figures import CLEAR, train_names
 from fedhubert.federation.updates.exact_sum import PartialSum, UpdateRejected, measure
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Failure, Masked, Train
+from fedhubert.federation.wire.messages import Evaluate, Failure, Masked, Train
 from fedhubert.objectives.spec import spec_of
 
 log = logging.getLogger("fedhubert")
@@ -48,6 +48,7 @@ class SecureRound(Round):
             bits=None if self._ring is None else self._ring.bits,
         )
         self._cohort: list[int] = []
+        self._first_scale = 0
 
     def messages(self) -> Iterator[Message]:
         """Return one message per node that hosts some of the cohort; none where the round is known
@@ -102,25 +103,34 @@ class SecureRound(Round):
         return RoundResult(outcome, self._model, updated)
 
     def _choose(self) -> tuple[list[int], int]:
-        """Return whom the round asks: of a repeated one those in its sum, the others are known to
-        have dropped out; after one that could not be read the same cohort again."""
-        if self._replayed:
-            return sorted(self._replayed.steps), len(self._replayed.steps)
-        kept = self.rounds.state.secure_cohort
-        if kept:
-            return list(kept), len(kept)
-        return super()._choose()
+        """Return whom the round asks: where a sum of its model was opened before, those in it; the
+        others are known to have dropped out."""
+        self._kept_cohort, self._kept = self._find_kept()
+        return (self._kept, len(self._kept)) if self._kept else super()._choose()
+
+    def _find_kept(self) -> tuple[list[int], list[int]]:
+        """Return the cohort of a sum of the round's model that was opened before, and over whom:
+        another would be refused. A repeated round's, that of one that could not be read, or of the
+        score of what was the final model until the run went on."""
+        replayed, state, journal = self._replayed, self.rounds.state, self.rounds.journal
+        if replayed:
+            return list(replayed.cohort), sorted(replayed.steps)
+        if state.secure_cohort:
+            return list(state.secure_cohort), list(state.secure_included or state.secure_cohort)
+        scored = (
+            journal.attempt_of(Evaluate.KIND, self._outcome.number - 1) if journal else Attempt()
+        )
+        return (scored.cohort, scored.included) if scored.included else ([], [])
 
     def _ask_for(self, asked: list[int]) -> Iterator[Message]:
         """Begin an attempt with those of ``asked`` that are connected; return its messages."""
         replayed, rounds = self._replayed, self.rounds
         # a client that is away counts as dropped out where the cohort must stay
-        fixed = list(replayed.cohort) if replayed else list(rounds.state.secure_cohort)
-        self._cohort = sorted(fixed or asked)
+        self._cohort = sorted(self._kept_cohort or asked)
         self._outcome.clients.clear()
         journal = rounds.journal
         attempt = (
-            journal.begin(Train.KIND, self._outcome.number, self._cohort)
+            journal.begin(Train.KIND, self._outcome.number, self._cohort, self._scale())
             if journal
             else self._attempt
         )
@@ -130,6 +140,11 @@ class SecureRound(Round):
             attempt,
             positions={partition: state.positions.get(partition, 0) for partition in self._cohort},
             steps=replayed.steps if replayed else None,
+            site_rounds={
+                partition: state.site_rounds.get(partition, 0) for partition in self._cohort
+            }
+            if rounds.keeps_state
+            else None,
             scale=self._scale(),
             norm=2.0 ** math.frexp(state.norms[-1])[1] if any(state.norms[-1:]) else 1.0,
         )
@@ -140,7 +155,17 @@ class SecureRound(Round):
         return messages
 
     def _scale(self) -> int:
-        """Return a power of two that no weight of the cohort exceeds."""
+        """Return a power of two that no weight of the cohort exceeds: of all attempts, and of all
+        rounds with one model, that of the first."""
+        if self._first_scale:
+            return self._first_scale
+        if self.rounds.journal:
+            number = self._outcome.number - bool(self.rounds.state.secure_cohort)
+            self._first_scale = self.rounds.journal.attempt_of(Train.KIND, number).scale
+        self._first_scale = self._first_scale or self._largest_weight()
+        return self._first_scale
+
+    def _largest_weight(self) -> int:
         bounds = [
             training_bounds(self._federation.config, about, self._limits.weight).weight
             for partition in self._cohort
@@ -201,11 +226,10 @@ class SecureRound(Round):
 
     @property
     def _needed(self) -> int:
-        return max(self._federated.quorum, self._sum.least)
+        return len(self._kept) or max(self._federated.quorum, self._sum.least)
 
     def _too_few(self) -> bool:
-        accepted = len(self._outcome.clients)
-        return accepted < (len(self._replayed.steps) if self._replayed else self._needed)
+        return len(self._outcome.clients) < self._needed
 
     def _ask_again(self) -> None:
         """Begin another attempt: with the same clients in a round that must be repeated as it was,
@@ -218,13 +242,13 @@ class SecureRound(Round):
             "round %d: %d masked updates, %d wanted; beginning anew (%d of %d). %s",
             outcome.number,
             len(outcome.clients),
-            len(self._replayed.steps) if self._replayed else self._needed,
+            self._needed,
             self._retries,
             self._federated.round_retries,
             describe_failures(outcome.failures),
         )
-        if self._replayed or self.rounds.state.secure_cohort:
-            again, _ = self._choose()
+        if self._kept:
+            again = list(self._kept)
         else:
             there = [p for p in self._queue if p in self._federation.connected]
             others = there[: self._wanted - len(outcome.clients)]
@@ -242,7 +266,13 @@ class SecureRound(Round):
 
     def _check_quorum(self) -> None:
         outcome = self._outcome
-        if len(outcome.clients) < self._needed:
+        if self._too_few() and self._kept:
+            raise FederationError(
+                f"round {outcome.number}: a sum of this model was opened over clients {self._kept}, and over nobody else may another be: all of "
+                f"them have to answer. {describe_failures(outcome.failures)}; resume when they are back, or begin with another seed",
+                setting="secure.protocol",
+            )
+        if self._too_few():
             raise FederationError(
                 f"round {outcome.number}: {len(outcome.clients)} masked updates of {len(self._cohort)} asked, {self._needed} needed (two thirds "
                 "of those asked and one more; federated.min_clients; the roster's min_sites). "
@@ -357,6 +387,7 @@ class SecureRound(Round):
         for partition, count in micro_batches.items():
             state.positions[partition] = state.positions.get(partition, 0) + count
         state.secure_cohort = state.secure_cohort or tuple(cohort)
+        state.secure_included = state.secure_included or tuple(sorted(micro_batches))
         if journal and not (self._replayed and self._replayed.skipped):
             journal.write(
                 Entry(

@@ -7,7 +7,7 @@ import torch
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.sampling import assign_to_nodes
 from fedhubert.federation.rounds.broadcast import Broadcast
-from fedhubert.federation.rounds.journal import Journal
+from fedhubert.federation.rounds.journal import Attempt, Journal
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.secure_sum import SecureSum
 from fedhubert.federation.rounds.state import RoundState
@@ -32,14 +32,16 @@ def score_masked(
     outcome = RoundOutcome(number, sorted(federation.connected))
     spec, timeout_s = spec_of(federation.config.task), federation.config.federated.round_timeout_s
     total = SecureSum(federation, Evaluate.KIND, number, 0, score_names(spec))
-    # a sum of this model may have been opened before an interruption
-    cohort = journal.cohort_of(Evaluate.KIND, number) if journal else []
-    cohort = cohort or outcome.asked
+    # a sum of this model may have been opened before: over nobody else may another be
+    before = journal.attempt_of(Evaluate.KIND, number) if journal else Attempt()
+    cohort = before.cohort or sorted(state.secure_cohort) or outcome.asked
+    kept = before.included or sorted(state.secure_included)
     try:
         attempt = journal.begin(Evaluate.KIND, number, cohort) if journal else 0
         positions = dict.fromkeys(cohort, 0)
         terms, keys = total.begin(cohort, attempt, positions=positions)
-        shares = assign_to_nodes(sorted(set(cohort) & federation.connected), federation.hosts, {})
+        asked_now = set(kept or cohort) & federation.connected
+        shares = assign_to_nodes(sorted(asked_now), federation.hosts, {})
         broadcast = Broadcast.of(federation, targets_key, model)
         messages = (
             broadcast.message(
@@ -63,12 +65,15 @@ def score_masked(
             for node in federation.grid.unanswered
             for partition in shares.get(node, ())
         ]
-        if len(total.answered) < total.least:
+        needed = len(kept) or total.least
+        if len(total.answered) < needed:
             raise SecureError(
                 "secure_unreadable",
-                f"{len(total.answered)} masked scores, {total.least} needed. {describe_failures(outcome.failures)}",
+                f"{len(total.answered)} masked scores, {needed} needed. {describe_failures(outcome.failures)}",
                 setting="secure.threshold",
             )
+        if journal:
+            journal.opens(Evaluate.KIND, number, sorted(total.answered))
         outcome.pooled = total.open(timeout_s, federation.config.federated.round_retries)
         outcome.clients = {partition: {} for partition in sorted(total.answered)}
         outcome.secure = total.said(sorted(set(cohort) - total.answered))

@@ -89,6 +89,7 @@ class SecureSum:
         *,
         positions: Mapping[int, int] | None = None,
         steps: Mapping[int, int] | None = None,
+        site_rounds: Mapping[int, int] | None = None,
         scale: int = 1,
         norm: float = 1.0,
     ) -> tuple[SecureTerms, dict[str, NDArray]]:
@@ -103,7 +104,14 @@ class SecureSum:
         self.answered.clear()
         self._sealed.clear()
         self._commitments.clear()
-        return wire_terms(self.terms, positions=positions, steps=steps, scale=scale, norm=norm)
+        return wire_terms(
+            self.terms,
+            positions=positions,
+            steps=steps,
+            site_rounds=site_rounds,
+            scale=scale,
+            norm=norm,
+        )
 
     @property
     def _begun(self) -> SumTerms:

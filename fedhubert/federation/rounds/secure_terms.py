@@ -48,6 +48,7 @@ def wire_terms(
     *,
     positions: Mapping[int, int] | None = None,
     steps: Mapping[int, int] | None = None,
+    site_rounds: Mapping[int, int] | None = None,
     scale: int = 1,
     norm: float = 1.0,
 ) -> tuple[SecureTerms, dict[str, NDArray]]:
@@ -60,6 +61,7 @@ def wire_terms(
         roster=terms.roster,
         positions=dict(positions or {}),
         steps=None if steps is None else dict(steps),
+        site_rounds=dict(site_rounds or {}),
         scale=scale,
         norm=norm,
     )

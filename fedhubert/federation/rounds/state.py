@@ -27,6 +27,7 @@ class RoundState:
             needed yet.
         secure_cohort: Who was asked for a secure sum that was opened and could not be read: over
             nobody else may the same model be summed.
+        secure_included: Those of them over whom it was opened.
     """
 
     positions: dict[int, int] = field(default_factory=dict)
@@ -35,6 +36,7 @@ class RoundState:
     median_client: dict[str, float] = field(default_factory=dict)
     largest_weight: int = 0
     secure_cohort: tuple[int, ...] = ()
+    secure_included: tuple[int, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
@@ -46,6 +48,7 @@ class RoundState:
             "median_client": dict(self.median_client),
             **({"largest_weight": self.largest_weight} if self.largest_weight else {}),
             **({"secure_cohort": list(self.secure_cohort)} if self.secure_cohort else {}),
+            **({"secure_included": list(self.secure_included)} if self.secure_included else {}),
         }
 
     @classmethod
@@ -59,6 +62,9 @@ class RoundState:
             {str(name): float(value) for name, value in values.get("median_client", {}).items()},
             largest_weight=int(values.get("largest_weight", 0)),
             secure_cohort=tuple(int(partition) for partition in values.get("secure_cohort", ())),
+            secure_included=tuple(
+                int(partition) for partition in values.get("secure_included", ())
+            ),
         )
 
     def accept(self, outcome: RoundOutcome) -> None:
@@ -73,7 +79,7 @@ class RoundState:
                 self.norms.append(float(metrics["update_norm"]))
         if outcome.pooled:  # one norm a round: the mean
             self.norms.append(outcome.pooled["weighted_norm"] / outcome.pooled["weight"])
-        self.secure_cohort = ()
+        self.secure_cohort = self.secure_included = ()
         for failure in outcome.failures:
             if failure.code == STATE_MISSING:
                 # it has lost its state: next time it begins afresh

@@ -7,7 +7,7 @@ is signed has a word of its own before it, so that no signature of a reply passe
 
 from __future__ import annotations
 
-import contextlib
+import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.terms import SumTerms, digest_of
-from fedhubert.files import exclusively, open_here, sync_folder
+from fedhubert.files import exclusively, open_here, sync_folder, sync_folders
 
 ROW_BYTES = 128
 _KEY = 32
@@ -116,7 +116,8 @@ class RunKeyFile:
                 with open_here(self._path, "xb", private=True) as file:
                     file.write(made.exchange.private_bytes_raw() + thrown)
                     file.flush()
-                sync_folder(self._folder)
+                    os.fsync(file.fileno())
+                sync_folders(self._folder, 3)
                 return made
 
     def load(self, signing: Ed25519PrivateKey | None) -> RunKey:
@@ -129,9 +130,16 @@ class RunKeyFile:
         return RunKey(X25519PrivateKey.from_private_bytes(content[:_KEY]), thrown)
 
     def delete(self) -> None:
-        """The run is over."""
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        """The run is over; raises :class:`SecureError` (``secure_keys``) where the key stays."""
+        try:
+            self._path.unlink(missing_ok=True)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise SecureError(
+                "secure_keys",
+                f"cannot delete {self._path}: {error.strerror}; delete it by hand",
+                setting="client.state_dir",
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -1,91 +1,32 @@
 """What a client has masked and opened so far: what its site goes by when it is asked again.
 
 Two JSON files of mode 0600 for each client in its site's state folder, replaced whole under a lock
-and forced to the disk before anything is answered: the sums of a run, and, of all runs, the models
-of which a sum was opened. The rules are those of README.md here, by their numbers.
+and forced to the disk before anything is answered: the sums of a run, and, of all runs, what has
+been opened (:mod:`fedhubert.federation.secure.bindings`). The rules are those of README.md here, by
+their numbers.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from fedhubert.federation.secure.bindings import Models, Subject
 from fedhubert.federation.secure.errors import SecureError
+from fedhubert.federation.secure.records import KeptTerms, Sum, Sums
 from fedhubert.federation.secure.terms import SumTerms, digest_of, least_in_sum
-from fedhubert.files import exclusively, sync_folder, temporary_path, write_temporary
+from fedhubert.files import exclusively, sync_folders, temporary_path, write_temporary
 
 StateT = TypeVar("StateT", bound=BaseModel)
 _LEDGER, _MODELS = "ledger.json", "models.json"
-
-
-class KeptTerms(BaseModel):
-    """The terms of the last sum of a kind, for its opening."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    run: str
-    roster: str
-    round: int
-    attempt: int
-    cohort: tuple[int, ...]
-    threshold: int
-    neighbours: int
-    keys: tuple[str, ...]
-    said: dict[str, str]
-
-    @classmethod
-    def of(cls, terms: SumTerms) -> KeptTerms:
-        values = {name: getattr(terms, name) for name in cls.model_fields if name != "keys"}
-        return cls(**values, keys=tuple(key.hex() for key in terms.keys))
-
-    def terms(self, kind: str) -> SumTerms:
-        """Inverse of :meth:`of`."""
-        keys = tuple(map(bytes.fromhex, self.keys))
-        return SumTerms(kind=kind, **{**self.model_dump(exclude={"keys"}), "keys": keys})
-
-
-class Sum(BaseModel):
-    """A sum that the client has been asked for.
-
-    Attributes:
-        attempt: The last one.
-        cohort, model: Digests.
-        start, end: Batch positions; ``end`` is -1 until something was answered.
-        opened: Over whom; None until then.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    attempt: int
-    cohort: str
-    model: str
-    start: int
-    end: int = -1
-    opened: tuple[int, ...] | None = None
-
-
-class Sums(BaseModel):
-    """Those of a run: kind -> round -> sum, and the terms of the last of each kind."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    sums: dict[str, dict[int, Sum]] = {}
-    last: dict[str, KeptTerms] = {}
-
-
-class Models(BaseModel):
-    """Digest of a kind and a model, or centroids -> digest of the cohort over which a sum of it may
-    be."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    cohorts: dict[str, str] = {}
+MOST_TRIES = 8
+"""Attempts of a round that is not opened: each that is refused tells a bit of the client's part."""
 
 
 @dataclass(frozen=True)
@@ -107,15 +48,15 @@ class SumLedger:
         """Where the client keeps what belongs to the run."""
         return self.folder / self.run
 
-    def enter(self, terms: SumTerms, model: str, start: int = 0) -> None:
-        """Write down that a sum of ``model`` (its digest) is being answered, from batch position
-        ``start`` on.
+    def enter(self, terms: SumTerms, subject: Subject) -> int:
+        """Write down that the client's part of a sum is being answered; return up to which batch
+        position it went in an earlier attempt, -1 where none was answered.
 
         Raises:
-            SecureError: ``secure_replay`` (rule 2), ``secure_cohort`` or ``secure_model`` (4, 5),
-                ``secure_positions`` (6), ``secure_ledger``.
+            SecureError: ``secure_replay`` (rules 2 and 4), ``secure_cohort`` (4), ``secure_model``
+                (5), ``secure_positions`` (6), ``secure_ledger``.
         """
-        cohort = digest_of(terms.cohort)
+        cohort, asked, start = digest_of(terms.cohort), subject.bound(terms), subject.start or 0
         with self._changing() as (state, models):
             rounds = state.sums.setdefault(terms.kind, {})
             known, newest = rounds.get(terms.round), max(rounds, default=-1)
@@ -127,41 +68,28 @@ class SumLedger:
                     f"round {terms.round}, attempt {terms.attempt}, after round {newest}"
                     + ("" if known is None else f" and its attempt {known.attempt}"),
                 )
-            repeated = known is not None and (known.opened is not None or terms.round < newest)
-            if known is not None and repeated:
-                _check_same(known, cohort, model, start)
+            if known is None:
+                _check_forward(rounds.values(), start)
+                entry = Sum(attempt=0, cohort=cohort, pinned=subject.pinned, start=start)
             else:
-                done = [each for each in rounds.values() if each is not known]
-                reached = max(
-                    (max(each.start, each.end if each.opened else -1) for each in done), default=0
-                )
-                if start < reached:
-                    raise SecureError(
-                        "secure_positions",
-                        f"batches from {start} on, and {reached} was reached before",
-                        setting="positions",
-                    )
-            _check_cohort(models, terms, model, cohort)
-            rounds[terms.round] = Sum(
-                attempt=terms.attempt,
-                cohort=cohort,
-                model=model,
-                start=start,
-                end=known.end if known is not None and repeated else -1,
-                opened=known.opened if known is not None else None,
-            )
-            state.last[terms.kind] = KeptTerms.of(terms)
+                entry = _again(known, cohort, subject, is_last=terms.round == newest)
+            models.check(asked)
+            entry.attempt = terms.attempt
+            rounds[terms.round] = entry
+            state.last[terms.kind], state.asked[terms.kind] = KeptTerms.of(terms), asked
+            return entry.end
 
     def answered(self, terms: SumTerms, end: int) -> None:
         """Write down up to which batch position the sum goes that is about to leave; raises
-        :class:`SecureError` (``secure_positions``) where a repeated one went elsewhere."""
+        :class:`SecureError` (``secure_replay``) where an earlier attempt went elsewhere (rule 4).
+        """
         with self._changing() as (state, _):
             entry = state.sums[terms.kind][terms.round]
             if entry.attempt != terms.attempt:
                 raise SecureError("secure_replay", f"round {terms.round} was begun anew meanwhile")
-            if entry.end >= 0 and entry.opened is not None and entry.end != end:
+            if entry.end not in (-1, end):
                 raise SecureError(
-                    "secure_positions",
+                    "secure_replay",
                     f"the round is repeated up to batch {end}, and went up to {entry.end}",
                     setting="client.local_steps",
                 )
@@ -180,7 +108,7 @@ class SumLedger:
 
         Raises:
             SecureError: ``secure_opened`` (rule 3): another set than before, too few, without this
-                client, or of a sum that it was not asked for last.
+                client, or of a sum that it was not asked for last; ``secure_model`` (5).
         """
         with self._changing() as (state, models):
             kept, entry = state.last.get(kind), state.sums.get(kind, {}).get(round_number)
@@ -208,16 +136,32 @@ class SumLedger:
                     "secure_opened",
                     f"round {round_number} was opened over {list(entry.opened)} before",
                 )
+            models.bind(state.asked.get(kind, {}), chosen)
             entry.opened = chosen
-            models.cohorts[_subject(kind, entry.model)] = entry.cohort
             return terms
 
-    def enter_once(self, terms: SumTerms, subject: str) -> None:
-        """Write down a sum that all of the cohort answer and nobody opens, of ``subject`` (the
-        digest of centroids); raises :class:`SecureError` (``secure_model``, rule 5)."""
-        with self._changing() as (_, models):
-            _check_cohort(models, terms, subject, digest_of(terms.cohort))
-            models.cohorts[_subject(terms.kind, subject)] = digest_of(terms.cohort)
+    def answer_once(self, terms: SumTerms, plain: str) -> None:
+        """Write down the digest of what the client is about to mask for a sum that all of the
+        cohort answer and nobody opens: its masks hide one such thing, and no second.
+
+        Raises:
+            SecureError: ``secure_cohort``: other such sums of the run are of another cohort;
+                ``secure_replay``: the same was asked for before, and was something else then.
+        """
+        cohort, context = digest_of(terms.cohort), terms.context.hex()
+        with self._changing() as (state, _):
+            if state.all_of not in ("", cohort):
+                raise SecureError(
+                    "secure_cohort",
+                    "k-means and label counts of a run are sums over one cohort: the difference of two could be one client's; begin a new run",
+                )
+            if state.once.get(context, plain) != plain:
+                raise SecureError(
+                    "secure_replay",
+                    f"{terms.kind} was answered before, and this site's data or settings have changed since: begin a new run",
+                    setting="data.manifest",
+                )
+            state.all_of, state.once[context] = cohort, plain
 
     @contextmanager
     def _changing(self) -> Iterator[tuple[Sums, Models]]:
@@ -234,33 +178,35 @@ class SumLedger:
                 _write(models, known)
 
 
-def _check_same(known: Sum, cohort: str, model: str, start: int) -> None:
-    """Rule 4."""
-    if known.cohort != cohort:
-        raise SecureError("secure_cohort", "a round is repeated with another cohort")
-    if known.model != model:
-        raise SecureError("secure_model", "a round is repeated with another model")
-    if known.start != start:
+def _check_forward(others: Iterable[Sum], start: int) -> None:
+    """Rule 6."""
+    reached = max((max(each.start, each.end if each.opened else -1) for each in others), default=0)
+    if start < reached:
         raise SecureError(
             "secure_positions",
-            f"a round is repeated from batch {start} on, and went from {known.start} on",
+            f"batches from {start} on, and {reached} was reached before",
             setting="positions",
         )
 
 
-def _check_cohort(models: Models, terms: SumTerms, model: str, cohort: str) -> None:
-    """Rule 5."""
-    if models.cohorts.get(_subject(terms.kind, model), cohort) != cohort:
+def _again(known: Sum, cohort: str, subject: Subject, *, is_last: bool) -> Sum:
+    """Return a sum in its next attempt (rule 4); ``is_last``: no later round was begun."""
+    if known.pinned != subject.pinned:
         raise SecureError(
-            "secure_model",
-            "a sum of this model, or of these centroids, was opened over another cohort: the difference of two would be one client's; "
-            "begin with another seed=...",
-            setting="seed",
+            "secure_replay",
+            "a round is repeated with another model, job, settings, batches or state, or this site's data or settings are others than then",
         )
-
-
-def _subject(kind: str, model: str) -> str:
-    return f"{kind} {model}"
+    if known.cohort != cohort and (known.opened is not None or not is_last):
+        raise SecureError("secure_cohort", "a round is repeated with another cohort")
+    told_before = known.end >= 0 and known.cohort == cohort
+    tries = known.tries + (not told_before)
+    if tries > MOST_TRIES:
+        raise SecureError(
+            "secure_replay",
+            f"more than {MOST_TRIES} attempts of a round that is not opened: begin a new run",
+            setting="federated.round_retries",
+        )
+    return known.model_copy(update={"cohort": cohort, "tries": tries})
 
 
 def _read(path: Path, kind: type[StateT]) -> StateT:
@@ -279,11 +225,13 @@ def _read(path: Path, kind: type[StateT]) -> StateT:
 
 def _write(path: Path, state: BaseModel) -> None:
     try:
+        is_new = not path.parent.is_dir()
         path.parent.mkdir(mode=0o700, exist_ok=True)
         text = state.model_dump_json(exclude_defaults=True).encode()
         write_temporary(path, lambda file: file.write(text), private=True)
         os.replace(temporary_path(path), path)
-        sync_folder(path.parent)
+        # a new folder's name is in the one above it: the run's, the client's, all clients'
+        sync_folders(path.parent, 3 if is_new else 0)
     except OSError as error:
         raise SecureError(
             "secure_ledger",

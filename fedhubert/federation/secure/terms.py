@@ -142,7 +142,7 @@ def neighbours_of(count: int, wanted: int | None = None) -> int:
 
 def least_in_sum(terms: SumTerms, min_sites: int) -> int:
     """Return the fewest clients that a sum may be of."""
-    return least_in_cohort(len(terms.cohort), min_sites)
+    return max(least_in_cohort(len(terms.cohort), min_sites), terms.threshold)
 
 
 def digest_of(*parts: str | bytes | Sequence[int]) -> str:

@@ -87,8 +87,7 @@ def book_done(run: RunEntry, number: int, start: int, length: int) -> None:
 def pin(run: RunEntry, job: ClientJob) -> None:
     """Keep what a run is, the first time it asks for something; raises :class:`Refused` when it is
     another later."""
-    values = job.model_dump(mode="json")
-    pinned = {group: digest(repr(_fixed(group, value))) for group, value in values.items()}
+    pinned = {group: digest(repr(value)) for group, value in fixed_values(job).items()}
     if not run.job:
         run.job = dict(pinned)
     changed = [group for group, digest in pinned.items() if run.job.get(group) != digest]
@@ -97,6 +96,12 @@ def pin(run: RunEntry, job: ClientJob) -> None:
             f"{', '.join(changed)} of the run are not what they were when it began",
             setting=changed[0],
         )
+
+
+def fixed_values(job: ClientJob) -> dict[str, object]:
+    """Return what of a job may not change within a run, by group."""
+    values = job.model_dump(mode="json")
+    return {group: _fixed(group, value) for group, value in values.items()}
 
 
 def _fixed(name: str, value: object) -> object:

@@ -198,7 +198,6 @@ def _sum_up(
             for name, values in counted.items():
                 arrays[name] = np.add(arrays[name], values) if name in arrays else values
             return metrics
-        masker.enter_once(partition.number, f"{masker.subject} {request.job.seed}")
         parts = [np.asarray(counted[name], np.int64).reshape(-1) for name in sorted(counted)]
         figures = {name: value for name, value in metrics.items() if name in names}
         masker.add(partition.number, np.concatenate(parts), {COUNT: 1, **figures})

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from fedhubert.clients import Metrics
 from fedhubert.clients.settings import NodeConfig
+from fedhubert.federation.secure.bindings import Subject
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.ledger import SumLedger
 from fedhubert.federation.secure.masks import Integers
@@ -19,10 +20,44 @@ from fedhubert.federation.secure.opening import LIMIT, largest_entry
 from fedhubert.federation.secure.participant import Dealt, Participant
 from fedhubert.federation.secure.tail import Figures, encode
 from fedhubert.federation.secure.terms import SumTerms, digest_of, least_in_sum
-from fedhubert.federation.site.secure import SecureSite, terms_of
+from fedhubert.federation.site.bookkeeping import fixed_values
+from fedhubert.federation.site.secure import OF_EACH, SecureSite, terms_of
+from fedhubert.federation.updates.rejected import UpdateRejected
 from fedhubert.federation.updates.ring import to_wire
-from fedhubert.federation.wire.messages import Evaluate, Masked, NDArray, Summing, Train
+from fedhubert.federation.wire.messages import (
+    Evaluate,
+    Masked,
+    NDArray,
+    SecureTerms,
+    Summing,
+    Train,
+)
 from fedhubert.federation.wire.protocol import Request
+
+_ANEW = OF_EACH | {"round", "attempt", "budget_s", "checkpoints", "secure"}
+"""Fields of a message that may be others in another attempt, or do not bear on a client's part."""
+
+
+def subject_of(
+    request: Request[Train] | Request[Evaluate], model: str, number: int, own: object = ""
+) -> Subject:
+    """Return what the part of client ``number`` depends on: the ``model`` by its digest, and
+    whatever else the message says; ``own``: what its site says."""
+    job, task = request.job, request.task
+    terms = task.secure or SecureTerms(attempt=0, cohort=(), threshold=0, neighbours=0)
+    site_rounds = task.site_rounds if isinstance(task, Train) else {}
+    return Subject(
+        model=model,
+        settings=digest_of(
+            repr(fixed_values(job)),
+            task.model_dump_json(exclude=_ANEW),
+            f"{terms.scale} {terms.norm}",
+        ),
+        seed=job.seed,
+        places=digest_of(str(task.round), repr(terms.positions), repr(terms.site_rounds)),
+        start=task.positions.get(number, 0) if isinstance(task, Train) else None,
+        own=f"{site_rounds.get(number)} {own}",
+    )
 
 
 @dataclass
@@ -57,42 +92,34 @@ class Masker:
         none.
 
         Raises:
-            SecureError: the sum is refused (rule 1).
+            SecureError: the sum is refused (rules 1 and 8).
         """
         if request.task.secure is None:
             return None
         site = SecureSite.of(request, node_config)
         terms = terms_of(request, request.task.secure)
-        site.check(terms)
+        site.check(terms, alone=alone)
         threads, several = request.job.client.threads, len(request.task.partitions) > 1
         return cls(site, terms, names, threads, several, alone)
 
-    @cached_property
-    def subject(self) -> str:
-        """Digest of what the sum is of: the model, the centroids."""
-        return digest_of(
-            *(
-                f"{name} {said}"
-                for name, said in sorted(self.terms.said.items())
-                if name not in ("job", "task")
-            )
-        )
-
-    def enter(self, number: int, start: int = 0) -> None:
-        """Write down that client ``number`` takes part, from batch position ``start`` on; raises
-        :class:`SecureError`."""
-        if number not in self.terms.cohort:
-            raise SecureError("secure_cohort", f"client {number} is not in the cohort")
-        self._ledger(number).enter(self.terms, self.subject, start)
-
-    def enter_once(self, number: int, subject: str) -> None:
-        """The same for a sum that nobody opens."""
-        if number not in self.terms.cohort:
-            raise SecureError("secure_cohort", f"client {number} is not in the cohort")
-        self._ledger(number).enter_once(self.terms, subject)
+    def enter(self, number: int, subject: Subject) -> int:
+        """Write down that client ``number`` takes part, with what its part depends on; return up to
+        which batch position it went in an earlier attempt, or -1; raises :class:`SecureError`."""
+        return self._ledger(number).enter(self.terms, subject)
 
     def _ledger(self, number: int) -> SumLedger:
+        if number not in self.terms.cohort:
+            raise SecureError("secure_cohort", f"client {number} is not in the cohort")
         return self.site.ledger(self.terms.run, number)
+
+    @contextmanager
+    def one_code(self) -> Iterator[None]:
+        """Refuse by ``secure_garbage`` alone whatever depends on a client's own figures, so that it
+        is a bit that the server learns of them, and no more."""
+        try:
+            yield
+        except UpdateRejected as rejected:
+            raise SecureError("secure_garbage", f"update rejected: {rejected.reason}") from None
 
     def add(self, number: int, vector: Integers, figures: Figures, end: int = 0) -> None:
         """Mask the vector of client ``number`` [P], in place, with its figures; add both to what
@@ -108,7 +135,11 @@ class Masker:
         parts: list[Integers] = [vector, encode(figures, self.names)]
         if any(largest_entry(part) >= LIMIT // len(self.terms.cohort) for part in parts):
             raise SecureError("secure_garbage", "entries that are out of range of a sum")
-        if not self.alone:
+        if self.alone:
+            self._ledger(number).answer_once(
+                self.terms, digest_of(*(part.tobytes() for part in parts))
+            )
+        else:
             self._ledger(number).answered(self.terms, end)
         participant = Participant(self.terms, number, self.site.key(self.terms, number))
         self._dealt[number] = participant.mask(parts, threads=self.threads, alone=self.alone)

@@ -30,7 +30,7 @@ from fedhubert.federation.wire.messages import (
 )
 from fedhubert.federation.wire.protocol import Request
 
-_OF_EACH = {"partitions", "positions", "steps", "site_rounds"}
+OF_EACH = {"partitions", "positions", "steps", "site_rounds"}
 """Fields of a message that differ between nodes; of all the cohort they stand in its terms."""
 
 
@@ -56,8 +56,9 @@ class SecureSite:
             ConfigError: its roster or its key cannot be used, or are not of each other.
             SecureError: ``secure_roster``: it has data of its own, and has pinned none.
         """
-        folder = state_dir_of(node_config, request.job) / "secure"
         pinned = pinned_from(node_config)
+        # of a site with a roster never where the server says: a new folder would be a new ledger
+        folder = state_dir_of(node_config, None if pinned else request.job) / "secure"
         if pinned is not None:
             return cls(folder, pinned.roster, pinned.key)
         if own_value(node_config, "data.manifest"):
@@ -106,8 +107,9 @@ class SecureSite:
             )
         return key
 
-    def check(self, terms: SumTerms) -> None:
-        """Rule 1: raise :class:`SecureError` for a sum that this site takes no part in."""
+    def check(self, terms: SumTerms, *, alone: bool = False) -> None:
+        """Rules 1 and 8: raise :class:`SecureError` for a sum that this site takes no part in;
+        ``alone``: one that all answer and nobody opens."""
         terms.check()
         if terms.roster != self.fingerprint:
             raise SecureError(
@@ -128,6 +130,12 @@ class SecureSite:
                     f"clients {sorted(strangers)} are not in the roster",
                     setting=ROSTER,
                 )
+            if alone and (missing := self.roster.sites.keys() - set(terms.cohort)):
+                raise SecureError(
+                    "secure_cohort",
+                    f"{terms.kind} without sites {sorted(missing)}: k-means and label counts are over the whole roster",
+                    setting=ROSTER,
+                )
         check_different(terms.keys)
         for number, row in zip(terms.cohort, terms.keys, strict=True):
             expected = self.roster.sites[number] if self.roster else None
@@ -145,7 +153,7 @@ def terms_of(request: Request[Summing], secure: SecureTerms) -> SumTerms:
     rows = task.arrays.get("run_keys")
     if rows is None:
         raise SecureError("secure_keys", "no run keys", setting="secure.roster")
-    for name in ("positions", "steps"):
+    for name in ("positions", "steps", "site_rounds"):
         own, all_of = getattr(task, name, None) or {}, getattr(secure, name) or {}
         if any(all_of.get(number) != value for number, value in own.items()):
             raise SecureError(
@@ -153,7 +161,7 @@ def terms_of(request: Request[Summing], secure: SecureTerms) -> SumTerms:
             )
     said = {
         "job": request.job_digest,
-        "task": digest_of(task.model_dump_json(exclude=_OF_EACH)),
+        "task": digest_of(task.model_dump_json(exclude=OF_EACH)),
         **{
             name: f"{array.dtype}{array.shape}{sha256_of_ndarray(array)}"
             for name, array in task.arrays.items()

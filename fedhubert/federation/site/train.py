@@ -14,6 +14,7 @@ import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Site, open_site
+from fedhubert.clients.effective import effective_job
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.samples import release_extractor
 from fedhubert.clients.settings import NodeConfig
@@ -22,6 +23,7 @@ from fedhubert.config import ClientJob
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.errors import FederationError
+from fedhubert.federation.secure.bindings import model_digest
 from fedhubert.federation.secure.figures import (
     CLEAR,
     score_figures,
@@ -31,8 +33,9 @@ from fedhubert.federation.secure.figures import (
 )
 from fedhubert.federation.secure.noise import check_covered
 from fedhubert.federation.site import faults
+from fedhubert.federation.site.bookkeeping import fixed_values
 from fedhubert.federation.site.handling import Answered, each_partition
-from fedhubert.federation.site.masker import Masker
+from fedhubert.federation.site.masker import Masker, subject_of
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import Arrays, decode
 from fedhubert.federation.updates.exact_sum import (
@@ -93,18 +96,26 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     ring = _ring_of(request)
     if fold is not None and ring is not None:
         fold.clear(ring.unit)
+    named = model_digest(incoming.numpy()) if masker else ""
     arrays: Arrays = {}
     sketches: dict[int, Sketch] = {}
 
     def train(site: Site, partition: Partition) -> Metrics:
         folder = site.state_folder(request.run_key, partition.number)
-        with folder.exclusively() if job.keeps_state else nullcontext():
+        locked = folder.exclusively() if job.keeps_state else nullcontext()
+        with locked, masker.one_code() if masker else nullcontext():
             return train_alone(site, partition, folder)
 
     def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
         start = _of(partition.number, task.positions, "positions")
+        known_end = -1
         if masker is not None:
-            masker.enter(partition.number, start)
+            known_end = masker.enter(
+                partition.number,
+                subject_of(
+                    request, named, partition.number, _own(request, node_config, site, partition)
+                ),
+            )
         scored = job.client.validation_batches
         metrics = _evaluate(
             request, site, partition, resident, incoming, device, num_batches=scored
@@ -114,7 +125,8 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
             if job.keeps_state
             else PartitionState()
         )
-        result = _train(request, site, partition, resident, incoming, device, state)
+        repeated = known_end - start if known_end >= 0 else None
+        result = _train(request, site, partition, resident, incoming, device, state, repeated)
         state.optimizer = result.optimizer_state
         weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[
             job.weight_by
@@ -192,6 +204,14 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
         metrics=metrics, arrays=arrays, round=task.round, layout=resident.layout.fingerprint
     )
     return trained, failures
+
+
+def _own(
+    request: Request[WithModel], node_config: NodeConfig, site: Site, partition: Partition
+) -> str:
+    """Return what a client's part of a sum depends on at its site: its data, and the job as it is
+    done there."""
+    return f"{site.fingerprint(partition, request.run_key)} {fixed_values(effective_job(request.job, node_config))}"
 
 
 def _of(partition: int, named: Mapping[int, int], what: str) -> int:
@@ -298,11 +318,15 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
 
     task, spec = request.task, spec_of(request.job.task)
     masker = Masker.of(request, node_config, score_names(spec)) if task.secure else None
+    named = model_digest(incoming.numpy()) if masker else ""
 
     def score(site: Site, partition: Partition) -> Metrics:
         if masker is None:
             return _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
-        masker.enter(partition.number)
+        about = subject_of(
+            request, named, partition.number, _own(request, node_config, site, partition)
+        )
+        masker.enter(partition.number, about)
         metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
         masker.add(partition.number, np.zeros(0, np.int64), score_figures(metrics, spec))
         return {}
@@ -321,12 +345,16 @@ def _train(
     incoming: torch.Tensor,
     device: torch.device,
     state: PartitionState,
+    repeated: int | None = None,
 ) -> LocalResult:
-    """Train from ``incoming`` on, with the optimiser that ``state`` has kept."""
+    """Train from ``incoming`` on, with the optimiser that ``state`` has kept; ``repeated``: the
+    micro-batches of an earlier attempt whose like is asked for."""
     job, task, number = request.job, request.task, partition.number
     planned = job.client.steps_per_round(partition.train_plan.num_batches)
     # a replayed round takes as many steps as it took then, whatever the clock says
     exactly = None if task.steps is None else _of(number, task.steps, "steps")
+    if exactly is None and repeated is not None:
+        exactly = math.ceil(repeated / job.client.accumulate)
     position = _of(number, task.positions, "positions")
     resident.layout.load_vector(resident.model, incoming)
     deadline = time.monotonic() + (job.client.max_seconds or float("inf"))

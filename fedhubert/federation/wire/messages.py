@@ -145,7 +145,7 @@ class SecureTerms(BaseModel):
         threshold: Helpers who suffice to open it.
         neighbours: With how many others each has a mask.
         roster: Fingerprint of the roster; empty for a throw-away one.
-        positions, steps: Of all the cohort, as in :class:`Train`.
+        positions, steps, site_rounds: Of all the cohort, as in :class:`Train`.
         scale: No weight is larger; a power of two.
         norm: About the norm of an update, by earlier rounds; a power of two.
     """
@@ -159,6 +159,7 @@ class SecureTerms(BaseModel):
     roster: Key = ""
     positions: PerPartition = {}
     steps: PerPartition | None = None
+    site_rounds: PerPartition = {}
     scale: Annotated[int, Field(ge=1, lt=2**40)] = 1
     norm: Annotated[float, Field(gt=0.0)] = 1.0
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fedhubert.federation.secure.bindings import Subject, model_digest
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.keys import RunKeyFile
-from fedhubert.federation.secure.ledger import SumLedger
+from fedhubert.federation.secure.ledger import MOST_TRIES, SumLedger
 from fedhubert.federation.secure.roster import Roster, read_roster, write_roster
 from fedhubert.federation.secure.terms import SumTerms
 from tests.federation.secure.cohort import Cohort
@@ -21,22 +23,34 @@ KIND = COHORT.terms.kind
 ALL = COHORT.numbers
 
 
+PINNED = ("model", "settings", "seed", "places", "start", "own")
+
+
+def about(model: str = "model 1", start: int | None = 0, **changes: Any) -> Subject:
+    fields = {"settings": "settings", "seed": 0, "places": f"all at {start}"} | changes
+    return Subject(model, start=start, **fields)
+
+
 class Site:
     """Client 0 at work with its ledger."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, run: str = "run") -> None:
+        self.folder, self.run = folder, run
 
     @property
     def ledger(self) -> SumLedger:
-        return SumLedger(self.folder, "run")  # each time from the disk
+        return SumLedger(self.folder, self.run)  # each time from the disk
+
+    def in_run(self, run: str) -> "Site":
+        return Site(self.folder, run)
 
     def round(
-        self, number: int, attempt: int = 0, model: str = "", start: int = 0, **changes: Any
+        self, number: int, attempt: int = 0, model: str = "", start: int | None = 0, **changes: Any
     ) -> None:
-        terms = replace(COHORT.terms, round=number, attempt=attempt, **changes)
-        self.ledger.enter(terms, model or f"model {number}", start)
-        self.ledger.answered(terms, start + 4)
+        known = {name: changes.pop(name) for name in PINNED if name in changes}
+        terms = replace(COHORT.terms, run=self.run, round=number, attempt=attempt, **changes)
+        self.ledger.enter(terms, about(model or f"model {number}", start, **known))
+        self.ledger.answered(terms, 0 if start is None else start + 4)
 
     def open(self, number: int, attempt: int = 0, included: tuple[int, ...] = ALL) -> SumTerms:
         return self.ledger.open(KIND, number, attempt, 0, included, 3)
@@ -79,9 +93,9 @@ def test_an_opened_round_is_repeated_with_the_same_cohort_and_model_alone(site: 
     site.open(1)
     with refusal("secure_cohort"):
         site.round(1, attempt=1, **FEWER)
-    with refusal("secure_model"):
+    with refusal("secure_replay"):
         site.round(1, attempt=1, model="another")
-    with refusal("secure_positions"):
+    with refusal("secure_replay"):
         site.round(1, attempt=1, start=4)
     site.round(2, start=4)
     site.round(1, attempt=1)  # as a resumed run does
@@ -89,13 +103,53 @@ def test_an_opened_round_is_repeated_with_the_same_cohort_and_model_alone(site: 
     site.round(2, attempt=1, start=4)
 
 
-def test_a_repeated_round_has_as_many_batches_as_before(site: Site) -> None:
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_repeated_round_has_as_many_batches_as_before(site: Site, opened: bool) -> None:
     site.round(1)
-    site.open(1)
+    if opened:
+        site.open(1)
     terms = replace(COHORT.terms, attempt=1)
-    site.ledger.enter(terms, "model 1", 0)
-    with refusal("secure_positions"):
+    assert site.ledger.enter(terms, about()) == 4
+    with refusal("secure_replay"):
         site.ledger.answered(terms, 3)
+    site.ledger.answered(terms, 4)
+
+
+@pytest.mark.parametrize("helped", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": "another weight limit, clip norm, scale, job"},
+        {"start": 4},
+        {"own": "another kept state, other data"},
+        {"model": "another"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_repeated_round_is_the_same_but_for_its_cohort_whoever_helped_to_open_it(
+    site: Site, helped: bool, change: dict[str, Any]
+) -> None:
+    """Else one site's part differs between two sums that the others have the same part in: a lower weight limit for the heaviest, other
+    batches for one that was not asked to open the first."""
+    site.round(1)
+    if helped:
+        site.open(1)
+    with refusal("secure_replay"):
+        site.round(1, attempt=1, **{"model": "model 1"} | change)
+    site.round(1, attempt=1)
+
+
+def test_what_a_site_has_to_refuse_it_is_not_asked_over_and_over(site: Site) -> None:
+    """Each refusal tells a bit of its update: a norm above a limit, a weight above a scale."""
+    for attempt in range(MOST_TRIES):
+        site.ledger.enter(replace(COHORT.terms, attempt=attempt), about())
+    with refusal("secure_replay"):
+        site.ledger.enter(replace(COHORT.terms, attempt=MOST_TRIES), about())
+    site.round(2)
+    for attempt in range(
+        1, 3 * MOST_TRIES
+    ):  # the same again, as after interruptions, tells nothing
+        site.round(2, attempt=attempt)
 
 
 def test_a_round_is_opened_once(site: Site) -> None:
@@ -127,10 +181,17 @@ def test_the_rosters_least_number_of_sites_holds_for_what_is_opened(site: Site) 
         site.ledger.open(KIND, 1, 0, 0, ALL[:4], 5)
 
 
+def test_a_sum_is_of_as_many_as_the_threshold_that_was_told(site: Site) -> None:
+    site.round(1, threshold=5)
+    with refusal("secure_opened"):
+        site.open(1, included=ALL[:4])
+    site.open(1)
+
+
 def test_only_the_last_sum_is_opened_and_only_if_it_was_answered(site: Site) -> None:
     with refusal("secure_opened"):
         site.open(1)
-    site.ledger.enter(replace(COHORT.terms, round=1), "model 1", 0)
+    site.ledger.enter(replace(COHORT.terms, round=1), about())
     with refusal("secure_opened"):  # its training failed
         site.open(1)
     site.round(1, attempt=1)
@@ -147,10 +208,80 @@ def test_a_model_is_not_summed_over_two_cohorts_also_not_in_two_runs(site: Site)
     with refusal("secure_model"):
         site.round(2, model="one", start=4, **FEWER)
     site.round(2, model="one", start=4)  # as after a round that could not be read
-    other = SumLedger(site.folder, "other")
+    other = site.in_run("other")
     with refusal("secure_model"):
-        other.enter(replace(COHORT.terms, run="other", **FEWER), "one")
-    other.enter(replace(COHORT.terms, run="other"), "one")
+        other.round(1, model="one", **FEWER)
+    other.round(1, model="one")
+
+
+def test_a_model_is_not_opened_over_two_sets_of_one_cohort(site: Site) -> None:
+    """The difference of the two would be who is in one alone: in another run, or in the next round after one that was skipped."""
+    site.round(1, model="one")
+    site.open(1)
+    site.round(2, model="one", start=4)
+    with refusal("secure_model"):
+        site.open(2, included=ALL[:4])
+    site.open(2)
+    other = site.in_run("other")
+    other.round(1, model="one")
+    with refusal("secure_model"):
+        other.open(1, included=ALL[:4])
+    other.open(1)
+
+
+def test_a_score_and_a_round_of_one_model_are_over_the_same_set(site: Site) -> None:
+    """A round scores its model, too."""
+    score = {"kind": "evaluate.model", "start": None, "model": "one"}
+    site.round(1, **score)
+    site.ledger.open("evaluate.model", 1, 0, 0, ALL, 3)
+    with refusal("secure_model"):
+        site.round(2, **score, **FEWER)
+    site.round(2, **score)
+    with refusal("secure_model"):
+        site.ledger.open("evaluate.model", 2, 0, 0, ALL[:4], 3)
+    with refusal("secure_model"):
+        site.round(1, model="one", **FEWER)
+    site.round(1, model="one")
+    with refusal("secure_model"):
+        site.open(1, included=ALL[:4])
+
+
+def test_a_score_is_not_repeated_under_settings_that_one_site_would_answer_otherwise(
+    site: Site,
+) -> None:
+    score = {"kind": "evaluate.model", "start": None, "model": "one"}
+    site.round(1, **score)
+    site.ledger.open("evaluate.model", 1, 0, 0, ALL, 3)
+    with refusal("secure_model"):
+        site.round(2, **score, settings="utterances up to a second longer")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [FEWER, {"settings": "a lower weight limit"}, {"places": "one at 1"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_batches_of_one_seed_are_summed_again_as_before_or_not_at_all(
+    site: Site, change: dict[str, Any]
+) -> None:
+    """A model that differs by its last bit is another model; the batches are the same."""
+    site.round(1)
+    site.open(1)
+    other = site.in_run("other")
+    with refusal("secure_model"):
+        other.round(1, model="a bit off", **change)
+    other.round(2, model="a bit off")
+    with refusal("secure_model"):
+        other.open(2, included=ALL[:4])
+    other.open(2)
+    site.in_run("third").round(1, model="of another seed", seed=1, **change)
+
+
+def test_a_model_is_known_by_its_values() -> None:
+    values = np.array([0.0, 1.5, -2.0], np.float32)
+    other = np.array([-0.0, 1.5, -2.0], np.float32)
+    assert values.tobytes() != other.tobytes() and model_digest(values) == model_digest(other)
+    assert model_digest(values) != model_digest(np.nextafter(values, np.float32(9)))
 
 
 def test_batches_are_not_gone_back_to(site: Site) -> None:
@@ -165,12 +296,23 @@ def test_batches_are_not_gone_back_to(site: Site) -> None:
 
 
 def test_sums_of_one_message_are_of_one_cohort(site: Site) -> None:
-    terms = replace(COHORT.terms, kind="train.kmeans_step")
-    site.ledger.enter_once(terms, "centroids")
-    site.ledger.enter_once(terms, "centroids")
-    with refusal("secure_model"):
-        site.ledger.enter_once(replace(terms, **FEWER), "centroids")
-    site.ledger.enter_once(replace(terms, **FEWER), "other centroids")
+    terms = replace(COHORT.terms, kind="train.kmeans_step", said={"centroids": "c"})
+    other = replace(terms, said={"centroids": "with one entry -0.0, or rows in another order"})
+    site.ledger.answer_once(terms, "sums")
+    site.ledger.answer_once(terms, "sums")
+    for again in (terms, other, replace(terms, kind="train.label")):
+        with refusal("secure_cohort"):
+            site.ledger.answer_once(replace(again, **FEWER), "sums")
+    site.ledger.answer_once(other, "sums")
+
+
+def test_masks_by_pairs_alone_hide_one_thing(site: Site) -> None:
+    """They are the same again: of two things behind them the difference could be seen."""
+    terms = replace(COHORT.terms, kind="train.label")
+    site.ledger.answer_once(terms, "counts")
+    with refusal("secure_replay"):
+        site.ledger.answer_once(terms, "counts by another column of the manifest")
+    site.ledger.answer_once(terms, "counts")
 
 
 def test_a_damaged_ledger_stops_the_site(site: Site) -> None:
@@ -192,7 +334,7 @@ def test_nothing_that_is_kept_can_be_read_by_others(site: Site) -> None:
 
 def _enter(folder: Path, results: Any) -> None:
     try:
-        SumLedger(folder, "run").enter(COHORT.terms, "model")
+        SumLedger(folder, "run").enter(COHORT.terms, about())
         results.put("entered")
     except SecureError as error:
         results.put(error.code)
@@ -218,6 +360,12 @@ def test_a_run_key_stays_until_it_is_deleted(tmp_path: Path) -> None:
     assert thrown.load_or_make(None).row("r", "", 0) == thrown.load_or_make(None).row("r", "", 0)
     file.delete()
     assert row[32:64] != file.load_or_make(signing).row("run", "", 0)[32:64]
+
+
+def test_a_run_key_that_cannot_be_deleted_is_said(tmp_path: Path) -> None:
+    (tmp_path / "run.key").mkdir()
+    with refusal("secure_keys"):
+        RunKeyFile(tmp_path).delete()
 
 
 def test_a_roster_comes_back_from_its_file(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from fedhubert.federation.secure.participant import Dealt, Participant, dealers_
 from fedhubert.federation.secure.roster import Roster, write_roster
 from fedhubert.federation.secure.terms import SumTerms, least_threshold
 from fedhubert.federation.site.answering import respond
-from fedhubert.federation.site.secure import terms_of
+from fedhubert.federation.site.secure import SecureSite, terms_of
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages import (
     ANSWERS,
@@ -307,12 +307,25 @@ def test_rounds_models_cohorts_and_batches_are_not_gone_back_on(attacker: Attack
         ),
         "another model": (
             attacker.secured(attacker.train(vector=other), attempt=1),
-            "secure_model",
+            "secure_replay",
         ),
         "other batches": (
             attacker.secured(attacker.train(position=5), attempt=1),
-            "secure_positions",
+            "secure_replay",
         ),
+        **{
+            f"another {name}": (
+                attacker.secured(attacker.train().model_copy(update={name: value}), attempt=1),
+                "secure_replay",
+            )
+            for name, value in {
+                "weight_limit": 3,
+                "clip_norm": 1e-3,
+                "norm_limit": 1e6,
+                "targets": "others",
+            }.items()
+        },
+        "another scale": (attacker.secured(attacker.train(), attempt=1, scale=2), "secure_replay"),
         "the model over a smaller cohort in the next round": (
             attacker.secured(attacker.train(2, 5), range(4)),
             "secure_model",
@@ -383,7 +396,93 @@ def test_sums_of_one_message_are_repeated_with_the_same_bits_and_the_same_cohort
     assert all(isinstance(reply, MaskedCounts) for reply in replies)
     first, second = (reply.arrays["masked"] for reply in replies if reply is not None)
     assert (first == second).all() and len(first) == 6 * 39 + 6 + 6
-    assert attacker.code(attacker.secured(step, range(4))) == "secure_model"
+    assert attacker.code(attacker.secured(step, range(4))) == "secure_cohort"
+
+
+def test_sums_that_nobody_opens_are_over_the_whole_roster(attacker: Attacker) -> None:
+    """Under centroids that differ in a sign of zero, or in their order, in another run, without one site: the difference would be its sums."""
+    step = StepKMeans(arrays={"centroids": CENTROIDS})
+    assert attacker.code(attacker.secured(step)) == ""
+    for again in (StepKMeans(arrays={"centroids": CENTROIDS[::-1].copy()}), MomentsKMeans(), step):
+        for run in (RUN, "other"):
+            assert attacker.code(attacker.secured(again, range(4), run=run), run=run) == (
+                "secure_cohort"
+            )
+    assert attacker.code(attacker.secured(MomentsKMeans())) == ""
+
+
+def test_masks_by_pairs_alone_are_not_used_for_other_data(
+    attacker: Attacker, tmp_path: Path
+) -> None:
+    """The site's operator leaves audio out and starts it again; the server asks the same again."""
+    step = StepKMeans(arrays={"centroids": CENTROIDS})
+    asked = attacker.secured(step)
+    first = attacker.say(asked).answer
+    manifest = Path(str(attacker.node["manifest"]))
+    lines = manifest.read_text().splitlines()
+    (tmp_path / "fewer.csv").write_text("\n".join(lines[:40]) + "\n")
+    attacker.node |= {"manifest": str(tmp_path / "fewer.csv"), "audio-root": str(manifest.parent)}
+    assert attacker.code(asked) == "secure_replay"
+    attacker.node["manifest"] = str(manifest)
+    again = attacker.say(asked).answer
+    assert first is not None and again is not None
+    assert (first.arrays["masked"] == again.arrays["masked"]).all()
+
+
+def test_what_depends_on_a_sites_own_figures_is_refused_by_one_code_and_not_searched_for(
+    attacker: Attacker,
+) -> None:
+    """A norm limit that is halved again and again would find the norm of its update."""
+    attacker.label()
+
+    def limited(limit: float, attempt: int, number: int = 1) -> str:
+        train = attacker.train(number).model_copy(update={"norm_limit": limit})
+        return attacker.code(attacker.secured(train, attempt=attempt))
+
+    assert limited(1e-9, 0) == "secure_garbage"
+    assert limited(1e9, 1) == "secure_replay"
+    assert limited(1e-9, 2) == "secure_garbage"
+
+
+def test_a_model_is_known_by_its_values_however_it_travels(attacker: Attacker) -> None:
+    """Negative zeros make no other model, nor do values that bfloat16 has exactly."""
+    attacker.label()
+    attacker.vector = attacker.vector.to(torch.bfloat16).to(torch.float32)
+    attacker.vector[:5] = 0.0
+    terms, own = attacker.round()
+    assert attacker.code(attacker.open(terms, attacker.dealt(terms, own), range(5))) == ""
+    negative = attacker.vector.clone()
+    negative[:5] = -0.0
+    short = attacker.vector.to(torch.bfloat16).view(torch.int16).numpy()
+    as_int16 = attacker.train(2, 5).model_copy(
+        update={"broadcast_codec": "bf16", "arrays": {"model": short}}
+    )
+    for train in (attacker.train(2, 5, negative), as_int16):
+        assert attacker.code(attacker.secured(train, range(4))) == "secure_model"
+    score = Evaluate(
+        round=2,
+        layout=attacker.layout.fingerprint,
+        targets=centroids_hash(CENTROIDS),
+        arrays={"model": negative.numpy()},
+    )
+    assert attacker.code(attacker.secured(score, range(4))) == "secure_model"
+
+
+def test_a_server_does_not_say_where_a_site_with_a_roster_keeps_its_ledger(
+    attacker: Attacker, tmp_path: Path
+) -> None:
+    """Another folder would be a site that has opened nothing yet."""
+    node = {k: v for k, v in attacker.node.items() if k not in ("manifest", "state-dir")}
+    folders = {
+        SecureSite.of(
+            protocol.read_request(
+                attacker.message(Describe(), f"client.state_dir={tmp_path / name}")
+            ),
+            node,
+        ).folder
+        for name in ("one", "two")
+    }
+    assert len(folders) == 1
 
 
 def test_run_keys_are_gone_when_the_run_is_over(attacker: Attacker) -> None:
