@@ -519,7 +519,7 @@ def test_replies_at_the_server(
     """One reply that is not what a site would say ends the run with a named error, or is left out; never a traceback, never NaN in the model."""
     grid, overrides, _ = recorded
     config = compose([*overrides, "federated.connect_timeout_s=2"])
-    client_round._resident = None
+    client_round._cached = None
 
     def holds(draw: DataObject) -> None:
         out = tmp_path_factory.mktemp("out")

@@ -9,12 +9,12 @@ from fedhubert.cli import main
 from fedhubert.compose import read_recipe, recipe_names
 from fedhubert.config import DistillConfig
 from fedhubert.errors import ConfigError
-from fedhubert.federation.engine.recipe import Plan
+from fedhubert.federation.engine.recipe import StagePlan
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_composes(name: str, tmp_path: Path) -> None:
-    plan = Plan.make(name, [f"out={tmp_path}", "data.manifest=/tmp/manifest.csv"])
+    plan = StagePlan.make(name, [f"out={tmp_path}", "data.manifest=/tmp/manifest.csv"])
     assert (
         list(plan.configs)[:2] == ["iteration1", "iteration2"]
         and plan.sources["huggingface"] == "iteration2"
@@ -26,7 +26,7 @@ def test_every_recipe_composes(name: str, tmp_path: Path) -> None:
 
 
 def test_the_full_recipe_is_the_papers(tmp_path: Path) -> None:
-    plan = Plan.make(
+    plan = StagePlan.make(
         "full", [f"out={tmp_path}", "data.manifest=/tmp/manifest.csv", "federated.num_rounds=1234"]
     )
     first, second, student = plan.configs.values()
@@ -52,7 +52,7 @@ def test_the_full_recipe_is_the_papers(tmp_path: Path) -> None:
 
 def test_overrides_reach_all_stages_or_one_and_odd_paths_survive(tmp_path: Path) -> None:
     out = tmp_path / "it's a, [run]=x"
-    plan = Plan.make(
+    plan = StagePlan.make(
         "demo",
         [
             f"out={out}",
@@ -128,7 +128,7 @@ def test_a_recipe_of_ones_own_is_checked(text: str, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
-        Plan.make(str(path), [])
+        StagePlan.make(str(path), [])
     assert RECIPES[text] in str(error.value) and "\n" not in str(error.value)
 
 
@@ -140,7 +140,7 @@ def test_a_stage_can_name_an_earlier_one(tmp_path: Path) -> None:
         "{name: e, export: huggingface, of: a}]"
     )
     assert [stage.name for stage in read_recipe(str(path)).stages] == ["a", "b", "c", "e"]
-    plan = Plan.make(str(path), [f"out={tmp_path}"])
+    plan = StagePlan.make(str(path), [f"out={tmp_path}"])
     assert plan.configs["c"].targets.checkpoint == plan.configs["b"].targets.checkpoint
     assert "/a/checkpoints/" in str(plan.configs["c"].targets.checkpoint) and plan.sources == {
         "e": "a"

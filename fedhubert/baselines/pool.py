@@ -223,7 +223,7 @@ class Pool:
                 objective=self.objective,
             )
             scores[number] = {
-                f"validation_{name}": figure for name, figure in result.figures.items()
+                f"validation_{name}": figure for name, figure in result.metrics.items()
             }
         return scores
 
@@ -250,7 +250,7 @@ def figures(
         total.merge(
             Sums({name.removeprefix("validation_"): value for name, value in score.items()})
         )
-    return {"model_round": model_round, **spec.figures(total.figures), "clients": len(scores)}
+    return {"model_round": model_round, **spec.metrics(total.metrics), "clients": len(scores)}
 
 
 def _about(counts: npt.NDArray[np.int64]) -> dict[str, object]:

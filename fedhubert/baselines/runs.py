@@ -9,7 +9,7 @@ import torch
 
 from fedhubert.baselines.pool import ClientScore, Pool, figures
 from fedhubert.config import Config
-from fedhubert.federation.rounds.figures import said
+from fedhubert.federation.rounds.metrics import said
 from fedhubert.formats.importing import start_from
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.spec import ObjectiveSpec, build_model, spec_of
@@ -177,7 +177,7 @@ def say_final(name: str, validation: dict[str, object], spec: ObjectiveSpec) -> 
 def _training(spec: ObjectiveSpec, plan: RoundPlan, result: RoundResult) -> dict[str, object]:
     return {
         "model_round": plan.number - 1,
-        **spec.figures(result.sums.figures),
+        **spec.metrics(result.sums.metrics),
         "audio_s": result.sums.audio_s,
         "steps": result.steps,
         "grad_norm": result.grad_norm,

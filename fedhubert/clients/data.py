@@ -15,7 +15,7 @@ import torch
 
 from fedhubert.clients import inventory
 from fedhubert.clients.effective import effective_job
-from fedhubert.clients.partitions import Partition, Partitions, Rows
+from fedhubert.clients.partitions import Partition, Partitions
 from fedhubert.clients.samples import Features, Samples, layer_features
 from fedhubert.clients.settings import NodeConfig, SiteSettings
 from fedhubert.clients.state import StateFolder
@@ -23,6 +23,8 @@ from fedhubert.config import ClientJob, MaskedTask
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.loading import LabelSource
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
+from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import CheckpointError, ConfigError, TargetsError
 from fedhubert.formats.importing import import_encoder
 from fedhubert.models.teacher import TaughtTask, Teacher
@@ -38,8 +40,7 @@ from fedhubert.targets.labels import (
 )
 from fedhubert.targets.layers import longest_chunk_samples
 from fedhubert.targets.mfcc import MFCC
-from fedhubert.training.output_cache import OutputCache
-from fedhubert.training.teaching import Teaching
+from fedhubert.training.teacher_runner import TeacherRunner
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Site:
             )
         return teacher
 
-    def teach(self, task: MaskedTask, device: torch.device) -> tuple[Teacher, Teaching]:
+    def teach(self, task: MaskedTask, device: torch.device) -> tuple[Teacher, TeacherRunner]:
         """Return the teacher and its running model, with the site's cache if the task wants one.
 
         Raises:
@@ -134,11 +135,11 @@ class Site:
                 setting="client.state_dir",
             )
         cache = (
-            OutputCache(self.settings.state_dir / "teacher_outputs", taught.teacher_cache_bytes)
+            DiskCache(self.settings.state_dir / "teacher_outputs", taught.teacher_cache_bytes)
             if taught.teacher_cache
             else None
         )
-        return teacher, Teaching(teacher, taught, device, cache)
+        return teacher, TeacherRunner(teacher, taught, device, cache)
 
     def source(self, extractor: str) -> FeatureSource:
         """Return what k-means sees: MFCC, or (under ``targets.source=layer:N``) features of the

@@ -4,18 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fedhubert.clients.settings import SiteSettings
 from fedhubert.config import ClientJob
 from fedhubert.data.batching import BatchPlan
 from fedhubert.data.manifest import Manifest
-from fedhubert.data.partition import partition_rows, split_rows
+from fedhubert.data.partition import Rows, partition_rows, split_rows
 from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import DataError
 from fedhubert.objectives.spec import spec_of
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedhubert.clients.partitions import Partition, Rows
+from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import SiteSettings
 from fedhubert.config import ClientJob
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.targets.extractor import load_extractor
 from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
 from fedhubert.targets.grouping import group

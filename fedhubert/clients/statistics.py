@@ -20,7 +20,7 @@ from fedhubert.targets.agreement import contingency
 from fedhubert.targets.kmeans import KMeansStatistics
 from fedhubert.targets.labels import LabelStore
 from fedhubert.targets.moments import FeatureMoments, moments_of
-from fedhubert.targets.statistics import too_few
+from fedhubert.targets.statistics import suppression
 
 log = logging.getLogger("fedhubert.site")
 
@@ -96,5 +96,5 @@ def label_counts(site: Site, partition: Partition, store: LabelStore) -> dict[st
             "not counted by targets.label_column: label-column in the node's configuration does not name it"
         )
     for counts in counted.values():
-        counts[too_few(counts, targets.min_frames)] = 0
+        counts[suppression(counts, targets.min_frames)] = 0
     return counted

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedhubert.planning.inputs import Inputs
-    from fedhubert.planning.rounds import Plan
+    from fedhubert.planning.rounds import RunPlan
 
 PLAN_HELP = """\
 usage: fedhubert plan [KEY=VALUE ...] [hours=N] [audio_s_per_s=N | measure=true] [up_mbit_s=N] [json=true]
@@ -76,7 +76,7 @@ def plan(arguments: Sequence[str]) -> int:
     return 0
 
 
-def report(inputs: "Inputs", found: "Plan", said: dict[str, str]) -> dict[str, object]:
+def report(inputs: "Inputs", found: "RunPlan", said: dict[str, str]) -> dict[str, object]:
     """Return the estimates as plain values: seconds, hours, bytes."""
     from fedhubert.planning import sizes
 
@@ -117,7 +117,7 @@ def report(inputs: "Inputs", found: "Plan", said: dict[str, str]) -> dict[str, o
     }
 
 
-def table(inputs: "Inputs", found: "Plan") -> "Table":
+def table(inputs: "Inputs", found: "RunPlan") -> "Table":
     """Return the estimates for people."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -160,7 +160,7 @@ def _data(inputs: "Inputs") -> Iterator[Row]:
         yield name, *_of([getattr(client, part) for client in clients], _hours)
 
 
-def _work(inputs: "Inputs", found: "Plan") -> Iterator[Row]:
+def _work(inputs: "Inputs", found: "RunPlan") -> Iterator[Row]:
     shares, clients = found.shares, inputs.clients
     yield "rounds taken part in", *_of([share.rounds for share in shares], str)
     yield "optimiser steps", *_of([share.steps for share in shares], str)
@@ -173,7 +173,7 @@ def _work(inputs: "Inputs", found: "Plan") -> Iterator[Row]:
     yield f"{inputs.device} time, scoring included", *_of(each, _hours)
 
 
-def _wire(inputs: "Inputs", found: "Plan") -> Iterator[Row]:
+def _wire(inputs: "Inputs", found: "RunPlan") -> Iterator[Row]:
     from fedhubert.planning import sizes
 
     yield (
@@ -209,7 +209,7 @@ def _secure(inputs: "Inputs") -> dict[str, int]:
     return {"opening_a_sum_down_bytes": down, "opening_a_sum_up_bytes": up}
 
 
-def _time(found: "Plan") -> Iterator[Row]:
+def _time(found: "RunPlan") -> Iterator[Row]:
     rounds = found.rounds
     yield (
         "a round (mean, longest)",

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedhubert.evaluation.distances import Distance, Rows
+from fedhubert.data.partition import Rows
+from fedhubert.evaluation.distances import Distance
 from fedhubert.evaluation.resampling import interval, speaker_draws
 from fedhubert.seeding import generator
 

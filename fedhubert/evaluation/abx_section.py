@@ -12,7 +12,7 @@ from fedhubert.disk_cache import DiskCache
 from fedhubert.evaluation import abx
 from fedhubert.evaluation.distances import Distance, dtw_distance, mean_distance
 from fedhubert.evaluation.encoders import Encoder, Features
-from fedhubert.evaluation.features import Extractor
+from fedhubert.evaluation.features import FeatureReader
 from fedhubert.evaluation.segments import Segments
 from fedhubert.seeding import generator
 
@@ -97,20 +97,20 @@ class AbxSection:
     ) -> Iterator[tuple[int, "_Held"]]:
         """Yield each layer's features of the segments; as many layers a pass as memory allows."""
         bounds = _bounds(self._segments.ends_N - self._segments.starts_N)
-        extractor = Extractor(encoder, layers, self._manifest, self._cache)
-        width = next(extractor.each(self.rows[:1]))[1].shape[2]
+        reader = FeatureReader(encoder, layers, self._manifest, self._cache)
+        width = next(reader.each(self.rows[:1]))[1].shape[2]
         vectors = int(bounds[-1]) if self._by_frame else len(self._segments)
         at_once = max(1, _BYTES // (4 * width * vectors))
         for first in range(0, len(layers), at_once):
             some = slice(first, first + at_once)
-            held = self._pass(extractor, some, bounds, tick)
+            held = self._pass(reader, some, bounds, tick)
             for place, layer in enumerate(layers[some]):
                 yield layer, held.layer(place)
             tick = _nothing
 
     def _pass(
         self,
-        extractor: Extractor,
+        reader: FeatureReader,
         layers: slice,
         bounds: npt.NDArray[np.int64],
         tick: Callable[[], None],
@@ -121,7 +121,7 @@ class AbxSection:
         sums: Any = 0.0
         squares: Any = 0.0
         for (_, all_LTD), first, last in zip(
-            extractor.each(self.rows, tick), firsts, [*firsts[1:], len(segments)], strict=True
+            reader.each(self.rows, tick), firsts, [*firsts[1:], len(segments)], strict=True
         ):
             spans = [
                 all_LTD[layers, start:end]

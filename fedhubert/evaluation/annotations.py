@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fedhubert.data.batching import FRAME_SAMPLES, RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.errors import DataError
 from fedhubert.models.hubert import frames_of
-
-Rows = npt.NDArray[np.int64]
 
 _ALIGNMENT = ("path", "start_sample", "end_sample", "phone")
 

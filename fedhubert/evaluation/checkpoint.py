@@ -13,7 +13,7 @@ from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import ConfigError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.items import Annotated
-from fedhubert.evaluation.progress import Passes
+from fedhubert.evaluation.progress import ProgressBars
 from fedhubert.evaluation.segments import Segments, aligned_segments, read_items
 from fedhubert.evaluation.sklearn_extra import require_sklearn
 from fedhubert.evaluation.study import StudySettings, masked_section, run_study
@@ -81,7 +81,7 @@ def evaluate_checkpoint(source: str, probing: Probing, console: Console) -> dict
         require_sklearn()
     cache = DiskCache(cache_folder() / "evaluation", round(probing.cache_gb * 1e9))
     masked = masked_section(Path(source), evaluated.manifest, settings.device)
-    with Passes(console) as passes:
+    with ProgressBars(console) as passes:
         study = run_study(source, evaluated, settings, cache, passes.start, fitted_on)
     return {
         "manifest": str(probing.audio.manifest),

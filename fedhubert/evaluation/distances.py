@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert.data.partition import Rows
+
 Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 Distance = Callable[[Rows, Rows], Floats]
 """From segments [X] and [Y], by number, to their distances [X, Y], in half turns."""
 

@@ -11,23 +11,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedhubert.data.batching import RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.disk_cache import DiskCache
 from fedhubert.evaluation.encoders import Encoder, Features
 from fedhubert.models.hubert import frames_of
 
-Rows = npt.NDArray[np.int64]
 Tick = Callable[[], None]
 
 _KEPT = "features"
 """Name of the array in a file of the cache."""
 
 
-class Extractor:
+class FeatureReader:
     """Features of one encoder, of the given layers, on one manifest."""
 
     def __init__(

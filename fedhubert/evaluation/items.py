@@ -4,19 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import DataError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.encoders import Encoder, Features
-from fedhubert.evaluation.features import Extractor
+from fedhubert.evaluation.features import FeatureReader
 from fedhubert.evaluation.segments import Segments
 from fedhubert.models.hubert import frames_of as num_frames_of
 from fedhubert.seeding import generator
-
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,11 @@ class Items:
     def features(
         self, encoder: Encoder, layers: Sequence[int], cache: DiskCache, tick: Callable[[], None]
     ) -> Features:
-        extractor = Extractor(encoder, layers, self.manifest, cache)
+        reader = FeatureReader(encoder, layers, self.manifest, cache)
         return (
-            extractor.pooled(self.rows, tick, self.parts)
+            reader.pooled(self.rows, tick, self.parts)
             if self.chosen is None
-            else extractor.frames(self.chosen, tick)
+            else reader.frames(self.chosen, tick)
         )
 
     @property

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert.data.partition import Rows
 from fedhubert.errors import DataError
 from fedhubert.evaluation.resampling import ratio_interval
 from fedhubert.evaluation.sklearn_extra import require_sklearn
 from fedhubert.seeding import derive_seed
 
-Rows = npt.NDArray[np.int64]
 Fold = tuple[Rows, Rows]
 """Items to fit on, items to score."""
 

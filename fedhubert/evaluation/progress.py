@@ -13,12 +13,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fedhubert.evaluation.study import Ticker
+from fedhubert.evaluation.study import ProgressBar
 
 _LINE_EVERY_S = 10.0
 
 
-class Passes:
+class ProgressBars:
     """Passes over utterances, one after the other, each with its own bar or lines."""
 
     def __init__(self, console: Console) -> None:
@@ -34,7 +34,7 @@ class Passes:
             )
             self._bar = Progress(*columns, console=console, transient=True)
 
-    def __enter__(self) -> "Passes":
+    def __enter__(self) -> "ProgressBars":
         if self._bar:
             self._bar.start()
         return self
@@ -48,16 +48,16 @@ class Passes:
         if self._bar:
             self._bar.stop()
 
-    def start(self, name: str, total: int) -> Ticker:
+    def start(self, name: str, total: int) -> ProgressBar:
         """Begin a pass over ``total`` utterances."""
         return (
-            _BarTicker(self._bar, name, total)
+            _TerminalBar(self._bar, name, total)
             if self._bar
-            else _LineTicker(self._console, name, total)
+            else _LoggedProgress(self._console, name, total)
         )
 
 
-class _BarTicker(Ticker):
+class _TerminalBar(ProgressBar):
     def __init__(self, bar: Progress, name: str, total: int) -> None:
         self._bar, self._task = bar, bar.add_task(name, total=total)
 
@@ -65,7 +65,7 @@ class _BarTicker(Ticker):
         self._bar.advance(self._task)
 
 
-class _LineTicker(Ticker):
+class _LoggedProgress(ProgressBar):
     """A line at the start, and one every ten seconds."""
 
     def __init__(self, console: Console, name: str, total: int) -> None:

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fedhubert.data.batching import FRAME_SAMPLES, RECEPTIVE_SAMPLES, SAMPLE_RATE_HZ
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.errors import DataError
 from fedhubert.evaluation.abx import Kinds
 from fedhubert.evaluation.annotations import Alignment, read_table
 from fedhubert.models.hubert import frames_of
-
-Rows = npt.NDArray[np.int64]
 
 SILENCES = frozenset({"SIL", "sil", "SP", "sp", "SPN", "spn", "NSN", "<eps>", "NONSPEECH"})
 """Names that an alignment gives to what is no phone: neighbours, but not told apart."""

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import ConfigError, FedhubertError
 from fedhubert.evaluation.abx_section import AbxSection, AbxSettings
@@ -31,11 +31,10 @@ from fedhubert.training.device import resolve_device
 
 log = logging.getLogger("fedhubert")
 
-Rows = npt.NDArray[np.int64]
-Track = Callable[[str, int], "Ticker"]
+Track = Callable[[str, int], "ProgressBar"]
 
 
-class Ticker:
+class ProgressBar:
     """Told of every utterance done; the base does nothing."""
 
     def __call__(self) -> None:

@@ -32,7 +32,7 @@ from fedhubert.formats.sizes import (
     recipe_strides,
     sizes_of,
 )
-from fedhubert.formats.sources import Found, find, is_name
+from fedhubert.formats.sources import ImportSource, find, is_name
 from fedhubert.models.hubert import HubertModel
 
 log = logging.getLogger(__name__)
@@ -227,7 +227,7 @@ def encoder_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _in_our_names(found: Found) -> tuple[dict[str, Tensor], list[str]]:
+def _in_our_names(found: ImportSource) -> tuple[dict[str, Tensor], list[str]]:
     """Return the tensors under our names in float32, and the names of those that are no part of
     HuBERT."""
     naming, prefix = _naming(found)
@@ -255,7 +255,7 @@ def _in_our_names(found: Found) -> tuple[dict[str, Tensor], list[str]]:
     return state, ignored
 
 
-def _naming(found: Found) -> tuple[Naming, str]:
+def _naming(found: ImportSource) -> tuple[Naming, str]:
     """Return whose names these are, and what stands before all of them (``hubert.``, ``module.``,
     ``w2v_encoder.w2v_model.``)."""
     for anchor, kind in _ANCHORS:
@@ -288,7 +288,7 @@ def _identity_projection(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{PROJECTION}weight": torch.eye(width), f"{PROJECTION}bias": torch.zeros(width)}
 
 
-def _with_special_rows(labels: Tensor, found: Found, like: ModelConfig | None) -> Tensor:
+def _with_special_rows(labels: Tensor, found: ImportSource, like: ModelConfig | None) -> Tensor:
     """Put fairseq's special rows before torchaudio's clusters: pointing away from their mean, so
     that they are never predicted."""
     if found.format == "weights" and like is not None and len(labels) == like.num_classes:
@@ -297,7 +297,7 @@ def _with_special_rows(labels: Tensor, found: Found, like: ModelConfig | None) -
 
 
 def _completed(
-    found: Found, sizes: dict[str, Any], like: ModelConfig | None
+    found: ImportSource, sizes: dict[str, Any], like: ModelConfig | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the fields of a ``ModelConfig``, and which of them were assumed."""
     channels, kernels = sizes.pop("conv_channels"), sizes.pop("conv_kernels")

@@ -44,7 +44,7 @@ _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 
 
 @dataclass(frozen=True)
-class Found:
+class ImportSource:
     """What a file, folder or bundle holds.
 
     Attributes:
@@ -69,7 +69,7 @@ def is_name(source: str | Path) -> bool:
     return str(source).startswith((BUNDLE, HUB))
 
 
-def find(source: str | Path) -> Found:
+def find(source: str | Path) -> ImportSource:
     """Read ``source``: a folder, a file, ``hf:NAME`` for a model of the HuggingFace hub, or
     ``torchaudio:NAME`` for one of torchaudio's bundles.
 
@@ -92,14 +92,14 @@ def find(source: str | Path) -> Found:
     return _file(path)
 
 
-def _folder(path: Path) -> Found:
+def _folder(path: Path) -> ImportSource:
     if (path / FACTORY_FILE).is_file():
         description = read_json(path / FACTORY_FILE)
         arguments = description.get("arguments")
         fields = from_torchaudio(
             arguments if isinstance(arguments, dict) else {}, str(path / FACTORY_FILE)
         )
-        return Found(
+        return ImportSource(
             "torchaudio",
             str(path),
             _state(read_weights(path / WEIGHTS_FILE), str(path / WEIGHTS_FILE)),
@@ -119,7 +119,7 @@ def _folder(path: Path) -> Found:
     )
 
 
-def _huggingface(path: Path) -> Found:
+def _huggingface(path: Path) -> ImportSource:
     settings = read_json(path / "config.json")
     fields = from_huggingface(settings, str(path / "config.json"))
     weights = next((path / name for name in _HUGGINGFACE_WEIGHTS if (path / name).is_file()), None)
@@ -132,13 +132,13 @@ def _huggingface(path: Path) -> Found:
     state = shards(weights) if weights.suffix == ".json" else read_weights(weights)
     preprocessor = path / "preprocessor_config.json"
     normalize = read_json(preprocessor).get("do_normalize") if preprocessor.is_file() else None
-    return Found("huggingface", str(path), _state(state, str(weights)), fields, normalize)
+    return ImportSource("huggingface", str(path), _state(state, str(weights)), fields, normalize)
 
 
-def _file(path: Path) -> Found:
+def _file(path: Path) -> ImportSource:
     content, where = read_weights(path), str(path)
     if is_state(content):
-        return Found("weights", where, content)
+        return ImportSource("weights", where, content)
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{where} holds a {type(content).__name__}, not the weights of a model"
@@ -156,26 +156,26 @@ def _file(path: Path) -> Found:
         return _round(load_checkpoint(path), where)  # read again, with its digests checked
     if is_state(content.get("model_weight")):
         task = content.get("task_cfg")
-        return Found(
+        return ImportSource(
             "s3prl",
             where,
             content["model_weight"],
             *_fairseq(content.get("model_cfg"), task, where),
         )
     if is_state(content.get("model")):
-        return Found(
+        return ImportSource(
             "fairseq", where, content["model"], *_fairseq(*_fairseq_settings(content), where)
         )
     state = next((content[name] for name in CONTAINERS if is_state(content.get(name))), None)
     if state is not None:
-        return Found("weights", where, state)
+        return ImportSource("weights", where, state)
     held = ", ".join(map(str, list(content)[:8])) or "nothing"
     raise CheckpointError(
         f"{where} holds {held}: no state dict of tensors, nor one under {', '.join(CONTAINERS)}"
     )
 
 
-def _round(content: Mapping[str, Any], where: str) -> Found:
+def _round(content: Mapping[str, Any], where: str) -> ImportSource:
     """One of this package's rounds: the settings go through the same validation as a configuration
     file."""
     settings = content["config"].get("model")
@@ -184,7 +184,7 @@ def _round(content: Mapping[str, Any], where: str) -> Found:
             f"{where}: its config has no `model`, which says how the weights are shaped"
         )
     known = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
-    return Found("fedhubert", where, content["model"], known, False)
+    return ImportSource("fedhubert", where, content["model"], known, False)
 
 
 def _fairseq_settings(content: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -235,7 +235,7 @@ def _state(values: Any, where: str) -> Mapping[str, Tensor]:
     return state
 
 
-def _bundle(name: str) -> Found:
+def _bundle(name: str) -> ImportSource:
     """One of torchaudio's pretrained HuBERTs; torchaudio downloads it, or finds it in torch.hub's
     cache."""
     import torchaudio.pipelines
@@ -258,6 +258,6 @@ def _bundle(name: str) -> Found:
         raise CheckpointError(
             f"{where} cannot be fetched ({error}): download it where there is a network, and name the file"
         ) from None
-    return Found(
+    return ImportSource(
         "torchaudio", where, state, fields, bool(getattr(bundle, "_normalize_waveform", False))
     )

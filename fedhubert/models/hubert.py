@@ -164,7 +164,7 @@ class HubertModel(nn.Module):
         if mask_BT is None:
             mask_BT = torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device)
         else:
-            x_BTD = self.hide(x_BTD, mask_BT)
+            x_BTD = self.apply_mask(x_BTD, mask_BT)
         x_BTD, _ = self.transform(x_BTD)
         return self.predict(x_BTD, places or FramePlaces.of(mask_BT), conv_BTD, unmasked=unmasked)
 
@@ -194,7 +194,7 @@ class HubertModel(nn.Module):
         """Return the transformer's input [B, T, D] for convolutional features."""
         return cast(Tensor, self.wav2vec2.encoder.feature_projection(conv_BTD))
 
-    def hide(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    def apply_mask(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """Return ``x_BTD`` with its masked frames replaced; raises ``ValueError`` for a mask of
         another shape."""
         if mask_BT.shape != x_BTD.shape[:2]:

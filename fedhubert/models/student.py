@@ -101,7 +101,9 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
     return teacher
 
 
-def take_over(model: HubertModel, state: Mapping[str, Tensor], task: DistillConfig) -> list[str]:
+def init_from_teacher(
+    model: HubertModel, state: Mapping[str, Tensor], task: DistillConfig
+) -> list[str]:
     """Copy the teacher's part of ``model`` (``task.init``) from the teacher's ``state``; returns
     the names of what was copied.
 

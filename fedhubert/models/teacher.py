@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError, ConfigError
+from fedhubert.models.frozen import ENCODER, NO_HEAD, UNUSED, FrozenModel, layer_of
 from fedhubert.models.hubert import HubertModel, build_hubert
-from fedhubert.models.kept import ENCODER, NO_HEAD, UNUSED, KeptModel, layer_of
 
 _HEAD = "logit_generator."
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,7 +52,7 @@ class TaughtTask(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Teacher(KeptModel):
+class Teacher(FrozenModel):
     """A frozen HuBERT, without what the task does not need.
 
     ``state`` has the names of :class:`~fedhubert.models.hubert.HubertModel`: the encoder up to the

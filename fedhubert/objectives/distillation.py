@@ -24,7 +24,7 @@ from fedhubert.config import NUM_SPECIAL_ROWS, DistillConfig, MaskedTask, ModelC
 from fedhubert.errors import ConfigError
 from fedhubert.models.hubert import HubertModel, HubertOutput, at_least_float32, build_hubert
 from fedhubert.models.masking import pick
-from fedhubert.models.student import add_heads, take_over
+from fedhubert.models.student import add_heads, init_from_teacher
 from fedhubert.models.teacher import TaughtTask
 from fedhubert.objectives.masked_prediction import check_labels, score_masked
 from fedhubert.objectives.objective import (
@@ -85,7 +85,7 @@ class Distillation:
         if self.task.teacher_layers:
             self._unmasked(model, x_BTD, taught, losses, sums)
         if self.task.predicts_masked:
-            hidden_BTD, _ = model.transform(model.hide(x_BTD, batch.mask_BT))
+            hidden_BTD, _ = model.transform(model.apply_mask(x_BTD, batch.mask_BT))
             self._masked(
                 model.predict(hidden_BTD, batch.places, conv_BTD), batch, taught, losses, sums
             )
@@ -253,8 +253,8 @@ class DistillationSpec(ObjectiveSpec):
         add_heads(model, self.settings, seed)
         return model
 
-    def take_over(self, model: HubertModel, state: Mapping[str, Tensor]) -> list[str]:
-        return take_over(model, state, self.settings)
+    def init_from_teacher(self, model: HubertModel, state: Mapping[str, Tensor]) -> list[str]:
+        return init_from_teacher(model, state, self.settings)
 
     def loss(self, teacher: TeacherSource | None = None) -> Objective:
         if teacher is None:

@@ -65,7 +65,7 @@ class ObjectiveSpec:
         """
         return build_hubert(config, seed)
 
-    def take_over(self, model: HubertModel, state: Mapping[str, Tensor]) -> list[str]:
+    def init_from_teacher(self, model: HubertModel, state: Mapping[str, Tensor]) -> list[str]:
         """Copy the teacher's part of ``model`` from the teacher's ``state``; returns the names of
         what was copied.
 
@@ -78,7 +78,7 @@ class ObjectiveSpec:
         """Return what training calls with a model and a batch; ``teacher`` where one is needed."""
         raise NotImplementedError
 
-    def figures(self, sums: Mapping[str, float]) -> dict[str, Any]:
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, Any]:
         """Return what is reported of the loss's sums, added up over batches and clients; empty
         without any.
 

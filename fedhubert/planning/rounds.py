@@ -43,7 +43,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """The estimates.
 
     Attributes:
@@ -81,7 +81,7 @@ class _Work:
     device_s: float
 
 
-def plan(inputs: Inputs) -> Plan:
+def plan(inputs: Inputs) -> RunPlan:
     """Play the rounds of ``inputs``.
 
     In a simulation nodes take the next free of ``simulation.num_workers`` workers, in the order in
@@ -111,13 +111,13 @@ class _Planner:
         self._late: dict[int, int] = {}  # client -> the first round in which it would be too late
         self._server_s = 0.0
 
-    def plan(self) -> Plan:
+    def plan(self) -> RunPlan:
         rounds = tuple(
             self._round(number) for number in range(1, self._config.federated.num_rounds + 1)
         )
         for share, client in zip(self._shares, self._inputs.clients, strict=True):
             share.device_s += client.scored_at_end_s / self._rates.scoring
-        return Plan(
+        return RunPlan(
             rounds,
             tuple(self._shares),
             self._labels_s(),

@@ -43,7 +43,7 @@ class Throughput:
     said: str
 
 
-def measure(
+def measure_speed(
     config: Config, site: Site | None, budget_s: float, clock: Callable[[], float] = time.monotonic
 ) -> Throughput:
     """Train and score on this host for about ``budget_s`` seconds, with labels drawn at random, as

@@ -11,7 +11,7 @@ from fedhubert.config.base import Model, Positive
 from fedhubert.data.corpora import with_absolute_data
 from fedhubert.errors import ConfigError
 from fedhubert.planning.inputs import Inputs, Rates, audio_of, inputs_of, open_data, stated_audio
-from fedhubert.planning.throughput import measure
+from fedhubert.planning.throughput import measure_speed
 
 MEASURE_S = 20.0
 """How long ``measure=true`` takes."""
@@ -80,7 +80,7 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
         audio = f"given; batches of data.batch_seconds={config.data.batch_seconds:g}, the most they can be"
     sources = dict.fromkeys(given, "given")
     if asked.measure:
-        measured = measure(config, site, MEASURE_S)
+        measured = measure_speed(config, site, MEASURE_S)
         found = {"audio_s_per_s": measured.trained, "score_audio_s_per_s": measured.scored}
         given, sources = found | given, dict.fromkeys(found, measured.said) | sources
     rates = validate(Rates, given)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class LatestRound:
     """What :meth:`RoundStore.latest` found.
 
     Attributes:
@@ -164,7 +164,7 @@ class RoundStore:
                 temporary_path(target).unlink(missing_ok=True)
             raise
 
-    def latest(self) -> Found:
+    def latest(self) -> LatestRound:
         """Return the newest intact round (its sidecar included); reads whole files, changes
         nothing."""
         rejected: list[tuple[Path, str]] = []
@@ -172,9 +172,9 @@ class RoundStore:
             path = self.path(number)
             damage = damage_of(path, sidecar=True)
             if damage is None:
-                return Found(number, path, rejected)
+                return LatestRound(number, path, rejected)
             rejected.append((path, damage))
-        return Found(rejected=rejected)
+        return LatestRound(rejected=rejected)
 
     def prune(self, keep_last: int) -> None:
         """Delete all but the newest ``keep_last`` rounds, and never the newest intact one."""

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.errors import DataError
-from fedhubert.targets.labels import TOLERANCE_FRAMES, LabelStore, Rows
+from fedhubert.targets.labels import TOLERANCE_FRAMES, LabelStore
 
 log = logging.getLogger("fedhubert.site")
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from fedhubert.config import ModelConfig, TargetsConfig
 from fedhubert.errors import TargetsError
 from fedhubert.formats.importing import import_on_server
+from fedhubert.models.frozen import ENCODER, NO_HEAD, UNUSED, FrozenModel, layer_of
 from fedhubert.models.hubert import HubertModel, build_hubert
-from fedhubert.models.kept import ENCODER, NO_HEAD, UNUSED, KeptModel, layer_of
 
 
 @dataclass(frozen=True, eq=False)
-class Extractor(KeptModel):
+class Extractor(FrozenModel):
     """A HuBERT encoder up to one of its layers.
 
     ``config.num_layers`` is the layer whose output is the feature; ``state`` is the ``state_dict``

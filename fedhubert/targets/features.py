@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import TargetsError
 from fedhubert.files import open_here, private_folder, scratch_path
 from fedhubert.seeding import generator
-from fedhubert.targets.mfcc import DROPPED, MFCC, SAMPLE_RATE_HZ, Features, Piece, Rows
+from fedhubert.targets.mfcc import DROPPED, MFCC, SAMPLE_RATE_HZ, Features, Piece
 
 Allocate = Callable[[tuple[int, int]], Features]
 

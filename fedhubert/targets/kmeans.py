@@ -6,7 +6,7 @@ counts and inertia of its frames under the server's centroids (:func:`accumulate
 this is Lloyd's algorithm on the pooled frames, to the bit: the statistics are integers.
 
 What leaves a client is over at least ``targets.min_frames`` of its frames
-(:func:`~fedhubert.targets.statistics.too_few`): a mean over a few is nearly their features. Frames
+(:func:`~fedhubert.targets.statistics.suppression`): a mean over a few is nearly their features. Frames
 that are withheld for that are missing from the pool; with ``min_frames=1`` none are.
 """
 
@@ -21,7 +21,13 @@ from fedhubert.errors import TargetsError
 from fedhubert.seeding import generator
 from fedhubert.targets.assignment import Features, assign
 from fedhubert.targets.plusplus import distinct_points, spread_points
-from fedhubert.targets.statistics import Integers, KMeansStatistics, accumulate, scale_of, too_few
+from fedhubert.targets.statistics import (
+    Integers,
+    KMeansStatistics,
+    accumulate,
+    scale_of,
+    suppression,
+)
 
 __all__ = [
     "FederatedKMeans",
@@ -188,7 +194,7 @@ def local_seeds(
 
     k is at most ``num_clusters`` and the number of distinct frames, and small enough for
     ``2 * min_frames`` frames a centroid. A centroid is the mean of the frames that it stands for;
-    those of too few (:func:`~fedhubert.targets.statistics.too_few`) are left out, or all of them.
+    those of too few (:func:`~fedhubert.targets.statistics.suppression`) are left out, or all of them.
     """
     points, weights = distinct_points(
         features_FD, np.ones(len(features_FD), np.int64) if weights_F is None else weights_F
@@ -197,7 +203,7 @@ def local_seeds(
     centroids = spread_points(points, weights, count, generator(seed, "kmeans/local", partition))
     centroids, _ = pooled_lloyd(points, centroids, _LOCAL_ITERATIONS, 0.0, weights=weights)
     statistics = accumulate(points, centroids, weights)
-    few = too_few(statistics.counts_K, min_frames)
+    few = suppression(statistics.counts_K, min_frames)
     kept = ~few & (statistics.counts_K > 0)
     return statistics.means_KD[kept].astype(np.float32), statistics.counts_K[kept], int(few.sum())
 

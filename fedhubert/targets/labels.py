@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fedhubert.data.fairseq_files import parse_ids, read_km
 from fedhubert.data.manifest import Manifest
+from fedhubert.data.partition import Rows
 from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import TargetsError
 from fedhubert.files import open_here, private_folder, scratch_path
@@ -25,7 +26,6 @@ from fedhubert.targets.mfcc import DROPPED, MFCC, SAMPLE_RATE_HZ, num_feature_fr
 
 log = logging.getLogger("fedhubert.site")
 
-Rows = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.signedinteger[Any]]  # int16, or int32 beyond 32 768 clusters
 
 TOLERANCE_FRAMES = 2

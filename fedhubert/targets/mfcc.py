@@ -34,7 +34,6 @@ _PREEMPHASIS = 0.97
 _BLOCK = 512  # frames computed together: their spectra take 1 MB
 
 Features = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 Piece = tuple[int, int, Features]
 """Manifest row, first frame, features from that frame on."""
 

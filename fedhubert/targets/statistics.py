@@ -92,8 +92,8 @@ class KMeansStatistics:
 
     def without_few(self, min_frames: int) -> tuple["KMeansStatistics", int]:
         """Return what may leave a site, and how many clusters were emptied for that (see
-        :func:`too_few`)."""
-        few = too_few(self.counts_K, min_frames)
+        :func:`suppression`)."""
+        few = suppression(self.counts_K, min_frames)
         kept = ~few
         statistics = KMeansStatistics(
             self.sums_KD * kept[:, None],
@@ -148,7 +148,7 @@ class KMeansStatistics:
         return cls(sums, counts, inertia, scale_bits)
 
 
-def too_few(counts: Integers, min_frames: int) -> npt.NDArray[np.bool_]:
+def suppression(counts: Integers, min_frames: int) -> npt.NDArray[np.bool_]:
     """Return which entries of ``counts`` say too much about single frames: those from 1 to
     ``min_frames - 1``.
 

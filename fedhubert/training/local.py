@@ -26,7 +26,7 @@ class LocalResult(Figures):
     Attributes:
         steps: Optimiser steps taken.
         micro_batches: Micro-batches consumed: a run goes on at its position plus this.
-        figures: The objective's sums, by name.
+        metrics: The objective's sums, by name.
         frames: What its loss was divided by, over all steps.
         grad_norm: Mean over the steps of the gradient's norm before clipping.
         optimizer_state: ``state_dict`` on the CPU, under ``client.optimizer_policy=keep``.
@@ -34,7 +34,7 @@ class LocalResult(Figures):
 
     steps: int
     micro_batches: int
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     frames: int
     audio_s: float
     grad_norm: float
@@ -46,7 +46,7 @@ class LocalResult(Figures):
 class EvaluationResult(Figures):
     """An objective's sums over an evaluation, by name, and the frames that they are of."""
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     frames: int
     audio_s: float
 
@@ -138,7 +138,7 @@ def train_locally(
     return LocalResult(
         steps,
         consumed,
-        total.figures,
+        total.metrics,
         total.frames,
         total.audio_s,
         norms / steps,
@@ -177,7 +177,7 @@ def evaluate(
             model.train(training)
     for tally in tallies:
         total.merge(tally.sums(list(islice(read, len(tally.scalars)))))
-    return EvaluationResult(total.figures, total.frames, total.audio_s)
+    return EvaluationResult(total.metrics, total.frames, total.audio_s)
 
 
 @contextmanager

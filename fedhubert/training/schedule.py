@@ -5,11 +5,11 @@ from fedhubert.config import ClientConfig
 
 def learning_rate(progress: float, client: ClientConfig) -> float:
     """Return a client's rate at ``progress`` in [0, 1] of the run: ``client.lr`` by
-    :func:`share_of_rate`."""
-    return client.lr * share_of_rate(progress, client.warmup_fraction, client.schedule)
+    :func:`lr_factor`."""
+    return client.lr * lr_factor(progress, client.warmup_fraction, client.schedule)
 
 
-def share_of_rate(progress: float, warmup_fraction: float, schedule: str) -> float:
+def lr_factor(progress: float, warmup_fraction: float, schedule: str) -> float:
     """Return what of the rate is left at ``progress`` in [0, 1] of the run.
 
     Linear warm-up from 0 over ``warmup_fraction``, then ``linear`` decay to 0 (fairseq's polynomial

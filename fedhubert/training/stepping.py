@@ -29,19 +29,19 @@ class Figures:
     """An objective's sums by name; those of masked prediction also as attributes (cross-entropy in
     nats, over masked frames)."""
 
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
     @property
     def cross_entropy_sum(self) -> float:
-        return self.figures["cross_entropy_sum"]
+        return self.metrics["cross_entropy_sum"]
 
     @property
     def masked_frames(self) -> int:
-        return int(self.figures["masked_frames"])
+        return int(self.metrics["masked_frames"])
 
     @property
     def correct(self) -> int:
-        return int(self.figures["correct"])
+        return int(self.metrics["correct"])
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Sums(Figures):
     """An objective's figures by name, the frames that its loss is divided by, and seconds of audio,
     added up."""
 
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     frames: int = 0
     audio_s: float = 0.0
 
     def merge(self, other: "Sums") -> None:
-        for name, value in other.figures.items():
-            self.figures[name] = self.figures.get(name, 0) + value
+        for name, value in other.metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0) + value
         self.frames += other.frames
         self.audio_s += other.audio_s
 

@@ -95,7 +95,7 @@ class Context:
             )
             self.failed.append(name)
         finally:
-            release(self.device)
+            free_memory(self.device)
 
     def _record(self, name: str, status: str, reason: str, tail: list[str] | None = None) -> None:
         append(
@@ -114,7 +114,7 @@ class Context:
             raise RuntimeError("failed: " + ", ".join(self.failed))
 
 
-def release(device: torch.device) -> None:
+def free_memory(device: torch.device) -> None:
     """Give back what a part has left on the device."""
     import gc
 

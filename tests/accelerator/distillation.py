@@ -10,12 +10,12 @@ import torch
 from fedhubert.config import Config
 from fedhubert.data.batching import Batch
 from fedhubert.disk_cache import DiskCache
-from fedhubert.models.student import take_over
+from fedhubert.models.student import init_from_teacher
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.stepping import Trainer
-from fedhubert.training.teaching import Teaching
+from fedhubert.training.teacher_runner import TeacherRunner
 from tests.accelerator.context import Context
 from tests.accelerator.measure import peak_gb, seconds_each
 from tests.accelerator.peers import Step, s3prl_step
@@ -78,8 +78,8 @@ def _ours(
     teacher = Teacher.cut(model.config, state, config.task)
     task = config.task.model_copy(update={"teacher_model": teacher.config})
     student = build_model(config.model, task, seed=1)
-    take_over(student, teacher.state, task)
-    objective = Distillation(task, Teaching(teacher, task, context.device, cache))
+    init_from_teacher(student, teacher.state, task)
+    objective = Distillation(task, TeacherRunner(teacher, task, context.device, cache))
     trainer = Trainer(student, config.client, task, 0, 0, context.device, 0.0, objective)
     return lambda: trainer.step([next(batches)], config.client.lr)
 

@@ -92,10 +92,10 @@ def run(context: Context) -> None:
 
 def _rounds(context: Context, overrides: list[str]) -> int:
     """Return how many rounds fit into what is left, by this device's rate for the model's own steps on noise."""
-    from fedhubert.planning.throughput import measure
+    from fedhubert.planning.throughput import measure_speed
 
     config = compose(overrides)
-    speed = measure(config, None, _MEASURE_S)
+    speed = measure_speed(config, None, _MEASURE_S)
     context.figure("measured rate of training", speed.trained, "s/s")
     a_round = (
         config.federated.clients_per_round

@@ -13,7 +13,7 @@ from fedhubert.data.batching import Batch
 from fedhubert.objectives.masked_prediction import masked_prediction
 from fedhubert.objectives.objective import Terms
 from fedhubert.training.stepping import Trainer
-from tests.accelerator.context import Context, check, release
+from tests.accelerator.context import Context, check, free_memory
 from tests.accelerator.measure import peak_gb, synchronize
 from tests.accelerator.runner import ROOT
 from tests.accelerator.settings import NO_DRAWS, build, crops, recipe
@@ -37,7 +37,7 @@ def _halved(context: Context) -> None:
     objective = None if context.cuda else _small_objective(config)
     if context.cuda and peak is not None:
         total = torch.cuda.get_device_properties(context.device).total_memory
-        release(context.device)
+        free_memory(context.device)
         torch.cuda.set_per_process_memory_fraction(0.7 * 1e9 * peak / total, context.device)
     try:
         pieces, tight, parts = _gradient(context, config, batch, objective)

@@ -19,7 +19,7 @@ from tests.accelerator.peers import autocast, torchaudio_loss, torchaudio_model
 from tests.accelerator.settings import NO_DRAWS, build, full_precision, recipe
 from tests.benchmarks.step import noise
 
-Found = tuple[float, Mapping[str, Tensor]]
+LossAndGradients = tuple[float, Mapping[str, Tensor]]
 """A mean loss, and gradients by name on the CPU."""
 
 
@@ -34,7 +34,7 @@ def run(context: Context) -> None:
     reference = ours(cpu, config, batch)
     context.figure("loss on the CPU, fp32", reference[0], "nats a masked frame")
     there = batch.to(context.device)
-    card: Found | None = None
+    card: LossAndGradients | None = None
     with context.part("card in fp32, beside the CPU"):
         card = ours(build(context, config), config, there)
         compare(context, "card in fp32, beside the CPU", card, reference, loss=1e-4, gradients=1e-2)
@@ -95,7 +95,7 @@ def run(context: Context) -> None:
         compare(context, "compiled, beside as it is", found, base, loss=1e-4, gradients=1e-2)
 
 
-def ours(model: HubertModel, config: Config, batch: Batch) -> Found:
+def ours(model: HubertModel, config: Config, batch: Batch) -> LossAndGradients:
     """Return the mean loss and its gradients, by the objective that training uses."""
     precision = config.client.precision
     scale = _FIRST_LOSS_SCALE if precision == "fp16" else 1.0
@@ -105,7 +105,7 @@ def ours(model: HubertModel, config: Config, batch: Batch) -> Found:
     return float(terms.loss_sum.detach()) / terms.frames, gradients(model, scale * terms.frames)
 
 
-def peer(config: Config, weights: Mapping[str, Tensor], batch: Batch) -> Found:
+def peer(config: Config, weights: Mapping[str, Tensor], batch: Batch) -> LossAndGradients:
     """Return the same of torchaudio's model with our weights and our mask."""
     model = torchaudio_model(config, batch.waveforms_BN.device)
     model.load_state_dict(dict(weights))
@@ -128,7 +128,13 @@ def gradients(model: torch.nn.Module, divisor: float) -> dict[str, Tensor]:
 
 
 def compare(
-    context: Context, name: str, found: Found, expected: Found, *, loss: float, gradients: float
+    context: Context,
+    name: str,
+    found: LossAndGradients,
+    expected: LossAndGradients,
+    *,
+    loss: float,
+    gradients: float,
 ) -> None:
     """Write how far two results are apart, and fail beyond the bounds (relative)."""
     check(

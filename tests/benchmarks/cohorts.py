@@ -78,7 +78,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from fedhubert.federation.rounds.round import Rounds
     from fedhubert.federation.rounds.strategy import FederatedStrategy
     from fedhubert.federation.strategies.fedavg import FedAvg
-    from fedhubert.federation.updates.exact_sum import ExactSum, measure
+    from fedhubert.federation.updates.exact_sum import ExactSum, magnitude_of
     from fedhubert.federation.updates.sketches import sketch_of
     from fedhubert.federation.wire import protocol
     from fedhubert.federation.wire.arrays import HeldArray
@@ -105,7 +105,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
             layout.load_vector(kept("model", Linear), incoming)
             model, _ = step(partition)
             update = layout.update_of(model, incoming)
-            magnitude = measure(update)
+            magnitude = magnitude_of(update)
             metrics[partition] = {**TRAINED, "weight": BATCH, "update_norm": magnitude.norm}
             fold.add(update, BATCH, magnitude)
             sketches.append(sketch_of(update, 0, request.task.round))

@@ -24,12 +24,12 @@ from fedhubert.config import Config, ModelConfig
 from fedhubert.data.batching import Batch
 from fedhubert.disk_cache import DiskCache
 from fedhubert.models.hubert import build_hubert
-from fedhubert.models.student import take_over
+from fedhubert.models.student import init_from_teacher
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.stepping import Trainer
-from fedhubert.training.teaching import Teaching
+from fedhubert.training.teacher_runner import TeacherRunner
 from tests.benchmarks.figures import case_alone, figure, in_turn, memory_mb, peak_mb, run
 from tests.benchmarks.step import configuration as teacher_configuration
 from tests.benchmarks.step import noise
@@ -72,10 +72,10 @@ def ours(config: Config, teacher_model: Any, folder: Path, batches: Iterator[Bat
     teacher = Teacher.cut(teacher_model.config, teacher_model.state_dict(), config.task)
     task = config.task.model_copy(update={"teacher_model": teacher.config})
     model = build_model(config.model, task, seed=1)
-    take_over(model, teacher.state, task)
+    init_from_teacher(model, teacher.state, task)
     device = torch.device("cpu")
     objective = Distillation(
-        task, Teaching(teacher, task, device, DiskCache(folder, task.teacher_cache_bytes))
+        task, TeacherRunner(teacher, task, device, DiskCache(folder, task.teacher_cache_bytes))
     )
     trainer = Trainer(model, config.client, task, 0, 0, device, 0.0, objective)
     return lambda: trainer.step([next(batches)], config.client.lr)

@@ -16,7 +16,7 @@ from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import DataError
 from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.encoders import Encoder, load_encoder, mfcc_encoder
-from fedhubert.evaluation.features import Extractor, _parts
+from fedhubert.evaluation.features import FeatureReader, _parts
 from fedhubert.formats.huggingface import write_huggingface
 from fedhubert.formats.source import Source
 from fedhubert.models.hubert import build_hubert, num_frames
@@ -116,13 +116,21 @@ def test_cached_features_are_those_computed_and_are_computed_once(
     calls: list[int] = []
     encoder = counting(load_encoder(folder)[0], calls)
     rows = np.arange(len(manifest))
-    fresh = Extractor(encoder, (0, 2), manifest, DiskCache(tmp_path / "cache", 10**9)).pooled(rows)
+    fresh = FeatureReader(encoder, (0, 2), manifest, DiskCache(tmp_path / "cache", 10**9)).pooled(
+        rows
+    )
     assert fresh.shape == (2, len(manifest), 48) and len(calls) == len(manifest)
-    again = Extractor(encoder, (0, 2), manifest, DiskCache(tmp_path / "cache", 10**9)).pooled(rows)
+    again = FeatureReader(encoder, (0, 2), manifest, DiskCache(tmp_path / "cache", 10**9)).pooled(
+        rows
+    )
     assert np.array_equal(fresh, again) and len(calls) == len(manifest)
     chosen = {3: np.array([0, 4, 5]), 1: np.array([2])}
-    frames = Extractor(encoder, (2,), manifest, DiskCache(tmp_path / "cache", 10**9)).frames(chosen)
-    uncached = Extractor(encoder, (2,), manifest, DiskCache(tmp_path / "none", 0)).frames(chosen)
+    frames = FeatureReader(encoder, (2,), manifest, DiskCache(tmp_path / "cache", 10**9)).frames(
+        chosen
+    )
+    uncached = FeatureReader(encoder, (2,), manifest, DiskCache(tmp_path / "none", 0)).frames(
+        chosen
+    )
     assert frames.shape == (1, 4, 48) and np.array_equal(frames, uncached)
     assert not (tmp_path / "none").exists()
 
@@ -134,14 +142,14 @@ def test_other_audio_layers_or_weights_are_not_taken_from_the_cache(
     trained, untrained = (counting(encoder, calls) for encoder in load_encoder(folder))
     cache = DiskCache(tmp_path / "cache", 10**9)
     rows = np.array([0])
-    first = Extractor(trained, (1,), manifest, cache).pooled(rows)
-    other_layer = Extractor(trained, (2,), manifest, cache).pooled(rows)
-    other_weights = Extractor(untrained, (1,), manifest, cache).pooled(rows)
+    first = FeatureReader(trained, (1,), manifest, cache).pooled(rows)
+    other_layer = FeatureReader(trained, (2,), manifest, cache).pooled(rows)
+    other_weights = FeatureReader(untrained, (1,), manifest, cache).pooled(rows)
     samples, rate = soundfile.read(manifest.audio_path(0), dtype="float32")
     soundfile.write(
         manifest.audio_path(0), 0.5 * samples[::-1], rate, subtype="PCM_16"
     )  # same name, length and rate
-    other_audio = Extractor(trained, (1,), manifest, cache).pooled(rows)
+    other_audio = FeatureReader(trained, (1,), manifest, cache).pooled(rows)
     assert len(calls) == 4
     assert all(
         not np.array_equal(first, other) for other in (other_layer, other_weights, other_audio)
@@ -153,7 +161,7 @@ def test_damaged_and_misshapen_entries_are_computed_again(
 ) -> None:
     calls: list[int] = []
     encoder = counting(load_encoder(folder)[0], calls)
-    extractor = Extractor(encoder, (1,), manifest, DiskCache(tmp_path / "cache", 10**9))
+    extractor = FeatureReader(encoder, (1,), manifest, DiskCache(tmp_path / "cache", 10**9))
     first = extractor.pooled(np.array([0]))
     (entry,) = (tmp_path / "cache").glob("*/*.safetensors")
     for damage in (entry.read_bytes()[:40], b"", b"no tensors"):

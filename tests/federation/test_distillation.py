@@ -27,7 +27,7 @@ from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.models.student import HEADS
 from fedhubert.runs.store import RoundStore
-from fedhubert.training.teaching import Teaching
+from fedhubert.training.teacher_runner import TeacherRunner
 from tests.flower import identify
 from tests.integration.conftest import SMALL
 
@@ -82,7 +82,7 @@ def run(data: list[str], teacher: Path, tmp_path: Path) -> Run:
         state: str = "state",
         node: dict[str, str | int] | None = None,
     ) -> tuple[RunResult, InProcessGrid]:
-        client_round._resident = None  # as in a new process
+        client_round._cached = None  # as in a new process
         configs: list[dict[str, str | int]] = [
             {"partition-id": number, "num-partitions": nodes} for number in range(nodes)
         ]
@@ -217,14 +217,14 @@ def test_a_site_may_bring_the_teacher_itself_but_no_other(
 def test_cache_and_shards_change_no_bit(
     run: Run, settings: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    teachings: list[Teaching] = []
-    original = site.Teaching
+    teachings: list[TeacherRunner] = []
+    original = site.TeacherRunner
 
-    def watched(*arguments: Any) -> Teaching:
+    def watched(*arguments: Any) -> TeacherRunner:
         teachings.append(original(*arguments))
         return teachings[-1]
 
-    monkeypatch.setattr(site, "Teaching", watched)
+    monkeypatch.setattr(site, "TeacherRunner", watched)
     plain, _ = run(
         "plain",
         *settings,

@@ -12,7 +12,7 @@ from fedhubert.federation.updates.exact_sum import (
     ExactSum,
     PartialSum,
     UpdateRejected,
-    measure,
+    magnitude_of,
 )
 
 
@@ -83,7 +83,7 @@ def test_magnitudes_agree_with_float64_whatever_the_number_of_threads(numel: int
         found = set()
         for number in (1, 3):
             torch.set_num_threads(number)
-            found.add(measure(vector))
+            found.add(magnitude_of(vector))
     finally:
         torch.set_num_threads(threads)
     (magnitude,) = found
@@ -96,11 +96,11 @@ def test_one_entry_that_is_not_finite_makes_a_magnitude_so(where: int) -> None:
     for value in (float("nan"), float("inf"), float("-inf")):
         vector = torch.zeros(70_001)
         vector[where] = value
-        assert not math.isfinite(measure(vector).peak) and not math.isfinite(
-            measure(vector).norm
+        assert not math.isfinite(magnitude_of(vector).peak) and not math.isfinite(
+            magnitude_of(vector).norm
         ), value
-    assert measure(torch.full((5000,), 1e25)).norm == math.inf  # squares are float32
-    assert measure(torch.empty(0)).peak == measure(torch.empty(0)).norm == 0.0
+    assert magnitude_of(torch.full((5000,), 1e25)).norm == math.inf  # squares are float32
+    assert magnitude_of(torch.empty(0)).peak == magnitude_of(torch.empty(0)).norm == 0.0
 
 
 def test_mean_agrees_with_float64() -> None:

@@ -140,7 +140,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def train(out: Path, nodes: list[Node], *overrides: str) -> tuple[RunResult, InProcessGrid]:
-    client_round._resident = None  # as in a new process
+    client_round._cached = None  # as in a new process
     site._cached_site.cache_clear()
     grid = InProcessGrid(nodes)
     return run_federation(grid, compose([*SETTINGS, f"out={out}", *overrides])), grid

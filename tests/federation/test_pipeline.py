@@ -61,7 +61,7 @@ def test_all_steps_by_hand(clip_norm: float) -> None:
     )  # the first gradient counts 1.5 times, the second once
     norm = float(wanted.norm())
     expected = wanted * min(1.0, clip_norm / norm)
-    assert sent.residual is not None and sent.figures == {
+    assert sent.residual is not None and sent.metrics == {
         "update_unclipped": int(norm <= clip_norm)
     }
     torch.testing.assert_close(sent.update + sent.residual, expected, rtol=1e-5, atol=1e-6)
@@ -79,15 +79,15 @@ def test_without_a_lossy_codec_what_was_kept_stays_and_nothing_is_added() -> Non
         and sent.residual is not None
         and torch.equal(sent.residual, vector(1))
     )
-    assert sent.figures == {} and set(sent.arrays) == {"update"}
+    assert sent.metrics == {} and set(sent.arrays) == {"update"}
 
 
 def test_a_step_of_ones_own_fits_in() -> None:
     def negate(sent: Outgoing) -> Outgoing:
-        return replace(sent, update=-sent.update, figures={"negated": 1})
+        return replace(sent, update=-sent.update, metrics={"negated": 1})
 
     sent = run_steps(
         Outgoing(vector(0)),
         [negate, *steps_of(job_of(), SHAPES, local_steps=1, clip_norm=None, seed=1)],
     )
-    assert torch.equal(sent.update, -vector(0)) and sent.figures == {"negated": 1}
+    assert torch.equal(sent.update, -vector(0)) and sent.metrics == {"negated": 1}

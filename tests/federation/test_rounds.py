@@ -203,11 +203,11 @@ def test_sites_that_leave_are_passed_over_and_may_come_back() -> None:
     played.grid.answer = answer
     played.run(1)
     assert 3 not in played.outcomes[0].asked and len(played.outcomes[0].clients) == 9
-    welcomed: list[Any] = []
-    played.federation.welcome = lambda shares: welcomed.append(shares) or []  # type: ignore[func-returns-value]
+    joined: list[Any] = []
+    played.federation.on_join = lambda shares: joined.append(shares) or []  # type: ignore[func-returns-value]
     played.grid.nodes.append(103)
     played.run(1)
-    assert 3 in played.outcomes[1].clients and welcomed == [{103: [3]}]
+    assert 3 in played.outcomes[1].clients and joined == [{103: [3]}]
 
 
 def test_a_site_that_comes_back_with_other_data_is_not_let_in(

@@ -16,8 +16,8 @@ from fedhubert.compose import compose
 from fedhubert.config import Config
 from fedhubert.federation.server.session import run_federation
 from fedhubert.planning.inputs import Rates, audio_of, inputs_of, open_data
-from fedhubert.planning.rounds import Plan, plan
-from fedhubert.planning.throughput import measure
+from fedhubert.planning.rounds import RunPlan, plan
+from fedhubert.planning.throughput import measure_speed
 from tests.federation.conftest import app_identity  # noqa: F401
 from tests.federation.in_process import InProcessGrid
 
@@ -43,12 +43,12 @@ def settings(corpus: Path, tmp_path: Path) -> list[str]:
 
 def planned_around(
     config: Config, run: Callable[[], object], clock: Callable[[], float]
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[RunPlan, dict[str, Any]]:
     """Measure before and after the run, and plan with the mean: the machine may have other work."""
     site = open_data(config)
-    before = measure(config, site, 20.0, clock)
+    before = measure_speed(config, site, 20.0, clock)
     run()
-    speeds = [before, measure(config, site, 20.0, clock)]
+    speeds = [before, measure_speed(config, site, 20.0, clock)]
     trained, scored = ([getattr(speed, name) for speed in speeds] for name in ("trained", "scored"))
     rates = Rates(audio_s_per_s=sum(trained) / 2, score_audio_s_per_s=sum(scored) / 2)
     return plan(inputs_of(config, audio_of(site), rates)), {"trained": trained, "scored": scored}

@@ -9,7 +9,7 @@ from fedhubert.compose import compose
 from fedhubert.config import DistillConfig, ModelConfig, ObjectivesConfig
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.models.hubert import HubertModel, build_hubert, encoder_parameters
-from fedhubert.models.student import HEADS, take_over
+from fedhubert.models.student import HEADS, init_from_teacher
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
@@ -79,7 +79,7 @@ def test_a_student_depends_on_configuration_and_seed_alone(tiny_model_config: Mo
 def test_the_convolutions_are_the_teachers(tiny_model_config: ModelConfig) -> None:
     state, task = build_hubert(tiny_model_config, 0).state_dict(), task_of(tiny_model_config)
     model = student_of(tiny_model_config, task)
-    names = take_over(model, state, task)
+    names = init_from_teacher(model, state, task)
     assert names and all(name.startswith("wav2vec2.feature_extractor.") for name in names)
     waveforms = torch.randn(1, 4000)
     teacher = build_hubert(tiny_model_config, 0)
@@ -92,7 +92,7 @@ def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(
     task = task_of(tiny_model_config, init="prefix", layers=(2,))
     model = build_model(tiny_model_config.model_copy(update={"num_layers": 1}), task, seed=1)
     teacher = build_hubert(tiny_model_config, 0).eval()
-    take_over(model, teacher.state_dict(), task)
+    init_from_teacher(model, teacher.state_dict(), task)
     waveforms = torch.randn(2, 6400)
     assert torch.equal(
         model.eval().extract_features(waveforms)[0], teacher.extract_features(waveforms)[0]

@@ -17,7 +17,7 @@ from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.models.hubert import build_hubert
 from fedhubert.planning import sizes
 from fedhubert.planning.inputs import ClientAudio, Inputs, Rates, audio_of, inputs_of, open_data
-from fedhubert.planning.rounds import Plan, plan
+from fedhubert.planning.rounds import RunPlan, plan
 from fedhubert.planning.words import read_words
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.parameters import ParameterLayout
@@ -121,8 +121,10 @@ def audio(batch_s: float, scored_s: float = 0.0, num_batches: int = 10) -> Clien
     )
 
 
-def planned(clients: list[ClientAudio], overrides: list[str], **rates: Any) -> tuple[Inputs, Plan]:
-    """Plan for a model of 1e6 parameters, whose labels are there already."""
+def planned(
+    clients: list[ClientAudio], overrides: list[str], **rates: Any
+) -> tuple[Inputs, RunPlan]:
+    """RunPlan for a model of 1e6 parameters, whose labels are there already."""
     base = [
         "experiment=demo",
         "targets=precomputed",

@@ -19,7 +19,7 @@ from fedhubert.targets.kmeans import (
     local_seeds,
     pooled_lloyd,
 )
-from fedhubert.targets.statistics import too_few
+from fedhubert.targets.statistics import suppression
 
 
 def noise(count: int, dimension: int = 39, seed: int = 0) -> np.ndarray:
@@ -162,14 +162,14 @@ def test_neither_what_is_sent_nor_what_is_left_over_is_of_few_frames(
     counts: list[int], min_frames: int
 ) -> None:
     given_counts = np.array(counts)
-    few = too_few(given_counts, min_frames)
+    few = suppression(given_counts, min_frames)
     sent, left = given_counts[~few], int(given_counts[few].sum())
     assert not ((sent > 0) & (sent < min_frames)).any()
     assert left == 0 or left >= min_frames or not sent.any()
     assert not few.any() or given_counts[few].min() < min_frames
     assert (
         few.reshape(-1).tolist()
-        == too_few(given_counts.reshape(1, -1), min_frames).reshape(-1).tolist()
+        == suppression(given_counts.reshape(1, -1), min_frames).reshape(-1).tolist()
     )
 
 

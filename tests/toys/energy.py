@@ -58,7 +58,7 @@ class Energy(ObjectiveSpec):
 
         def energy(model: HubertModel, batch: LabelledBatch) -> EnergyTerms:
             x_BTD = model.project(model.convolve(batch.waveforms_BN))
-            hidden_BTD, _ = model.transform(model.hide(x_BTD, batch.mask_BT))
+            hidden_BTD, _ = model.transform(model.apply_mask(x_BTD, batch.mask_BT))
             found_M = model.get_submodule("energy_head")(hidden_BTD[batch.mask_BT])[:, 0]
             power_BT = nn.functional.adaptive_avg_pool1d(
                 batch.waveforms_BN.square(), batch.mask_BT.shape[1]

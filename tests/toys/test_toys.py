@@ -57,7 +57,7 @@ def data(tone_folder: Path, tmp_path: Path) -> list[str]:
 
 
 def train(config: Config, nodes: int) -> tuple[RunResult, InProcessGrid]:
-    client_round._resident = None  # as in a new process
+    client_round._cached = None  # as in a new process
     site._cached_site.cache_clear()
     grid = InProcessGrid(
         [{"partition-id": number, "num-partitions": nodes} for number in range(nodes)]

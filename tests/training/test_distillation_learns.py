@@ -10,14 +10,14 @@ from fedhubert.config import ClientConfig, DistillConfig, ModelConfig, Objective
 from fedhubert.data.batching import FRAME_SAMPLES, Batch
 from fedhubert.models.hubert import HubertModel, build_hubert, num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
-from fedhubert.models.student import take_over
+from fedhubert.models.student import init_from_teacher
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.spec import build_model
 from fedhubert.targets.kmeans import assign
 from fedhubert.targets.labels import unigram_entropy_nats
 from fedhubert.training.local import EvaluationResult, Progress, evaluate, train_locally
-from fedhubert.training.teaching import Teaching
+from fedhubert.training.teacher_runner import TeacherRunner
 
 CPU = torch.device("cpu")
 STEPS, UTTERANCES, SAMPLES, CLUSTERS = 150, 6, 9600, 8
@@ -66,8 +66,8 @@ class Lesson:
             self.task,
             seed=1,
         )
-        take_over(self.student, teacher.state, self.task)
-        self.objective = Distillation(self.task, Teaching(teacher, self.task, CPU))
+        init_from_teacher(self.student, teacher.state, self.task)
+        self.objective = Distillation(self.task, TeacherRunner(teacher, self.task, CPU))
         features = self.features(audio(10_000))
         rng = np.random.default_rng(0)
         self.mean, self.scale = features.mean(0), features.std(0)
@@ -130,12 +130,12 @@ def test_an_objective_alone_lowers_its_own_loss(
     lesson.train()
     after = lesson.held_out()
     first, last = (
-        result.figures[f"{name}_sum"] / result.figures[f"{name}_frames"]
+        result.metrics[f"{name}_sum"] / result.metrics[f"{name}_frames"]
         for result in (before, after)
     )
     print(
         f"{name}: {first:.4f} -> {last:.4f}",
-        {key: round(value / after.frames, 4) for key, value in after.figures.items()},
+        {key: round(value / after.frames, 4) for key, value in after.metrics.items()},
     )
     assert last <= 0.8 * first
     if name == "pseudo_labels":  # below what the labels' frequencies alone would give
@@ -146,6 +146,6 @@ def test_an_objective_alone_lowers_its_own_loss(
             ]
         )
         assert last < 0.8 * unigram_entropy_nats(torch.bincount(labels).numpy())
-    if "cosine_distance_sum" in after.figures:
-        assert after.figures["cosine_distance_sum"] <= 0.8 * before.figures["cosine_distance_sum"]
-        assert after.figures["error_energy_sum"] <= 0.8 * before.figures["error_energy_sum"]
+    if "cosine_distance_sum" in after.metrics:
+        assert after.metrics["cosine_distance_sum"] <= 0.8 * before.metrics["cosine_distance_sum"]
+        assert after.metrics["error_energy_sum"] <= 0.8 * before.metrics["error_energy_sum"]

@@ -23,7 +23,7 @@ _OURS = ("out", "resume", "checkpoint_dir")
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """A recipe with its command line: every training stage as a configuration, in order.
 
     Attributes:
@@ -37,7 +37,7 @@ class Plan:
     sources: Mapping[str, str]
 
     @classmethod
-    def make(cls, name: str, arguments: Sequence[str]) -> "Plan":
+    def make(cls, name: str, arguments: Sequence[str]) -> "StagePlan":
         """Compose every stage before any runs, so that a wrong key in the last is found at once.
 
         Args:
@@ -91,16 +91,16 @@ def run_recipe(name: str, arguments: Sequence[str]) -> None:
     With ``dry_run=true`` only the first training stage that is not finished is tried out.
 
     Raises:
-        ConfigError: see :meth:`Plan.make`.
+        ConfigError: see :meth:`StagePlan.make`.
         RunInterrupted: asked to stop; the same command goes on from there.
         FedhubertError: with the reason; finished stages stay.
     """
-    plan = Plan.make(name, arguments)
+    plan = StagePlan.make(name, arguments)
     log_to_terminal()
     stages = plan.recipe.stages
     for number, stage in enumerate(stages, start=1):
         # again: a run that stopped early has another last checkpoint than planned
-        plan = Plan.make(name, arguments)
+        plan = StagePlan.make(name, arguments)
         log.info("stage %d/%d: %s", number, len(stages), stage.name)
         if stage.export:
             _export(plan, stage)
@@ -114,7 +114,7 @@ def run_recipe(name: str, arguments: Sequence[str]) -> None:
             return
 
 
-def _export(plan: Plan, stage: Stage) -> None:
+def _export(plan: StagePlan, stage: Stage) -> None:
     checkpoint = last_checkpoint(plan.configs[plan.sources[stage.name]])
     if not checkpoint.is_file():
         raise CheckpointError(f"stage {stage.name}: {checkpoint} is not there")

@@ -14,7 +14,7 @@ from fedhubert.federation.wire.messages import (
     SendExtractor,
     SendTeacher,
 )
-from fedhubert.models.kept import KeptModel
+from fedhubert.models.frozen import FrozenModel
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ModelTransfer:
     send: SendExtractor | SendTeacher
 
 
-def tensors_of(model: KeptModel) -> dict[str, NDArray]:
+def tensors_of(model: FrozenModel) -> dict[str, NDArray]:
     """Return a model's tensors as they travel."""
     return {name: tensor.numpy() for name, tensor in model.state.items()}
 

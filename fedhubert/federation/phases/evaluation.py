@@ -62,7 +62,7 @@ class ServerEvaluation:
 
     def score(self, model: HubertModel, model_round: int) -> dict[str, object]:
         """Return the figures of ``model`` (see
-        :meth:`~fedhubert.objectives.spec.ObjectiveSpec.figures`)."""
+        :meth:`~fedhubert.objectives.spec.ObjectiveSpec.metrics`)."""
         config = self._config
         positions = range(self._plan.num_batches)
         batches = load_batches(
@@ -81,4 +81,4 @@ class ServerEvaluation:
             device=resolve_device("cpu"),
             objective=self._objective,
         )
-        return {"model_round": model_round, **spec_of(config.task).figures(result.figures)}
+        return {"model_round": model_round, **spec_of(config.task).metrics(result.metrics)}

@@ -17,7 +17,7 @@ from fedhubert.models.hubert import HubertModel
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.objective import Objective
 from fedhubert.objectives.spec import spec_of
-from fedhubert.training.teaching import Teaching
+from fedhubert.training.teacher_runner import TeacherRunner
 
 log = logging.getLogger("fedhubert")
 
@@ -95,7 +95,7 @@ def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
 def prepare_student(model: HubertModel, config: Config, teacher: ServerTeacher) -> None:
     """Give the student its teacher's part, and say how large the two are."""
     spec = spec_of(config.task)
-    copied = spec.take_over(model, teacher.teacher.state)
+    copied = spec.init_from_teacher(model, teacher.teacher.state)
     ours = encoder_size(model)
     log.info(
         "student %s: %.2f M encoder parameters, %.2f times smaller than its teacher's %.2f M; %d tensors taken over%s",
@@ -120,7 +120,7 @@ def server_objective(
     has one, and no cache of its outputs."""
     spec, on = spec_of(config.task), device or torch.device("cpu")
     return spec.loss(
-        Teaching(teacher.teacher, spec.taught, on) if teacher and spec.taught else None
+        TeacherRunner(teacher.teacher, spec.taught, on) if teacher and spec.taught else None
     )
 
 

@@ -49,8 +49,8 @@ class DistributedPrivacy(Mechanism):
         digest = hashlib.blake2b(total.partial().total.numpy().data, digest_size=8).hexdigest()
         return Release(total.mean(), self.clip_norm, digest)
 
-    def figures(self, number: int) -> dict[str, Any]:
+    def metrics(self, number: int) -> dict[str, Any]:
         """Return the same as other mechanisms, with what epsilon rests on."""
-        figures = super().figures(number)
+        figures = super().metrics(number)
         figures["noise_std"] = self.noise_std / self._clients
         return {**figures, "honest_clients": self.honest}

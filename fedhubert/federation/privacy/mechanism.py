@@ -106,7 +106,7 @@ class Mechanism:
             clients,
         )
 
-    def figures(self, number: int) -> dict[str, Any]:
+    def metrics(self, number: int) -> dict[str, Any]:
         """Return what is reported of round ``number``, whose release is in the journal; epsilon is
         None where it is infinite."""
         epsilon = self.epsilon(number)

@@ -30,7 +30,7 @@ log = logging.getLogger("fedhubert")
 
 JOIN_TIMEOUT_S = 30.0
 """A node that wants to join and does not answer within it waits for another round."""
-WELCOME_TIMEOUT_S = 120.0
+JOIN_TIMEOUT_S = 120.0
 """A node that joins and takes longer to take a model or to label its audio has it the next time
 that it is asked."""
 
@@ -108,7 +108,7 @@ def _join(federation: Federation, nodes: Sequence[int]) -> dict[int, str]:
     shares = {node: _hosted(federation, admitted[node]) for node in in_order}
     for prepare in (
         lambda shares: _describe_partitions(federation, shares, JOIN_TIMEOUT_S),
-        federation.welcome,
+        federation.on_join,
     ):
         failures = prepare(shares) if shares else []
         for node in list(shares):
@@ -156,8 +156,10 @@ def _ready(federation: Federation, reply: Reply[Description]) -> Description:
             f"{named} is {'silent' if silent else 'not ready'}: {describe_failures(failures)}; its site.log says more",
             setting=setting_of(failures),
         )
-    if impostor := federation.impostor(reply.node_id, about.node):
-        raise FederationError(f"{impostor} (federated.node_keys)", setting="federated.node_keys")
+    if key_mismatch := federation.key_mismatch(reply.node_id, about.node):
+        raise FederationError(
+            f"{key_mismatch} (federated.node_keys)", setting="federated.node_keys"
+        )
     if about.node in federation.left_out:
         raise FederationError(
             f"client {about.node} is left out of the run: {federation.left_out[about.node]}"

@@ -44,7 +44,7 @@ class Federation:
             epoch).
         fingerprints: Partition -> what its data hashed to when the run began; a site whose data is
             other data now may not take part.
-        welcome: Prepares partitions that join after the start (they need labels); returns those
+        on_join: Prepares partitions that join after the start (they need labels); returns those
             that are not ready.
         refused: Node id -> when it may be asked again whether it can join (``time.monotonic``).
         left_out: Partition -> why it takes no part in the rest of the run.
@@ -62,7 +62,7 @@ class Federation:
     hosts: dict[int, list[int]] = field(default_factory=dict)
     partitions: dict[int, Metrics] = field(default_factory=dict)
     fingerprints: dict[int, int] = field(default_factory=dict)
-    welcome: Callable[[dict[int, list[int]]], list[Failure]] = lambda shares: []
+    on_join: Callable[[dict[int, list[int]]], list[Failure]] = lambda shares: []
     refused: dict[int, float] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
     own_data: bool | None = None
@@ -91,7 +91,7 @@ class Federation:
         self._claims = self._keys.claims(self.grid)
         return set(self._claims)
 
-    def impostor(self, node: int, number: int) -> str:
+    def key_mismatch(self, node: int, number: int) -> str:
         """Return why ``node`` of :meth:`present`, which says that it is number ``number``, is not;
         an empty string when its key says so, too."""
         if not self._keys.numbers:

@@ -23,7 +23,7 @@ from fedhubert.federation.updates.exact_sum import (
     ExactSum,
     PartialSum,
     UpdateRejected,
-    measure,
+    magnitude_of,
 )
 from fedhubert.federation.updates.ring import Ring, of_ring, unpack
 from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
@@ -172,7 +172,10 @@ class RoundFold:
             self._outcome.drift = self._cosines_to(mean)
             return mean
         mean = self.total.mean()
-        self._outcome.drift = {**drift_of(clients, measure(mean).norm), **self._cosines_to(mean)}
+        self._outcome.drift = {
+            **drift_of(clients, magnitude_of(mean).norm),
+            **self._cosines_to(mean),
+        }
         factor = self._strategy.mean_factor(clients, self._momentum)
         return mean if factor == 1.0 else mean.mul_(factor)
 
@@ -320,7 +323,7 @@ class RoundFold:
                 raise UpdateRejected("norm")  # shorter would be other integers
             update = of_ring(values, weight, self._ring)
             values = update if self._strategy.needs_every_update else values
-        magnitude = measure(update)
+        magnitude = magnitude_of(update)
         metrics["update_norm"] = magnitude.norm  # our own figure, whatever the client says
         if not np.isfinite(metrics["update_norm"]):
             raise UpdateRejected("not_finite")

@@ -22,7 +22,7 @@ import torch
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.federation.roster.bounds import check_sums, training_bounds
-from fedhubert.federation.rounds.figures import check_figures
+from fedhubert.federation.rounds.metrics import check_metrics
 from fedhubert.federation.updates.codecs import num_bytes
 from fedhubert.federation.updates.exact_sum import Magnitude, UpdateRejected
 from fedhubert.federation.updates.ring import RING_BITS
@@ -93,7 +93,7 @@ class RoundLimits:
         if not 0.0 <= metrics["train_audio_s"] <= bounds.audio_s or metrics["update_norm"] < 0.0:
             raise UpdateRejected("metrics")
         try:
-            check_figures(metrics, self.objective)
+            check_metrics(metrics, self.objective)
             check_sums(self.config, sums_of(metrics, "train_"), float(metrics["train_audio_s"]))
             self.check_scores(partition, metrics)
         except ValueError:
@@ -131,7 +131,7 @@ def usable_scores(
         if partition not in asked:
             continue
         try:
-            check_figures(metrics, limits.objective)
+            check_metrics(metrics, limits.objective)
             limits.check_scores(partition, metrics)
         except (KeyError, ValueError):
             failures.append(Failure(partition, "malformed"))

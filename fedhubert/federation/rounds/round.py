@@ -22,7 +22,7 @@ from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.ring import ring_of, warn_of_clipping
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
-from fedhubert.federation.updates.exact_sum import ExactSum, measure
+from fedhubert.federation.updates.exact_sum import ExactSum, magnitude_of
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import Arrays, Failure, RingTerms, Train, Trained
 
@@ -166,14 +166,14 @@ class Round:
         updated = self.rounds.optimizer.step(
             self._model, mean, server_share(self._federated, outcome.number)
         )
-        if not math.isfinite(measure(updated).peak):
+        if not math.isfinite(magnitude_of(updated).peak):
             raise StepNotFinite(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
                 setting="federated.strategy",
             )
         self.rounds.state.accept(outcome)
         if privacy and release:
-            outcome.privacy = privacy.figures(outcome.number)
+            outcome.privacy = privacy.metrics(outcome.number)
             privacy.clip_norm = release.next_clip_norm
         return updated
 

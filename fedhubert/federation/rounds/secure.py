@@ -18,14 +18,14 @@ from fedhubert.federation.roster.bounds import check_sums, training_bounds
 from fedhubert.federation.roster.connect import refresh
 from fedhubert.federation.roster.nodes import describe_failures
 from fedhubert.federation.rounds.aggregate import pooled_drift
-from fedhubert.federation.rounds.figures import check_figures
 from fedhubert.federation.rounds.journal import Attempt, Entry
 from fedhubert.federation.rounds.limits import sums_of
+from fedhubert.federation.rounds.metrics import check_metrics
 from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
 from fedhubert.federation.rounds.secure_sum import SecureSum, Sums
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.figures import CLEAR, train_names
-from fedhubert.federation.updates.exact_sum import PartialSum, UpdateRejected, measure
+from fedhubert.federation.updates.exact_sum import PartialSum, UpdateRejected, magnitude_of
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages import Evaluate, Failure, Masked, Train
 from fedhubert.objectives.spec import spec_of
@@ -355,7 +355,7 @@ class SecureRound(Round):
                 raise ValueError("weights")
             if not 0.0 <= audio_s <= math.fsum(bound.audio_s for bound in bounds):
                 raise ValueError("audio")
-            check_figures(sums, self._limits.objective)
+            check_metrics(sums, self._limits.objective)
             # a second for what rounding adds for each
             check_sums(federation.config, sums_of(sums, "train_"), audio_s + len(about))
             check_sums(federation.config, sums_of(sums, "validation_"), validation_s + len(about))
@@ -371,7 +371,7 @@ class SecureRound(Round):
             sums,
             len(self._outcome.clients),
             self._terms.scale * self._terms.norm,
-            measure(mean).norm,
+            magnitude_of(mean).norm,
         )
         factor = self.rounds.optimizer.pooled_factor(sums)
         return mean if factor == 1.0 else mean.mul_(factor)

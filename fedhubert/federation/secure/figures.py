@@ -33,7 +33,7 @@ class Objective(Protocol):
     def sum_names(self) -> tuple[str, ...]:
         """Names of its sums."""
 
-    def figures(self, sums: Mapping[str, float]) -> Mapping[str, object]:
+    def metrics(self, sums: Mapping[str, float]) -> Mapping[str, object]:
         """Figures of its sums."""
 
 
@@ -59,7 +59,7 @@ def score_figures(metrics: Metrics, objective: Objective) -> dict[str, int | flo
         for name, value in metrics.items()
         if name.startswith("validation_")
     }
-    loss = objective.figures(sums).get("loss") if sums else None
+    loss = objective.metrics(sums).get("loss") if sums else None
     score = (
         {SCORED: 1, LOSS: loss, LOSS_SQUARED: loss**2}
         if isinstance(loss, int | float) and math.isfinite(loss)

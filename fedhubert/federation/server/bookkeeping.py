@@ -6,7 +6,13 @@ import time
 from collections.abc import Mapping
 
 from fedhubert.federation.phases.evaluation import ServerEvaluation
-from fedhubert.federation.rounds.figures import brief, final_event, round_event, round_line, said
+from fedhubert.federation.rounds.metrics import (
+    final_event,
+    history_entry,
+    round_event,
+    round_line,
+    said,
+)
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.round import RoundResult
 from fedhubert.federation.server.record import RunRecord
@@ -56,7 +62,7 @@ class Bookkeeper:
         event = self._round_event(result, round_started)
         self.validation = event["validation"] or self.validation
         self._record.history.append(
-            brief(event, clients_figures=not self._config.privacy.hides_figures)
+            history_entry(event, clients_figures=not self._config.privacy.hides_figures)
         )
         self._record.event(event)
         self._log_round(event)

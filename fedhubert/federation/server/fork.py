@@ -21,7 +21,7 @@ from fedhubert.formats.round_file import round_of
 from fedhubert.objectives.spec import build_model
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import append_event, read_events
-from fedhubert.runs.store import Found, RoundStore
+from fedhubert.runs.store import LatestRound, RoundStore
 
 log = logging.getLogger("fedhubert")
 
@@ -110,7 +110,7 @@ def build_and_load(config: Config, state: dict[str, Any]) -> None:
             )
 
 
-def _find(source: Path, round_number: int | None) -> Found:
+def _find(source: Path, round_number: int | None) -> LatestRound:
     named = round_of(source)
     if source.is_file() and named is not None and round_number in (None, named):
         source, round_number = source.parent, named
@@ -118,7 +118,7 @@ def _find(source: Path, round_number: int | None) -> Found:
         if round_number is None and store.rounds():
             return store.latest()
         if round_number in store.rounds():
-            return Found(round_number, store.path(int(round_number or 0)))
+            return LatestRound(round_number, store.path(int(round_number or 0)))
     wanted = (
         "a round's checkpoint"
         if round_number is None

@@ -49,7 +49,7 @@ class RunRecord:
     """The run's folder and all that is in it.
 
     Attributes:
-        history: One brief event per finished round; checkpoints carry it, and
+        history: One history_entry event per finished round; checkpoints carry it, and
         lineage: what this run began from: an imported encoder, the rounds of other runs that it was
             forked from.
         data: Counts over all clients' data, which checkpoints carry; empty where they must not.

@@ -25,8 +25,8 @@ from fedhubert.federation.privacy.opening import announce
 from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.node_keys import key_folders
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.rounds.figures import data_summary
 from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
+from fedhubert.federation.rounds.metrics import data_summary
 from fedhubert.federation.rounds.round import ClientsDone, Rounds, StepNotFinite
 from fedhubert.federation.server.bookkeeping import Bookkeeper
 from fedhubert.federation.server.newcomers import Equipment
@@ -157,7 +157,7 @@ def _phases(
     equipment.teach()
     targets = _targets(federation, record, state)
     books.levels = Levels.of(targets.event()) if config.task.needs_labels else None
-    federation.welcome = lambda shares: equipment.welcome(targets, shares)
+    federation.on_join = lambda shares: equipment.on_join(targets, shares)
 
     if books.is_over():
         log.info("all rounds are done")

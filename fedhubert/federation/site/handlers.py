@@ -19,7 +19,7 @@ from fedhubert.federation.secure.tail import COUNT
 from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.site.masker import Masker
 from fedhubert.federation.site.secure import run_key_rows
-from fedhubert.federation.site.train import resident_model
+from fedhubert.federation.site.train import cached_model
 from fedhubert.federation.wire.messages import (
     Describe,
     Description,
@@ -74,7 +74,7 @@ def describe(request: Request[Describe], node_config: NodeConfig) -> Answered:
         node=settings.node,
         num_nodes=settings.num_nodes,
         hosts_all=int(site.hosts_all),
-        layout=resident_model(request.job).layout.fingerprint,
+        layout=cached_model(request.job).layout.fingerprint,
         arrays=run_key_rows(request, node_config, list(metrics)),
         **asdict(site.traits()),
     )

@@ -37,13 +37,13 @@ from fedhubert.federation.site.bookkeeping import fixed_values
 from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.site.masker import Masker, subject_of
 from fedhubert.federation.updates.clipping import clipped
-from fedhubert.federation.updates.codecs import Arrays, decode
+from fedhubert.federation.updates.codecs import EncodedArrays, decode
 from fedhubert.federation.updates.exact_sum import (
     GRID,
     ExactSum,
     PartialSum,
     UpdateRejected,
-    measure,
+    magnitude_of,
 )
 from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
 from fedhubert.federation.updates.ring import RING_BITS, Ring, narrow, pack
@@ -63,7 +63,7 @@ log = logging.getLogger("fedhubert.site")
 
 
 @dataclass
-class Resident:
+class CachedModel:
     """The one model that a process keeps between messages."""
 
     key: str
@@ -72,7 +72,7 @@ class Resident:
     objective: Objective | None = None
 
 
-_resident: Resident | None = None
+_cached: CachedModel | None = None
 
 
 def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
@@ -89,7 +89,7 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     faults.crash_if_drawn(job.faults, job.seed, task.round, task.attempt, task.partitions)
     site = open_site(job, node_config)
     device = resolve_device(site.job.client.device)
-    resident, incoming = _incoming(request, site, device)
+    cached, incoming = _incoming(request, site, device)
     spec = spec_of(job.task)
     masker = Masker.of(request, node_config, train_names(spec)) if task.secure else None
     fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 or masker else None
@@ -97,7 +97,7 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     if fold is not None and ring is not None:
         fold.clear(ring.unit)
     named = model_digest(incoming.numpy()) if masker else ""
-    arrays: Arrays = {}
+    arrays: EncodedArrays = {}
     sketches: dict[int, Sketch] = {}
 
     def train(site: Site, partition: Partition) -> Metrics:
@@ -117,23 +117,21 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
                 ),
             )
         scored = job.client.validation_batches
-        metrics = _evaluate(
-            request, site, partition, resident, incoming, device, num_batches=scored
-        )
+        metrics = _evaluate(request, site, partition, cached, incoming, device, num_batches=scored)
         state = (
             folder.load(_of(partition.number, task.site_rounds, "site_rounds"))
             if job.keeps_state
             else PartitionState()
         )
         repeated = known_end - start if known_end >= 0 else None
-        result = _train(request, site, partition, resident, incoming, device, state, repeated)
+        result = _train(request, site, partition, cached, incoming, device, state, repeated)
         state.optimizer = result.optimizer_state
         weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[
             job.weight_by
         ]
         weight = weight if task.weight_limit is None else min(weight, task.weight_limit)
         sent = _sent_update(
-            request, partition.number, resident, incoming, result, state, ring, weight
+            request, partition.number, cached, incoming, result, state, ring, weight
         )
         decoded = sent.update
         if job.keeps_state:
@@ -144,10 +142,10 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
             )
         if fold is not None and task.clip_norm is not None and sent.integers is None:
             decoded, _ = clipped(decoded, task.clip_norm)
-        magnitude = measure(decoded)
+        magnitude = magnitude_of(decoded)
         metrics |= {
             **_training_metrics(result),
-            **sent.figures,
+            **sent.metrics,
             "weight": weight,
             "update_norm": magnitude.norm,
         }
@@ -189,7 +187,7 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     metrics, failures = each_partition(request, node_config, train, task.budget_s)
     if masker is not None:
         bits = ring.bits if ring is not None else None
-        return masker.answer(task, metrics, resident.layout.fingerprint, bits), failures
+        return masker.answer(task, metrics, cached.layout.fingerprint, bits), failures
     left_out = {number: len(site.partition(number).left_out) for number in metrics}
     if any(left_out.values()):  # all partitions of a message have the same names
         for number, numbers in metrics.items():
@@ -201,7 +199,7 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     if metrics and job.sends_sketches:
         arrays["sketches"] = np.stack([sketches[number] for number in metrics])
     trained = Trained(
-        metrics=metrics, arrays=arrays, round=task.round, layout=resident.layout.fingerprint
+        metrics=metrics, arrays=arrays, round=task.round, layout=cached.layout.fingerprint
     )
     return trained, failures
 
@@ -227,7 +225,7 @@ def _of(partition: int, named: Mapping[int, int], what: str) -> int:
 def _sent_update(
     request: Request[Train],
     number: int,
-    resident: Resident,
+    cached: CachedModel,
     incoming: torch.Tensor,
     result: LocalResult,
     state: PartitionState,
@@ -236,8 +234,8 @@ def _sent_update(
 ) -> Outgoing:
     """Return the update of ``weight`` as it travels and as the server decodes it; what the codec
     leaves over goes into ``state``."""
-    job, task, shapes = request.job, request.task, resident.layout.shapes
-    update = Outgoing(resident.layout.update_of(resident.model, incoming), state.residual)
+    job, task, shapes = request.job, request.task, cached.layout.shapes
+    update = Outgoing(cached.layout.update_of(cached.model, incoming), state.residual)
     seed = derive_seed(job.seed, "codec", task.round, number)
     sent = run_steps(
         update,
@@ -314,7 +312,7 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
     ``client.validation_batches`` of it)."""
     site = open_site(request.job, node_config)
     device = resolve_device(site.job.client.device)
-    resident, incoming = _incoming(request, site, device)
+    cached, incoming = _incoming(request, site, device)
 
     task, spec = request.task, spec_of(request.job.task)
     masker = Masker.of(request, node_config, score_names(spec)) if task.secure else None
@@ -322,26 +320,26 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
 
     def score(site: Site, partition: Partition) -> Metrics:
         if masker is None:
-            return _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+            return _evaluate(request, site, partition, cached, incoming, device, num_batches=0)
         about = subject_of(
             request, named, partition.number, _own(request, node_config, site, partition)
         )
         masker.enter(partition.number, about)
-        metrics = _evaluate(request, site, partition, resident, incoming, device, num_batches=0)
+        metrics = _evaluate(request, site, partition, cached, incoming, device, num_batches=0)
         masker.add(partition.number, np.zeros(0, np.int64), score_figures(metrics, spec))
         return {}
 
     metrics, failures = each_partition(request, node_config, score, task.budget_s)
     if masker is None:
         return Scored(metrics=metrics), failures
-    return masker.answer(task, metrics, resident.layout.fingerprint), failures
+    return masker.answer(task, metrics, cached.layout.fingerprint), failures
 
 
 def _train(
     request: Request[Train],
     site: Site,
     partition: Partition,
-    resident: Resident,
+    cached: CachedModel,
     incoming: torch.Tensor,
     device: torch.device,
     state: PartitionState,
@@ -356,7 +354,7 @@ def _train(
     if exactly is None and repeated is not None:
         exactly = math.ceil(repeated / job.client.accumulate)
     position = _of(number, task.positions, "positions")
-    resident.layout.load_vector(resident.model, incoming)
+    cached.layout.load_vector(cached.model, incoming)
     deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
     steps = 0
 
@@ -366,7 +364,7 @@ def _train(
         return steps >= exactly if exactly is not None else time.monotonic() >= deadline
 
     return train_locally(
-        resident.model,
+        cached.model,
         _batches(
             request,
             site,
@@ -384,7 +382,7 @@ def _train(
         proximal_mu=job.proximal_mu,
         optimizer_state=state.optimizer,
         should_stop=should_stop,
-        objective=resident.objective,
+        objective=cached.objective,
     )
 
 
@@ -392,24 +390,24 @@ def _evaluate(
     request: Request[WithModel],
     site: Site,
     partition: Partition,
-    resident: Resident,
+    cached: CachedModel,
     incoming: torch.Tensor,
     device: torch.device,
     *,
     num_batches: int,
 ) -> Metrics:
-    resident.layout.load_vector(resident.model, incoming)
+    cached.layout.load_vector(cached.model, incoming)
     plan = partition.validation_plan
     batches = _batches(request, site, partition, plan, plan.first(num_batches))
     result = evaluate(
-        resident.model,
+        cached.model,
         batches,
         task=request.job.task,
         device=device,
         precision=request.job.client.precision,
-        objective=resident.objective,
+        objective=cached.objective,
     )
-    return {f"validation_{name}": figure for name, figure in result.figures.items()}
+    return {f"validation_{name}": figure for name, figure in result.metrics.items()}
 
 
 def _batches(
@@ -428,7 +426,7 @@ def _batches(
 
 def _training_metrics(result: LocalResult) -> Metrics:
     return {
-        **{f"train_{name}": figure for name, figure in result.figures.items()},
+        **{f"train_{name}": figure for name, figure in result.metrics.items()},
         "train_steps": result.steps,
         "train_micro_batches": result.micro_batches,
         "train_audio_s": result.audio_s,
@@ -437,10 +435,10 @@ def _training_metrics(result: LocalResult) -> Metrics:
     }
 
 
-def resident_model(job: ClientJob) -> Resident:
-    global _resident
+def cached_model(job: ClientJob) -> CachedModel:
+    global _cached
     key = f"{job.model.model_dump_json()}{job.client.activation_checkpointing}{job.client.compile}{job.task.model_dump_json()}"
-    if _resident is None or _resident.key != key:
+    if _cached is None or _cached.key != key:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         log.info(
             "process %d builds %s; CUDA_VISIBLE_DEVICES=%s",
@@ -451,40 +449,37 @@ def resident_model(job: ClientJob) -> Resident:
         model = build_model(job.model, job.task, job.seed)
         model.set_activation_checkpointing(job.client.activation_checkpointing)
         model.set_compiled(job.client.compile)
-        _resident = Resident(key, model, ParameterLayout.of(model))
-    return _resident
+        _cached = CachedModel(key, model, ParameterLayout.of(model))
+    return _cached
 
 
 def _incoming(
     request: Request[WithModel], site: Site, device: torch.device
-) -> tuple[Resident, torch.Tensor]:
+) -> tuple[CachedModel, torch.Tensor]:
     """Return this process's model, with its teacher, and the server's parameters [P] for it.
 
     Raises:
         FederationError: they do not fit.
         CheckpointError: the teacher is not on this site.
     """
-    resident = resident_model(request.job)
-    if resident.objective is None:
+    cached = cached_model(request.job)
+    if cached.objective is None:
         spec, source = spec_of(request.job.task), None
         if spec.taught is not None:
             teacher, source = site.teach(request.job.task, device)
-            spec.take_over(resident.model, teacher.state)
-        resident.objective = spec.loss(source)
+            spec.init_from_teacher(cached.model, teacher.state)
+        cached.objective = spec.loss(source)
     try:
         incoming = decode(
             request.task.broadcast_codec,
             {"update": request.arrays["model"]},
-            resident.layout.shapes,
+            cached.layout.shapes,
         )
     except UpdateRejected:
         incoming = torch.empty(0)
-    if (
-        resident.layout.fingerprint != request.task.layout
-        or incoming.numel() != resident.layout.numel
-    ):
+    if cached.layout.fingerprint != request.task.layout or incoming.numel() != cached.layout.numel:
         raise FederationError(
             "the server's model has other parameters than this site builds from its configuration",
             setting="model",
         )
-    return resident, incoming
+    return cached, incoming

@@ -15,7 +15,7 @@ from fedhubert.config.elsewhere import STRATEGIES
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.registry import Registry
 from fedhubert.training.parameters import ParameterLayout
-from fedhubert.training.schedule import round_progress, share_of_rate
+from fedhubert.training.schedule import lr_factor, round_progress
 
 NO_MODEL = ParameterLayout((), ())
 """The layout of no parameters."""
@@ -189,4 +189,4 @@ def server_share(config: FederatedConfig, round_number: int) -> float:
     """Return what of its rate the server takes in a round, counted from 1: ``server_schedule`` at
     the round's middle."""
     progress = round_progress(round_number, config.num_rounds)
-    return share_of_rate(progress, config.server_warmup_fraction, config.server_schedule)
+    return lr_factor(progress, config.server_warmup_fraction, config.server_schedule)

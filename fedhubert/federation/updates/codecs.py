@@ -21,7 +21,7 @@ from fedhubert.federation.updates.ring import RING_BITS, ring_bytes
 from fedhubert.training.parameters import tensor_of
 
 CodecName = UpdateCodec
-Arrays = dict[str, npt.NDArray[Any]]
+EncodedArrays = dict[str, npt.NDArray[Any]]
 
 VALUES, SCALES = "update", "scales"
 _FP16_PEAK_EXPONENT = 14  # values are scaled below 2**15, half of what float16 holds
@@ -45,7 +45,7 @@ def _num_channels(shape: tuple[int, ...]) -> int:
 
 def encode(
     codec: CodecName, vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int = 0
-) -> Arrays:
+) -> EncodedArrays:
     """Return the arrays that stand for a float32 ``vector`` [P] of parameters of ``shapes``;
     ``seed`` is for int8's rounding. Not for codecs of a ring."""
     assert codec not in RING_BITS, "needs its ring, and the weight"
@@ -111,7 +111,9 @@ def num_bytes(codec: CodecName, shapes: Sequence[tuple[int, ...]]) -> int:
     return width * sum(math.prod(shape) for shape in shapes) + 4 * scales
 
 
-def _encode_int8(vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int) -> Arrays:
+def _encode_int8(
+    vector: torch.Tensor, shapes: Sequence[tuple[int, ...]], seed: int
+) -> EncodedArrays:
     generator = torch.Generator().manual_seed(seed)
     lengths, counts = channels(shapes)
     values, scales = torch.empty(vector.numel(), dtype=torch.int8), torch.empty(len(lengths))

@@ -27,7 +27,7 @@ __all__ = [
     "Magnitude",
     "PartialSum",
     "UpdateRejected",
-    "measure",
+    "magnitude_of",
 ]
 
 GRID_BITS = 33
@@ -97,7 +97,7 @@ class ExactSum:
         not change until the sum has been read: it may be added together with the next one.
 
         Args:
-            magnitude: The update's :func:`measure`, where the caller knows it.
+            magnitude: The update's :func:`magnitude_of`, where the caller knows it.
 
         Raises:
             UpdateRejected: wrong shape or dtype, weight outside [1, 2**28], NaN or Inf, or
@@ -107,7 +107,7 @@ class ExactSum:
             raise UpdateRejected("shape")
         if not 1 <= weight <= MAX_WEIGHT:
             raise UpdateRejected("weight")
-        largest = (magnitude or measure(update)).peak
+        largest = (magnitude or magnitude_of(update)).peak
         if not largest < float("inf"):  # also true for NaN
             raise UpdateRejected("not_finite")
         assert self._unit == GRID, "a ring's sum is of integers"
@@ -201,7 +201,7 @@ class ExactSum:
         return mean
 
 
-def measure(vector: torch.Tensor) -> Magnitude:
+def magnitude_of(vector: torch.Tensor) -> Magnitude:
     """Return the magnitude of a float32 vector in one pass, the same with any number of threads:
     squares of rows in float32, their sum in float64."""
     values, square, peak = vector.numpy(), 0.0, 0.0

@@ -13,7 +13,7 @@ import torch
 from fedhubert.clients import Metrics
 from fedhubert.config import ClientJob
 from fedhubert.federation.updates.clipping import clipped
-from fedhubert.federation.updates.codecs import VALUES, Arrays, CodecName, decode, encode
+from fedhubert.federation.updates.codecs import VALUES, CodecName, EncodedArrays, decode, encode
 from fedhubert.federation.updates.ring import Ring, of_ring, pack, to_ring
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -28,15 +28,15 @@ class Outgoing:
             server decodes it.
         residual: What a lossy codec left over in an earlier round [P]; after encoding, in this one.
             None: nothing.
-        figures: What to report of it.
+        metrics: What to report of it.
         arrays: The update as it travels; empty before it is encoded.
         integers: The same on the ring of its codec [P], int64; None: it has none.
     """
 
     update: torch.Tensor
     residual: torch.Tensor | None = None
-    figures: Metrics = field(default_factory=dict)
-    arrays: Arrays = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    arrays: EncodedArrays = field(default_factory=dict)
     integers: torch.Tensor | None = None
 
 
@@ -77,7 +77,7 @@ class Clip:
         return replace(
             sent,
             update=update,
-            figures={**sent.figures, "update_unclipped": int(found <= self.norm)},
+            metrics={**sent.metrics, "update_unclipped": int(found <= self.norm)},
         )
 
 
@@ -111,7 +111,7 @@ class EncodeOnRing:
             update=of_ring(found.integers, self.weight, self.ring),
             integers=found.integers,
             arrays={VALUES: pack(found.integers, self.ring.bits)},
-            figures={**sent.figures, "clipped_entries": found.clipped},
+            metrics={**sent.metrics, "clipped_entries": found.clipped},
         )
 
 

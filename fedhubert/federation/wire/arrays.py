@@ -46,7 +46,7 @@ class SharedArray(LazyArray):
         ndarray: NDArray = ray.get(self.__dict__["_ref"])
         return ndarray
 
-    def release(self) -> None:
+    def free(self) -> None:
         """Give up the reference; arrays already read stay valid."""
         self.__dict__.pop("_ref", None)
 
@@ -57,11 +57,11 @@ def size_on_wire(array: Array) -> int:
     return array.numpy().nbytes if isinstance(array, LazyArray) else len(array.data)
 
 
-def release(message: Message) -> None:
+def free_arrays(message: Message) -> None:
     """Let go of what ``message`` refers to in the object store: threads of Flower's engine hold on
     to the last messages that they have seen."""
     for array in shared_arrays(message):
-        array.release()
+        array.free()
 
 
 def shared_arrays(message: Message) -> list[SharedArray]:

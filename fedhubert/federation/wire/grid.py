@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from fedhubert.errors import FedhubertError
-from fedhubert.federation.wire.arrays import release
+from fedhubert.federation.wire.arrays import free_arrays
 from fedhubert.federation.wire.flower import ForwardingGrid, Grid, Message
 
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.5
@@ -88,7 +88,7 @@ class StreamingGrid(ForwardingGrid):
                         try:
                             yield reply
                         finally:
-                            release(reply)
+                            free_arrays(reply)
                 if time.monotonic() > deadline:
                     self.unanswered += [
                         *in_flight.values(),
@@ -123,4 +123,4 @@ class StreamingGrid(ForwardingGrid):
         for message_id in list(self._late):
             for reply in self._grid.pull_messages([message_id]):
                 del self._late[message_id]
-                release(reply)
+                free_arrays(reply)

@@ -19,7 +19,7 @@ def site_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(site_manifest: Path, tmp_path: Path) -> Server:
     """A server before a site with the strict default policy, in a fresh process as far as it can tell."""
     data._cached_site.cache_clear()
-    train._resident = None
+    train._cached = None
     state = str(tmp_path / "state")
     return Server(
         {

@@ -21,7 +21,7 @@ from fedhubert.objectives.objective import TeacherOutput
 _CONV, _LOGITS, _LAYER = "conv", "logits", "layer."
 
 
-class Teaching:
+class TeacherRunner:
     """A teacher on a device (see :class:`fedhubert.objectives.objective.TeacherSource`).
 
     Args:

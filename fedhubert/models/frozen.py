@@ -37,7 +37,7 @@ NO_HEAD = {"num_classes": 6, "final_dim": 1, "logit_temperature": 0.1}
 
 
 @dataclass(frozen=True, eq=False)
-class KeptModel:
+class FrozenModel:
     """Sizes and tensors (float32, on the CPU) of a frozen model; subclasses say what it is called
     in messages and how its key is made."""
 

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Message
 
 from fedhubert.config import DistillConfig, TaskConfig
-from fedhubert.federation.rounds.figures import fairness_of
+from fedhubert.federation.rounds.metrics import fairness_of
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.objectives.spec import spec_of
 from fedhubert.reporting.fairness import fairness

@@ -26,12 +26,12 @@ def round_event(outcome: RoundOutcome, objective: ObjectiveSpec) -> Event:
         "round": outcome.number,
         "train": {
             "model_round": outcome.number - 1,
-            **objective.figures(_sums(outcome, "train_")),
+            **objective.metrics(_sums(outcome, "train_")),
             # whatever the order
             "audio_s": _audio_s(outcome),
             "steps": int(sum(client["train_steps"] for client in clients)),
         },
-        "validation": validation_figures(outcome, objective, model_round=outcome.number - 1),
+        "validation": validation_metrics(outcome, objective, model_round=outcome.number - 1),
         "fairness": fairness_of(outcome, objective),
         "drift": outcome.drift,
         **_cut_off(outcome),
@@ -58,7 +58,7 @@ def final_event(
         "round": outcome.number,
         "num_rounds": num_rounds,
         "best_round": best_round,
-        "validation": validation_figures(outcome, objective, model_round=outcome.number),
+        "validation": validation_metrics(outcome, objective, model_round=outcome.number),
         "fairness": fairness_of(outcome, objective),
         "clients": per_client(outcome),
         "failed": failed(outcome),
@@ -78,7 +78,7 @@ def data_summary(partitions: Mapping[int, Metrics]) -> dict[str, int | float]:
     }
 
 
-def validation_figures(
+def validation_metrics(
     outcome: RoundOutcome, objective: ObjectiveSpec, *, model_round: int
 ) -> dict[str, Any]:
     """Return the figures over the validation splits of the clients heard, weighted by frames; empty
@@ -88,13 +88,13 @@ def validation_figures(
         return {}
     figures = {
         "model_round": model_round,
-        **objective.figures(sums),
+        **objective.metrics(sums),
         "clients": len(outcome.clients),
     }
     if outcome.pooled:
         return figures  # there is no median of what nobody sees
     own = [
-        objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()
+        objective.metrics(_sums_of(client, "validation_")) for client in outcome.clients.values()
     ]
     heard = [each for each in own if each.get(objective.counted)]
     names = [name for name in ("loss", "masked_accuracy") if name in figures]
@@ -111,7 +111,7 @@ def fairness_of(outcome: RoundOutcome, objective: ObjectiveSpec) -> dict[str, An
     if outcome.pooled:
         return _spread(outcome.pooled)
     scores = [
-        objective.figures(_sums_of(client, "validation_")) for client in outcome.clients.values()
+        objective.metrics(_sums_of(client, "validation_")) for client in outcome.clients.values()
     ]
     scores = [score for score in scores if score.get(objective.counted)]
     for figure, better in (("masked_accuracy", True), ("loss", False)):
@@ -121,7 +121,7 @@ def fairness_of(outcome: RoundOutcome, objective: ObjectiveSpec) -> dict[str, An
     return {}
 
 
-def check_figures(metrics: Mapping[str, int | float], objective: ObjectiveSpec) -> None:
+def check_metrics(metrics: Mapping[str, int | float], objective: ObjectiveSpec) -> None:
     """Raise ``ValueError`` if a client's numbers are out of range, or no figures can be made of its
     sums."""
     if not all(abs(value) < LARGEST for value in metrics.values()):  # nor NaN
@@ -134,7 +134,7 @@ def check_figures(metrics: Mapping[str, int | float], objective: ObjectiveSpec) 
         }
         if sums:
             try:
-                objective.figures(sums)
+                objective.metrics(sums)
             except KeyError as error:
                 raise ValueError(f"no {prefix}{error.args[0]}") from None
 
@@ -198,7 +198,7 @@ def failed(outcome: RoundOutcome) -> list[dict[str, Any]]:
     ]
 
 
-def brief(event: Event, *, clients_figures: bool = True) -> Event:
+def history_entry(event: Event, *, clients_figures: bool = True) -> Event:
     """The part of a round's event that checkpoints carry: no timings, so that equal runs have equal
     checkpoints.
 

@@ -13,13 +13,13 @@ from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import build_hubert, num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
-from fedhubert.models.student import take_over
+from fedhubert.models.student import init_from_teacher
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import Distillation
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.local import LocalResult, Progress, train_locally
 from fedhubert.training.parameters import ParameterLayout
-from fedhubert.training.teaching import Teaching
+from fedhubert.training.teacher_runner import TeacherRunner
 
 CPU = torch.device("cpu")
 
@@ -37,11 +37,11 @@ def batch_of(seed: int, utterances: int = 3, num_samples: int = 6400) -> Batch:
 
 def teaching(
     config: ModelConfig, cache: DiskCache | None = None, **changes: Any
-) -> tuple[DistillConfig, Teacher, Teaching]:
+) -> tuple[DistillConfig, Teacher, TeacherRunner]:
     task = DistillConfig(**({"layers": (1, 2)} | changes))
     teacher = Teacher.cut(config, build_hubert(config, 0).state_dict(), task)
     task = task.model_copy(update={"teacher_model": teacher.config, "teacher_sha256": teacher.key})
-    return task, teacher, Teaching(teacher, task, CPU, cache)
+    return task, teacher, TeacherRunner(teacher, task, CPU, cache)
 
 
 def test_a_crops_bits_do_not_depend_on_its_batch(tiny_model_config: ModelConfig) -> None:
@@ -95,17 +95,17 @@ def test_a_student_in_lower_precision_is_told_the_same(
     for source in (None, cache, cache):
         found = train(tiny_model_config, source, precision, **everything)[1]
         for name in ("layers_sum", "hints_sum", "logits_sum", "pseudo_labels_sum"):
-            assert found.figures[name] == pytest.approx(expected.figures[name], rel=0.03)
+            assert found.metrics[name] == pytest.approx(expected.metrics[name], rel=0.03)
 
 
 def train(
     config: ModelConfig, cache: DiskCache | None, precision: str = "fp32", **changes: Any
-) -> tuple[torch.Tensor, LocalResult, Teaching]:
+) -> tuple[torch.Tensor, LocalResult, TeacherRunner]:
     task, teacher, source = teaching(config, cache, **changes)
     student = build_model(
         config.model_copy(update={"embed_dim": 32, "num_layers": 1, "ffn_dim": 64}), task, seed=1
     )
-    take_over(student, teacher.state, task)
+    init_from_teacher(student, teacher.state, task)
     result = train_locally(
         student,
         iter([batch_of(seed) for seed in (0, 1, 0, 1)]),
@@ -134,7 +134,7 @@ def test_the_cache_changes_nothing_but_what_is_computed(
     again, second, reading = train(tiny_model_config, DiskCache(tmp_path, 10**9), **settings)
     assert (live.computed, filling.computed, reading.computed) == (12, 6, 0)
     assert torch.equal(without, filled) and torch.equal(without, again)
-    assert plain.figures == first.figures == second.figures
+    assert plain.metrics == first.metrics == second.metrics
     other = train(
         tiny_model_config, DiskCache(tmp_path, 10**9), **settings, teacher_precision="bf16"
     )[2]
@@ -146,7 +146,7 @@ def test_with_frozen_convolutions_the_student_never_runs_them(
 ) -> None:
     task, teacher, source = teaching(tiny_model_config, freeze_conv=True)
     student = build_model(tiny_model_config, task, seed=1)
-    take_over(student, teacher.state, task)
+    init_from_teacher(student, teacher.state, task)
     monkeypatch.setattr(
         student, "convolve", lambda waveforms: pytest.fail("the student's convolutions ran")
     )
