@@ -226,9 +226,8 @@ class PrivacyConfig(Model):
 
     mechanism: Literal["none", "central", "distributed"] = "none"
     """central: the server adds noise, so that the model hardly depends on whether any one client
-    took part. distributed: each client adds its share before it masks its update, so that the
-    server is not trusted with it; needs ``secure=pairwise``. Choose it by ``privacy=central`` or
-    ``privacy=distributed``."""
+    took part. distributed: each client adds its share before it masks its update (needs
+    ``secure=pairwise``). Choose it by ``privacy=central`` or ``privacy=distributed``."""
 
     noise_multiplier: Annotated[float, Field(ge=0.0, le=1e3)] = key(1.0, unit="clip_norm")
     """Standard deviation of the noise, as it is accounted for. 0: updates are clipped only, which

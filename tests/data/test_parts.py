@@ -8,9 +8,10 @@ import soundfile
 
 from fedhubert.data.audio import read_audio
 from fedhubert.data.manifest import Manifest
+from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import DataError
 from fedhubert.evaluation.annotations import Alignment
-from fedhubert.evaluation.features import Extractor, FeatureCache
+from fedhubert.evaluation.features import FeatureReader
 from fedhubert.models.hubert import frames_of
 from tests.data.liars import Samples, speech
 
@@ -164,7 +165,9 @@ def test_evaluation_hears_and_caches_the_part(tmp_path: Path, long_file: Path) -
     manifest = Manifest.read(written(tmp_path, f"{HEAD},start_s,end_s,channel\n{rows}"))
     encoder = Energy()
     pooled = [
-        Extractor(encoder, [0], manifest, FeatureCache(tmp_path / "cache")).pooled(np.arange(2))
+        FeatureReader(encoder, [0], manifest, DiskCache(tmp_path / "cache", 1 << 30)).pooled(
+            np.arange(2)
+        )
         for _ in range(2)
     ]
     assert encoder.calls == 2 and np.array_equal(pooled[0], pooled[1])

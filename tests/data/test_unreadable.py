@@ -17,7 +17,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import split_rows
 from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import DataError
-from fedhubert.federation.server.dry_run import describe_federation
+from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.server.session import run_federation
 from fedhubert.targets import kmeans
 from fedhubert.targets.features import fitting_features, kept_features
@@ -56,7 +56,9 @@ def test_another_utterance_stands_in_for_one_that_cannot_be_read(
     with caplog.at_level(logging.WARNING):
         batches = list(load_batches(*arguments, left_out))
     assert len(batches) == 3 * plan.num_batches and len(left_out) == 1 and BAD in left_out
-    assert caplog.text.count("left out: 4.flac: ") == 1
+    # A logger that earlier tests have set up may hand a record on twice; it is one record.
+    said = {id(record) for record in caplog.records if "left out: 4.flac" in record.getMessage()}
+    assert len(said) == 1
     for index, row in enumerate(spec.rows.tolist()):
         start = int(spec.starts[index])
         heard = batches[0].waveforms_BN[index].numpy()
@@ -196,7 +198,7 @@ def test_a_dry_run_says_how_much_an_epoch_hears(tmp_path: Path) -> None:
     heard = {}
     for flags in ([], ["--cut", "15"]):
         assert main([*root, *flags]) == 0
-        table = describe_federation(InProcessGrid([node]), config)
+        table = describe_federation(InProcessGrid([node]), check_models(config))
         heard[bool(flags)] = (list(table.columns[-1].cells)[-1], table.caption)
     assert heard[False][0] == "26 %" and "an epoch hears 26 % of the audio" in str(heard[False][1])
     assert int(heard[True][0].split()[0]) >= 90 and heard[True][1] is None  # type: ignore[union-attr]

@@ -81,6 +81,8 @@ def test_an_interrupted_demo_leaves_no_container(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # a shell cannot trap what it was begun with ignored, as in the background of another
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     calls, deadline = Path(environment["CALLS"]), time.monotonic() + 30
     while not calls.exists() or " flwr log " not in calls.read_text():

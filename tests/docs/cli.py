@@ -12,7 +12,7 @@ from fedhubert.commands.baselines import _compare_parser, _split, _take_seeds, t
 from fedhubert.compose import amend, compose, recipe_names
 from fedhubert.config import Config, validate
 from fedhubert.config.catalog import all_keys
-from fedhubert.federation.engine.recipe import Plan
+from fedhubert.federation.engine.recipe import StagePlan
 from fedhubert.planning.inputs import Rates
 from fedhubert.planning.words import _WORDS, Words
 
@@ -95,7 +95,7 @@ def _plan(words: list[str]) -> None:
 
 
 def _recipe(words: list[str]) -> None:
-    Plan.make(words[0], words[1:])
+    StagePlan.make(words[0], words[1:])
 
 
 def _fork(words: list[str]) -> None:
