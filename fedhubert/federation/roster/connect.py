@@ -30,7 +30,7 @@ log = logging.getLogger("fedhubert")
 
 JOIN_TIMEOUT_S = 30.0
 """A node that wants to join and does not answer within it waits for another round."""
-JOIN_TIMEOUT_S = 120.0
+PREPARE_TIMEOUT_S = 120.0
 """A node that joins and takes longer to take a model or to label its audio has it the next time
 that it is asked."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fedhubert.federation.phases.delivery import Delivery, failures_of, go_on_without
 from fedhubert.federation.phases.targets import Targets, label_newcomers
 from fedhubert.federation.phases.teacher import ServerTeacher, send_teacher
-from fedhubert.federation.roster.connect import JOIN_TIMEOUT_S
+from fedhubert.federation.roster.connect import PREPARE_TIMEOUT_S
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.server.record import RunRecord
 from fedhubert.federation.wire.messages import Failure
@@ -34,7 +34,7 @@ class Equipment:
         """Prepare the nodes of ``shares`` (node id -> partitions), which join after the start;
         return what went wrong."""
         config, failures = self.federation.config, list[Failure]()
-        timeout_s = min(JOIN_TIMEOUT_S, config.federated.round_timeout_s)
+        timeout_s = min(PREPARE_TIMEOUT_S, config.federated.round_timeout_s)
         if self.teacher is not None:
             delivery = self._send(self.teacher, shares, timeout_s)
             failures = failures_of(delivery, shares)
