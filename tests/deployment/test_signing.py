@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fedhubert.cli import main
+from tests.federation.in_process import open_policy
 
 from .conftest import LINE_HOST, LONG_S, NODES, Deployment, write_site
 from .hostile_peer import DONE
@@ -41,6 +42,7 @@ class Signed:
         site, keys = self.site(number), self.site(number) / "keys"
         config = (
             f'partition-id={number} num-partitions={NODES} manifest="{site / "manifest.csv"}" state-dir="{site / "state"}" '
+            f'policy="{open_policy(self.deployment.folder)}" '
             f'coordinator-key="{keys / "coordinator.pub"}" site-key="{keys / f"site-{number}.key"}"'
         )
         options = [
