@@ -118,12 +118,7 @@ def only(wanted: Collection[int], shares: Mapping[int, Sequence[int]]) -> dict[i
 
 def failed_of(reply: Reply[Answer], asked: Sequence[int]) -> list[Failure]:
     """Return why those of ``asked`` have no numbers in a reply, one failure each."""
-    named = {failure.partition: failure for failure in reply.failures}
-    whole = named.get(-1, Failure(-1, "no_result"))
-    absent = [partition for partition in asked if partition not in reply.metrics]
-    return [
-        named.get(partition, Failure(partition, whole.code, whole.setting)) for partition in absent
-    ]
+    return reply.failures_of(partition for partition in asked if partition not in reply.metrics)
 
 
 def sizes_of(federation: Federation, kind: type[Answer], dimension: int = 0) -> dict[str, int]:

@@ -366,12 +366,10 @@ def _describe_partitions(
         Describe(), Description, shares, timeout_s=timeout_s, num_bytes=sizes
     ):
         rows = _run_keys(federation, reply)
-        named = {failure.partition: failure for failure in reply.failures}
-        whole = named.pop(-1, Failure(-1, "no_result"))
         for partition in shares.get(reply.node_id, ()):
             said = reply.metrics.get(partition)
             if said is None:
-                failures.append(named.get(partition, Failure(partition, whole.code, whole.setting)))
+                failures += reply.failures_of([partition])
                 continue
             about = dict(said)
             if contradiction(federation.config, about):

@@ -197,13 +197,7 @@ class SecureRound(Round):
             if all(self._possible(*item) for item in clear.items()) and self._sum.take(reply):
                 outcome.clients.update(clear)
                 used = set(clear)
-            named = {failure.partition: failure for failure in reply.failures}
-            whole = named.get(-1, Failure(-1, code))
-            failures += [
-                named.get(partition, Failure(partition, whole.code, whole.setting))
-                for partition in asked
-                if partition not in used
-            ]
+            failures += reply.failures_of((p for p in asked if p not in used), code)
             self.rounds.on_client(outcome.number, len(outcome.clients), self._wanted)
         self._silent |= unheard
         failures += [

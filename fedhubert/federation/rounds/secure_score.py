@@ -53,13 +53,7 @@ def score_masked(
             asked = shares.get(message.metadata.src_node_id, [])
             reply = federation.read(message, Masked, total.asked_for(asked))
             used = set(reply.metrics) if total.take(reply) else set()
-            named = {failure.partition: failure for failure in reply.failures}
-            whole = named.get(-1, Failure(-1, "no_result"))
-            outcome.failures += [
-                named.get(partition, Failure(partition, whole.code, whole.setting))
-                for partition in asked
-                if partition not in used
-            ]
+            outcome.failures += reply.failures_of(p for p in asked if p not in used)
         outcome.failures += [
             Failure(partition, "no_answer")
             for node in federation.grid.unanswered

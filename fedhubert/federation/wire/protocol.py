@@ -10,7 +10,7 @@ and the answer's fields), ``metrics`` (a column per number, a row per partition)
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -113,6 +113,16 @@ class Reply(Generic[AnswerT]):
     def metrics(self) -> Mapping[int, Metrics]:
         """Numbers by partition; none where there is no answer."""
         return {} if self.answer is None else self.answer.metrics
+
+    def failures_of(self, partitions: Iterable[int], code: str = "no_result") -> list[Failure]:
+        """Return why each of ``partitions`` has no numbers here: its own failure, or that of the
+        whole node, or ``code`` where nothing is said."""
+        named = {failure.partition: failure for failure in self.failures}
+        whole = named.get(-1, Failure(-1, code))
+        return [
+            named.get(partition, Failure(partition, whole.code, whole.setting))
+            for partition in partitions
+        ]
 
 
 def request(
