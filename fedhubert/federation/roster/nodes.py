@@ -192,10 +192,7 @@ class Federation:
                 "node of clients %s is silent: it is asked again when it answers",
                 self.hosts.pop(node)[:10],
             )
-            # The first time at once: one that was only started anew answers by the next round.
-            if self._refusals[node]:
-                self.refuse(node)
-            self._refusals[node] = max(1, self._refusals[node])
+            self.refuse(node)
 
     def leave_out(self, failures: Sequence[Failure], what: str) -> None:
         """Go on without the partitions of ``failures`` for the rest of the run, where
