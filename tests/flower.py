@@ -54,11 +54,11 @@ class HandMadeGrid(Grid):
         raise NotImplementedError
 
 
-def node_info(node: int, public_key: bytes) -> Any:
-    """Return a node as the SuperLink would report it."""
+def node_info(node: int, public_key: bytes, activated: str = "") -> Any:
+    """Return a node as the SuperLink would report it; ``activated``: when it came online."""
     from flwr.proto.node_pb2 import NodeInfo
 
-    return NodeInfo(node_id=node, public_key=public_key)
+    return NodeInfo(node_id=node, public_key=public_key, last_activated_at=activated)
 
 
 def key_bytes(key: EllipticCurvePublicKey) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 from fedhubert.federation.wire import flower
 from fedhubert.federation.wire.flower import (
     UnsupportedFlower,
+    activations,
     is_simulated,
     mend_workers,
     public_keys,
@@ -50,6 +51,7 @@ def test_a_real_server_goes_on_where_the_simulations_grid_has_moved(
 
 def test_keys_that_are_not_said_stop_what_depends_on_them() -> None:
     assert public_keys(Keyed([{}, {}])) == {100: b"key", 101: b"key"}
+    assert activations(Keyed([{}])) == {100: ""}
     grid = Keyed([{}])
     grid.get_nodes = lambda: [object()]  # type: ignore[method-assign]
     with pytest.raises(
@@ -57,6 +59,7 @@ def test_keys_that_are_not_said_stop_what_depends_on_them() -> None:
         match=r"no NodeInfo.public_key, which federated.node_keys needs; fedhubert supports flwr",
     ):
         public_keys(grid)
+    assert activations(grid) == {}
 
 
 def test_a_simulation_goes_on_where_its_workers_cannot_be_mended(

@@ -70,13 +70,16 @@ class KeyedGrid(InProcessGrid):
                 for claimed, _ in nodes
             ]
         )
+        self.activated = dict.fromkeys(self.configs, "2026-01-01T00:00:00")
         self.held = {
             node: public_key(keys / f"node-{held}.key")
             for node, (_, held) in zip(self.configs, nodes, strict=True)
         }
 
     def get_nodes(self) -> Iterable[Any]:
-        return [node_info(node, self.held[node]) for node in self.get_node_ids()]
+        return [
+            node_info(node, self.held[node], self.activated[node]) for node in self.get_node_ids()
+        ]
 
 
 def public_key(path: Path) -> bytes:
@@ -140,9 +143,29 @@ def test_an_impostor_that_comes_later_is_left_out(
     refresh(made)
     assert made.hosts == {100: [0], 101: [1]}
     grid.held[102] = right
-    made.refused.clear()  # a minute later
+    refresh(made)
+    assert made.hosts == {100: [0], 101: [1]}  # it is asked a minute later, or
+    grid.activated[102] = "2026-01-01T00:01:00"  # when it was started anew
     refresh(made)
     assert made.hosts == {100: [0], 101: [1], 102: [2]}
+
+
+def test_a_node_that_is_started_anew_is_asked_at_once_and_one_that_always_is_waits(
+    overrides: list[str], keys: Path, tmp_path: Path
+) -> None:
+    grid = KeyedGrid(keys, [(0, 0), (1, 1), (2, 2)], tmp_path)
+    made = federation(overrides, grid)
+    connect(made)
+    refresh(made)
+    asked = []
+    for second in range(10):
+        # killed and started anew in the round that waits for it
+        grid.activated[102] = f"2026-01-01T00:02:{second:02}"
+        made.set_aside([102])
+        asked.append(made.newcomers())
+        assert made.newcomers() == asked[-1]
+        made.hosts[102] = [2]
+    assert asked == [[102]] * 3 + [[]] * 7
 
 
 def test_a_folder_without_usable_keys_is_named(

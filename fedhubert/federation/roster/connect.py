@@ -72,16 +72,7 @@ def connect(federation: Federation) -> None:
 def refresh(federation: Federation) -> None:
     """Let go of nodes that have left, and take in those that have come; what is wrong with one of
     them is logged, and it is asked again later."""
-    present = federation.present()
-    for node in set(federation.hosts) - present:
-        log.warning("node of clients %s has left", federation.hosts.pop(node)[:10])
-    now = time.monotonic()
-    come = [
-        node
-        for node in sorted(present - set(federation.hosts))
-        if federation.refused.get(node, 0.0) <= now
-    ]
-    for node, reason in _join(federation, come).items():
+    for node, reason in _join(federation, federation.newcomers()).items():
         federation.refuse(node)
         log.warning("a node may not join: %s", reason)
 

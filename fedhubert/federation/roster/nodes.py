@@ -18,7 +18,7 @@ from fedhubert.federation.secure.roster import read_roster
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
-from fedhubert.federation.wire.flower import Array, Message
+from fedhubert.federation.wire.flower import Array, Message, activations
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.federation.wire.messages import ANSWERS, MASKED, Answer, Failure, Instruction
 from fedhubert.federation.wire.protocol import Asked, Reply
@@ -30,6 +30,7 @@ log = logging.getLogger("fedhubert")
 _TTL_MARGIN_S = 600.0
 _TRY_AGAIN_S = 60.0
 _LONGEST_PAUSE = 2**6
+_STARTS_BELIEVED = 3
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 
@@ -46,7 +47,6 @@ class Federation:
             other data now may not take part.
         on_join: Prepares partitions that join after the start (they need labels); returns those
             that are not ready.
-        refused: Node id -> when it may be asked again whether it can join (``time.monotonic``).
         left_out: Partition -> why it takes no part in the rest of the run.
         own_data: Whether the sites have data of their own, as all of them say; None before they
             have said so.
@@ -63,7 +63,6 @@ class Federation:
     partitions: dict[int, Metrics] = field(default_factory=dict)
     fingerprints: dict[int, int] = field(default_factory=dict)
     on_join: Callable[[dict[int, list[int]]], list[Failure]] = lambda shares: []
-    refused: dict[int, float] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
     own_data: bool | None = None
     num_nodes: int = 0
@@ -76,7 +75,10 @@ class Federation:
         self._keys = NodeKeys.read(self.config.federated.node_keys)
         self._claims: dict[int, int] = {}
         self._correspondence = Correspondence.of(self.config.federated, self._keys)
+        self._refused_until: dict[int, float] = {}
         self._refusals: Counter[int] = Counter()
+        self._activated: dict[int, str] = {}
+        self._activated_when_refused: dict[int, str] = {}
 
     @property
     def num_keys(self) -> int:
@@ -177,10 +179,28 @@ class Federation:
         for node in self.grid.unanswered:
             yield Reply(node, failures=(Failure(-1, "no_answer"),))
 
+    def newcomers(self) -> list[int]:
+        """Let go of nodes that have left; return those present that have no part yet and may be
+        asked for one (now: :meth:`refuse`), in order."""
+        present = self.present()
+        for node in set(self.hosts) - present:
+            log.warning("node of clients %s has left", self.hosts.pop(node)[:10])
+        self._activated = activations(self.grid)
+        return [node for node in sorted(present - set(self.hosts)) if self._may_be_asked(node)]
+
+    def _may_be_asked(self, node: int) -> bool:
+        if self._refused_until.get(node, 0.0) <= time.monotonic():
+            return True
+        # one that is started again and again would let every round wait
+        started_anew = self._activated.get(node, "") != self._activated_when_refused.get(node, "")
+        return started_anew and self._refusals[node] <= _STARTS_BELIEVED
+
     def refuse(self, node: int) -> None:
         """Ask ``node`` again in a minute, and every time that it is refused later and later: up to
-        an hour."""
-        self.refused[node] = time.monotonic() + _TRY_AGAIN_S * min(
+        an hour. One whose SuperNode was started anew since it was last present is asked at once,
+        a few times a run."""
+        self._activated_when_refused[node] = self._activated.get(node, "")
+        self._refused_until[node] = time.monotonic() + _TRY_AGAIN_S * min(
             2 ** self._refusals[node], _LONGEST_PAUSE
         )
         self._refusals[node] = min(self._refusals[node] + 1, 16)

@@ -50,6 +50,7 @@ __all__ = [
     "Task",
     "Unreachable",
     "UnsupportedFlower",
+    "activations",
     "error_reply",
     "is_simulated",
     "mend_workers",
@@ -199,6 +200,18 @@ def public_keys(grid: Grid) -> dict[int, bytes]:
         return {node.node_id: node.public_key for node in grid.get_nodes()}
     except (AttributeError, NotImplementedError):
         raise _lacks("NodeInfo.public_key, which federated.node_keys needs") from None
+
+
+def activations(grid: Grid) -> dict[int, str]:
+    """Return node id -> when its SuperNode last came online, as the SuperLink wrote it down, of the
+    connected nodes: another time than before means that it was started anew.
+
+    Empty where this Flower, or this grid, does not say it.
+    """
+    try:
+        return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
+    except (AttributeError, NotImplementedError):
+        return {}
 
 
 def registered_nodes() -> dict[int, bytes]:
