@@ -37,7 +37,7 @@ def forge(run_id: int, send: Any, push_object: Any) -> None:
     from fedhubert.compose import compose
     from fedhubert.federation.strategies.strategy import client_job
     from fedhubert.federation.wire import protocol
-    from fedhubert.federation.wire.messages import Describe
+    from fedhubert.federation.wire.messages.nodes import Describe
     from tests.deployment.conftest import SMALL
     from tests.flower import identify
 

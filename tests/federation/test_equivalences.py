@@ -25,7 +25,7 @@ from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.updates.codecs import decode
 from fedhubert.federation.updates.exact_sum import ExactSum
 from fedhubert.federation.updates.pipeline import effective_steps
-from fedhubert.federation.wire.messages import Train, Trained
+from fedhubert.federation.wire.messages.rounds import Train, Trained
 from fedhubert.federation.wire.protocol import Reply, Request
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.seeding import generator

@@ -13,7 +13,8 @@ from fedhubert.errors import FederationError
 from fedhubert.federation.rounds.round import Round, StepNotFinite
 from fedhubert.federation.strategies.fedavg import FedAvg
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import Failure, Trained
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.rounds import Trained
 from tests.flower import pickled_array, raw_array, said_by
 
 from .conftest import NUMEL, Played, reply

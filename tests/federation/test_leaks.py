@@ -26,7 +26,9 @@ from fedhubert.federation.site import train as client_round
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import Describe, Description, Failure, Label, LabelCounts
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.nodes import Describe, Description
+from fedhubert.federation.wire.messages.targets import Label, LabelCounts
 from fedhubert.targets.mfcc import mfcc_features
 from tests.flower import identify
 from tests.integration.conftest import SMALL

@@ -24,7 +24,7 @@ from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import CodecName, decode, encode
 from fedhubert.federation.updates.exact_sum import GRID_BITS, ExactSum, UpdateRejected
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import Failure
+from fedhubert.federation.wire.messages.message import Failure
 from tests.flower import noise_std, said_by
 
 from .conftest import NUMEL, Played, reply

@@ -15,7 +15,7 @@ from fedhubert.federation.rounds.journal import Entry, Journal
 from fedhubert.federation.rounds.round import StepNotFinite
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import Failure
+from fedhubert.federation.wire.messages.message import Failure
 from tests.flower import said_by
 
 from .conftest import ABOUT, LAYOUT, NUMEL, Played, reply

@@ -21,13 +21,9 @@ from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import (
-    PROTOCOL_VERSION,
-    Describe,
-    Label,
-    SeedKMeans,
-    SendExtractor,
-)
+from fedhubert.federation.wire.messages.message import PROTOCOL_VERSION
+from fedhubert.federation.wire.messages.nodes import Describe, SendExtractor
+from fedhubert.federation.wire.messages.targets import Label, SeedKMeans
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
 from fedhubert.targets import kmeans

@@ -29,16 +29,10 @@ from fedhubert.federation.site.request_ledger import RequestLedger
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import arrays, protocol, signing
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.federation.wire.messages import (
-    Describe,
-    Description,
-    Failure,
-    Instruction,
-    Label,
-    StepKMeans,
-    Train,
-    Trained,
-)
+from fedhubert.federation.wire.messages.message import Failure, Instruction
+from fedhubert.federation.wire.messages.nodes import Describe, Description
+from fedhubert.federation.wire.messages.rounds import Train, Trained
+from fedhubert.federation.wire.messages.targets import Label, StepKMeans
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout

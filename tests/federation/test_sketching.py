@@ -14,7 +14,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.updates.sketches import NUM_SUMS, sketch_of, sketched_cosine
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import Train, Trained
+from fedhubert.federation.wire.messages.rounds import Train, Trained
 from fedhubert.runs.metrics import read_events
 from tests.integration.conftest import SMALL
 

@@ -12,7 +12,7 @@ from fedhubert.federation.engine import simulation
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Grid, Message, RecordDict
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.federation.wire.messages import Has
+from fedhubert.federation.wire.messages.nodes import Has
 
 DEADLY = 1
 

@@ -14,7 +14,8 @@ from fedhubert.federation.roster.connect import connect, refresh
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.updates.exact_sum import GRID_BITS
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import Failure, Trained
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.rounds import Trained
 from fedhubert.federation.wire.protocol import Asked
 from tests.federation.conftest import ABOUT, LAYOUT, NUMEL, Played, reply
 from tests.flower import identify, raw_array, said_by

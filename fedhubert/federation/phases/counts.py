@@ -21,15 +21,8 @@ from fedhubert.errors import FederationError, FedhubertError
 from fedhubert.federation.roster.bounds import feature_frames, label_frames
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.preflight import check_alike
-from fedhubert.federation.wire.messages import (
-    Answer,
-    Failure,
-    Instruction,
-    LabelCounts,
-    Moments,
-    Seeds,
-    Statistics,
-)
+from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
+from fedhubert.federation.wire.messages.targets import LabelCounts, Moments, Seeds, Statistics
 from fedhubert.federation.wire.protocol import Reply
 from fedhubert.targets.kmeans import KMeansStatistics
 from fedhubert.targets.moments import FeatureMoments

@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.wire.messages import (
-    Failure,
+from fedhubert.federation.wire.messages.message import Failure, Instruction, NDArray
+from fedhubert.federation.wire.messages.nodes import (
     Has,
     HasExtractor,
     HasTeacher,
-    Instruction,
-    NDArray,
     SendExtractor,
     SendTeacher,
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fedhubert.federation.phases.delivery import Delivery, ModelTransfer, deliver, tensors_of
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.wire.messages import HasExtractor, SendExtractor
+from fedhubert.federation.wire.messages.nodes import HasExtractor, SendExtractor
 from fedhubert.targets.extractor import Extractor
 
 log = logging.getLogger("fedhubert")

@@ -17,7 +17,9 @@ from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.rounds.secure_terms import terms_for, wire_terms
 from fedhubert.federation.secure.opening import LIMIT, largest_entry
 from fedhubert.federation.secure.tail import COUNT, decode
-from fedhubert.federation.wire.messages import Failure, Label, MaskedCounts, Summing
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.secure import MaskedCounts, Summing
+from fedhubert.federation.wire.messages.targets import Label
 
 log = logging.getLogger("fedhubert")
 

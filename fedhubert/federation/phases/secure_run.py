@@ -6,7 +6,9 @@ from fedhubert.config.secure import LEAST_COHORT
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.rounds.secure_terms import terms_for
-from fedhubert.federation.wire.messages import Close, Failure, Has
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.nodes import Has
+from fedhubert.federation.wire.messages.secure import Close
 
 log = logging.getLogger("fedhubert")
 

@@ -30,9 +30,8 @@ from fedhubert.federation.phases.secure_counts import sum_over_all
 from fedhubert.federation.roster.bounds import feature_frames, label_frames
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, STEP_FIGURES
-from fedhubert.federation.wire.messages import (
-    Arrays,
-    Failure,
+from fedhubert.federation.wire.messages.message import Arrays, Failure
+from fedhubert.federation.wire.messages.targets import (
     Label,
     LabelCounts,
     Moments,

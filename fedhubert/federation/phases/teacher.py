@@ -11,7 +11,7 @@ from fedhubert.config import Config, ModelConfig
 from fedhubert.errors import CheckpointError
 from fedhubert.federation.phases.delivery import Delivery, ModelTransfer, deliver, tensors_of
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.wire.messages import HasTeacher, SendTeacher
+from fedhubert.federation.wire.messages.nodes import HasTeacher, SendTeacher
 from fedhubert.formats.importing import encoder_sha256, import_on_server
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.teacher import Teacher

@@ -23,7 +23,8 @@ from fedhubert.federation.roster.preflight import Traits, check_alike, check_ver
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.keys import ROW_BYTES, check_row
 from fedhubert.federation.strategies.strategy import strategy_of
-from fedhubert.federation.wire.messages import Describe, Description, Failure
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.nodes import Describe, Description
 from fedhubert.federation.wire.protocol import Reply
 
 log = logging.getLogger("fedhubert")

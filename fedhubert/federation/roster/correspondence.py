@@ -12,7 +12,7 @@ from fedhubert.deployment.keys import read_signing_key
 from fedhubert.federation.roster.node_keys import NodeKeys
 from fedhubert.federation.wire import protocol, signing
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Answer, Failure
+from fedhubert.federation.wire.messages.message import Answer, Failure
 from fedhubert.federation.wire.protocol import Asked, Reply
 from fedhubert.files import on_server
 

@@ -20,7 +20,8 @@ from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.flower import Array, Message, activations
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.federation.wire.messages import ANSWERS, MASKED, Answer, Failure, Instruction
+from fedhubert.federation.wire.messages import ANSWERS, MASKED
+from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
 from fedhubert.federation.wire.protocol import Asked, Reply
 from fedhubert.files import on_server
 from fedhubert.training.parameters import ParameterLayout

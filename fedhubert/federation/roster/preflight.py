@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fedhubert import __version__
 from fedhubert.errors import FederationError
-from fedhubert.federation.wire.messages import PROTOCOL_VERSION, Answer
+from fedhubert.federation.wire.messages.message import PROTOCOL_VERSION, Answer
 from fedhubert.federation.wire.protocol import Reply
 
 Traits = Mapping[str, str | int | float]

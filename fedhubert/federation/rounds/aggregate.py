@@ -27,7 +27,8 @@ from fedhubert.federation.updates.exact_sum import (
 )
 from fedhubert.federation.updates.ring import Ring, of_ring, unpack
 from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
-from fedhubert.federation.wire.messages import Failure, Trained
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.rounds import Trained
 from fedhubert.federation.wire.protocol import Reply
 from fedhubert.training.parameters import ParameterLayout, tensor_of
 

@@ -11,7 +11,8 @@ from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.updates.codecs import decode, encode
 from fedhubert.federation.wire.arrays import publish
 from fedhubert.federation.wire.flower import Array, Message
-from fedhubert.federation.wire.messages import Arrays, NDArray, WithModel
+from fedhubert.federation.wire.messages.message import Arrays, NDArray
+from fedhubert.federation.wire.messages.rounds import WithModel
 
 InstructionT = TypeVar("InstructionT", bound=WithModel)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhubert.errors import CheckpointError
-from fedhubert.federation.wire.messages import Failure
+from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.files import append_durably
 
 

@@ -27,7 +27,8 @@ from fedhubert.federation.updates.codecs import num_bytes
 from fedhubert.federation.updates.exact_sum import Magnitude, UpdateRejected
 from fedhubert.federation.updates.ring import RING_BITS
 from fedhubert.federation.updates.sketches import sketch_width
-from fedhubert.federation.wire.messages import Failure, Scored
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.rounds import Scored
 from fedhubert.federation.wire.protocol import Asked, Reply
 from fedhubert.objectives.spec import ObjectiveSpec, spec_of
 from fedhubert.training.parameters import ParameterLayout

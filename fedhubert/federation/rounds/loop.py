@@ -16,7 +16,8 @@ from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
 from fedhubert.federation.rounds.secure import SecureRound
 from fedhubert.federation.rounds.secure_score import score_masked
 from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.wire.messages import Evaluate, Failure, Scored
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.rounds import Evaluate, Scored
 from fedhubert.federation.wire.protocol import Asked
 
 log = logging.getLogger("fedhubert")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedhubert.clients import Metrics
-from fedhubert.federation.wire.messages import Failure
+from fedhubert.federation.wire.messages.message import Failure
 
 _BYTES = ("bytes_down", "bytes_up", "bytes_down_fp32", "bytes_up_fp32")
 

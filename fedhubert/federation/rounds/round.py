@@ -24,7 +24,8 @@ from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
 from fedhubert.federation.updates.exact_sum import ExactSum, magnitude_of
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Arrays, Failure, RingTerms, Train, Trained
+from fedhubert.federation.wire.messages.message import Arrays, Failure
+from fedhubert.federation.wire.messages.rounds import RingTerms, Train, Trained
 
 log = logging.getLogger("fedhubert")
 

@@ -27,7 +27,9 @@ from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.figures import CLEAR, train_names
 from fedhubert.federation.updates.exact_sum import PartialSum, UpdateRejected, magnitude_of
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Evaluate, Failure, Masked, Train
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.rounds import Evaluate, Train
+from fedhubert.federation.wire.messages.secure import Masked
 from fedhubert.objectives.spec import spec_of
 
 log = logging.getLogger("fedhubert")

@@ -13,7 +13,9 @@ from fedhubert.federation.rounds.secure_sum import SecureSum
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.figures import score_names
-from fedhubert.federation.wire.messages import Evaluate, Failure, Masked
+from fedhubert.federation.wire.messages.message import Failure
+from fedhubert.federation.wire.messages.rounds import Evaluate
+from fedhubert.federation.wire.messages.secure import Masked
 from fedhubert.objectives.spec import spec_of
 
 log = logging.getLogger("fedhubert")

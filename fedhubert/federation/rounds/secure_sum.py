@@ -25,15 +25,8 @@ from fedhubert.federation.secure.terms import (
 )
 from fedhubert.federation.updates.rejected import UpdateRejected
 from fedhubert.federation.updates.ring import of_wire, widened, word_type
-from fedhubert.federation.wire.messages import (
-    Answer,
-    Failure,
-    Masked,
-    NDArray,
-    Open,
-    Opened,
-    SecureTerms,
-)
+from fedhubert.federation.wire.messages.message import Answer, Failure, NDArray
+from fedhubert.federation.wire.messages.secure import Masked, Open, Opened, SecureTerms
 from fedhubert.federation.wire.protocol import Asked, Reply
 
 log = logging.getLogger("fedhubert")

@@ -9,7 +9,8 @@ from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.keys import check_different
 from fedhubert.federation.secure.terms import SumTerms, neighbours_of
-from fedhubert.federation.wire.messages import NDArray, SecureTerms
+from fedhubert.federation.wire.messages.message import NDArray
+from fedhubert.federation.wire.messages.secure import SecureTerms
 
 
 def terms_for(

@@ -9,7 +9,7 @@ from fedhubert.federation.phases.teacher import ServerTeacher, send_teacher
 from fedhubert.federation.roster.connect import PREPARE_TIMEOUT_S
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.server.record import RunRecord
-from fedhubert.federation.wire.messages import Failure
+from fedhubert.federation.wire.messages.message import Failure
 
 Shares = dict[int, list[int]]
 

@@ -34,21 +34,16 @@ from fedhubert.federation.site.rules import (
     raise_first,
 )
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import (
-    Answer,
+from fedhubert.federation.wire.messages.message import Answer, Instruction
+from fedhubert.federation.wire.messages.nodes import (
     Describe,
     Description,
-    Evaluate,
-    Instruction,
-    Masked,
-    MomentsKMeans,
-    SeedKMeans,
     SendExtractor,
     SendTeacher,
-    StepKMeans,
-    Train,
-    Trained,
 )
+from fedhubert.federation.wire.messages.rounds import Evaluate, Train, Trained
+from fedhubert.federation.wire.messages.secure import Masked
+from fedhubert.federation.wire.messages.targets import MomentsKMeans, SeedKMeans, StepKMeans
 from fedhubert.federation.wire.protocol import Request
 
 if TYPE_CHECKING:  # what needs torch is loaded for those messages that do

@@ -22,14 +22,9 @@ from fedhubert.federation.site.rules import Refused
 from fedhubert.federation.site.unmasked import pinned_from
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
-from fedhubert.federation.wire.messages import (
-    INSTRUCTIONS,
-    Answer,
-    Close,
-    Failure,
-    Instruction,
-    Open,
-)
+from fedhubert.federation.wire.messages import INSTRUCTIONS
+from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
+from fedhubert.federation.wire.messages.secure import Close, Open
 from fedhubert.federation.wire.protocol import Request
 
 log = logging.getLogger("fedhubert.site")

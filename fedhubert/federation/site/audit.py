@@ -20,7 +20,7 @@ from fedhubert.clients.settings import NodeConfig
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.wire.arrays import sha256_of
 from fedhubert.federation.wire.flower import Message, RecordDict
-from fedhubert.federation.wire.messages import Instruction
+from fedhubert.federation.wire.messages.message import Instruction
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.files import append_durably, private_folder
 

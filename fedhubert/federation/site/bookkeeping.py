@@ -10,14 +10,9 @@ from fedhubert.config.catalog import rules_for
 from fedhubert.federation.site.ledger import Counts, Day, RunEntry, Segment
 from fedhubert.federation.site.policy import Policy
 from fedhubert.federation.site.rules import Refused
-from fedhubert.federation.wire.messages import (
-    Describe,
-    Instruction,
-    Label,
-    MomentsKMeans,
-    SeedKMeans,
-    StepKMeans,
-)
+from fedhubert.federation.wire.messages.message import Instruction
+from fedhubert.federation.wire.messages.nodes import Describe
+from fedhubert.federation.wire.messages.targets import Label, MomentsKMeans, SeedKMeans, StepKMeans
 
 _LIMITED = ("messages", "work_seconds", "bytes")
 

@@ -4,7 +4,7 @@ import logging
 
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.updates.rejected import UpdateRejected
-from fedhubert.federation.wire.messages import Answer, Failure
+from fedhubert.federation.wire.messages.message import Answer, Failure
 
 log = logging.getLogger("fedhubert.site")
 

@@ -20,25 +20,26 @@ from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.site.masker import Masker
 from fedhubert.federation.site.secure import run_key_rows
 from fedhubert.federation.site.train import cached_model
-from fedhubert.federation.wire.messages import (
+from fedhubert.federation.wire.messages.message import NDArray
+from fedhubert.federation.wire.messages.nodes import (
     Describe,
     Description,
     Has,
     HasExtractor,
     HasTeacher,
-    Label,
-    LabelCounts,
-    MaskedCounts,
-    Moments,
-    MomentsKMeans,
-    NDArray,
-    SeedKMeans,
-    Seeds,
     SendExtractor,
     SendTeacher,
+)
+from fedhubert.federation.wire.messages.secure import MaskedCounts, Summing
+from fedhubert.federation.wire.messages.targets import (
+    Label,
+    LabelCounts,
+    Moments,
+    MomentsKMeans,
+    SeedKMeans,
+    Seeds,
     Statistics,
     StepKMeans,
-    Summing,
 )
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.teacher import Teacher

@@ -10,7 +10,7 @@ from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.federation.site.failures import Answered, failure_of
-from fedhubert.federation.wire.messages import Failure, Instruction
+from fedhubert.federation.wire.messages.message import Failure, Instruction
 from fedhubert.federation.wire.protocol import Request
 
 __all__ = ["Answered", "each_partition"]

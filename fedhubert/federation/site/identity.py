@@ -18,7 +18,7 @@ from fedhubert.errors import ConfigError
 from fedhubert.federation.site.request_ledger import RequestLedger
 from fedhubert.federation.wire import signing
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import Instruction
+from fedhubert.federation.wire.messages.message import Instruction
 from fedhubert.federation.wire.protocol import Request
 
 COORDINATOR_KEY, SITE_KEY = "coordinator-key", "site-key"

@@ -24,14 +24,9 @@ from fedhubert.federation.site.bookkeeping import fixed_values
 from fedhubert.federation.site.secure import OF_EACH, SecureSite, terms_of
 from fedhubert.federation.updates.rejected import UpdateRejected
 from fedhubert.federation.updates.ring import to_wire
-from fedhubert.federation.wire.messages import (
-    Evaluate,
-    Masked,
-    NDArray,
-    SecureTerms,
-    Summing,
-    Train,
-)
+from fedhubert.federation.wire.messages.message import NDArray
+from fedhubert.federation.wire.messages.rounds import Evaluate, Train
+from fedhubert.federation.wire.messages.secure import Masked, SecureTerms, Summing
 from fedhubert.federation.wire.protocol import Request
 
 _ANEW = OF_EACH | {"round", "attempt", "budget_s", "checkpoints", "secure"}

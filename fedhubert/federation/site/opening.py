@@ -6,7 +6,9 @@ from fedhubert.clients.settings import NodeConfig
 from fedhubert.federation.secure.keys import RunKeyFile
 from fedhubert.federation.site.failures import Answered, failure_of
 from fedhubert.federation.site.secure import SecureSite, open_shares
-from fedhubert.federation.wire.messages import Close, Failure, Has, NDArray, Open, Opened
+from fedhubert.federation.wire.messages.message import Failure, NDArray
+from fedhubert.federation.wire.messages.nodes import Has
+from fedhubert.federation.wire.messages.secure import Close, Open, Opened
 from fedhubert.federation.wire.protocol import Request
 
 

@@ -21,13 +21,8 @@ from fedhubert.federation.secure.roster import Roster
 from fedhubert.federation.secure.terms import SumTerms, digest_of
 from fedhubert.federation.site.unmasked import ROSTER, pinned_from
 from fedhubert.federation.wire.arrays import sha256_of_ndarray
-from fedhubert.federation.wire.messages import (
-    Instruction,
-    NDArray,
-    Open,
-    SecureTerms,
-    Summing,
-)
+from fedhubert.federation.wire.messages.message import Instruction, NDArray
+from fedhubert.federation.wire.messages.secure import Open, SecureTerms, Summing
 from fedhubert.federation.wire.protocol import Request
 
 OF_EACH = {"partitions", "positions", "steps", "site_rounds"}

@@ -9,20 +9,16 @@ from fedhubert.clients.settings import NodeConfig
 from fedhubert.federation.site import handlers
 from fedhubert.federation.site.failures import Answered
 from fedhubert.federation.site.train import evaluate_model, train_round
-from fedhubert.federation.wire.messages import (
+from fedhubert.federation.wire.messages.message import Instruction
+from fedhubert.federation.wire.messages.nodes import (
     Describe,
-    Evaluate,
     HasExtractor,
     HasTeacher,
-    Instruction,
-    Label,
-    MomentsKMeans,
-    SeedKMeans,
     SendExtractor,
     SendTeacher,
-    StepKMeans,
-    Train,
 )
+from fedhubert.federation.wire.messages.rounds import Evaluate, Train
+from fedhubert.federation.wire.messages.targets import Label, MomentsKMeans, SeedKMeans, StepKMeans
 from fedhubert.federation.wire.protocol import Request
 
 InstructionT = TypeVar("InstructionT", bound=Instruction)

@@ -48,7 +48,7 @@ from fedhubert.federation.updates.exact_sum import (
 from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
 from fedhubert.federation.updates.ring import RING_BITS, Ring, narrow, pack
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
-from fedhubert.federation.wire.messages import Evaluate, Scored, Train, Trained, WithModel
+from fedhubert.federation.wire.messages.rounds import Evaluate, Scored, Train, Trained, WithModel
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective

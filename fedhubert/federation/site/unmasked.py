@@ -16,18 +16,16 @@ from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.roster import Roster, read_roster
 from fedhubert.federation.site.identity import SITE_KEY
 from fedhubert.federation.wire.flower import Message
-from fedhubert.federation.wire.messages import (
-    Close,
+from fedhubert.federation.wire.messages.message import Instruction
+from fedhubert.federation.wire.messages.nodes import (
     Describe,
     HasExtractor,
     HasTeacher,
-    Instruction,
-    Label,
-    Open,
     SendExtractor,
     SendTeacher,
-    Summing,
 )
+from fedhubert.federation.wire.messages.secure import Close, Open, Summing
+from fedhubert.federation.wire.messages.targets import Label
 from fedhubert.federation.wire.protocol import Request
 
 ROSTER = "roster"

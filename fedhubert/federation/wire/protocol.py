@@ -30,8 +30,8 @@ from fedhubert.federation.wire.flower import (
     MetricRecord,
     RecordDict,
 )
-from fedhubert.federation.wire.messages import (
-    INSTRUCTIONS,
+from fedhubert.federation.wire.messages import INSTRUCTIONS
+from fedhubert.federation.wire.messages.message import (
     MAX_ARRAY_BYTES,
     MAX_FIGURES,
     MAX_JSON_BYTES,

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedhubert.errors import FederationError
 from fedhubert.federation.wire.arrays import sha256_of, sha256_of_ndarray
 from fedhubert.federation.wire.flower import Array, ConfigRecord, Message, RecordDict
-from fedhubert.federation.wire.messages import Arrays
+from fedhubert.federation.wire.messages.message import Arrays
 
 RECORD = "signature"
 CLOCK_SKEW_S = 300

@@ -17,7 +17,8 @@ from fedhubert.federation.site.answering import respond
 from fedhubert.federation.site.policy import default_policy, explain
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import ANSWERS, Answer, Failure, Instruction
+from fedhubert.federation.wire.messages import ANSWERS
+from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
 
 Node = dict[str, str | int]
 AnswerT = TypeVar("AnswerT", bound=Answer)

@@ -12,16 +12,9 @@ from fedhubert.clients.data import open_site
 from fedhubert.data.audio import read_audio
 from fedhubert.federation.site import train as site_train
 from fedhubert.federation.site.faults import InjectedCrash
-from fedhubert.federation.wire.messages import (
-    Describe,
-    Description,
-    Label,
-    LabelCounts,
-    Statistics,
-    StepKMeans,
-    Train,
-    Trained,
-)
+from fedhubert.federation.wire.messages.nodes import Describe, Description
+from fedhubert.federation.wire.messages.rounds import Train, Trained
+from fedhubert.federation.wire.messages.targets import Label, LabelCounts, Statistics, StepKMeans
 from fedhubert.models.hubert import build_hubert
 from fedhubert.objectives.spec import build_model
 from fedhubert.targets.kmeans import KMeansStatistics, centroids_hash, scale_of

@@ -13,18 +13,10 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site.answering import site_context
 from fedhubert.federation.site.table import HANDLERS
 from fedhubert.federation.site.unmasked import NEEDS_NO_MASK, Pinned, pinned_from
-from fedhubert.federation.wire.messages import (
-    Describe,
-    Description,
-    Evaluate,
-    HasExtractor,
-    HasTeacher,
-    Instruction,
-    Label,
-    MomentsKMeans,
-    SeedKMeans,
-    StepKMeans,
-)
+from fedhubert.federation.wire.messages.message import Instruction
+from fedhubert.federation.wire.messages.nodes import Describe, Description, HasExtractor, HasTeacher
+from fedhubert.federation.wire.messages.rounds import Evaluate
+from fedhubert.federation.wire.messages.targets import Label, MomentsKMeans, SeedKMeans, StepKMeans
 from fedhubert.targets.kmeans import centroids_hash
 from tests.federation.in_process import InProcessGrid
 

@@ -18,16 +18,15 @@ from fedhubert.federation.site.policy import (
     policy_keys,
     value_of,
 )
-from fedhubert.federation.wire.messages import (
+from fedhubert.federation.wire.messages.message import Instruction
+from fedhubert.federation.wire.messages.nodes import (
     Describe,
-    Evaluate,
     HasExtractor,
-    Instruction,
-    Label,
     SendExtractor,
     SendTeacher,
-    StepKMeans,
 )
+from fedhubert.federation.wire.messages.rounds import Evaluate
+from fedhubert.federation.wire.messages.targets import Label, StepKMeans
 
 from .server import Server
 from .test_attacks import CENTROIDS, ONE_CLUSTER, label, train

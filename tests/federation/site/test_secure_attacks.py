@@ -27,25 +27,12 @@ from fedhubert.federation.secure.terms import SumTerms, least_threshold
 from fedhubert.federation.site.answering import respond
 from fedhubert.federation.site.secure import SecureSite, terms_of
 from fedhubert.federation.wire import protocol
-from fedhubert.federation.wire.messages import (
-    ANSWERS,
-    MASKED,
-    Answer,
-    Close,
-    Describe,
-    Description,
-    Evaluate,
-    Instruction,
-    Label,
-    Masked,
-    MaskedCounts,
-    MomentsKMeans,
-    Open,
-    SecureTerms,
-    SeedKMeans,
-    StepKMeans,
-    Train,
-)
+from fedhubert.federation.wire.messages import ANSWERS, MASKED
+from fedhubert.federation.wire.messages.message import Answer, Instruction
+from fedhubert.federation.wire.messages.nodes import Describe, Description
+from fedhubert.federation.wire.messages.rounds import Evaluate, Train
+from fedhubert.federation.wire.messages.secure import Close, Masked, MaskedCounts, Open, SecureTerms
+from fedhubert.federation.wire.messages.targets import Label, MomentsKMeans, SeedKMeans, StepKMeans
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
 

@@ -11,7 +11,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site.policy import Policy
 from fedhubert.federation.site.rules import job_refusals, model_refusals
 from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.federation.wire.messages import Describe
+from fedhubert.federation.wire.messages.nodes import Describe
 from tests.federation.in_process import InProcessGrid, federation
 
 from .server import JOB, Node, Server
