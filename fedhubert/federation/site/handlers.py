@@ -1,5 +1,5 @@
 """What a node does with each instruction but those that come with the global model
-(:mod:`fedhubert.federation.site.train`)."""
+(:mod:`fedhubert.federation.site.train`, :mod:`fedhubert.federation.site.scoring`)."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from fedhubert.errors import FederationError
 from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, STEP_FIGURES
 from fedhubert.federation.secure.tail import COUNT
 from fedhubert.federation.site.handling import Answered, each_partition
+from fedhubert.federation.site.incoming import cached_model
 from fedhubert.federation.site.masker import Masker
 from fedhubert.federation.site.secure import run_key_rows
-from fedhubert.federation.site.train import cached_model
 from fedhubert.federation.wire.messages.message import NDArray
 from fedhubert.federation.wire.messages.nodes import (
     Describe,

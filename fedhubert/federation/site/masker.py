@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.clients import Metrics
+from fedhubert.clients.data import Site
+from fedhubert.clients.effective import effective_job
+from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.federation.secure.bindings import Subject
 from fedhubert.federation.secure.errors import SecureError
@@ -25,7 +28,7 @@ from fedhubert.federation.site.secure import OF_EACH, SecureSite, terms_of
 from fedhubert.federation.updates.rejected import UpdateRejected
 from fedhubert.federation.updates.ring import to_wire
 from fedhubert.federation.wire.messages.message import NDArray
-from fedhubert.federation.wire.messages.rounds import Evaluate, Train
+from fedhubert.federation.wire.messages.rounds import Evaluate, Train, WithModel
 from fedhubert.federation.wire.messages.secure import Masked, SecureTerms, Summing
 from fedhubert.federation.wire.protocol import Request
 
@@ -53,6 +56,15 @@ def subject_of(
         start=task.positions.get(number, 0) if isinstance(task, Train) else None,
         own=f"{site_rounds.get(number)} {own}",
     )
+
+
+def of_the_site(
+    request: Request[WithModel], node_config: NodeConfig, site: Site, partition: Partition
+) -> str:
+    """Return what a client's part of a sum depends on at its site: its data, and the job as it is
+    done there."""
+    job = fixed_values(effective_job(request.job, node_config))
+    return f"{site.fingerprint(partition, request.run_key)} {job}"
 
 
 @dataclass

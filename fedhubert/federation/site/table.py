@@ -8,7 +8,8 @@ import torch
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.federation.site import handlers
 from fedhubert.federation.site.failures import Answered
-from fedhubert.federation.site.train import evaluate_model, train_round
+from fedhubert.federation.site.scoring import evaluate_model
+from fedhubert.federation.site.train import train_round
 from fedhubert.federation.wire.messages.message import Instruction
 from fedhubert.federation.wire.messages.nodes import (
     Describe,

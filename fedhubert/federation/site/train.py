@@ -1,78 +1,46 @@
 """A node's part of a round: score the incoming model, train it on each of its partitions, and send
 what came of it."""
 
-import logging
 import math
-import os
-import time
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Site, open_site
-from fedhubert.clients.effective import effective_job
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.samples import release_extractor
 from fedhubert.clients.settings import NodeConfig
 from fedhubert.clients.state import PartitionState, StateFolder
-from fedhubert.config import ClientJob
-from fedhubert.data.batching import Batch, BatchPlan
-from fedhubert.data.loading import load_batches, mask_spec
-from fedhubert.errors import FederationError
 from fedhubert.federation.secure.bindings import model_digest
-from fedhubert.federation.secure.figures import (
-    CLEAR,
-    score_figures,
-    score_names,
-    train_figures,
-    train_names,
-)
-from fedhubert.federation.secure.noise import check_covered
+from fedhubert.federation.secure.figures import CLEAR, train_figures, train_names
 from fedhubert.federation.site import faults
-from fedhubert.federation.site.bookkeeping import fixed_values
 from fedhubert.federation.site.handling import Answered, each_partition
-from fedhubert.federation.site.masker import Masker, subject_of
+from fedhubert.federation.site.incoming import Incoming, incoming_model
+from fedhubert.federation.site.local_steps import said_of, train_partition, training_metrics
+from fedhubert.federation.site.masker import Masker, of_the_site, subject_of
+from fedhubert.federation.site.outgoing import add_noise, ring_of, sent_update
+from fedhubert.federation.site.scoring import score
 from fedhubert.federation.updates.clipping import clipped
-from fedhubert.federation.updates.codecs import EncodedArrays, decode
+from fedhubert.federation.updates.codecs import EncodedArrays
 from fedhubert.federation.updates.exact_sum import (
     GRID,
     ExactSum,
+    Magnitude,
     PartialSum,
     UpdateRejected,
     magnitude_of,
 )
-from fedhubert.federation.updates.pipeline import Outgoing, effective_steps, run_steps, steps_of
+from fedhubert.federation.updates.pipeline import Outgoing, effective_steps
 from fedhubert.federation.updates.ring import RING_BITS, Ring, narrow, pack
 from fedhubert.federation.updates.sketches import Sketch, sketch_of
-from fedhubert.federation.wire.messages.rounds import Evaluate, Scored, Train, Trained, WithModel
+from fedhubert.federation.wire.messages.message import Answer
+from fedhubert.federation.wire.messages.rounds import Train, Trained
 from fedhubert.federation.wire.protocol import Request
-from fedhubert.models.hubert import HubertModel
-from fedhubert.objectives.objective import Objective
-from fedhubert.objectives.spec import build_model, spec_of
-from fedhubert.seeding import derive_seed
-from fedhubert.training.device import resolve_device
-from fedhubert.training.local import LocalResult, Progress, evaluate, train_locally
-from fedhubert.training.parameters import ParameterLayout
-from fedhubert.training.schedule import round_progress
-
-log = logging.getLogger("fedhubert.site")
-
-
-@dataclass
-class CachedModel:
-    """The one model that a process keeps between messages."""
-
-    key: str
-    model: HubertModel
-    layout: ParameterLayout
-    objective: Objective | None = None
-
-
-_cached: CachedModel | None = None
+from fedhubert.objectives.spec import spec_of
+from fedhubert.training.local import LocalResult
 
 
 def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
@@ -87,399 +55,190 @@ def train_round(request: Request[Train], node_config: NodeConfig) -> Answered:
     release_extractor()
     job, task = request.job, request.task
     faults.crash_if_drawn(job.faults, job.seed, task.round, task.attempt, task.partitions)
-    site = open_site(job, node_config)
-    device = resolve_device(site.job.client.device)
-    cached, incoming = _incoming(request, site, device)
-    spec = spec_of(job.task)
-    masker = Masker.of(request, node_config, train_names(spec)) if task.secure else None
-    fold = ExactSum(incoming.numel()) if len(task.partitions) > 1 or masker else None
-    ring = _ring_of(request)
-    if fold is not None and ring is not None:
-        fold.clear(ring.unit)
-    named = model_digest(incoming.numpy()) if masker else ""
-    arrays: EncodedArrays = {}
-    sketches: dict[int, Sketch] = {}
+    round_here = _RoundHere.of(request, node_config)
+    metrics, failures = each_partition(request, node_config, round_here.train, task.budget_s)
+    return round_here.answer(metrics), failures
 
-    def train(site: Site, partition: Partition) -> Metrics:
-        folder = site.state_folder(request.run_key, partition.number)
-        locked = folder.exclusively() if job.keeps_state else nullcontext()
-        with locked, masker.one_code() if masker else nullcontext():
-            return train_alone(site, partition, folder)
 
-    def train_alone(site: Site, partition: Partition, folder: StateFolder) -> Metrics:
-        start = _of(partition.number, task.positions, "positions")
-        known_end = -1
-        if masker is not None:
-            known_end = masker.enter(
-                partition.number,
-                subject_of(
-                    request, named, partition.number, _own(request, node_config, site, partition)
-                ),
-            )
+@dataclass
+class _RoundHere:
+    """One message's round at a node: its partitions are trained one after the other, and what
+    leaves of them is gathered.
+
+    Attributes:
+        total: The sum of the updates of several partitions, or the one part of a secure sum that is
+            masked next; None: one update leaves by itself.
+        ring: Of the updates' codec, if it has one.
+        masker: Masks the parts of a secure sum; None: the round is in the clear.
+        digest: Names the incoming model in a secure sum.
+        arrays, sketches: What leaves in the clear.
+    """
+
+    request: Request[Train]
+    node_config: NodeConfig
+    site: Site
+    incoming: Incoming
+    ring: Ring | None
+    masker: Masker | None
+    total: ExactSum | None
+    digest: str
+    arrays: EncodedArrays = field(default_factory=dict)
+    sketches: dict[int, Sketch] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: Request[Train], node_config: NodeConfig) -> "_RoundHere":
+        """Return the round that ``request`` asks for.
+
+        Raises:
+            FederationError: the model or the ring does not fit.
+            CheckpointError: the teacher is not on this site.
+            SecureError: the sum is refused.
+        """
+        site = open_site(request.job, node_config)
+        incoming, task = incoming_model(request, site), request.task
+        masker = None
+        if task.secure:
+            masker = Masker.of(request, node_config, train_names(spec_of(request.job.task)))
+        summed = len(task.partitions) > 1 or masker is not None
+        total = ExactSum(incoming.vector.numel()) if summed else None
+        ring = ring_of(request)
+        if total is not None and ring is not None:
+            total.clear(ring.unit)
+        digest = model_digest(incoming.vector.numpy()) if masker else ""
+        return cls(request, node_config, site, incoming, ring, masker, total, digest)
+
+    def train(self, site: Site, partition: Partition) -> Metrics:
+        """Score and train one partition, alone with its state; gather what leaves of it."""
+        folder = site.state_folder(self.request.run_key, partition.number)
+        locked = folder.exclusively() if self.request.job.keeps_state else nullcontext()
+        with locked, self.masker.one_code() if self.masker else nullcontext():
+            return self._train(site, partition, folder)
+
+    def _train(self, site: Site, partition: Partition, folder: StateFolder) -> Metrics:
+        request, number = self.request, partition.number
+        job, task = request.job, request.task
+        start = said_of(number, task.positions, "positions")
+        repeated = self._enter(site, partition, start)
         scored = job.client.validation_batches
-        metrics = _evaluate(request, site, partition, cached, incoming, device, num_batches=scored)
-        state = (
-            folder.load(_of(partition.number, task.site_rounds, "site_rounds"))
-            if job.keeps_state
-            else PartitionState()
-        )
-        repeated = known_end - start if known_end >= 0 else None
-        result = _train(request, site, partition, cached, incoming, device, state, repeated)
+        metrics = score(request, site, partition, self.incoming, num_batches=scored)
+        state = self._load_state(folder, number)
+        result = train_partition(request, site, partition, self.incoming, state, repeated)
         state.optimizer = result.optimizer_state
-        weight = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}[
-            job.weight_by
-        ]
-        weight = weight if task.weight_limit is None else min(weight, task.weight_limit)
-        sent = _sent_update(
-            request, partition.number, cached, incoming, result, state, ring, weight
-        )
-        decoded = sent.update
-        if job.keeps_state:
-            folder.save(task.round, state)
-            folder.prune(
-                [task.round, _of(partition.number, task.site_rounds, "site_rounds")],
-                task.checkpoints,
-            )
-        if fold is not None and task.clip_norm is not None and sent.integers is None:
-            decoded, _ = clipped(decoded, task.clip_norm)
-        magnitude = magnitude_of(decoded)
+        weight = self._weight_of(partition, result)
+        sent = sent_update(request, number, self.incoming, result, state, self.ring, weight)
+        self._save_state(folder, number, state)
+        update = self._as_the_server_counts_it(sent)
+        magnitude = magnitude_of(update)
         metrics |= {
-            **_training_metrics(result),
+            **training_metrics(result),
             **sent.metrics,
             "weight": weight,
             "update_norm": magnitude.norm,
         }
         if not all(map(math.isfinite, metrics.values())):
             raise UpdateRejected("metrics")
-        if fold is None:
-            arrays.update(sent.arrays)
-        else:
-            if task.norm_limit is not None and magnitude.norm > task.norm_limit:
-                raise UpdateRejected("norm")
-            if masker is not None:
-                fold.clear()
-            if sent.integers is None:
-                fold.add(decoded, weight, magnitude)
-            else:
-                fold.merge(PartialSum(sent.integers, weight))
-        if masker is not None and fold is not None and task.secure is not None:
-            tau = (
-                effective_steps(result.steps, job.client.sgd_momentum)
-                if job.normalise_by_steps
-                else 0.0
-            )
-            if job.noise_multiplier:
-                unit = GRID if ring is None else ring.unit
-                _add_noise(request, masker, partition.number, fold, unit, weight)
-            figures = train_figures(
-                metrics, spec, steps=tau, scale=task.secure.scale * task.secure.norm
-            )
-            end = start + result.micro_batches
-            total = fold.partial().total
-            part = total.numpy() if ring is None else narrow(total, ring.bits)
-            masker.add(partition.number, part, figures, end)
-            metrics = {name: metrics[name] for name in CLEAR}
+        self._gather(sent, update, weight, magnitude)
+        if self.masker is not None:
+            metrics = self._mask(self.masker, number, metrics, result, start, weight)
         if job.sends_sketches:
-            sketches[partition.number] = sketch_of(decoded, job.seed, task.round)
-        faults.wait_if_drawn(job.faults, job.seed, task.round, task.attempt, partition.number)
+            self.sketches[number] = sketch_of(update, job.seed, task.round)
+        faults.wait_if_drawn(job.faults, job.seed, task.round, task.attempt, number)
         return metrics
 
-    metrics, failures = each_partition(request, node_config, train, task.budget_s)
-    if masker is not None:
-        bits = ring.bits if ring is not None else None
-        return masker.answer(task, metrics, cached.layout.fingerprint, bits), failures
-    left_out = {number: len(site.partition(number).left_out) for number in metrics}
-    if any(left_out.values()):  # all partitions of a message have the same names
-        for number, numbers in metrics.items():
-            numbers["train_unreadable"] = left_out[number]
-    if fold is not None and fold.weight:
-        total = fold.partial().total
-        bits = RING_BITS.get(job.update_codec)
-        arrays["sum"] = total.numpy() if bits is None else pack(total, bits)
-    if metrics and job.sends_sketches:
-        arrays["sketches"] = np.stack([sketches[number] for number in metrics])
-    trained = Trained(
-        metrics=metrics, arrays=arrays, round=task.round, layout=cached.layout.fingerprint
-    )
-    return trained, failures
+    def _enter(self, site: Site, partition: Partition, start: int) -> int | None:
+        """Enter a partition into a secure sum; return the micro-batches of an earlier attempt whose
+        like is asked for."""
+        if self.masker is None:
+            return None
+        own = of_the_site(self.request, self.node_config, site, partition)
+        subject = subject_of(self.request, self.digest, partition.number, own)
+        end = self.masker.enter(partition.number, subject)
+        return end - start if end >= 0 else None
 
+    def _load_state(self, folder: StateFolder, number: int) -> PartitionState:
+        if not self.request.job.keeps_state:
+            return PartitionState()
+        return folder.load(said_of(number, self.request.task.site_rounds, "site_rounds"))
 
-def _own(
-    request: Request[WithModel], node_config: NodeConfig, site: Site, partition: Partition
-) -> str:
-    """Return what a client's part of a sum depends on at its site: its data, and the job as it is
-    done there."""
-    return f"{site.fingerprint(partition, request.run_key)} {fixed_values(effective_job(request.job, node_config))}"
+    def _save_state(self, folder: StateFolder, number: int, state: PartitionState) -> None:
+        if self.request.job.keeps_state:
+            task = self.request.task
+            folder.save(task.round, state)
+            before = said_of(number, task.site_rounds, "site_rounds")
+            folder.prune([task.round, before], task.checkpoints)
 
+    def _weight_of(self, partition: Partition, result: LocalResult) -> int:
+        job, limit = self.request.job, self.request.task.weight_limit
+        weights = {"frames": result.frames, "utterances": len(partition.train_rows), "uniform": 1}
+        weight = weights[job.weight_by]
+        return weight if limit is None else min(weight, limit)
 
-def _of(partition: int, named: Mapping[int, int], what: str) -> int:
-    """Return what a request says of a partition; raises :class:`FederationError` where it says
-    nothing."""
-    if partition not in named:
-        raise FederationError(
-            f"the request has no {what} of partition {partition}", setting="version"
+    def _as_the_server_counts_it(self, sent: Outgoing) -> torch.Tensor:
+        """Return the update [P] as the server decodes it; in a sum clipped again, as it would."""
+        clip_norm = self.request.task.clip_norm
+        if self.total is None or clip_norm is None or sent.integers is not None:
+            return sent.update
+        return clipped(sent.update, clip_norm)[0]
+
+    def _gather(
+        self, sent: Outgoing, update: torch.Tensor, weight: int, magnitude: Magnitude
+    ) -> None:
+        """Add an update to what leaves; raises :class:`UpdateRejected`."""
+        if self.total is None:
+            self.arrays.update(sent.arrays)
+            return
+        limit = self.request.task.norm_limit
+        if limit is not None and magnitude.norm > limit:
+            raise UpdateRejected("norm")
+        if self.masker is not None:  # each part is masked by itself
+            self.total.clear()
+        if sent.integers is None:
+            self.total.add(update, weight, magnitude)
+        else:
+            self.total.merge(PartialSum(sent.integers, weight))
+
+    def _mask(
+        self,
+        masker: Masker,
+        number: int,
+        metrics: Metrics,
+        result: LocalResult,
+        start: int,
+        weight: int,
+    ) -> Metrics:
+        """Mask a client's part of the secure sum, with its noise and its figures; return those that
+        leave in the clear."""
+        job, terms, ring = self.request.job, self.request.task.secure, self.ring
+        assert self.total is not None and terms is not None, "there is a masker"
+        steps = (
+            effective_steps(result.steps, job.client.sgd_momentum)
+            if job.normalise_by_steps
+            else 0.0
         )
-    return named[partition]
-
-
-def _sent_update(
-    request: Request[Train],
-    number: int,
-    cached: CachedModel,
-    incoming: torch.Tensor,
-    result: LocalResult,
-    state: PartitionState,
-    ring: Ring | None,
-    weight: int,
-) -> Outgoing:
-    """Return the update of ``weight`` as it travels and as the server decodes it; what the codec
-    leaves over goes into ``state``."""
-    job, task, shapes = request.job, request.task, cached.layout.shapes
-    update = Outgoing(cached.layout.update_of(cached.model, incoming), state.residual)
-    seed = derive_seed(job.seed, "codec", task.round, number)
-    sent = run_steps(
-        update,
-        steps_of(
-            job,
-            shapes,
-            local_steps=result.steps,
-            clip_norm=task.clip_norm,
-            seed=seed,
-            ring=ring,
-            weight=weight,
-        ),
-    )
-    state.residual = sent.residual
-    spoilt = {
-        name: faults.spoil_if_drawn(job.faults, job.seed, task.round, task.attempt, number, array)
-        for name, array in sent.arrays.items()
-        if array.dtype != np.int8 and sent.integers is None  # no NaN: int8's scales have
-    }
-    if any(spoilt[name] is not sent.arrays[name] for name in spoilt):
-        sent = replace(sent, arrays={**sent.arrays, **spoilt})
-        if len(task.partitions) > 1:
-            sent = replace(sent, update=decode(job.update_codec, sent.arrays, shapes))
-    return sent
-
-
-def _add_noise(
-    request: Request[Train],
-    masker: Masker,
-    number: int,
-    fold: ExactSum,
-    unit: float,
-    weight: int,
-) -> None:
-    """Add the noise of client ``number`` to its part of the sum (``privacy=distributed``), an update
-    of ``weight`` on a grid of ``unit``.
-
-    Raises:
-        FederationError: the request does not say to which norm updates are clipped.
-        SecureError: the noise would not cover the update.
-    """
-    job, clip_norm = request.job, request.task.clip_norm
-    if clip_norm is None:
-        raise FederationError(
-            "the request has no norm to clip to, and noise without one protects nothing",
-            setting="privacy.clip_norm",
+        if job.noise_multiplier:
+            unit = GRID if ring is None else ring.unit
+            add_noise(self.request, masker, number, self.total, unit, weight)
+        figures = train_figures(
+            metrics, spec_of(job.task), steps=steps, scale=terms.scale * terms.norm
         )
-    std, normal = masker.noise(
-        number,
-        fold.partial().total.numpy(),
-        multiplier=job.noise_multiplier,
-        clip_norm=clip_norm,
-        colluding=job.colluding,
-    )
-    check_covered(std, unit, weight)
-    fold.add_noise(std, normal)
+        total = self.total.partial().total
+        part = total.numpy() if ring is None else narrow(total, ring.bits)
+        masker.add(number, part, figures, start + result.micro_batches)
+        return {name: metrics[name] for name in CLEAR}
 
-
-def _ring_of(request: Request[Train]) -> Ring | None:
-    """Return the ring of the job's codec, None where it has none; raises :class:`FederationError`
-    where the request does not describe it."""
-    bits, terms = RING_BITS.get(request.job.update_codec), request.task.ring
-    if bits is None:
-        return None
-    if terms is None:
-        raise FederationError(
-            f"the request has no ring for {request.job.update_codec}", setting="version"
-        )
-    return Ring(bits, **terms.model_dump())
-
-
-def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answered:
-    """Score the incoming model on the whole of each partition's validation split (rounds: on
-    ``client.validation_batches`` of it)."""
-    site = open_site(request.job, node_config)
-    device = resolve_device(site.job.client.device)
-    cached, incoming = _incoming(request, site, device)
-
-    task, spec = request.task, spec_of(request.job.task)
-    masker = Masker.of(request, node_config, score_names(spec)) if task.secure else None
-    named = model_digest(incoming.numpy()) if masker else ""
-
-    def score(site: Site, partition: Partition) -> Metrics:
-        if masker is None:
-            return _evaluate(request, site, partition, cached, incoming, device, num_batches=0)
-        about = subject_of(
-            request, named, partition.number, _own(request, node_config, site, partition)
-        )
-        masker.enter(partition.number, about)
-        metrics = _evaluate(request, site, partition, cached, incoming, device, num_batches=0)
-        masker.add(partition.number, np.zeros(0, np.int64), score_figures(metrics, spec))
-        return {}
-
-    metrics, failures = each_partition(request, node_config, score, task.budget_s)
-    if masker is None:
-        return Scored(metrics=metrics), failures
-    return masker.answer(task, metrics, cached.layout.fingerprint), failures
-
-
-def _train(
-    request: Request[Train],
-    site: Site,
-    partition: Partition,
-    cached: CachedModel,
-    incoming: torch.Tensor,
-    device: torch.device,
-    state: PartitionState,
-    repeated: int | None = None,
-) -> LocalResult:
-    """Train from ``incoming`` on, with the optimiser that ``state`` has kept; ``repeated``: the
-    micro-batches of an earlier attempt whose like is asked for."""
-    job, task, number = request.job, request.task, partition.number
-    planned = job.client.steps_per_round(partition.train_plan.num_batches)
-    # a replayed round takes as many steps as it took then, whatever the clock says
-    exactly = None if task.steps is None else _of(number, task.steps, "steps")
-    if exactly is None and repeated is not None:
-        exactly = math.ceil(repeated / job.client.accumulate)
-    position = _of(number, task.positions, "positions")
-    cached.layout.load_vector(cached.model, incoming)
-    deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
-    steps = 0
-
-    def should_stop() -> bool:
-        nonlocal steps
-        steps += 1
-        return steps >= exactly if exactly is not None else time.monotonic() >= deadline
-
-    return train_locally(
-        cached.model,
-        _batches(
-            request,
-            site,
-            partition,
-            partition.train_plan,
-            range(position, position + planned * job.client.accumulate),
-            round_progress(task.round, job.num_rounds),
-        ),
-        client=job.client,
-        task=job.task,
-        progress=Progress(task.round, job.num_rounds, planned),
-        seed=job.seed,
-        partition=partition.number,
-        device=device,
-        proximal_mu=job.proximal_mu,
-        optimizer_state=state.optimizer,
-        should_stop=should_stop,
-        objective=cached.objective,
-    )
-
-
-def _evaluate(
-    request: Request[WithModel],
-    site: Site,
-    partition: Partition,
-    cached: CachedModel,
-    incoming: torch.Tensor,
-    device: torch.device,
-    *,
-    num_batches: int,
-) -> Metrics:
-    cached.layout.load_vector(cached.model, incoming)
-    plan = partition.validation_plan
-    batches = _batches(request, site, partition, plan, plan.first(num_batches))
-    result = evaluate(
-        cached.model,
-        batches,
-        task=request.job.task,
-        device=device,
-        precision=request.job.client.precision,
-        objective=cached.objective,
-    )
-    return {f"validation_{name}": figure for name, figure in result.metrics.items()}
-
-
-def _batches(
-    request: Request[WithModel],
-    site: Site,
-    partition: Partition,
-    plan: BatchPlan,
-    positions: range,
-    progress: float = 1.0,
-) -> Iterator[Batch]:
-    job = request.job
-    source = site.label_source(job.task, partition, request.task.targets)
-    mask = mask_spec(job.task, progress)
-    return load_batches(site.manifest, plan, positions, source, mask, job.data, partition.left_out)
-
-
-def _training_metrics(result: LocalResult) -> Metrics:
-    return {
-        **{f"train_{name}": figure for name, figure in result.metrics.items()},
-        "train_steps": result.steps,
-        "train_micro_batches": result.micro_batches,
-        "train_audio_s": result.audio_s,
-        "train_grad_norm": result.grad_norm,
-        "train_seconds": result.seconds,
-    }
-
-
-def cached_model(job: ClientJob) -> CachedModel:
-    global _cached
-    key = f"{job.model.model_dump_json()}{job.client.activation_checkpointing}{job.client.compile}{job.task.model_dump_json()}"
-    if _cached is None or _cached.key != key:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        log.info(
-            "process %d builds %s; CUDA_VISIBLE_DEVICES=%s",
-            os.getpid(),
-            job.model.name,
-            "(not set)" if seen is None else seen,
-        )
-        model = build_model(job.model, job.task, job.seed)
-        model.set_activation_checkpointing(job.client.activation_checkpointing)
-        model.set_compiled(job.client.compile)
-        _cached = CachedModel(key, model, ParameterLayout.of(model))
-    return _cached
-
-
-def _incoming(
-    request: Request[WithModel], site: Site, device: torch.device
-) -> tuple[CachedModel, torch.Tensor]:
-    """Return this process's model, with its teacher, and the server's parameters [P] for it.
-
-    Raises:
-        FederationError: they do not fit.
-        CheckpointError: the teacher is not on this site.
-    """
-    cached = cached_model(request.job)
-    if cached.objective is None:
-        spec, source = spec_of(request.job.task), None
-        if spec.taught is not None:
-            teacher, source = site.teach(request.job.task, device)
-            spec.init_from_teacher(cached.model, teacher.state)
-        cached.objective = spec.loss(source)
-    try:
-        incoming = decode(
-            request.task.broadcast_codec,
-            {"update": request.arrays["model"]},
-            cached.layout.shapes,
-        )
-    except UpdateRejected:
-        incoming = torch.empty(0)
-    if cached.layout.fingerprint != request.task.layout or incoming.numel() != cached.layout.numel:
-        raise FederationError(
-            "the server's model has other parameters than this site builds from its configuration",
-            setting="model",
-        )
-    return cached, incoming
+    def answer(self, metrics: dict[int, Metrics]) -> Answer:
+        """Return what leaves of the partitions that succeeded, which are those of ``metrics``."""
+        task, layout = self.request.task, self.incoming.cached.layout.fingerprint
+        if self.masker is not None:
+            bits = self.ring.bits if self.ring is not None else None
+            return self.masker.answer(task, metrics, layout, bits)
+        left_out = {number: len(self.site.partition(number).left_out) for number in metrics}
+        if any(left_out.values()):  # all partitions of a message have the same names
+            for number, numbers in metrics.items():
+                numbers["train_unreadable"] = left_out[number]
+        if self.total is not None and self.total.weight:
+            total, bits = self.total.partial().total, RING_BITS.get(self.request.job.update_codec)
+            self.arrays["sum"] = total.numpy() if bits is None else pack(total, bits)
+        if metrics and self.request.job.sends_sketches:
+            self.arrays["sketches"] = np.stack([self.sketches[number] for number in metrics])
+        return Trained(metrics=metrics, arrays=self.arrays, round=task.round, layout=layout)

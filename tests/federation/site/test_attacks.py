@@ -10,7 +10,7 @@ import torch
 from fedhubert.clients import data as clients_data
 from fedhubert.clients.data import open_site
 from fedhubert.data.audio import read_audio
-from fedhubert.federation.site import train as site_train
+from fedhubert.federation.site import incoming
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.wire.messages.nodes import Describe, Description
 from fedhubert.federation.wire.messages.rounds import Train, Trained
@@ -374,7 +374,7 @@ def test_a_server_has_no_giant_model_built(
         built.append(model.num_layers)  # type: ignore[attr-defined]
         raise MemoryError
 
-    monkeypatch.setattr(site_train, "build_model", build)
+    monkeypatch.setattr(incoming, "build_model", build)
     deep = ["model.num_layers=10000000"]
     server.without_policy(tmp_path).ask(Describe(), *deep)
     assert built == [10**7]

@@ -1,0 +1,105 @@
+"""The model of a site's process, and the server's parameters for it that come with a message."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+
+from fedhubert.clients.data import Site
+from fedhubert.config import ClientJob
+from fedhubert.errors import FederationError
+from fedhubert.federation.updates.codecs import decode
+from fedhubert.federation.updates.exact_sum import UpdateRejected
+from fedhubert.federation.wire.messages.rounds import WithModel
+from fedhubert.federation.wire.protocol import Request
+from fedhubert.models.hubert import HubertModel
+from fedhubert.objectives.objective import Objective
+from fedhubert.objectives.spec import build_model, spec_of
+from fedhubert.training.device import resolve_device
+from fedhubert.training.parameters import ParameterLayout
+
+log = logging.getLogger("fedhubert.site")
+
+
+@dataclass
+class CachedModel:
+    """The one model that a process keeps between messages."""
+
+    key: str
+    model: HubertModel
+    layout: ParameterLayout
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """The server's model at a site.
+
+    Attributes:
+        cached: This process's model, with its teacher.
+        vector: The server's parameters for it [P].
+        device: Where it runs.
+    """
+
+    cached: CachedModel
+    vector: torch.Tensor
+    device: torch.device
+
+    def load(self) -> CachedModel:
+        """Return this process's model, with the server's parameters in it."""
+        self.cached.layout.load_vector(self.cached.model, self.vector)
+        return self.cached
+
+
+_cached: CachedModel | None = None
+
+
+def cached_model(job: ClientJob) -> CachedModel:
+    """Return this process's model of a job; it is built where it is another than the last one."""
+    global _cached
+    key = f"{job.model.model_dump_json()}{job.client.activation_checkpointing}{job.client.compile}{job.task.model_dump_json()}"
+    if _cached is None or _cached.key != key:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        log.info(
+            "process %d builds %s; CUDA_VISIBLE_DEVICES=%s",
+            os.getpid(),
+            job.model.name,
+            "(not set)" if seen is None else seen,
+        )
+        model = build_model(job.model, job.task, job.seed)
+        model.set_activation_checkpointing(job.client.activation_checkpointing)
+        model.set_compiled(job.client.compile)
+        _cached = CachedModel(key, model, ParameterLayout.of(model))
+    return _cached
+
+
+def incoming_model(request: Request[WithModel], site: Site) -> Incoming:
+    """Return this process's model, with its teacher, and the server's parameters for it.
+
+    Raises:
+        FederationError: they do not fit.
+        CheckpointError: the teacher is not on this site.
+    """
+    device = resolve_device(site.job.client.device)
+    cached = cached_model(request.job)
+    if cached.objective is None:
+        spec, source = spec_of(request.job.task), None
+        if spec.taught is not None:
+            teacher, source = site.teach(request.job.task, device)
+            spec.init_from_teacher(cached.model, teacher.state)
+        cached.objective = spec.loss(source)
+    try:
+        vector = decode(
+            request.task.broadcast_codec,
+            {"update": request.arrays["model"]},
+            cached.layout.shapes,
+        )
+    except UpdateRejected:
+        vector = torch.empty(0)
+    if cached.layout.fingerprint != request.task.layout or vector.numel() != cached.layout.numel:
+        raise FederationError(
+            "the server's model has other parameters than this site builds from its configuration",
+            setting="model",
+        )
+    return Incoming(cached, vector, device)
