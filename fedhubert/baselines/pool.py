@@ -19,7 +19,7 @@ from fedhubert.config import ClientJob, Config
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.data.threads import map_in_order
-from fedhubert.federation.phases.targets import kmeans_event
+from fedhubert.federation.phases.kmeans import kmeans_event
 from fedhubert.federation.phases.teacher import ServerTeacher, prepare_student
 from fedhubert.federation.roster.sampling import asking_order
 from fedhubert.federation.strategies.strategy import client_job

@@ -2,12 +2,8 @@
 then labelling on each site."""
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
-from operator import add
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,40 +11,28 @@ import torch
 
 from fedhubert.federation.phases.counts import (
     Counts,
-    StatisticsReader,
     ask_all,
     count_shapes,
     failed_of,
     read_counts,
-    read_moments,
-    read_seeds,
     sizes_of,
 )
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.extractor import distribute
+from fedhubert.federation.phases.kmeans import KMeansProgress, fit
 from fedhubert.federation.phases.secure_counts import sum_over_all
-from fedhubert.federation.roster.bounds import feature_frames, label_frames
+from fedhubert.federation.roster.bounds import label_frames
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, STEP_FIGURES
+from fedhubert.federation.secure.figures import LABEL_FIGURES
 from fedhubert.federation.wire.messages.message import Arrays, Failure
-from fedhubert.federation.wire.messages.targets import (
-    Label,
-    LabelCounts,
-    Moments,
-    MomentsKMeans,
-    SeedKMeans,
-    Seeds,
-    Statistics,
-    StepKMeans,
-)
+from fedhubert.federation.wire.messages.targets import Label, LabelCounts
 from fedhubert.targets.agreement import Agreement, agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
-from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, scale_of, targets_key
+from fedhubert.targets.kmeans import targets_key
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
 from fedhubert.targets.layers import LayerFeatures
 from fedhubert.targets.mfcc import MFCC
-from fedhubert.targets.moments import FeatureMoments
 
 log = logging.getLogger("fedhubert")
 
@@ -117,16 +101,6 @@ def no_targets(num_clusters: int) -> Targets:
     return Targets("", None, np.zeros(num_clusters, np.int64), np.zeros(num_clusters, np.int64))
 
 
-class KMeansProgress(Protocol):
-    """Where the clustering of an interrupted run left off, and where it is kept."""
-
-    def load(self) -> dict[str, npt.NDArray[np.generic]] | None:
-        """Return the solver's state, empty or None where there is none."""
-
-    def save(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
-        """Keep the solver's state."""
-
-
 def prepare_targets(
     federation: Federation,
     centroids: npt.NDArray[np.float32] | None,
@@ -157,7 +131,7 @@ def prepare_targets(
         )
         go_on_without(federation, delivery, "the extractor's delivery")
     if settings.kind == "kmeans" and centroids is None:
-        centroids = _fit(
+        centroids = fit(
             federation, "" if extractor is None else extractor.key, source, progress, on_event
         )
     key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
@@ -236,133 +210,3 @@ def _say_agreement(column: str, found: Agreement | None) -> None:
         found.pnmi,
         found.frames,
     )
-
-
-def _fit(
-    federation: Federation,
-    extractor: str,
-    source: FeatureSource,
-    progress: KMeansProgress,
-    on_event: Callable[[dict[str, object]], None],
-) -> npt.NDArray[np.float32]:
-    settings = federation.config.targets
-    solver = FederatedKMeans(
-        settings.num_clusters, federation.config.seed, settings.max_iterations, settings.tolerance
-    )
-    log.info(
-        "k-means: %d clusters over %s of %d clients",
-        settings.num_clusters,
-        settings.source,
-        len(federation.connected),
-    )
-    state = progress.load()
-    if state:
-        solver.load_state_dict(state)
-        log.info("k-means: going on after iteration %d", len(solver.history))
-    else:
-        solver.seed(
-            _seeds(federation, extractor, source.dimension)
-            if settings.seeding == "local"
-            else [_drawn(federation, extractor, source.dimension)]
-        )
-        progress.save(solver.state_dict())
-    while not solver.done:
-        assert solver.centroids is not None
-        step = StepKMeans(extractor=extractor, arrays={"centroids": solver.centroids})
-        scale_bits = scale_of(solver.centroids)
-        statistics, total = _statistics(federation, step, source.dimension, scale_bits)
-        solver.step(statistics)
-        iteration, inertia = len(solver.history), solver.history[-1]
-        log.info(
-            "k-means: iteration %d/%d, inertia per frame %.4g",
-            iteration,
-            settings.max_iterations,
-            inertia,
-        )
-        on_event(kmeans_event(solver, statistics, total))
-        progress.save(solver.state_dict())
-    assert solver.centroids is not None
-    return solver.centroids
-
-
-def _statistics(
-    federation: Federation, step: StepKMeans, dimension: int, scale_bits: int
-) -> tuple[KMeansStatistics, Mapping[str, int | float]]:
-    """Return the clients' statistics under a step's centroids, and what they say of them, added
-    up."""
-    if federation.config.secure.enabled:
-        clusters = federation.config.targets.num_clusters
-        shapes = {"sums": (clusters, dimension), "counts": (clusters,), "inertia": (clusters,)}
-        totals = sum_over_all(
-            federation, step, shapes, STEP_FIGURES, lambda number: _frames_of(federation, number)
-        )
-        statistics = KMeansStatistics.from_arrays(totals.arrays, clusters, dimension, scale_bits)
-        return statistics, totals.figures
-    read = StatisticsReader(federation, dimension, scale_bits)
-    parts = ask_all(federation, step, Statistics, read, dimension)
-    total = Counter[str]()
-    for _, said in parts:
-        total.update(said)
-    return reduce(add, (part for part, _ in parts)), total
-
-
-def _frames_of(federation: Federation, partition: int) -> int:
-    return feature_frames(federation.config, federation.partitions[partition])
-
-
-def _drawn(
-    federation: Federation, extractor: str, dimension: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return points drawn like the pooled frames, each of weight 1."""
-    instruction, settings = MomentsKMeans(extractor=extractor), federation.config.targets
-    if federation.config.secure.enabled:
-        totals = sum_over_all(
-            federation,
-            instruction,
-            FeatureMoments.shapes(dimension),
-            MOMENT_FIGURES,
-            lambda number: _frames_of(federation, number),
-        )
-        moments = FeatureMoments.from_arrays(totals.arrays, dimension)
-    else:
-        parts = ask_all(
-            federation,
-            instruction,
-            Moments,
-            lambda reply: read_moments(federation, reply, dimension),
-            dimension,
-        )
-        moments = reduce(add, parts)
-    points = moments.points(settings.num_clusters, federation.config.seed)
-    return points, np.ones(len(points), np.int64)
-
-
-def kmeans_event(
-    solver: FederatedKMeans, statistics: KMeansStatistics, total: Mapping[str, int | float]
-) -> dict[str, object]:
-    """Return what ``metrics.jsonl`` says of an iteration; ``total``: what the clients said of their
-    statistics, added up."""
-    return {
-        "event": "kmeans",
-        "iteration": len(solver.history),
-        "inertia_per_frame": solver.history[-1],
-        "frames": statistics.num_frames,
-        "withheld_frames": int(total["frames"]) - statistics.num_frames,
-        "withheld_clusters": int(total["withheld_clusters"]),
-    }
-
-
-def _seeds(
-    federation: Federation, extractor: str, dimension: int
-) -> list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]:
-    seeds: dict[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = {}
-    instruction = SeedKMeans(extractor=extractor)
-    for part in ask_all(
-        federation,
-        instruction,
-        Seeds,
-        lambda reply: read_seeds(federation, reply, dimension),
-        dimension,
-    ):
-        seeds |= part
-    return [seeds[partition] for partition in sorted(seeds) if partition not in federation.left_out]
