@@ -15,14 +15,8 @@ from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.recipe import PLACEHOLDER, Recipe, Stage
 from fedhubert.config.run import Config
 from fedhubert.config.secure import SecureConfig
-from fedhubert.config.task import (
-    DistillConfig,
-    MaskedTask,
-    ObjectivesConfig,
-    TargetsConfig,
-    Task,
-    TaskConfig,
-)
+from fedhubert.config.targets import TargetsConfig
+from fedhubert.config.task import DistillConfig, MaskedTask, ObjectivesConfig, Task, TaskConfig
 
 __all__ = [
     "NUM_SPECIAL_ROWS",

@@ -12,7 +12,8 @@ from fedhubert.config.keys import rules_of
 from fedhubert.config.model import ModelConfig
 from fedhubert.config.run import Config
 from fedhubert.config.secure import SecureProtocol
-from fedhubert.config.task import TargetsConfig, Task
+from fedhubert.config.targets import TargetsConfig
+from fedhubert.config.task import Task
 
 GroupT = TypeVar("GroupT", bound=Model)
 

@@ -14,7 +14,8 @@ from fedhubert.config.federated import MOST_NOISE, FederatedConfig, PrivacyConfi
 from fedhubert.config.keys import key
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.secure import SecureConfig, against_distributed, against_secure
-from fedhubert.config.task import TargetsConfig, Task, TaskConfig
+from fedhubert.config.targets import TargetsConfig
+from fedhubert.config.task import Task, TaskConfig
 
 
 class SimulationConfig(Model):
