@@ -135,7 +135,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _flower() -> Iterator[Finding]:
-    from fedhubert.federation.wire.flower import supported
+    from fedhubert.federation.wire.flower.private import supported
 
     parts = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("flwr", "ray"))
     yield Finding("Flower", True, f"{parts}; supported is {supported()}")

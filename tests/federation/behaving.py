@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedhubert.federation.site.work import Pulled, Pushing
 from fedhubert.federation.site.worker import Job, Say
-from fedhubert.federation.wire.flower import Task
+from fedhubert.federation.wire.flower.supernode import Task
 
 PATIENCE_S = 120.0
 FALLBACK = Task(None, 1, 2)  # type: ignore[arg-type]

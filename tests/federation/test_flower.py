@@ -8,14 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from fedhubert.federation.wire import flower
-from fedhubert.federation.wire.flower import (
-    UnsupportedFlower,
-    activations,
-    is_simulated,
-    mend_workers,
-    public_keys,
-    supported,
-)
+from fedhubert.federation.wire.flower import activations, is_simulated, mend_workers, public_keys
+from fedhubert.federation.wire.flower.private import UnsupportedFlower, supported
 from tests.flower import node_info
 
 from .in_process import InProcessGrid

@@ -19,7 +19,7 @@ from fedhubert.federation.site.resident import Resident
 from fedhubert.federation.site.supernode import OwnNode
 from fedhubert.federation.site.work import Pulled, limit_s, printable, refusals
 from fedhubert.federation.site.worker import Job, Raised, Ready, Worker, WorkerDied
-from fedhubert.federation.wire.flower import Task, Unreachable
+from fedhubert.federation.wire.flower.supernode import Task, Unreachable
 
 from .behaving import FALLBACK, PATIENCE_S, Behaving
 

@@ -10,10 +10,10 @@ from flwr.app import Message, RecordDict
 from fedhubert.federation.site.context import SiteOptions
 from fedhubert.federation.site.work import Pulled, Pushing, SiteWork
 from fedhubert.federation.site.worker import Event, Job
-from fedhubert.federation.wire.flower import (
+from fedhubert.federation.wire.flower.private import UnsupportedFlower
+from fedhubert.federation.wire.flower.supernode import (
     SuperNodeApi,
     Unreachable,
-    UnsupportedFlower,
     error_reply,
     supernode_command,
 )

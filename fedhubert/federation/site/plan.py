@@ -8,7 +8,7 @@ from pathlib import Path
 from fedhubert.errors import ConfigError
 from fedhubert.federation.site.context import SiteOptions
 from fedhubert.federation.site.supernode import DistantNode, Node, OwnNode
-from fedhubert.federation.wire.flower import SuperNodeApi
+from fedhubert.federation.wire.flower.supernode import SuperNodeApi
 
 
 @dataclass(frozen=True)

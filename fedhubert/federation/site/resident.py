@@ -16,7 +16,7 @@ from types import FrameType
 from fedhubert.federation.site.supernode import Node
 from fedhubert.federation.site.work import LOST, Pulled, Pushing
 from fedhubert.federation.site.worker import Done, Job, Raised, Ready, Worker, WorkerDied
-from fedhubert.federation.wire.flower import Task, Unreachable, error_reply
+from fedhubert.federation.wire.flower.supernode import Task, Unreachable, error_reply
 
 POLL_S = 0.25
 BEAT_S = 15.0

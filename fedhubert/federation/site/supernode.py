@@ -15,7 +15,7 @@ from typing import Protocol
 
 from fedhubert.errors import FederationError
 from fedhubert.federation.site.worker import end_with_parent
-from fedhubert.federation.wire.flower import (
+from fedhubert.federation.wire.flower.supernode import (
     KEY_IS_NOT_TAKEN,
     NODE_IS_ONLINE,
     REPLY_IS_NOT_SENT,

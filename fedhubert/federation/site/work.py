@@ -14,7 +14,8 @@ import numpy as np
 from fedhubert.clients.settings import log_on_site
 from fedhubert.federation.site.context import SiteOptions, site_context
 from fedhubert.federation.site.worker import Event, Job, Say
-from fedhubert.federation.wire.flower import Message, RecordDict, SuperNodeApi, Task, error_reply
+from fedhubert.federation.wire.flower import Message, RecordDict
+from fedhubert.federation.wire.flower.supernode import SuperNodeApi, Task, error_reply
 
 LOST = "the site could not answer"
 """All that the coordinator is told of a worker that died or hung."""
