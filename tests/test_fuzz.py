@@ -32,7 +32,7 @@ from fedhubert.errors import FedhubertError
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site import train as client_round
 from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import reading
 from fedhubert.federation.wire.messages import ANSWERS, INSTRUCTIONS
 from fedhubert.formats.importing import import_encoder
 from fedhubert.formats.round_file import load_checkpoint
@@ -479,7 +479,7 @@ def test_requests_at_a_site(recorded: Any, examples: int) -> None:
         node = message.metadata.dst_node_id
         request = Message(content, node, message.metadata.message_type)
         reply = grid.app(request, Context(1, node, dict(grid.configs[node]), RecordDict(), {}))
-        for failure in protocol.read_reply(
+        for failure in reading.read_reply(
             reply, ANSWERS[INSTRUCTIONS[message.metadata.message_type]]
         ).failures:
             assert failure.code not in ("internal", "malformed"), (

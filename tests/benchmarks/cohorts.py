@@ -80,7 +80,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from fedhubert.federation.strategies.fedavg import FedAvg
     from fedhubert.federation.updates.exact_sum import ExactSum, magnitude_of
     from fedhubert.federation.updates.sketches import sketch_of
-    from fedhubert.federation.wire import protocol
+    from fedhubert.federation.wire import protocol, reading
     from fedhubert.federation.wire.arrays import HeldArray
     from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
     from fedhubert.training.parameters import ParameterLayout, tensor_of
@@ -98,7 +98,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     @client_app.train("round")
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        request = protocol.read_request(message)
+        request = reading.read_request(message)
         incoming = tensor_of(request.arrays["model"])
         fold, metrics, sketches = ExactSum(layout.numel), {}, []
         for partition in request.task.partitions:

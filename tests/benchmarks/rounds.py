@@ -30,7 +30,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     from fedhubert.federation.rounds.strategy import FederatedStrategy
     from fedhubert.federation.strategies.fedavg import FedAvg
     from fedhubert.federation.updates.sketches import sketch_of
-    from fedhubert.federation.wire import protocol
+    from fedhubert.federation.wire import protocol, reading
     from fedhubert.federation.wire.arrays import HeldArray
     from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
     from fedhubert.training.parameters import ParameterLayout
@@ -47,7 +47,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
 
     @client_app.train("round")
     def train(message: Message, context: Context) -> Message:
-        request = protocol.read_request(message)
+        request = reading.read_request(message)
         assert request.arrays["model"].shape == (numel,)
         metrics = {**TRAINED, "weight": 1, "update_norm": 1.0}
         info = {"round": request.task.round, "layout": request.task.layout}

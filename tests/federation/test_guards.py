@@ -12,7 +12,7 @@ from fedhubert.config import FederatedConfig
 from fedhubert.errors import FederationError
 from fedhubert.federation.rounds.round import Round, StepNotFinite
 from fedhubert.federation.strategies.fedavg import FedAvg
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.federation.wire.messages.rounds import Trained
 from tests.flower import pickled_array, raw_array, said_by
@@ -156,7 +156,7 @@ def test_codes_from_outside_cannot_carry_text(opened: Round) -> None:
         )
     }
     message = Message(RecordDict(content), reply_to=Message(RecordDict(), 101, "train.round"))
-    (failure,) = protocol.read_reply(message, Trained).failures
+    (failure,) = reading.read_reply(message, Trained).failures
     assert len(failure.code) <= 64 and not set("/ \n") & set(failure.code + failure.setting)
 
 

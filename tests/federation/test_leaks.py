@@ -25,7 +25,7 @@ from fedhubert.federation.site import handlers as client
 from fedhubert.federation.site import train as client_round
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.federation.wire.messages.nodes import Describe, Description
 from fedhubert.federation.wire.messages.targets import Label, LabelCounts
@@ -348,7 +348,7 @@ def test_a_site_counts_by_no_column_that_it_has_not_named(corpus: Corpus, tmp_pa
     nodes[0]["label-column"] = "speaker"
     _, grid = train(tmp_path / "out", nodes, *asked)
     replies = [
-        protocol.read_reply(answer, LabelCounts)
+        reading.read_reply(answer, LabelCounts)
         for answer in grid.answers
         if answer.metadata.message_type == Label.KIND
     ]

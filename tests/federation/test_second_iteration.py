@@ -20,7 +20,7 @@ from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.messages.message import PROTOCOL_VERSION
 from fedhubert.federation.wire.messages.nodes import Describe, SendExtractor
 from fedhubert.federation.wire.messages.targets import Label, SeedKMeans
@@ -313,7 +313,8 @@ def test_other_versions_are_named_with_the_site(
         number = PROTOCOL_VERSION
         with monkeypatch.context() as patch:
             if where == "site":
-                patch.setattr(protocol, "PROTOCOL_VERSION", number + 5)
+                for module in (protocol, reading):
+                    patch.setattr(module, "PROTOCOL_VERSION", number + 5)
             else:
                 patch.setattr(protocol, "__version__", "9.9.9")
             return push(messages)

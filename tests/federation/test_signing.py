@@ -27,7 +27,7 @@ from fedhubert.federation.site.answering import answer, site_context
 from fedhubert.federation.site.identity import SignedRequests, admission_of, seal_of
 from fedhubert.federation.site.request_ledger import RequestLedger
 from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.federation.wire import arrays, protocol, signing
+from fedhubert.federation.wire import arrays, protocol, reading, signing
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.federation.wire.messages.message import Failure, Instruction
 from fedhubert.federation.wire.messages.nodes import Describe, Description
@@ -106,7 +106,7 @@ def site(keys: Keys, state: Path, number: int = 1) -> SignedRequests:
 def refusal(admission: SignedRequests, message: Message) -> str:
     """Return the code with which a site refuses a message, "" where it does not."""
     try:
-        admission(message, protocol.read_request(message))
+        admission(message, reading.read_request(message))
     except FedhubertError as error:
         return error.code
     return ""
@@ -645,7 +645,7 @@ def test_a_registered_site_cannot_instruct_another(
     ]
     for message, code in cases:
         reply = answer(message, site_context(grid.configs[101]))
-        assert [failure.code for failure in protocol.read_reply(reply, Description).failures] == [
+        assert [failure.code for failure in reading.read_reply(reply, Description).failures] == [
             code
         ]
         assert "metrics" not in reply.content and "arrays" not in reply.content
@@ -707,7 +707,7 @@ def test_a_site_that_names_a_key_enforces_it_or_answers_nothing(keys: Keys, tmp_
         node_configs=[{"partition-id": 1, "num-partitions": NODES, "coordinator-key": "/no/such"}],
     )
     (name,) = grid.push_messages([signed(keys, Describe(), node=0)])
-    assert protocol.read_reply(grid.replies[name], Description).failures == (
+    assert reading.read_reply(grid.replies[name], Description).failures == (
         Failure(-1, "config", "coordinator-key"),
     )
     with pytest.raises(ConfigError, match="chmod 600"):
@@ -752,11 +752,11 @@ def test_whatever_the_bytes_a_site_does_what_was_signed_or_nothing(
     def holds(draw: Any) -> None:
         message = arrived(signed(keys))
         before = signing._request_digest(
-            message, ENVELOPE, described(message, protocol.read_request(message).arrays)
+            message, ENVELOPE, described(message, reading.read_request(message).arrays)
         )
         disturb(draw, message.content)
         try:
-            request = admission(message, protocol.read_request(message))
+            request = admission(message, reading.read_request(message))
         except FedhubertError as error:
             assert error.code in ("federation", "config", "not_signed", "signature")
             return
@@ -788,7 +788,7 @@ def test_whatever_the_bytes_a_server_takes_what_was_signed_or_nothing(
             101,
             with_reply_content(request, inflated(reply.content.object_id, deflated(reply.content))),
         )
-        whole = protocol.read_reply(reply, Trained)
+        whole = reading.read_reply(reply, Trained)
         disturb(draw, reply.content)
         read = said.read(reply, Trained)
         if read.answer is None:

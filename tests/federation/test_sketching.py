@@ -13,7 +13,7 @@ from fedhubert.compose import compose
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.updates.sketches import NUM_SUMS, sketch_of, sketched_cosine
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import reading
 from fedhubert.federation.wire.messages.rounds import Train, Trained
 from fedhubert.runs.metrics import read_events
 from tests.integration.conftest import SMALL
@@ -157,7 +157,7 @@ def run(
 
 def sketches(grid: InProcessGrid) -> int:
     replies = [
-        protocol.read_reply(answer, Trained)
+        reading.read_reply(answer, Trained)
         for answer in grid.answers
         if answer.metadata.message_type == Train.KIND
     ]

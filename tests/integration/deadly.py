@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedhubert.compose import compose
 from fedhubert.federation.engine import simulation
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import reading
 from fedhubert.federation.wire.flower import ClientApp, Context, Grid, Message, RecordDict
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.federation.wire.messages.nodes import Has
@@ -39,7 +39,7 @@ def main(mark: str, *overrides: str) -> None:
                 [Message(RecordDict(), node, "train") for node in nodes], timeout=60
             ):
                 heard = (
-                    protocol.read_reply(message, Has).failures[0].code
+                    reading.read_reply(message, Has).failures[0].code
                     if message.has_error()
                     else "answered"
                 )

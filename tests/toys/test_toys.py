@@ -17,7 +17,7 @@ from fedhubert.errors import ConfigError
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import train as client_round
 from fedhubert.federation.strategies.strategy import client_job, strategy_of
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import reading
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.formats.source import Source
 from fedhubert.objectives.spec import spec_of
@@ -149,7 +149,7 @@ def test_a_toy_strategy_is_trained(data: list[str], tmp_path: Path, nodes: int) 
         [*data, *SIGN, f"out={tmp_path / 'run'}", f"simulation.num_supernodes={nodes}"]
     )
     result, grid = train(config, nodes)
-    jobs = [protocol.read_request(message).job for message in grid.requests]
+    jobs = [reading.read_request(message).job for message in grid.requests]
     assert all(job.normalise_by_steps and job.proximal_mu == 0.0 for job in jobs)
 
     models = [

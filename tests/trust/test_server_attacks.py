@@ -13,7 +13,7 @@ from fedhubert.federation.phases.targets import prepare_targets
 from fedhubert.federation.roster.connect import connect, refresh
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.updates.exact_sum import GRID_BITS
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.federation.wire.messages.rounds import Trained
 from fedhubert.federation.wire.protocol import Asked
@@ -221,15 +221,15 @@ def test_more_than_was_asked_for_is_not_parsed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         type(message.content["arrays"]["update"]), "numpy", lambda self: parsed.append(1)
     )
-    read = protocol.read_reply(message, Trained, Asked([0], {"update": 4 * NUMEL}))
+    read = reading.read_reply(message, Trained, Asked([0], {"update": 4 * NUMEL}))
     assert read.failures == (Failure(-1, "malformed"),) and not parsed
     for asked in (Asked([0]), Asked([0], {"sum": 8 * NUMEL}), Asked([1], {"update": 4 * NUMEL})):
-        assert protocol.read_reply(reply(100), Trained, asked).failures == (
+        assert reading.read_reply(reply(100), Trained, asked).failures == (
             Failure(-1, "malformed"),
         )
     monkeypatch.undo()
     assert (
-        protocol.read_reply(reply(100), Trained, Asked([0], {"update": 4 * NUMEL})).answer
+        reading.read_reply(reply(100), Trained, Asked([0], {"update": 4 * NUMEL})).answer
         is not None
     )
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedhubert.config.federated import FederatedConfig
 from fedhubert.deployment.keys import read_signing_key
 from fedhubert.federation.roster.node_keys import NodeKeys
-from fedhubert.federation.wire import protocol, signing
+from fedhubert.federation.wire import reading, signing
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages.message import Answer, Failure
 from fedhubert.federation.wire.protocol import Asked, Reply
@@ -59,9 +59,9 @@ class Correspondence:
     def read(
         self, message: Message, kind: type[AnswerT], asked: Asked | None = None
     ) -> Reply[AnswerT]:
-        """Parse a reply as :func:`protocol.read_reply` does; one that is not signed by the site
+        """Parse a reply as :func:`reading.read_reply` does; one that is not signed by the site
         that was asked is a failure ``signature``."""
-        reply = protocol.read_reply(message, kind, asked)
+        reply = reading.read_reply(message, kind, asked)
         # nothing of these but a code is used
         if not self.reply_keys or message.has_error() or MALFORMED in reply.failures:
             return reply

@@ -20,7 +20,7 @@ from fedhubert.federation.site.failures import Answered, failure_of
 from fedhubert.federation.site.identity import admission_from, seal_from
 from fedhubert.federation.site.rules import Refused
 from fedhubert.federation.site.unmasked import pinned_from
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import INSTRUCTIONS
 from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
@@ -91,7 +91,7 @@ def answer(message: Message, site: SiteContext) -> Message:
     # a site that admits requests lets none of them name a folder
     own_folder = state_dir_of(node_config, None) if site.admissions else None
     try:
-        request = protocol.read_request(message)
+        request = reading.read_request(message)
         log_on_site(own_folder or state_dir_of(node_config, request.job))
         asked = request
         for admit in site.admissions:

@@ -16,7 +16,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.federation.site.answering import respond
 from fedhubert.federation.site.policy import default_policy, explain
 from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.messages import ANSWERS
 from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
 
@@ -110,7 +110,7 @@ class Server:
             ttl_s=60.0,
         )
         reply = respond(message, self.node)
-        return protocol.read_reply(reply, ANSWERS[type(instruction)])
+        return reading.read_reply(reply, ANSWERS[type(instruction)])
 
     def refusal(
         self,

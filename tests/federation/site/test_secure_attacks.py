@@ -26,7 +26,7 @@ from fedhubert.federation.secure.roster import Roster, write_roster
 from fedhubert.federation.secure.terms import SumTerms, least_threshold
 from fedhubert.federation.site.answering import respond
 from fedhubert.federation.site.secure import SecureSite, terms_of
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.messages import ANSWERS, MASKED
 from fedhubert.federation.wire.messages.message import Answer, Instruction
 from fedhubert.federation.wire.messages.nodes import Describe, Description
@@ -79,7 +79,7 @@ class Attacker(Server):
     ) -> protocol.Reply[Answer]:
         secure = getattr(instruction, "secure", None) is not None
         kind = (MASKED if secure else ANSWERS)[type(instruction)]
-        return protocol.read_reply(
+        return reading.read_reply(
             respond(self.message(instruction, *overrides, run=run), self.node), kind
         )
 
@@ -148,7 +148,7 @@ class Attacker(Server):
 
     def terms(self, instruction: Any) -> SumTerms:
         """What site 0 was told."""
-        request = protocol.read_request(self.message(instruction))
+        request = reading.read_request(self.message(instruction))
         assert isinstance(request.task, Train)
         assert request.task.secure is not None
         return terms_of(request, request.task.secure)
@@ -462,7 +462,7 @@ def test_a_server_does_not_say_where_a_site_with_a_roster_keeps_its_ledger(
     node = {k: v for k, v in attacker.node.items() if k not in ("manifest", "state-dir")}
     folders = {
         SecureSite.of(
-            protocol.read_request(
+            reading.read_request(
                 attacker.message(Describe(), f"client.state_dir={tmp_path / name}")
             ),
             node,
@@ -492,7 +492,7 @@ def test_a_sum_is_opened_without_torch(attacker: Attacker) -> None:
 import json, sys
 import numpy as np
 from fedhubert.federation.site.answering import respond
-from fedhubert.federation.wire import protocol
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.flower import ArrayRecord, ConfigRecord, Message, RecordDict
 from tests.flower import identify
