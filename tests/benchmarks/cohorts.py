@@ -75,7 +75,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from fedhubert.config import FederatedConfig
     from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
     from fedhubert.federation.roster.nodes import Federation
-    from fedhubert.federation.rounds.round import Rounds
+    from fedhubert.federation.rounds.shared import Rounds
     from fedhubert.federation.rounds.strategy import FederatedStrategy
     from fedhubert.federation.strategies.fedavg import FedAvg
     from fedhubert.federation.updates.exact_sum import ExactSum, magnitude_of

@@ -26,7 +26,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
     from fedhubert.config import FederatedConfig
     from fedhubert.federation.engine.simulation import object_store_bytes
     from fedhubert.federation.roster.nodes import Federation
-    from fedhubert.federation.rounds.round import Rounds
+    from fedhubert.federation.rounds.shared import Rounds
     from fedhubert.federation.rounds.strategy import FederatedStrategy
     from fedhubert.federation.strategies.fedavg import FedAvg
     from fedhubert.federation.updates.sketches import sketch_of

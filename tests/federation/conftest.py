@@ -18,7 +18,7 @@ from fedhubert.federation.privacy.secret import Secret
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.rounds.loop import run_rounds
-from fedhubert.federation.rounds.round import RoundResult, Rounds
+from fedhubert.federation.rounds.shared import RoundResult, Rounds
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.wire import protocol

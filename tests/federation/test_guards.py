@@ -10,7 +10,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedhubert.config import FederatedConfig
 from fedhubert.errors import FederationError
-from fedhubert.federation.rounds.round import Round, StepNotFinite
+from fedhubert.federation.rounds.round import Round
+from fedhubert.federation.rounds.shared import StepNotFinite
 from fedhubert.federation.strategies.fedavg import FedAvg
 from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.messages.message import Failure

@@ -18,7 +18,7 @@ from fedhubert.federation.privacy.accounting import Ledger
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
 from fedhubert.federation.privacy.secret import FILE_NAME, Secret, create_secret, load_secret
 from fedhubert.federation.rounds.journal import Journal
-from fedhubert.federation.rounds.round import StepNotFinite
+from fedhubert.federation.rounds.shared import StepNotFinite
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import CodecName, decode, encode

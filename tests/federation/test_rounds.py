@@ -12,7 +12,7 @@ from fedhubert.clients.state import STATE_MISSING
 from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation.roster.sampling import ranking
 from fedhubert.federation.rounds.journal import Entry, Journal
-from fedhubert.federation.rounds.round import StepNotFinite
+from fedhubert.federation.rounds.shared import StepNotFinite
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.messages.message import Failure

@@ -12,9 +12,10 @@ import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.config import FederatedConfig
+from fedhubert.federation.rounds.drift import drift_of
 from fedhubert.federation.rounds.limits import Contribution, HeldBack, RoundLimits
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.secure.figures import FINER
+from fedhubert.federation.rounds.sketching import RoundSketches, cosines_to, sketches_in
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.updates.clipping import clipped, norm_in_double
 from fedhubert.federation.updates.codecs import VALUES, decode
@@ -26,7 +27,6 @@ from fedhubert.federation.updates.exact_sum import (
     magnitude_of,
 )
 from fedhubert.federation.updates.ring import Ring, of_ring, unpack
-from fedhubert.federation.updates.sketches import Sketch, sketch_of, sketch_width, sketched_cosine
 from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.federation.wire.messages.rounds import Trained
 from fedhubert.federation.wire.protocol import Reply
@@ -36,42 +36,6 @@ log = logging.getLogger("fedhubert")
 
 _NORM_DIGITS = 1e-5
 """What norms of six digits can add up to beyond the truth, several times over."""
-
-
-def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, float]:
-    """Return how far the clients' updates u_i, of weights w_i and mean m of norm ``mean_norm``,
-    point apart.
-
-    ``update_norm`` is the weighted mean of |u_i|, ``mean_update_norm`` is |m|. ``pairwise_cosine``
-    is the mean cosine of two clients' updates, pairs weighted by w_i |u_i| w_j |u_j|. It follows
-    from norms, since |sum w_i u_i|^2 - sum w_i^2 |u_i|^2 is the sum of w_i w_j <u_i, u_j> over
-    pairs; so no update has to be kept, or looked at twice. It is left out where there is no pair.
-    """
-    ordered = [clients[partition] for partition in sorted(clients)]
-    total = math.fsum(float(client["weight"]) for client in ordered)
-    lengths = [float(client["weight"]) / total * float(client["update_norm"]) for client in ordered]
-    return _drift(
-        math.fsum(lengths), math.fsum(length**2 for length in lengths), len(lengths), mean_norm
-    )
-
-
-def pooled_drift(
-    sums: Mapping[str, int | float], clients: int, scale: float, mean_norm: float
-) -> dict[str, float]:
-    """Return :func:`drift_of` so many ``clients`` of which only sums are known: of w_i |u_i|, and of
-    its square on another scale (:func:`fedhubert.federation.secure.figures.train_figures`)."""
-    total = float(sums["weight"])
-    mean_length = sums["weighted_norm"] / total
-    own = sums["weighted_norm_squared"] * (scale / FINER / total) ** 2
-    return _drift(mean_length, own, clients, mean_norm)
-
-
-def _drift(mean_length: float, own: float, clients: int, mean_norm: float) -> dict[str, float]:
-    drift = {"update_norm": mean_length, "mean_update_norm": mean_norm}
-    pairs = mean_length**2 - own
-    if clients > 1 and pairs > 1e-9 * own:  # else all but one are zero
-        drift["pairwise_cosine"] = (mean_norm**2 - own) / pairs
-    return drift
 
 
 class RoundFold:
@@ -116,7 +80,7 @@ class RoundFold:
         total.clear(self._unit)
         self._updates: dict[int, tuple[torch.Tensor, int]] = {}
         self._seed = seed
-        self._sketches: dict[int, Sketch] = {}
+        self._sketches: RoundSketches = {}
         self._shares: Mapping[int, list[int]] = {}
 
     def expect(self, shares: Mapping[int, list[int]]) -> None:
@@ -139,7 +103,9 @@ class RoundFold:
         if answer is not None and answer.metrics and not whole:
             try:
                 self._check(answer, set(asked) - set(named) - set(outcome.clients), len(asked))
-                sketches = self._sketches_in(answer)
+                sketches: RoundSketches = {}
+                if self._clip_norm is None:  # with differential privacy none is looked at
+                    sketches = sketches_in(answer, self._layout.numel)
                 clients = {
                     partition: dict(metrics) for partition, metrics in answer.metrics.items()
                 }
@@ -181,38 +147,10 @@ class RoundFold:
         return mean if factor == 1.0 else mean.mul_(factor)
 
     def _cosines_to(self, mean: torch.Tensor) -> dict[str, float]:
-        """Add to the clients' figures how far each one's update points to where ``mean`` does, by
-        their sketches; return mean and least of it."""
-        clients, found = self._outcome.clients, []
-        whole = sketch_of(mean, self._seed, self._outcome.number) if self._sketches else None
-        for partition, sketch in sorted(self._sketches.items()):
-            cosine = None if whole is None else sketched_cosine(sketch, whole)
-            if cosine is not None:
-                clients[partition]["cosine_to_mean"] = cosine
-                found.append(cosine)
-        return (
-            {"cosine_to_mean": math.fsum(found) / len(found), "lowest_cosine_to_mean": min(found)}
-            if found
-            else {}
+        outcome = self._outcome
+        return cosines_to(
+            mean, self._sketches, outcome.clients, seed=self._seed, number=outcome.number
         )
-
-    def _sketches_in(self, answer: Trained) -> dict[int, Sketch]:
-        """Return what a reply has of sketches, by partition; with differential privacy none is
-        looked at."""
-        sketches = answer.arrays.get("sketches")
-        if sketches is None or self._clip_norm is not None:
-            return {}
-        shape = (len(answer.metrics), sketch_width(self._layout.numel))
-        if (
-            sketches.dtype != np.float32
-            or sketches.shape != shape
-            or not np.isfinite(sketches).all()
-        ):
-            raise UpdateRejected("sketch")
-        return {
-            partition: np.array(sketch, np.float32)
-            for partition, sketch in zip(answer.metrics, sketches, strict=True)
-        }
 
     def judge(self) -> list[int]:
         """Drop what is longer than so many of the round's medians; return the clients that fell

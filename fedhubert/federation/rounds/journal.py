@@ -6,12 +6,13 @@ the number of local steps, that are written there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedhubert.errors import CheckpointError
+from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.files import append_durably
 
@@ -39,6 +40,32 @@ class Entry:
     cohort: list[int] = field(default_factory=list)
     micro_batches: dict[int, int] = field(default_factory=dict)
     skipped: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        outcome: RoundOutcome,
+        release: str = "",
+        cohort: Sequence[int] = (),
+        micro_batches: Mapping[int, int] | None = None,
+        skipped: str = "",
+    ) -> "Entry":
+        """Return the round as it went: with the clients of ``outcome``, and their steps."""
+        steps = {
+            partition: int(numbers["train_steps"])
+            for partition, numbers in sorted(outcome.clients.items())
+        }
+        return cls(
+            outcome.number,
+            outcome.asked,
+            steps,
+            outcome.failures,
+            outcome.byte_counts(),
+            release,
+            list(cohort),
+            dict(micro_batches or {}),
+            skipped,
+        )
 
 
 @dataclass(frozen=True)

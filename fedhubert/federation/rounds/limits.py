@@ -21,8 +21,16 @@ import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
-from fedhubert.federation.roster.bounds import check_sums, training_bounds
+from fedhubert.federation.roster.bounds import (
+    check_sums,
+    median_client,
+    training_bounds,
+    weight_limit,
+)
+from fedhubert.federation.roster.nodes import Federation
+from fedhubert.federation.rounds.journal import Entry
 from fedhubert.federation.rounds.metrics import check_metrics
+from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.updates.codecs import num_bytes
 from fedhubert.federation.updates.exact_sum import Magnitude, UpdateRejected
 from fedhubert.federation.updates.ring import RING_BITS
@@ -120,6 +128,26 @@ class RoundLimits:
             if len(pool) >= _FEWEST_NORMS
             else None
         )
+
+
+def limits_of(federation: Federation, state: RoundState, replayed: Entry | None) -> RoundLimits:
+    """Return the limits of a round that comes after ``state``, or of one that is ``replayed``."""
+    config = federation.config
+    if not state.median_client:
+        state.median_client = median_client(federation.partitions)
+    dropped = [
+        failure
+        for failure in (replayed.failures if replayed else ())
+        if failure.code == "update_norm"
+    ]
+    return RoundLimits(
+        config,
+        federation.partitions,
+        weight_limit(config, state.median_client),
+        state.norm_limit(config.federated.max_norm_ratio),
+        tuple(state.norms),
+        HELD_BACK - len(dropped),  # those of the round as it went, which are not asked any more
+    )
 
 
 def usable_scores(

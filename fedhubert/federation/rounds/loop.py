@@ -12,9 +12,10 @@ from fedhubert.federation.rounds.broadcast import Broadcast
 from fedhubert.federation.rounds.journal import Journal
 from fedhubert.federation.rounds.limits import RoundLimits, usable_scores
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
+from fedhubert.federation.rounds.round import Round
 from fedhubert.federation.rounds.secure import SecureRound
 from fedhubert.federation.rounds.secure_score import score_masked
+from fedhubert.federation.rounds.shared import RoundResult, Rounds
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.federation.wire.messages.rounds import Evaluate, Scored

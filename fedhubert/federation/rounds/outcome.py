@@ -16,7 +16,7 @@ class RoundOutcome:
     who failed and why.
 
     ``bytes_up_fp32`` and ``bytes_down_fp32`` are what the same arrays would have taken in float32.
-    ``drift`` is :func:`~fedhubert.federation.rounds.aggregate.drift_of`'s (not where the strategy
+    ``drift`` is :func:`~fedhubert.federation.rounds.drift.drift_of`'s (not where the strategy
     looks at every update) with the cosines to the mean, which stand in ``clients``, too; empty with
     differential privacy: it would tell of the sum without its noise. ``privacy`` is empty without
     differential privacy.

@@ -14,6 +14,7 @@ from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.secure.noise import LEAST_STEPS
 from fedhubert.federation.updates.exact_sum import MAX_WEIGHT
 from fedhubert.federation.updates.ring import RING_BITS, Ring
+from fedhubert.federation.wire.messages.rounds import RingTerms
 
 log = logging.getLogger("fedhubert")
 
@@ -53,6 +54,16 @@ def ring_of(federation: Federation, state: RoundState, weight_limit: int | None)
             setting="federated.update_codec",
         )
     return ring
+
+
+def terms_of(ring: Ring) -> RingTerms:
+    """Return what a client has to know of the ring."""
+    return RingTerms(
+        clip=ring.clip,
+        summands=ring.summands,
+        max_weight=ring.max_weight,
+        headroom=ring.headroom,
+    )
 
 
 def _noise_of(config: Config, summands: int) -> tuple[float, float]:

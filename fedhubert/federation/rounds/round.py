@@ -3,84 +3,29 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
 from fedhubert.errors import FederationError
-from fedhubert.federation.privacy.mechanism import Mechanism
-from fedhubert.federation.roster.bounds import median_client, weight_limit
 from fedhubert.federation.roster.connect import refresh
-from fedhubert.federation.roster.nodes import Federation, describe_failures
+from fedhubert.federation.roster.nodes import describe_failures
 from fedhubert.federation.roster.sampling import asking_order, assign_to_nodes
 from fedhubert.federation.rounds.aggregate import RoundFold
 from fedhubert.federation.rounds.broadcast import Broadcast
-from fedhubert.federation.rounds.journal import Entry, Journal
-from fedhubert.federation.rounds.limits import HELD_BACK, RoundLimits, asked_for
+from fedhubert.federation.rounds.journal import Entry
+from fedhubert.federation.rounds.limits import asked_for, limits_of
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.rounds.ring import ring_of, warn_of_clipping
-from fedhubert.federation.rounds.state import RoundState
-from fedhubert.federation.strategies.strategy import ServerStrategy, client_job, server_share
-from fedhubert.federation.updates.exact_sum import ExactSum, magnitude_of
+from fedhubert.federation.rounds.ring import ring_of, terms_of, warn_of_clipping
+from fedhubert.federation.rounds.shared import RoundResult, Rounds, StepNotFinite
+from fedhubert.federation.strategies.strategy import server_share
+from fedhubert.federation.updates.exact_sum import magnitude_of
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages.message import Arrays, Failure
-from fedhubert.federation.wire.messages.rounds import RingTerms, Train, Trained
+from fedhubert.federation.wire.messages.rounds import Train, Trained
 
 log = logging.getLogger("fedhubert")
-
-ClientsDone = Callable[[int, int, int], None]
-"""Told after every reply: the round, the clients done, the clients asked."""
-
-
-class StepNotFinite(FederationError):
-    """The server optimiser's step failed: its state is ahead of the model, and nothing may be saved
-    of it."""
-
-
-@dataclass(frozen=True)
-class RoundResult:
-    """A finished round: what came of it, the model [P] that it began with, and the one that it
-    ended with."""
-
-    outcome: RoundOutcome
-    before: torch.Tensor
-    model: torch.Tensor
-
-
-@dataclass
-class Rounds:
-    """What all rounds of a run share.
-
-    Attributes:
-        federation: The connected nodes.
-        optimizer: The run's strategy, with its state.
-        state: What earlier rounds left; advanced as rounds are accepted.
-        journal: Where the accepted clients are written before each step; rounds already in it are
-            replayed as they went.
-        targets_key: Names the labels on the sites.
-        checkpoints: Returns the rounds that a resume may go back to, for which sites keep their
-            state.
-        privacy: Draws the cohorts and adds the noise; None: no differential privacy.
-        on_client: Progress callback.
-    """
-
-    federation: Federation
-    optimizer: ServerStrategy
-    state: RoundState = field(default_factory=RoundState)
-    journal: Journal | None = None
-    targets_key: str = ""
-    checkpoints: Callable[[], list[int]] = list
-    privacy: Mechanism | None = None
-    on_client: ClientsDone = lambda round_number, done, asked: None
-    silent_rounds: int = 0
-    """Rounds in a row in which clients were asked and none answered."""
-
-    def __post_init__(self) -> None:
-        self.keeps_state = client_job(self.federation.config).keeps_state
-        self.total = ExactSum(
-            0 if self.optimizer.needs_every_update else self.federation.layout.numel
-        )
 
 
 class Round:
@@ -96,7 +41,7 @@ class Round:
         self._replayed = rounds.journal.get(number) if rounds.journal else None
         self._outcome = RoundOutcome(number, [])
         self._queue, self._wanted = self._choose()
-        self._limits = self._find_limits()
+        self._limits = limits_of(self._federation, rounds.state, self._replayed)
         self._ring = ring_of(self._federation, rounds.state, self._limits.weight)
         if self._ring is not None:
             self._limits = replace(self._limits, weight=self._ring.max_weight)
@@ -136,10 +81,7 @@ class Round:
             CheckpointError: the journal cannot be written.
         """
         outcome = self._outcome
-        self._gather(replies)
-        while self._too_few() and self._retries < self._federated.round_retries:
-            self._retries += 1
-            self._ask_again()
+        self._gather_enough(replies)
         self._fold.settle()
         outcome.asked.sort()
         self._check_quorum()
@@ -149,6 +91,16 @@ class Round:
         updated = self._step()
         outcome.seconds["server_step"] = time.monotonic() - started
         return RoundResult(outcome, self._model, updated)
+
+    def _gather_enough(self, replies: Iterable[Message]) -> None:
+        self._gather(replies)
+        while self._too_few() and self._retries < self._federated.round_retries:
+            self._retries += 1
+            self._ask_again()
+
+    def _gather_from(self, messages: Iterable[Message]) -> None:
+        timeout_s = self._federated.round_timeout_s
+        self._gather(self._federation.grid.send_and_receive(messages, timeout=timeout_s))
 
     def _step(self) -> torch.Tensor:
         """Write the journal, then move the model; return the new one [P]."""
@@ -185,24 +137,6 @@ class Round:
     def _mean(self) -> torch.Tensor:
         """Return the mean update [P] of those accepted."""
         return self._fold.mean()
-
-    def _find_limits(self) -> RoundLimits:
-        config, state = self._federation.config, self.rounds.state
-        if not state.median_client:
-            state.median_client = median_client(self._federation.partitions)
-        dropped = [
-            failure
-            for failure in (self._replayed.failures if self._replayed else ())
-            if failure.code == "update_norm"
-        ]
-        return RoundLimits(
-            config,
-            self._federation.partitions,
-            weight_limit(config, state.median_client),
-            state.norm_limit(self._federated.max_norm_ratio),
-            tuple(state.norms),
-            HELD_BACK - len(dropped),  # those of the round as it went, which are not asked any more
-        )
 
     def _choose(self) -> tuple[list[int], int]:
         """Return the partitions in the order in which the round asks them, and how many it
@@ -260,13 +194,7 @@ class Round:
         if self._privacy:
             more["clip_norm"] = self._privacy.clip_norm
         if self._ring:
-            ring = self._ring
-            more["ring"] = RingTerms(
-                clip=ring.clip,
-                summands=ring.summands,
-                max_weight=ring.max_weight,
-                headroom=ring.headroom,
-            )
+            more["ring"] = terms_of(self._ring)
         if self._replayed:
             more["steps"] = {partition: self._replayed.steps[partition] for partition in partitions}
         if self.rounds.keeps_state:
@@ -297,21 +225,18 @@ class Round:
                     close()
                 unheard.clear()  # over-committed: the others are not needed, and have not failed
                 break
-        self._silent |= unheard
-        outcome.failures += [
-            Failure(partition, "no_answer")
-            for node in sorted(unheard)
-            for partition in self._shares[node]
-        ]
-
+        self._note_silent(unheard)
         if fell := self._fold.judge():
             self._attempt += 1
-            messages = self._ask_for(fell)
-            self._gather(
-                self._federation.grid.send_and_receive(
-                    messages, timeout=self._federated.round_timeout_s
-                )
-            )
+            self._gather_from(self._ask_for(fell))
+
+    def _note_silent(self, nodes: set[int]) -> None:
+        self._silent |= nodes
+        self._outcome.failures += [
+            Failure(partition, "no_answer")
+            for node in sorted(nodes)
+            for partition in self._shares[node]
+        ]
 
     def _set_aside_silent(self) -> None:
         """Do not wait again for nodes that have let the round wait out its time, where the others
@@ -355,17 +280,12 @@ class Round:
             self._federated.round_retries,
             describe_failures(outcome.failures),
         )
-        messages = self._ask(missing)
-        self._gather(
-            self._federation.grid.send_and_receive(
-                messages, timeout=self._federated.round_timeout_s
-            )
-        )
+        self._gather_from(self._ask(missing))
 
     def _check_quorum(self) -> None:
         outcome, needed = self._outcome, self._federated.quorum
         if self._privacy:
-            self._check_not_silent()
+            self.rounds.check_not_silent(outcome, self._wanted)
         elif len(outcome.clients) < needed:
             absent = sorted(set(range(self._federated.num_clients)) - self._federation.connected)
             away = f" Not connected: {absent}." if absent else ""
@@ -373,20 +293,6 @@ class Round:
                 f"round {outcome.number}: {len(outcome.clients)} usable updates of {len(outcome.asked)} asked, {needed} needed "
                 f"(federated.min_clients). {describe_failures(outcome.failures)}{away}",
                 setting="federated.min_clients",
-            )
-
-    def _check_not_silent(self) -> None:
-        """With differential privacy a round of noise alone is one like any other; a row of them in
-        which clients were asked has broken down."""
-        rounds, outcome = self.rounds, self._outcome
-        rounds.silent_rounds = (
-            rounds.silent_rounds + 1 if self._wanted and not outcome.clients else 0
-        )
-        if rounds.silent_rounds > self._federated.round_retries:
-            raise FederationError(
-                f"round {outcome.number}: no usable update in {rounds.silent_rounds} rounds in a row (federated.round_retries), only noise. "
-                f"{describe_failures(outcome.failures)}",
-                setting="federated.round_retries",
             )
 
     def _write_journal(self, release: str) -> None:
@@ -408,17 +314,4 @@ class Round:
                 sorted(outcome.clients),
             )
         if self.rounds.journal:
-            steps = {
-                partition: int(outcome.clients[partition]["train_steps"])
-                for partition in sorted(outcome.clients)
-            }
-            self.rounds.journal.write(
-                Entry(
-                    outcome.number,
-                    outcome.asked,
-                    steps,
-                    outcome.failures,
-                    outcome.byte_counts(),
-                    release,
-                )
-            )
+            self.rounds.journal.write(Entry.of(outcome, release))

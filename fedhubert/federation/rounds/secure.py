@@ -14,21 +14,25 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 from fedhubert.errors import FederationError
-from fedhubert.federation.roster.bounds import check_sums, training_bounds
 from fedhubert.federation.roster.connect import refresh
 from fedhubert.federation.roster.nodes import describe_failures
-from fedhubert.federation.rounds.aggregate import pooled_drift
-from fedhubert.federation.rounds.journal import Attempt, Entry
-from fedhubert.federation.rounds.limits import sums_of
-from fedhubert.federation.rounds.metrics import check_metrics
-from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
-from fedhubert.federation.rounds.secure_sum import SecureSum, Sums
+from fedhubert.federation.rounds.drift import pooled_drift
+from fedhubert.federation.rounds.journal import Entry
+from fedhubert.federation.rounds.round import Round
+from fedhubert.federation.rounds.secure_checks import (
+    check_opened,
+    is_possible,
+    opened_before,
+    power_above_weights,
+)
+from fedhubert.federation.rounds.secure_sum import SecureSum
+from fedhubert.federation.rounds.shared import RoundResult, Rounds
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.figures import CLEAR, train_names
 from fedhubert.federation.updates.exact_sum import PartialSum, UpdateRejected, magnitude_of
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages.message import Failure
-from fedhubert.federation.wire.messages.rounds import Evaluate, Train
+from fedhubert.federation.wire.messages.rounds import Train
 from fedhubert.federation.wire.messages.secure import Masked
 from fedhubert.objectives.spec import spec_of
 
@@ -71,10 +75,7 @@ class SecureRound(Round):
         if replayed is not None and replayed.skipped:
             outcome.asked, outcome.failures = list(replayed.asked), list(replayed.failures)
             return self._skip(replayed.skipped, replayed.cohort, replayed.micro_batches)
-        self._gather(replies)
-        while self._too_few() and self._retries < self._federated.round_retries:
-            self._retries += 1
-            self._ask_again()
+        self._gather_enough(replies)
         outcome.asked.sort()
         if replayed is not None and self._too_few():
             log.warning(
@@ -95,7 +96,7 @@ class SecureRound(Round):
         except SecureError as error:
             log.error("round %d: %s", outcome.number, error)
             result = self._skip(error.code, self._cohort, self._micro_batches())
-            self._check_not_stuck(error)
+            self.rounds.check_not_stuck(error)
             return result
         outcome.seconds["open"] = time.monotonic() - started
         started = time.monotonic()
@@ -107,22 +108,10 @@ class SecureRound(Round):
     def _choose(self) -> tuple[list[int], int]:
         """Return whom the round asks: where a sum of its model was opened before, those in it; the
         others are known to have dropped out."""
-        self._kept_cohort, self._kept = self._find_kept()
-        return (self._kept, len(self._kept)) if self._kept else super()._choose()
-
-    def _find_kept(self) -> tuple[list[int], list[int]]:
-        """Return the cohort of a sum of the round's model that was opened before, and over whom:
-        another would be refused. A repeated round's, that of one that could not be read, or of the
-        score of what was the final model until the run went on."""
-        replayed, state, journal = self._replayed, self.rounds.state, self.rounds.journal
-        if replayed:
-            return list(replayed.cohort), sorted(replayed.steps)
-        if state.secure_cohort:
-            return list(state.secure_cohort), list(state.secure_included or state.secure_cohort)
-        scored = (
-            journal.attempt_of(Evaluate.KIND, self._outcome.number - 1) if journal else Attempt()
+        self._kept_cohort, self._kept = opened_before(
+            self._replayed, self.rounds.state, self.rounds.journal, self._outcome.number
         )
-        return (scored.cohort, scored.included) if scored.included else ([], [])
+        return (self._kept, len(self._kept)) if self._kept else super()._choose()
 
     def _ask_for(self, asked: list[int]) -> Iterator[Message]:
         """Begin an attempt with those of ``asked`` that are connected; return its messages."""
@@ -164,16 +153,10 @@ class SecureRound(Round):
         if self.rounds.journal:
             number = self._outcome.number - bool(self.rounds.state.secure_cohort)
             self._first_scale = self.rounds.journal.attempt_of(Train.KIND, number).scale
-        self._first_scale = self._first_scale or self._largest_weight()
+        self._first_scale = self._first_scale or power_above_weights(
+            self._federation, self._limits, self._cohort
+        )
         return self._first_scale
-
-    def _largest_weight(self) -> int:
-        bounds = [
-            training_bounds(self._federation.config, about, self._limits.weight).weight
-            for partition in self._cohort
-            if (about := self._federation.partitions.get(partition)) is not None
-        ]
-        return 1 << max(1, *bounds).bit_length()
 
     def _message(self, node: int, partitions: list[int]) -> Message:
         return self._message_of(
@@ -196,29 +179,15 @@ class SecureRound(Round):
                 for partition, numbers in reply.metrics.items()
             }
             code = "malformed" if reply.answer is not None and reply.metrics else "no_result"
-            if all(self._possible(*item) for item in clear.items()) and self._sum.take(reply):
+            if all(
+                is_possible(self._federation, self._limits, *item) for item in clear.items()
+            ) and self._sum.take(reply):
                 outcome.clients.update(clear)
                 used = set(clear)
             failures += reply.failures_of((p for p in asked if p not in used), code)
             self.rounds.on_client(outcome.number, len(outcome.clients), self._wanted)
-        self._silent |= unheard
-        failures += [
-            Failure(partition, "no_answer")
-            for node in sorted(unheard)
-            for partition in self._shares[node]
-        ]
         outcome.failures += failures
-
-    def _possible(self, partition: int, numbers: dict[str, int | float]) -> bool:
-        """Whether what a client says in the clear is not more than its data allows."""
-        about = self._federation.partitions.get(partition)
-        if about is None or numbers.keys() != set(CLEAR):
-            return False
-        bounds = training_bounds(self._federation.config, about, self._limits.weight)
-        return (
-            1 <= numbers["train_steps"] <= bounds.steps
-            and 1 <= numbers["train_micro_batches"] <= bounds.micro_batches
-        )
+        self._note_silent(unheard)
 
     @property
     def _needed(self) -> int:
@@ -252,13 +221,7 @@ class SecureRound(Round):
             if len(again) < self._wanted:
                 again += [p for p in outcome.asked if p not in again]
             self._queue = [partition for partition in self._queue if partition not in others]
-        again = sorted(set(again) & self._federation.connected)
-        messages = self._ask_for(again)
-        self._gather(
-            self._federation.grid.send_and_receive(
-                messages, timeout=self._federated.round_timeout_s
-            )
-        )
+        self._gather_from(self._ask_for(sorted(set(again) & self._federation.connected)))
 
     def _check_quorum(self) -> None:
         outcome = self._outcome
@@ -276,38 +239,11 @@ class SecureRound(Round):
                 setting="secure.threshold",
             )
 
-    def _check_not_stuck(self, error: SecureError) -> None:
-        """Raise ``error`` where round after round cannot be read: nobody sees whose fault it is."""
-        self.rounds.silent_rounds += 1
-        if self.rounds.silent_rounds > self._federated.round_retries:
-            raise SecureError(
-                "secure_garbage" if error.code == "secure_garbage" else "secure_unreadable",
-                f"{self.rounds.silent_rounds} rounds in a row could not be read (federated.round_retries), the last one because: {error}. Their "
-                "sums do not say whose fault it is: the sites' logs may; leave sites out of the run one after the other to find out",
-                setting="federated.round_retries",
-            )
-
     def _micro_batches(self) -> dict[int, int]:
         return {
             partition: int(numbers["train_micro_batches"])
             for partition, numbers in sorted(self._outcome.clients.items())
         }
-
-    def _entry(self, release: str) -> Entry:
-        outcome = self._outcome
-        return Entry(
-            outcome.number,
-            outcome.asked,
-            {
-                partition: int(numbers["train_steps"])
-                for partition, numbers in sorted(outcome.clients.items())
-            },
-            outcome.failures,
-            outcome.byte_counts(),
-            release,
-            self._cohort,
-            self._micro_batches(),
-        )
 
     def _write_journal(self, release: str) -> None:
         """Make the cohort and those in the sum durable: before it is opened, and, with differential
@@ -321,14 +257,16 @@ class SecureRound(Round):
             if self._privacy and replayed.release:
                 self._privacy.check_replay(outcome.number, sorted(outcome.clients))
         if self.rounds.journal and (release or not outcome.pooled):
-            self.rounds.journal.write(self._entry(release))
+            self.rounds.journal.write(
+                Entry.of(outcome, release, self._cohort, self._micro_batches())
+            )
 
     def _open(self) -> None:
         """Open the sum, and put it where that of plain updates would be; raises
         :class:`SecureError`."""
         outcome, clients = self._outcome, self._outcome.clients
         sums = self._sum.open(self._federated.round_timeout_s, self._federated.round_retries)
-        self._check(sums)
+        check_opened(sums, self._federation, self._limits, sorted(clients))
         outcome.pooled = sums
         dropped = sorted(set(self._cohort) - set(clients))
         outcome.secure = self._sum.said(dropped)
@@ -338,25 +276,6 @@ class SecureRound(Round):
             total.merge(PartialSum(self._sum.integers, int(sums["weight"])))
         except UpdateRejected as rejected:
             raise SecureError("secure_garbage", f"the opened sum: {rejected.reason}") from None
-
-    def _check(self, sums: Sums) -> None:
-        """Raise :class:`SecureError` for figures that the clients' data cannot have."""
-        federation, partitions = self._federation, sorted(self._outcome.clients)
-        about = [federation.partitions[partition] for partition in partitions]
-        bounds = [training_bounds(federation.config, each, self._limits.weight) for each in about]
-        audio_s = float(sums["train_audio_s"])
-        validation_s = math.fsum(float(each.get("validation_audio_s", 0.0)) for each in about)
-        try:
-            if not len(about) <= sums["weight"] <= sum(bound.weight for bound in bounds):
-                raise ValueError("weights")
-            if not 0.0 <= audio_s <= math.fsum(bound.audio_s for bound in bounds):
-                raise ValueError("audio")
-            check_metrics(sums, self._limits.objective)
-            # a second for what rounding adds for each
-            check_sums(federation.config, sums_of(sums, "train_"), audio_s + len(about))
-            check_sums(federation.config, sums_of(sums, "validation_"), validation_s + len(about))
-        except ValueError as error:
-            raise SecureError("secure_garbage", f"figures out of range: {error}") from None
 
     def _unclipped(self) -> int:
         return int(self._outcome.pooled["update_unclipped"])
@@ -380,24 +299,9 @@ class SecureRound(Round):
         outcome, state, journal = self._outcome, self.rounds.state, self.rounds.journal
         outcome.clients.clear()
         outcome.secure = {"cohort": len(cohort), "skipped": reason}
-        for partition, count in micro_batches.items():
-            state.positions[partition] = state.positions.get(partition, 0) + count
-        state.secure_cohort = state.secure_cohort or tuple(cohort)
-        state.secure_included = state.secure_included or tuple(sorted(micro_batches))
+        state.skip(cohort, micro_batches)
         if journal and not (self._replayed and self._replayed.skipped):
-            journal.write(
-                Entry(
-                    outcome.number,
-                    outcome.asked,
-                    {},
-                    outcome.failures,
-                    outcome.byte_counts(),
-                    "",
-                    list(cohort),
-                    dict(micro_batches),
-                    reason,
-                )
-            )
+            journal.write(Entry.of(outcome, "", cohort, micro_batches, reason))
         outcome.seconds.setdefault("train", time.monotonic() - self._started)
         log.warning(
             "round %d is skipped (%s): the model stays, and the next round asks the same clients",

@@ -1,7 +1,7 @@
 """What a round hands to the next, and to a resumed run."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,14 @@ class RoundState:
                 # it has lost its state: next time it begins afresh
                 self.site_rounds[failure.partition] = 0
         del self.norms[:-_NORMS_KEPT]
+
+    def skip(self, cohort: Sequence[int], micro_batches: Mapping[int, int]) -> None:
+        """Book a round whose sum over the clients of ``micro_batches``, of those of ``cohort``, was
+        opened and could not be read: they go on from where they are."""
+        for partition, count in micro_batches.items():
+            self.positions[partition] = self.positions.get(partition, 0) + count
+        self.secure_cohort = self.secure_cohort or tuple(cohort)
+        self.secure_included = self.secure_included or tuple(sorted(micro_batches))
 
     def norm_limit(self, ratio: float) -> float | None:
         """Return the longest update to accept: ``ratio`` times the median of those accepted before;

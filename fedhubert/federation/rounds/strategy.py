@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from fedhubert.errors import FederationError
 from fedhubert.federation.rounds.loop import open_round
-from fedhubert.federation.rounds.round import Round, RoundResult, Rounds
+from fedhubert.federation.rounds.round import Round
+from fedhubert.federation.rounds.shared import RoundResult, Rounds
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.flower import (
     ArrayRecord,

@@ -14,7 +14,7 @@ from fedhubert.federation.rounds.metrics import (
     said,
 )
 from fedhubert.federation.rounds.outcome import RoundOutcome
-from fedhubert.federation.rounds.round import RoundResult
+from fedhubert.federation.rounds.shared import RoundResult
 from fedhubert.federation.server.record import RunRecord
 from fedhubert.federation.server.run_state import RunState
 from fedhubert.objectives.spec import spec_of

@@ -27,7 +27,7 @@ from fedhubert.federation.roster.node_keys import key_folders
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
 from fedhubert.federation.rounds.metrics import data_summary
-from fedhubert.federation.rounds.round import ClientsDone, Rounds, StepNotFinite
+from fedhubert.federation.rounds.shared import ClientsDone, Rounds, StepNotFinite
 from fedhubert.federation.server.bookkeeping import Bookkeeper
 from fedhubert.federation.server.newcomers import Equipment
 from fedhubert.federation.server.record import RunRecord
