@@ -13,19 +13,14 @@ later.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from fedhubert.errors import FederationError
-from fedhubert.federation.roster.bounds import contradiction
-from fedhubert.federation.roster.nodes import Federation, describe_failures, setting_of
-from fedhubert.federation.roster.preflight import Traits, check_alike, check_versions
-from fedhubert.federation.secure.errors import SecureError
-from fedhubert.federation.secure.keys import ROW_BYTES, check_row
+from fedhubert.federation.roster.agreement import agreed, check_joins, hosted_by, ready
+from fedhubert.federation.roster.nodes import Federation, describe_failures
+from fedhubert.federation.roster.partitions import describe_partitions
 from fedhubert.federation.strategies.strategy import strategy_of
-from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.federation.wire.messages.nodes import Describe, Description
-from fedhubert.federation.wire.protocol import Reply
 
 log = logging.getLogger("fedhubert")
 
@@ -49,7 +44,7 @@ def connect(federation: Federation) -> None:
     """
     federated = federation.config.federated
     descriptions = _describe_all(federation)
-    expected, _ = _agreed(federation, descriptions)
+    expected, _ = agreed(federation, descriptions)
     own_data = not any(about.hosts_all for about in descriptions.values())
     if expected != federated.num_clients and own_data:
         raise FederationError(
@@ -64,8 +59,8 @@ def connect(federation: Federation) -> None:
         )
     federation.own_data, federation.num_nodes = own_data, expected
     for node in sorted(descriptions, key=lambda node: descriptions[node].node):
-        federation.hosts[node] = _hosted(federation, descriptions[node])
-    failures = _describe_partitions(federation, federation.hosts, federated.connect_timeout_s)
+        federation.hosts[node] = hosted_by(federation, descriptions[node])
+    failures = describe_partitions(federation, federation.hosts, federated.connect_timeout_s)
     if failures:
         federation.leave_out(failures, "not every client is ready")
 
@@ -88,18 +83,18 @@ def _join(federation: Federation, nodes: Sequence[int]) -> dict[int, str]:
         Describe(), Description, {node: [] for node in nodes}, timeout_s=JOIN_TIMEOUT_S
     ):
         try:
-            about = _ready(federation, reply)
-            _check_joins(federation, about)
+            about = ready(federation, reply)
+            check_joins(federation, about)
         except FederationError as error:
             reasons[reply.node_id] = str(error)
         else:
             admitted[reply.node_id] = about
-    _, odd = _agreed(federation, admitted)
+    _, odd = agreed(federation, admitted)
     reasons |= {node: str(error) for node, error in odd.items()}
     in_order = sorted(admitted.keys() - odd.keys(), key=lambda node: admitted[node].node)
-    shares = {node: _hosted(federation, admitted[node]) for node in in_order}
+    shares = {node: hosted_by(federation, admitted[node]) for node in in_order}
     for prepare in (
-        lambda shares: _describe_partitions(federation, shares, JOIN_TIMEOUT_S),
+        lambda shares: describe_partitions(federation, shares, JOIN_TIMEOUT_S),
         federation.on_join,
     ):
         failures = prepare(shares) if shares else []
@@ -112,137 +107,6 @@ def _join(federation: Federation, nodes: Sequence[int]) -> dict[int, str]:
         federation.hosts[node] = hosted
         log.info("node of clients %s has joined", hosted[:10])
     return reasons
-
-
-def _check_joins(federation: Federation, about: Description) -> None:
-    """Raise :class:`FederationError` where a node that comes later does not fit those that are
-    there."""
-    hosted = _hosted(federation, about)
-    if federation.own_data is not None and federation.own_data == bool(about.hosts_all):
-        raise _other_data(about, federation.own_data)
-    if federation.num_nodes and about.num_nodes != federation.num_nodes:
-        raise _other_number(about, federation.num_nodes)
-    if about.hosts_all == 0 and set(hosted) & federation.connected:
-        raise FederationError(f"client {hosted[0]} is there already", setting="partition-id")
-    if not hosted or hosted[0] >= federation.config.federated.num_clients:
-        raise FederationError(
-            f"its partition-id {about.node} is not below federated.num_clients",
-            setting="partition-id",
-        )
-
-
-def _ready(federation: Federation, reply: Reply[Description]) -> Description:
-    """Return what a node says of itself; raises :class:`FederationError` for one that cannot take
-    part, whatever the others say."""
-    check_versions(reply)
-    about = reply.answer
-    if reply.failures or about is None:
-        failures = reply.failures or (Failure(-1, "malformed"),)
-        silent = any(failure.code == "no_answer" for failure in failures)
-        named = (
-            "a node"
-            if reply.versions is None or reply.versions.node < 0
-            else f"site {reply.versions.node}"
-        )
-        raise FederationError(
-            f"{named} is {'silent' if silent else 'not ready'}: {describe_failures(failures)}; its site.log says more",
-            setting=setting_of(failures),
-        )
-    if key_mismatch := federation.key_mismatch(reply.node_id, about.node):
-        raise FederationError(
-            f"{key_mismatch} (federated.node_keys)", setting="federated.node_keys"
-        )
-    if about.node in federation.left_out:
-        raise FederationError(
-            f"client {about.node} is left out of the run: {federation.left_out[about.node]}"
-        )
-    check_alike({about.node: _traits(about)}, _expected(federation))
-    return about
-
-
-def _agreed(
-    federation: Federation, descriptions: Mapping[int, Description]
-) -> tuple[int, dict[int, FederationError]]:
-    """Return how many nodes there should be, and which of ``descriptions`` (by node id) contradict
-    the others, and how."""
-    odd: dict[int, FederationError] = {}
-    if any(about.hosts_all == 0 for about in descriptions.values()):
-        odd |= {
-            node: _other_data(about, True)
-            for node, about in descriptions.items()
-            if about.hosts_all
-        }
-    rest = {node: about for node, about in descriptions.items() if node not in odd}
-    num_clients, stated = (
-        federation.config.federated.num_clients,
-        Counter(about.num_nodes for about in rest.values()),
-    )
-    expected = max(
-        stated, key=lambda count: (stated[count], count == num_clients, -count), default=1
-    )
-    if federation.config.federated.node_keys is not None and rest:
-        # a key belongs to one client, or, where there are fewer keys (a cluster), to a node of many
-        expected = min(num_clients, federation.num_keys)
-    odd |= {
-        node: _other_number(about, expected)
-        for node, about in rest.items()
-        if about.num_nodes != expected
-    }
-    hashes = Counter(about.centroids_hash for about in rest.values() if about.centroids_hash)
-    usual = max(sorted(hashes), key=hashes.__getitem__, default="")
-    claimed = Counter(about.node for node, about in rest.items() if node not in odd)
-    for node, about in rest.items():
-        if node not in odd and claimed[about.node] > 1:
-            odd[node] = FederationError(
-                f"{claimed[about.node]} nodes have the same partition-id {about.node}; give each node its own, and name their keys by "
-                "federated.node_keys",
-                setting="partition-id",
-            )
-        elif node not in odd and about.centroids_hash not in ("", usual):
-            odd[node] = FederationError(
-                f"hash of the centroids: site {about.node} has {about.centroids_hash}, another site {usual}: label every site's audio with one set "
-                "of centroids",
-                setting="targets.labels",
-            )
-    return expected, odd
-
-
-def _other_data(about: Description, own_data: bool) -> FederationError:
-    others, this = ("their own data", "none") if own_data else ("no data of their own", "some")
-    return FederationError(
-        f"the other sites have {others}, and site {about.node} says that it has {this}: name a manifest in every node's configuration, or in none",
-        setting="data.manifest",
-    )
-
-
-def _other_number(about: Description, expected: int) -> FederationError:
-    return FederationError(
-        f"site {about.node} says that there are {about.num_nodes} nodes, the others that there are {expected}: give all the same num-partitions",
-        setting="num-partitions",
-    )
-
-
-def _expected(federation: Federation) -> dict[str, str | int]:
-    """What every site must have as the server has it."""
-    data, targets = federation.config.data, federation.config.targets
-    return {
-        "sample_rate_hz": data.sample_rate_hz,
-        "num_clusters": targets.num_clusters,
-        "label_rate_hz": targets.label_rate_hz,
-        "layout": federation.layout.fingerprint,
-    }
-
-
-def _traits(about: Description) -> Traits:
-    return about.model_dump(include={"sample_rate_hz", "label_rate_hz", "num_clusters", "layout"})
-
-
-def _hosted(federation: Federation, about: Description) -> list[int]:
-    """Return the partitions that a node trains: its own, or, where there are fewer nodes than
-    clients, any."""
-    num_clients = federation.config.federated.num_clients
-    own = [about.node] if about.num_nodes == num_clients else list(range(num_clients))
-    return [partition for partition in own if partition not in federation.left_out]
 
 
 def _describe_all(federation: Federation) -> dict[int, Description]:
@@ -260,13 +124,13 @@ def _describe_all(federation: Federation) -> dict[int, Description]:
             Describe(), Description, {node: [] for node in new}, timeout_s=limit_s
         ):
             try:
-                described[reply.node_id] = _ready(federation, reply)
+                described[reply.node_id] = ready(federation, reply)
             except FederationError as error:
                 wrong[reply.node_id] = error
                 log.warning("a node is left out: %s", error)
             if len(described) == federated.num_clients and _complete(federation, described):
                 break  # whoever else is there and silent is not needed
-        expected, odd = _agreed(federation, described)
+        expected, odd = agreed(federation, described)
         good = {node: about for node, about in described.items() if node not in odd}
         over = time.monotonic() > deadline
         if _complete(federation, described):
@@ -305,7 +169,7 @@ def _describe_all(federation: Federation) -> dict[int, Description]:
 
 def _complete(federation: Federation, described: Mapping[int, Description]) -> bool:
     """Whether all nodes that there should be are described."""
-    expected, odd = _agreed(federation, described)
+    expected, odd = agreed(federation, described)
     return len(described) - len(
         odd
     ) >= expected <= federation.config.federated.num_clients and bool(described)
@@ -340,70 +204,3 @@ def _too_few(
         "raise federated.connect_timeout_s, or set federated.min_clients to begin with fewer",
         setting="federated.connect_timeout_s",
     )
-
-
-def _describe_partitions(
-    federation: Federation, hosts: Mapping[int, Sequence[int]], timeout_s: float
-) -> list[Failure]:
-    """Ask the nodes of ``hosts`` what each partition has; returns those that cannot take part."""
-    shares: dict[int, list[int]] = {}
-    for partition in sorted({partition for hosted in hosts.values() for partition in hosted}):
-        able = [node for node in hosts if partition in hosts[node]]
-        shares.setdefault(able[partition % len(able)], []).append(partition)
-    failures: list[Failure] = []
-    heard: set[int] = set()
-    most = max(map(len, shares.values()), default=0)
-    sizes = {"run_keys": ROW_BYTES * most} if federation.config.secure.enabled else {}
-    for reply in federation.ask(
-        Describe(), Description, shares, timeout_s=timeout_s, num_bytes=sizes
-    ):
-        rows = _run_keys(federation, reply)
-        for partition in shares.get(reply.node_id, ()):
-            said = reply.metrics.get(partition)
-            if said is None:
-                failures += reply.failures_of([partition])
-                continue
-            about = dict(said)
-            if contradiction(federation.config, about):
-                failures.append(Failure(partition, "malformed"))
-                continue
-            fingerprint = int(about.pop("data_fingerprint"))
-            if federation.fingerprints.setdefault(partition, fingerprint) != fingerprint:
-                failures.append(
-                    Failure(partition, "data_has_changed_since_the_run_began", "data.manifest")
-                )
-                continue
-            if federation.config.secure.enabled and partition not in rows:
-                failures.append(Failure(partition, "secure_keys", "secure.roster"))
-                continue
-            federation.run_keys.update({partition: rows[partition]} if rows else {})
-            federation.partitions[partition] = about
-            heard.add(partition)
-    failed = {failure.partition for failure in failures}
-    lost = sorted({partition for asked in shares.values() for partition in asked} - heard - failed)
-    return failures + [Failure(partition, "no_answer") for partition in lost]
-
-
-def _run_keys(federation: Federation, reply: Reply[Description]) -> dict[int, bytes]:
-    """Return the signed run keys of a reply's partitions; one that is not signed by its site for
-    this run is left out, and said."""
-    shown = None if reply.answer is None else reply.answer.arrays.get("run_keys")
-    if shown is None or len(shown) != len(reply.metrics):
-        return {}
-    rows: dict[int, bytes] = {}
-    roster = federation.roster
-    for number, row in zip(reply.metrics, shown, strict=True):
-        try:
-            expected = roster.sites.get(number, b"") if roster else None
-            check_row(
-                row.tobytes(),
-                federation.run_key,
-                roster.fingerprint if roster else "",
-                number,
-                expected,
-            )
-        except SecureError as error:
-            log.warning("%s", error)
-        else:
-            rows[number] = row.tobytes()
-    return rows
