@@ -16,7 +16,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
 from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import DataError
-from fedhubert.models.hubert import num_frames
+from fedhubert.models.frames import num_frames
 from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.seeding import generator
 

@@ -12,7 +12,7 @@ from fedhubert.data.batching import FRAME_SAMPLES, RECEPTIVE_SAMPLES, SAMPLE_RAT
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import Rows
 from fedhubert.errors import DataError
-from fedhubert.models.hubert import frames_of
+from fedhubert.models.frames import frames_of
 
 _ALIGNMENT = ("path", "start_sample", "end_sample", "phone")
 

@@ -18,7 +18,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import Rows
 from fedhubert.disk_cache import DiskCache
 from fedhubert.evaluation.encoders import Encoder, Features
-from fedhubert.models.hubert import frames_of
+from fedhubert.models.frames import frames_of
 
 Tick = Callable[[], None]
 

@@ -13,7 +13,7 @@ from fedhubert.evaluation.annotations import Alignment, Labels
 from fedhubert.evaluation.encoders import Encoder, Features
 from fedhubert.evaluation.features import FeatureReader
 from fedhubert.evaluation.segments import Segments
-from fedhubert.models.hubert import frames_of as num_frames_of
+from fedhubert.models.frames import frames_of as num_frames_of
 from fedhubert.seeding import generator
 
 

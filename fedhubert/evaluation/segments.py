@@ -13,7 +13,7 @@ from fedhubert.data.partition import Rows
 from fedhubert.errors import DataError
 from fedhubert.evaluation.abx import Kinds
 from fedhubert.evaluation.annotations import Alignment, read_table
-from fedhubert.models.hubert import frames_of
+from fedhubert.models.frames import frames_of
 
 SILENCES = frozenset({"SIL", "sil", "SP", "sp", "SPN", "spn", "NSN", "<eps>", "NONSPEECH"})
 """Names that an alignment gives to what is no phone: neighbours, but not told apart."""

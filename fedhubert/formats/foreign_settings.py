@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedhubert.errors import CheckpointError, quoted
-from fedhubert.models.hubert import HUBERT_CONV_LAYERS
+from fedhubert.models.frames import HUBERT_CONV_LAYERS
 
 Fields = dict[str, Any]
 

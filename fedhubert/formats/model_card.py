@@ -21,7 +21,7 @@ from fedhubert.files import sha256_of
 from fedhubert.formats.hub import HUB
 from fedhubert.formats.source import Source
 from fedhubert.formats.sources import BUNDLE
-from fedhubert.models.hubert import num_frames
+from fedhubert.models.frames import num_frames
 
 _LOADING = {
     "huggingface": """\

@@ -10,7 +10,8 @@ from torchaudio.models import wav2vec2_model
 
 from fedhubert.config import ModelConfig
 from fedhubert.formats.naming import ENCODER, LABELS
-from fedhubert.models.hubert import HUBERT_CONV_LAYERS, torchaudio_arguments
+from fedhubert.models.frames import HUBERT_CONV_LAYERS
+from fedhubert.models.reference import torchaudio_arguments
 
 _CONVS = "wav2vec2.feature_extractor.conv_layers"
 _LAYERS = "wav2vec2.encoder.transformer.layers"

@@ -11,7 +11,7 @@ from fedhubert.config import NUM_SPECIAL_ROWS
 from fedhubert.errors import CheckpointError
 from fedhubert.formats.naming import ENCODER, HEAD, LABELS, MASK
 from fedhubert.formats.source import Source
-from fedhubert.models.hubert import torchaudio_arguments
+from fedhubert.models.reference import torchaudio_arguments
 
 FACTORY_FILE, WEIGHTS_FILE = "torchaudio_model.json", "model.safetensors"
 

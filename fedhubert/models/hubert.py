@@ -5,26 +5,19 @@ classes.
 """
 
 import ctypes
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Any, NamedTuple, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchaudio.models import hubert_pretrain_model
 
 from fedhubert.config import ModelConfig
 from fedhubert.models.compiled import AS_THEY_ARE, Parts, compiled_parts
 from fedhubert.models.convolutions import extract, recomputed
+from fedhubert.models.heads import LogitGenerator, MaskGenerator, at_least_float32
 from fedhubert.models.masking import FramePlaces, pick
-
-ConvLayers = Sequence[tuple[int, int, int]]
-HUBERT_CONV_LAYERS: ConvLayers = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
-"""Channels, kernel and stride of the convolutions that turn 16 kHz audio into 50-Hz frames."""
-
+from fedhubert.models.reference import torchaudio_model
 
 LARGE = 50_000_000
 """Parameters from which a step on the CPU returns memory halfway: that takes 2 % of HuBERT base's
@@ -50,43 +43,6 @@ class HubertOutput(NamedTuple):
     unmasked_logits_UC: Tensor | None = None
 
 
-class MaskGenerator(nn.Module):
-    """Holds the vector that stands in for every masked frame."""
-
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        self.mask_embedding = nn.Parameter(torch.empty(embed_dim))
-
-    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Return ``x_BTD`` with its masked frames replaced."""
-        return torch.where(mask_BT.unsqueeze(-1), self.mask_embedding.to(x_BTD.dtype), x_BTD)
-
-
-class LogitGenerator(nn.Module):
-    """Cosine similarity of projected frames to one embedding per class, over a temperature.
-
-    fairseq and torchaudio expand each frame against each class to [C + 1, M, final_dim] before
-    taking the similarity. Of unit vectors it is one matrix product, with the same loss and
-    gradients.
-    """
-
-    def __init__(
-        self, embed_dim: int, num_classes: int, final_dim: int, temperature: float
-    ) -> None:
-        super().__init__()
-        self.label_embeddings = nn.Parameter(torch.empty(num_classes, final_dim))
-        self.final_proj = nn.Linear(embed_dim, final_dim)
-        self.temperature = temperature
-
-    def forward(self, x_MD: Tensor) -> Tensor:
-        """Return logits [M, C], in float32 at least."""
-        projected = at_least_float32(self.final_proj(x_MD))
-        with torch.autocast(projected.device.type, enabled=False):
-            frames = F.normalize(projected, dim=-1, eps=1e-8)
-            classes = F.normalize(at_least_float32(self.label_embeddings), dim=-1, eps=1e-8)
-            return frames @ classes.T / self.temperature
-
-
 class HubertModel(nn.Module):
     """A HuBERT encoder with its head. ``state_dict`` keys are those of
     ``torchaudio.models.hubert_pretrain_model``.
@@ -98,7 +54,7 @@ class HubertModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        reference = _torchaudio_model(config)
+        reference = torchaudio_model(config)
         self.config = config
         self.wav2vec2: Any = reference.wav2vec2
         self.mask_generator = MaskGenerator(config.embed_dim)
@@ -281,22 +237,6 @@ def build_hubert(config: ModelConfig, seed: int) -> HubertModel:
         return model
 
 
-def frames_of(
-    num_samples: npt.ArrayLike, conv_layers: ConvLayers = HUBERT_CONV_LAYERS
-) -> npt.NDArray[np.int64]:
-    """Return T for N samples at 16 kHz (elementwise): (N - 400) // 320 + 1 with HuBERT's
-    convolutions, 0 where N is too short for a frame."""
-    frames = np.asarray(num_samples, np.int64)
-    for _, kernel, stride in conv_layers:
-        frames = np.where(frames >= kernel, (frames - kernel) // stride + 1, 0)
-    return frames
-
-
-def num_frames(num_samples: int, conv_layers: ConvLayers = HUBERT_CONV_LAYERS) -> int:
-    """Return :func:`frames_of` one number of samples."""
-    return int(frames_of(num_samples, conv_layers))
-
-
 def num_parameters(module: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
@@ -306,53 +246,3 @@ def encoder_parameters(model: HubertModel) -> int:
     """Return the number of parameters of the encoder alone, without the mask embedding and the
     head."""
     return num_parameters(model.wav2vec2)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return ``x`` in float32 if it is of a narrower type."""
-    return x.float() if x.dtype.itemsize < 4 else x
-
-
-def torchaudio_arguments(config: ModelConfig) -> dict[str, object]:
-    """Return the arguments with which ``torchaudio.models.hubert_pretrain_model`` builds this model
-    (all tensors of the same name and shape)."""
-    return {
-        "extractor_mode": config.conv_norm,
-        "extractor_conv_layer_config": list(config.conv_layers),
-        "extractor_conv_bias": config.conv_bias,
-        "encoder_embed_dim": config.embed_dim,
-        "encoder_projection_dropout": config.feature_dropout,
-        "encoder_pos_conv_kernel": config.pos_conv_kernel,
-        "encoder_pos_conv_groups": config.pos_conv_groups,
-        "encoder_num_layers": config.num_layers,
-        "encoder_num_heads": config.num_heads,
-        "encoder_attention_dropout": config.attention_dropout,
-        "encoder_ff_interm_features": config.ffn_dim,
-        "encoder_ff_interm_dropout": config.activation_dropout,
-        "encoder_dropout": config.dropout,
-        "encoder_layer_norm_first": config.layer_norm_first,
-        "encoder_layer_drop": config.layer_drop,
-        "num_classes": config.num_classes,
-        "final_dim": config.final_dim,
-        "feature_grad_mult": None,
-        "mask_prob": 0.8,
-        "mask_selection": "static",
-        "mask_other": 0.0,
-        "mask_length": 10,
-        "no_mask_overlap": False,
-        "mask_min_space": 1,
-        "mask_channel_prob": 0.0,
-        "mask_channel_selection": "static",
-        "mask_channel_other": 0.0,
-        "mask_channel_length": 10,
-        "no_mask_channel_overlap": False,
-        "mask_channel_min_space": 1,
-        "skip_masked": False,
-        "skip_nomask": True,
-    }
-
-
-def _torchaudio_model(config: ModelConfig) -> Any:
-    """torchaudio's pretraining model: for its encoder and its initial weights. Its masking and its
-    head stay unused."""
-    return hubert_pretrain_model(**torchaudio_arguments(config))

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fedhubert.config import NUM_SPECIAL_ROWS, DistillConfig, MaskedTask, ModelConfig
 from fedhubert.errors import ConfigError
-from fedhubert.models.hubert import HubertModel, HubertOutput, at_least_float32, build_hubert
+from fedhubert.models.heads import at_least_float32
+from fedhubert.models.hubert import HubertModel, HubertOutput, build_hubert
 from fedhubert.models.masking import pick
 from fedhubert.models.student import add_heads, init_from_teacher
 from fedhubert.models.teacher import TaughtTask

@@ -15,7 +15,7 @@ from fedhubert.data.batching import SAMPLE_RATE_HZ, Batch
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.federation.phases.teacher import server_objective, with_teacher
 from fedhubert.federation.roster.sampling import asking_order
-from fedhubert.models.hubert import num_frames
+from fedhubert.models.frames import num_frames
 from fedhubert.models.masking import span_mask
 from fedhubert.objectives.objective import Objective
 from fedhubert.objectives.spec import build_model

@@ -19,7 +19,7 @@ from fedhubert.data.partition import Rows
 from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import TargetsError
 from fedhubert.files import open_here, private_folder, scratch_path
-from fedhubert.models.hubert import num_frames
+from fedhubert.models.frames import num_frames
 from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import assign
 from fedhubert.targets.mfcc import DROPPED, MFCC, SAMPLE_RATE_HZ, num_feature_frames

@@ -22,7 +22,8 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
 from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import DataError, TargetsError
-from fedhubert.models.hubert import HubertModel, frames_of, num_frames
+from fedhubert.models.frames import frames_of, num_frames
+from fedhubert.models.hubert import HubertModel
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.mfcc import DROPPED, Features, Piece
 

@@ -15,7 +15,7 @@ from torchaudio.models import hubert_pretrain_model
 
 from fedhubert.config import NUM_SPECIAL_ROWS, ClientConfig, Config
 from fedhubert.data.batching import Batch
-from fedhubert.models.hubert import torchaudio_arguments
+from fedhubert.models.reference import torchaudio_arguments
 from tests.accelerator.context import need
 from tests.benchmarks.distillation import distiller_settings
 

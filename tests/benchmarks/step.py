@@ -19,14 +19,11 @@ from fedhubert.compose import compose
 from fedhubert.config import NUM_SPECIAL_ROWS, Config
 from fedhubert.data.batching import Batch
 from fedhubert.data.loading import mask_spec
-from fedhubert.models.hubert import (
-    HubertModel,
-    LogitGenerator,
-    build_hubert,
-    num_frames,
-    torchaudio_arguments,
-)
+from fedhubert.models.frames import num_frames
+from fedhubert.models.heads import LogitGenerator
+from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.masking import span_mask
+from fedhubert.models.reference import torchaudio_arguments
 from fedhubert.objectives.masked_prediction import masked_prediction
 from fedhubert.seeding import generator
 from fedhubert.training.stepping import Trainer

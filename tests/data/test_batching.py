@@ -22,7 +22,7 @@ from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import DataError
-from fedhubert.models.hubert import num_frames
+from fedhubert.models.frames import num_frames
 from fedhubert.models.masking import span_mask
 from fedhubert.seeding import generator
 from fedhubert.training.schedule import round_progress

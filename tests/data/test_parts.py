@@ -12,7 +12,7 @@ from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import DataError
 from fedhubert.evaluation.annotations import Alignment
 from fedhubert.evaluation.features import FeatureReader
-from fedhubert.models.hubert import frames_of
+from fedhubert.models.frames import frames_of
 from tests.data.liars import Samples, speech
 
 HEAD = "path,speaker,num_samples,sample_rate"

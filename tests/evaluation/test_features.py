@@ -19,7 +19,8 @@ from fedhubert.evaluation.encoders import Encoder, load_encoder, mfcc_encoder
 from fedhubert.evaluation.features import FeatureReader, _parts
 from fedhubert.formats.huggingface import write_huggingface
 from fedhubert.formats.source import Source
-from fedhubert.models.hubert import build_hubert, num_frames
+from fedhubert.models.frames import num_frames
+from fedhubert.models.hubert import build_hubert
 
 
 @pytest.fixture

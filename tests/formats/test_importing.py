@@ -274,7 +274,7 @@ class FakeBundle:
     """As in torchaudio.pipelines, with weights that need no download."""
 
     def __init__(self, model: HubertModel, normalize: bool) -> None:
-        from fedhubert.models.hubert import torchaudio_arguments
+        from fedhubert.models.reference import torchaudio_arguments
 
         self._params = {
             k: v

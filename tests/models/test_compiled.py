@@ -17,7 +17,8 @@ from torch._dynamo.utils import counters
 from fedhubert.config import ClientConfig, DataConfig, ModelConfig, TaskConfig
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.models import compiled
-from fedhubert.models.hubert import HubertModel, build_hubert, num_frames
+from fedhubert.models.frames import num_frames
+from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.training.local import Progress, train_locally
 from fedhubert.training.parameters import ParameterLayout

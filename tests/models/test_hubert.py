@@ -11,7 +11,8 @@ import torchaudio.models.wav2vec2.model as torchaudio_model
 from fedhubert.compose import compose
 from fedhubert.config import ModelConfig
 from fedhubert.models import hubert
-from fedhubert.models.hubert import HUBERT_CONV_LAYERS, HubertModel, build_hubert, num_frames
+from fedhubert.models.frames import HUBERT_CONV_LAYERS, num_frames
+from fedhubert.models.hubert import HubertModel, build_hubert
 
 PRE_NORM = {"layer_norm_first": True, "conv_norm": "layer_norm"}
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from fedhubert.config import DistillConfig, ModelConfig, ObjectivesConfig
 from fedhubert.data.batching import Batch
 from fedhubert.errors import TargetsError
-from fedhubert.models.hubert import HubertModel, build_hubert, num_frames
+from fedhubert.models.frames import num_frames
+from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.models.teacher import Teacher
 from fedhubert.objectives.distillation import (

@@ -12,14 +12,13 @@ from torchaudio.models.wav2vec2 import components
 
 from fedhubert.config import NUM_SPECIAL_ROWS, ModelConfig, TaskConfig
 from fedhubert.errors import TargetsError
+from fedhubert.models.frames import HUBERT_CONV_LAYERS, num_frames
 from fedhubert.models.hubert import (
-    HUBERT_CONV_LAYERS,
     HubertModel,
     HubertOutput,
     _torchaudio_model,
     build_hubert,
     encoder_parameters,
-    num_frames,
     num_parameters,
 )
 from fedhubert.models.masking import FramePlaces, MaskSpec, span_mask

@@ -8,7 +8,8 @@ import torch
 
 from fedhubert.config import ClientConfig, DistillConfig, ModelConfig, ObjectivesConfig
 from fedhubert.data.batching import FRAME_SAMPLES, Batch
-from fedhubert.models.hubert import HubertModel, build_hubert, num_frames
+from fedhubert.models.frames import num_frames
+from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.models.student import init_from_teacher
 from fedhubert.models.teacher import Teacher

@@ -16,7 +16,8 @@ from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import TrainingError
-from fedhubert.models.hubert import HubertModel, build_hubert, num_frames
+from fedhubert.models.frames import num_frames
+from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.masking import span_mask
 from fedhubert.objectives import masked_prediction as objectives
 from fedhubert.objectives.masked_prediction import masked_prediction

@@ -11,7 +11,8 @@ from fedhubert.config import ClientConfig, DataConfig, DistillConfig, ModelConfi
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import TrainingError
-from fedhubert.models.hubert import build_hubert, num_frames
+from fedhubert.models.frames import num_frames
+from fedhubert.models.hubert import build_hubert
 from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.models.student import init_from_teacher
 from fedhubert.models.teacher import Teacher

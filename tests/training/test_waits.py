@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedhubert.config import ClientConfig, ModelConfig, TaskConfig
 from fedhubert.data.batching import Batch
-from fedhubert.models.hubert import build_hubert, num_frames
+from fedhubert.models.frames import num_frames
+from fedhubert.models.hubert import build_hubert
 from fedhubert.models.masking import MaskSpec, span_mask
 from fedhubert.training import local, stepping
 from fedhubert.training.stepping import Trainer, fetch

@@ -1,0 +1,50 @@
+"""What pretraining has beside the encoder: the mask embedding and the masked-prediction head.
+
+Shape suffixes: B batch, T 50-Hz frames, D encoder width, M masked frames, C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MaskGenerator(nn.Module):
+    """Holds the vector that stands in for every masked frame."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.mask_embedding = nn.Parameter(torch.empty(embed_dim))
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return ``x_BTD`` with its masked frames replaced."""
+        return torch.where(mask_BT.unsqueeze(-1), self.mask_embedding.to(x_BTD.dtype), x_BTD)
+
+
+class LogitGenerator(nn.Module):
+    """Cosine similarity of projected frames to one embedding per class, over a temperature.
+
+    fairseq and torchaudio expand each frame against each class to [C + 1, M, final_dim] before
+    taking the similarity. Of unit vectors it is one matrix product, with the same loss and
+    gradients.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_classes: int, final_dim: int, temperature: float
+    ) -> None:
+        super().__init__()
+        self.label_embeddings = nn.Parameter(torch.empty(num_classes, final_dim))
+        self.final_proj = nn.Linear(embed_dim, final_dim)
+        self.temperature = temperature
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        """Return logits [M, C], in float32 at least."""
+        projected = at_least_float32(self.final_proj(x_MD))
+        with torch.autocast(projected.device.type, enabled=False):
+            frames = F.normalize(projected, dim=-1, eps=1e-8)
+            classes = F.normalize(at_least_float32(self.label_embeddings), dim=-1, eps=1e-8)
+            return frames @ classes.T / self.temperature
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 if it is of a narrower type."""
+    return x.float() if x.dtype.itemsize < 4 else x
