@@ -224,20 +224,22 @@ def train(arguments: Sequence[str]) -> int:
         )
         print(TRAIN_HELP.format(choices=choices))
         return 0
-    from fedhubert import compose
+    from fedhubert.compose import compose
+    from fedhubert.compose.recipes import recipe_names
+    from fedhubert.compose.sweeps import describe_sweep
 
     if {"-m", "--multirun"} & set(flags):
         if {"--cfg", "--cfg=job"} & set(flags):
-            print(compose.describe_sweep(overrides, lambda config: _shown(config, flags)), end="")
+            print(describe_sweep(overrides, lambda config: _shown(config, flags)), end="")
             return 0
         return _multirun(overrides)
 
-    for name in compose.recipe_names():
+    for name in recipe_names():
         if f"experiment={name}_recipe" in overrides and not flags:
             return recipe(
                 [name, *(text for text in overrides if text != f"experiment={name}_recipe")]
             )
-    config = compose.compose(overrides)
+    config = compose(overrides)
     if flags:
         print(_shown(config, flags), end="")
         return 0
@@ -261,7 +263,7 @@ def _shown(config: "Config", flags: Sequence[str]) -> str:
 def recipe(arguments: Sequence[str]) -> int:
     """``fedhubert recipe``: see :data:`RECIPE_HELP`."""
     if {"-h", "--help"} & set(arguments):
-        from fedhubert.compose import recipe_names
+        from fedhubert.compose.recipes import recipe_names
 
         print(RECIPE_HELP.format(recipes=", ".join(recipe_names())))
         return 0
@@ -279,7 +281,7 @@ def recipe(arguments: Sequence[str]) -> int:
 
 def _multirun(overrides: Sequence[str]) -> int:
     """Run a sweep; a job that fails is reported and does not stop the others."""
-    from fedhubert.compose import multirun
+    from fedhubert.compose.sweeps import multirun
 
     failures: list[str] = []
 

@@ -10,15 +10,10 @@ import pytest
 import yaml
 
 from fedhubert.cli import main
-from fedhubert.compose import (
-    amend,
-    compose,
-    group_choices,
-    hydra_quoted,
-    multirun,
-    shell_override,
-    to_yaml,
-)
+from fedhubert.compose import compose, group_choices, to_yaml
+from fedhubert.compose.overrides import hydra_quoted, shell_override
+from fedhubert.compose.saved import amend
+from fedhubert.compose.sweeps import multirun
 from fedhubert.config import ClientJob, Config, DistillConfig, from_json
 from fedhubert.errors import ConfigError
 from fedhubert.federation.strategies.strategy import client_job

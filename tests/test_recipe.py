@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedhubert.cli import main
-from fedhubert.compose import read_recipe, recipe_names
+from fedhubert.compose.recipes import read_recipe, recipe_names
 from fedhubert.config import DistillConfig
 from fedhubert.errors import ConfigError
 from fedhubert.federation.engine.recipe import StagePlan

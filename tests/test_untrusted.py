@@ -14,7 +14,8 @@ import soundfile
 import torch
 
 import fedhubert
-from fedhubert.compose import amend, compose, to_yaml
+from fedhubert.compose import compose, to_yaml
+from fedhubert.compose.saved import amend
 from fedhubert.data.audio import MAX_DECODED, audio_info, read_audio
 from fedhubert.errors import CheckpointError, DataError
 from fedhubert.formats.importing import import_encoder

@@ -224,7 +224,7 @@ def _site(out: Path, number: int, *, force: bool) -> int:
 
 
 def _coordinator(out: Path, arguments: argparse.Namespace) -> int:
-    from fedhubert.compose import shell_override
+    from fedhubert.compose.overrides import shell_override
     from fedhubert.deployment.certificates import make_certificates, renew_server
     from fedhubert.deployment.enrolment import make_coordinator_key
 

@@ -9,7 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fedhubert import cli
 from fedhubert.commands.baselines import _compare_parser, _split, _take_seeds, take_options
-from fedhubert.compose import amend, compose, recipe_names
+from fedhubert.compose import compose
+from fedhubert.compose.recipes import recipe_names
+from fedhubert.compose.saved import amend
 from fedhubert.config import Config, validate
 from fedhubert.config.catalog import all_keys
 from fedhubert.federation.engine.recipe import StagePlan

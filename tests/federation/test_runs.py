@@ -12,7 +12,8 @@ import torch
 
 from fedhubert import files
 from fedhubert.cli import main
-from fedhubert.compose import amend, compose
+from fedhubert.compose import compose
+from fedhubert.compose.saved import amend
 from fedhubert.config import Config
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
 from fedhubert.federation.server.fork import fork

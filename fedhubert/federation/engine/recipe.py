@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedhubert.compose import compose, hydra_quoted, read_recipe
+from fedhubert.compose import compose
+from fedhubert.compose.overrides import hydra_quoted
+from fedhubert.compose.recipes import read_recipe
 from fedhubert.config import PLACEHOLDER, Config, Recipe, Stage
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.engine.run import last_checkpoint, train_here

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedhubert.compose import amend
+from fedhubert.compose.saved import amend
 from fedhubert.config import Config, validate
 from fedhubert.config.catalog import begins_anew
 from fedhubert.errors import CheckpointError, ConfigError
