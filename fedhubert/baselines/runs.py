@@ -10,7 +10,7 @@ import torch
 from fedhubert.baselines.pool import ClientScore, Pool, figures
 from fedhubert.config import Config
 from fedhubert.federation.rounds.metrics import said
-from fedhubert.formats.importing import start_from
+from fedhubert.formats.starting import start_from
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.spec import ObjectiveSpec, build_model, spec_of
 from fedhubert.runs.folder import RunFolder

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fedhubert.config import ModelConfig
-from fedhubert.formats.importing import ImportedEncoder, encoder_sha256, import_encoder, load_into
+from fedhubert.formats.importing import ImportedEncoder, encoder_sha256, import_encoder
+from fedhubert.formats.starting import load_into
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.seeding import derive_seed
 from fedhubert.targets.mfcc import mfcc_features

@@ -11,57 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedhubert.config import NUM_SPECIAL_ROWS, ModelConfig, validate
+from fedhubert.config import ModelConfig, validate
 from fedhubert.errors import CheckpointError
 from fedhubert.files import on_server
-from fedhubert.formats.naming import (
-    ENCODER,
-    FAIRSEQ,
-    HUGGINGFACE,
-    LABELS,
-    PROJECTION,
-    TORCHAUDIO_ENCODER,
-    Naming,
-)
+from fedhubert.formats.naming import ENCODER, LABELS, PROJECTION
+from fedhubert.formats.renaming import identity_projection, in_our_names, with_special_rows
 from fedhubert.formats.sizes import (
     RELEASED,
     SHAPED,
-    STRUCTURE,
     encoder_shapes,
     missing_tensors,
     recipe_strides,
     sizes_of,
 )
 from fedhubert.formats.sources import ImportSource, find, is_name
-from fedhubert.models.hubert import HubertModel
 
 log = logging.getLogger(__name__)
-
-_OURS = Naming(
-    tuple(
-        (prefix, prefix)
-        for prefix in (ENCODER, "mask_generator.mask_embedding", "logit_generator.")
-    )
-)
-_ANCHORS = (  # a tensor that each naming has, the longest name first: the others' are endings of it
-    ("wav2vec2.encoder.feature_projection.layer_norm.weight", "ours"),
-    ("encoder.feature_projection.layer_norm.weight", "torchaudio"),
-    ("feature_projection.layer_norm.weight", "huggingface"),
-    ("encoder.pos_conv.0.bias", "fairseq"),
-)
-_NO_PART = (
-    "lm_head.",
-    "projector.",
-    "classifier.",
-    "layer_weights",
-    "quantizer.",
-    "project_q.",
-    "project_hid.",
-    "proj.",
-    "aux.",
-)
-"""Heads and leftovers of fine-tuning and of wav2vec 2.0, which the encoder's outputs do not depend
-on."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +58,6 @@ class ImportedEncoder:
     ignored: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What :func:`load_into` did: the model's tensors that were ``used`` from the file, and those
-    that ``missed`` and stay as they were."""
-
-    used: tuple[str, ...]
-    missed: tuple[str, ...]
-
-
 def import_encoder(source: str | Path, *, like: ModelConfig | None = None) -> ImportedEncoder:
     """Read an encoder, whatever tool wrote it; nothing in the file is run.
 
@@ -120,16 +76,16 @@ def import_encoder(source: str | Path, *, like: ModelConfig | None = None) -> Im
             it.
     """
     found = find(source)
-    state, ignored = _in_our_names(found)
+    state, ignored = in_our_names(found)
     lacking = missing_tensors(state)
     if lacking:
         raise CheckpointError(f"{found.where} lacks {', '.join(lacking)}")
     if PROJECTION + "weight" not in state:
-        state |= _identity_projection(state)
+        state |= identity_projection(state)
     if found.format in ("torchaudio", "weights") and any(
         name.endswith(LABELS) for name in found.tensors
     ):
-        state[LABELS] = _with_special_rows(state[LABELS], found, like)
+        state[LABELS] = with_special_rows(state[LABELS], found, like)
     fields, assumed = _completed(found, sizes_of(state), like)
     config = validate(ModelConfig, {"name": Path(str(source)).stem} | fields)
     _check(state, config, found.where)
@@ -150,72 +106,6 @@ def import_on_server(source: str, *, like: ModelConfig | None = None) -> Importe
     return import_encoder(source if is_name(source) else on_server(source), like=like)
 
 
-def load_into(model: HubertModel, imported: ImportedEncoder) -> LoadReport:
-    """Copy an imported encoder into ``model``, and the mask embedding and the head where the file
-    has them in the model's sizes.
-
-    Raises:
-        CheckpointError: the encoder has other sizes than the model; every one that differs is
-            named.
-    """
-    ours, theirs = model.config, imported.config
-    wrong = [name for name in STRUCTURE if getattr(ours, name) != getattr(theirs, name)]
-    if wrong:
-        listed = ", ".join(
-            f"model.{name} is {getattr(ours, name)} and the file has {getattr(theirs, name)}"
-            for name in wrong
-        )
-        raise CheckpointError(
-            f"the imported encoder does not fit the model: {listed}", setting=f"model.{wrong[0]}"
-        )
-    state = model.state_dict()
-    fitting = {
-        name: tensor for name, tensor in imported.state.items() if tensor.shape == state[name].shape
-    }
-    head = {name for name in state if name.startswith("logit_generator.")}
-    if not head <= fitting.keys():  # half a head is none
-        fitting = {name: tensor for name, tensor in fitting.items() if name not in head}
-    model.load_state_dict(state | fitting)
-    return LoadReport(
-        tuple(name for name in state if name in fitting),
-        tuple(name for name in state if name not in fitting),
-    )
-
-
-def start_from(model: HubertModel, source: str) -> dict[str, Any]:
-    """Start ``model`` from the encoder at ``source`` (``init_from``), say so in the log, and return
-    its lineage as plain values.
-
-    Raises:
-        CheckpointError: it cannot be read, or has other sizes than the model.
-    """
-    imported = import_on_server(source, like=model.config)
-    report = load_into(model, imported)
-    log.info(
-        "starting from %s (%s, encoder SHA-256 %s): %d tensors used, %d missed%s",
-        source,
-        imported.source_format,
-        imported.sha256[:12],
-        len(report.used),
-        len(report.missed),
-        f" ({', '.join(report.missed)})" if report.missed else "",
-    )
-    if imported.assumed:
-        log.warning(
-            "%s does not say %s: taken from the configuration", source, ", ".join(imported.assumed)
-        )
-    if imported.normalize:
-        log.warning(
-            "%s asks for normalised waveforms (zero mean, unit variance); here they go in as they are",
-            source,
-        )
-    return {
-        "format": imported.source_format,
-        "encoder_sha256": imported.sha256,
-        "missed": list(report.missed),
-    }
-
-
 def encoder_sha256(state: Mapping[str, Tensor]) -> str:
     """Return a digest of the encoder's tensors in ``state`` (our names): their names, shapes and
     float32 values."""
@@ -225,75 +115,6 @@ def encoder_sha256(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.numpy().data)
     return digest.hexdigest()
-
-
-def _in_our_names(found: ImportSource) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors under our names in float32, and the names of those that are no part of
-    HuBERT."""
-    naming, prefix = _naming(found)
-    state: dict[str, Tensor] = {}
-    ignored = []
-    for name, tensor in found.tensors.items():
-        inside = name.startswith(prefix)
-        ours = naming.ours(name.removeprefix(prefix)) if inside else None
-        if ours is None:
-            known = found.format == "fedhubert" or name.removeprefix(prefix).startswith(
-                _NO_PART
-            )  # a student's round has other heads
-            if inside and not known:
-                raise CheckpointError(f"{found.where} holds `{name}`, which HuBERT does not have")
-            ignored.append(name)
-            continue
-        for old, new in (("conv.weight_g", "original0"), ("conv.weight_v", "original1")):
-            if ours.endswith(f"pos_conv_embed.{old}"):
-                ours = ours.removesuffix(old) + f"conv.parametrizations.weight.{new}"
-        if not tensor.is_floating_point():
-            raise CheckpointError(
-                f"{found.where}: `{name}` is of type {tensor.dtype}; import the model before it was quantised"
-            )
-        state[ours] = tensor.detach().to(torch.float32).contiguous()
-    return state, ignored
-
-
-def _naming(found: ImportSource) -> tuple[Naming, str]:
-    """Return whose names these are, and what stands before all of them (``hubert.``, ``module.``,
-    ``w2v_encoder.w2v_model.``)."""
-    for anchor, kind in _ANCHORS:
-        prefixes = [name.removesuffix(anchor) for name in found.tensors if name.endswith(anchor)]
-        if len(prefixes) > 1:
-            raise CheckpointError(
-                f"{found.where} holds {len(prefixes)} encoders, under {', '.join(map(repr, prefixes))}: save one of them alone"
-            )
-        if prefixes:
-            layer_norm = any(".2.1." in name for name in found.tensors)
-            fairseq = FAIRSEQ["layer_norm" if layer_norm else "group_norm"]
-            namings = {
-                "ours": _OURS,
-                "torchaudio": TORCHAUDIO_ENCODER,
-                "huggingface": HUGGINGFACE,
-                "fairseq": fairseq,
-            }
-            return namings[kind], prefixes[0]
-    shown = ", ".join(list(found.tensors)[:3])
-    raise CheckpointError(
-        f"{found.where} holds no HuBERT in the names of fairseq, HuggingFace or torchaudio (its first tensors: {shown})"
-    )
-
-
-def _identity_projection(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What fairseq leaves out where the convolutions are as wide as the encoder."""
-    width = state["wav2vec2.encoder.feature_projection.layer_norm.weight"].shape[0]
-    if width != state["wav2vec2.encoder.transformer.layers.0.attention.q_proj.weight"].shape[0]:
-        return {}  # not left out but missing
-    return {f"{PROJECTION}weight": torch.eye(width), f"{PROJECTION}bias": torch.zeros(width)}
-
-
-def _with_special_rows(labels: Tensor, found: ImportSource, like: ModelConfig | None) -> Tensor:
-    """Put fairseq's special rows before torchaudio's clusters: pointing away from their mean, so
-    that they are never predicted."""
-    if found.format == "weights" and like is not None and len(labels) == like.num_classes:
-        return labels
-    return torch.cat([-labels.mean(0, keepdim=True).expand(NUM_SPECIAL_ROWS, -1), labels])
 
 
 def _completed(

@@ -21,10 +21,11 @@ from fedhubert.formats import FORMATS
 from fedhubert.formats.export import export
 from fedhubert.formats.fairseq_form import fairseq_state, model_settings
 from fedhubert.formats.foreign_settings import from_fairseq
-from fedhubert.formats.importing import encoder_sha256, import_encoder, load_into
+from fedhubert.formats.importing import encoder_sha256, import_encoder
 from fedhubert.formats.reading import conversion_command
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.formats.sizes import STRUCTURE
+from fedhubert.formats.starting import load_into
 from fedhubert.models.hubert import HubertModel, build_hubert
 
 from .common import SHAPES, saved, trained

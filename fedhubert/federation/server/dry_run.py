@@ -16,7 +16,7 @@ from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.formats.importing import start_from
+from fedhubert.formats.starting import start_from
 from fedhubert.objectives.spec import build_model
 from fedhubert.targets.extractor import Extractor
 from fedhubert.training.parameters import ParameterLayout

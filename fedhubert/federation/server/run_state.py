@@ -15,7 +15,7 @@ from fedhubert.federation.privacy.opening import open_privacy
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.record import RunRecord
 from fedhubert.federation.strategies.strategy import ServerStrategy, strategy_of
-from fedhubert.formats.importing import start_from
+from fedhubert.formats.starting import start_from
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
