@@ -3,8 +3,7 @@
 What a section says is put together here; how it looks is ``templates/report.html``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import median
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,32 +13,14 @@ from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_data import RunData
 from fedhubert.reporting.report_files import config_differences
+from fedhubert.reporting.report_parts import Section, Table, decimal
+from fedhubert.reporting.report_results import comparisons, evaluations
 from fedhubert.reporting.report_secure import HEAD, secure_rows
 from fedhubert.reporting.summary import MANY_ROUNDS
 
 MAX_CLIENTS = 40
 """Rows of a table of clients; of more, those with most failures and then the lowest accuracy are
 shown."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells below a head; with a heading above, or a caption."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    heading: str = ""
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """What stands below one title: figures (SVG), tables, and a note on how to read them."""
-
-    title: str
-    figures: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    note: str = ""
 
 
 def render(runs: Sequence[RunData]) -> str:
@@ -53,8 +34,8 @@ def render(runs: Sequence[RunData]) -> str:
         _secure(runs),
         _costs(runs),
         _settings(runs),
-        _evaluations(runs),
-        _comparisons(runs),
+        evaluations(runs),
+        comparisons(runs),
     )
     templates = Environment(
         loader=PackageLoader("fedhubert.reporting"), autoescape=True, undefined=StrictUndefined
@@ -78,10 +59,10 @@ def _summary(runs: Sequence[RunData]) -> Section:
                 run.name,
                 run.kind.replace("_", " "),
                 f"{len(run.rounds)} ({state})",
-                _decimal(loss[-1][1] if loss else None),
-                _decimal(labels.get("entropy_nats")),
-                _decimal(accuracy[-1][1] if accuracy else None),
-                _decimal(labels.get("most_frequent_share")),
+                decimal(loss[-1][1] if loss else None),
+                decimal(labels.get("entropy_nats")),
+                decimal(accuracy[-1][1] if accuracy else None),
+                decimal(labels.get("most_frequent_share")),
                 *([_first_and_last(run.validation("cosine_distance"))] if students else []),
                 f"{run.total('audio_s') / 3600:.2f}",
                 f"{sent:.1f}",
@@ -102,7 +83,7 @@ def _summary(runs: Sequence[RunData]) -> Section:
 
 
 def _first_and_last(series: Sequence[tuple[int, float]]) -> str:
-    return f"{_decimal(series[0][1])}, {_decimal(series[-1][1])}" if series else ""
+    return f"{decimal(series[0][1])}, {decimal(series[-1][1])}" if series else ""
 
 
 def _curves(runs: Sequence[RunData]) -> Section | None:
@@ -132,12 +113,12 @@ def _clients(runs: Sequence[RunData]) -> Section | None:
             [
                 run.name,
                 str(len(scores)),
-                _decimal(median(accuracies)),
-                *(_decimal(even[name]) for name in ("mean", "worst_decile", "spread")),
-                f"client {worst}: {_decimal(scores[worst].masked_accuracy)}",
-                _decimal(scores[worst].loss),
-                f"client {best}: {_decimal(scores[best].masked_accuracy)}",
-                _decimal(max(accuracies) - min(accuracies)),
+                decimal(median(accuracies)),
+                *(decimal(even[name]) for name in ("mean", "worst_decile", "spread")),
+                f"client {worst}: {decimal(scores[worst].masked_accuracy)}",
+                decimal(scores[worst].loss),
+                f"client {best}: {decimal(scores[best].masked_accuracy)}",
+                decimal(max(accuracies) - min(accuracies)),
             ]
         )
     head = [
@@ -191,10 +172,10 @@ def _participation_of(run: RunData) -> Table | None:
             if client == number
         )
         name = "whole node" if number < 0 else f"client {number}"
-        score = _decimal(accuracy[number]) if number in scores else ""
+        score = decimal(accuracy[number]) if number in scores else ""
         norm = f"{norms[number]:.4g}" if number in norms else ""
         counts = [str(count[number]) for count in (asked, used, failed)]
-        rows.append([name, *counts, codes, score, norm, _decimal(cosines.get(number))])
+        rows.append([name, *counts, codes, score, norm, decimal(cosines.get(number))])
     total = f"{sum(used.values())} updates used of {sum(asked.values())} asked, {sum(failures.values())} failures"
     note = f"; {len(shown)} of {len(numbers)} clients shown" if len(shown) < len(numbers) else ""
     head = [
@@ -243,84 +224,3 @@ def _settings(runs: Sequence[RunData]) -> Section | None:
         return Section("Settings that differ", note="None: the runs have the same configuration.")
     head = ["setting", *(run.name for run in runs)]
     return Section("Settings that differ", tables=[Table(head, rows)])
-
-
-def _evaluations(runs: Sequence[RunData]) -> Section | None:
-    tables = []
-    for run in runs:
-        for task, probe in _entries(run.results.get("probes")):
-            rows = _rows_of(probe, "accuracy", "majority")
-            caption = f"{run.name}: probe for {task} ({probe.get('split', '')})"
-            head = ["features", "layer", "accuracy", "majority"]
-            tables.append(Table(head, rows, caption=caption))
-        for measure, section in _entries(run.results.get("abx")):
-            rows = _rows_of(section, "within", "across", say=_abx)
-            caption = f"{run.name}: ABX error, {measure} ({section.get('context', '')} context)"
-            head = ["features", "layer", "within speakers", "across speakers"]
-            tables.append(Table(head, rows, caption=caption))
-        for task, clusters in _entries(run.results.get("clusters")):
-            rows = _rows_of(clusters, "pnmi", "label_purity", "cluster_purity")
-            caption = f"{run.name}: {clusters.get('k', '')} clusters against {task}"
-            head = ["features", "layer", "PNMI", "label purity", "cluster purity"]
-            tables.append(Table(head, rows, caption=caption))
-    return Section("Probes and clusters", tables=tables) if tables else None
-
-
-def _comparisons(runs: Sequence[RunData]) -> Section | None:
-    tables = []
-    for run in runs:
-        summary = {
-            system: dict(_entries(figures))
-            for system, figures in _entries(run.comparison.get("summary"))
-            if figures
-        }
-        names = list(dict.fromkeys(name for figures in summary.values() for name in figures))
-        rows = [
-            [system, *(_mean_and_sd(figures.get(name, {})) for name in names)]
-            for system, figures in summary.items()
-        ]
-        if rows:
-            head = ["model", *(name.replace("_", " ") for name in names)]
-            caption = f"{run.name}: mean and standard deviation over seeds"
-            tables.append(Table(head, rows, caption=caption))
-    return Section("Comparison", tables=tables) if tables else None
-
-
-def _entries(values: object) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield the entries of what a file should hold as name -> mapping; whatever else is there is
-    left out."""
-    for name, entry in values.items() if isinstance(values, Mapping) else ():
-        if isinstance(entry, Mapping):
-            yield str(name), entry
-
-
-def _rows_of(
-    results: Mapping[str, object], *figures: str, say: Callable[[object], str] | None = None
-) -> list[list[str]]:
-    """Return encoder, layer and figures, as ``say`` puts them, of each row of an evaluation's
-    results."""
-    rows = results.get("rows")
-    return [
-        [
-            str(row.get("encoder", "")),
-            "" if row.get("layer") is None else str(row["layer"]),
-            *((say or _decimal)(row.get(name)) for name in figures),
-        ]
-        for row in (rows if isinstance(rows, list) else ())
-        if isinstance(row, Mapping)
-    ]
-
-
-def _abx(score: object) -> str:
-    """Say an ABX error rate and its interval."""
-    found = score if isinstance(score, Mapping) else {}
-    between = [_decimal(bound) for bound in found.get("interval") or ()]
-    return " ".join([_decimal(found.get("error")), " to ".join(between)]).strip()
-
-
-def _mean_and_sd(figure: Mapping[str, object]) -> str:
-    return f"{_decimal(figure.get('mean'))} ± {_decimal(figure.get('sd'))}" if figure else ""
-
-
-def _decimal(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, (int, float)) else ""
