@@ -10,7 +10,7 @@ import torchaudio.models.wav2vec2.model as torchaudio_model
 
 from fedhubert.compose import compose
 from fedhubert.config import ModelConfig
-from fedhubert.models import hubert
+from fedhubert.models import reference
 from fedhubert.models.frames import HUBERT_CONV_LAYERS, num_frames
 from fedhubert.models.hubert import HubertModel, build_hubert
 
@@ -58,9 +58,9 @@ def test_shipped_configs_ask_for_torchaudios_architecture(
     monkeypatch.setattr(
         torchaudio_model, "hubert_pretrain_model", lambda **kwargs: asked.append(kwargs)
     )
-    monkeypatch.setattr(hubert, "hubert_pretrain_model", lambda **kwargs: asked.append(kwargs))
+    monkeypatch.setattr(reference, "hubert_pretrain_model", lambda **kwargs: asked.append(kwargs))
     config = _shipped(name)
-    hubert._torchaudio_model(config)
+    reference.torchaudio_model(config)
     getattr(torchaudio.models, factory)()
     ours, theirs = asked
     ours["feature_grad_mult"] = (
@@ -80,10 +80,10 @@ def test_keys_and_first_weights_are_torchaudios(
     config = tiny_model_config.model_copy(update=changes)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        reference = hubert._torchaudio_model(config).state_dict()
+        theirs = reference.torchaudio_model(config).state_dict()
     state = build_hubert(config, seed=5).state_dict()
-    assert list(state) == list(reference)
-    assert all(torch.equal(state[key], reference[key]) for key in reference)
+    assert list(state) == list(theirs)
+    assert all(torch.equal(state[key], theirs[key]) for key in theirs)
     other = build_hubert(config, seed=6).state_dict()
     for key in (
         "wav2vec2.feature_extractor.conv_layers.0.conv.weight",
