@@ -10,7 +10,7 @@ import torchaudio.models.wav2vec2.model as torchaudio_model
 
 from fedhubert.compose import compose
 from fedhubert.config import ModelConfig
-from fedhubert.models import reference
+from fedhubert.models import hubert, reference
 from fedhubert.models.frames import HUBERT_CONV_LAYERS, num_frames
 from fedhubert.models.hubert import HubertModel, build_hubert
 
@@ -191,8 +191,8 @@ def test_activation_checkpointing_keeps_the_gradients(
     saving.set_activation_checkpointing(True)
     expected = _gradients(plain)
     calls = len(attention_masks)
-    for ours, reference in zip(_gradients(saving), expected, strict=True):
-        torch.testing.assert_close(ours, reference)
+    for ours, theirs in zip(_gradients(saving), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
     assert (
         len(attention_masks) == 3 * calls > 0
     )  # once without; with, once forward and once more backward
