@@ -24,26 +24,8 @@ MAX_PATH_BYTES = 4096
 
 
 @dataclass(frozen=True, eq=False)
-class Manifest:
-    """Utterances in columns.
-
-    Attributes:
-        root: Folder that the paths start from.
-        paths: POSIX paths, relative or absolute inside the root; of a file in an archive its name
-            there.
-        speakers: Speaker of each utterance.
-        num_samples: Samples per channel as stored [n], of the part that the utterance is.
-        sample_rates_hz: Rate as stored [n].
-        columns: All other columns: language, text, ..., and those of
-            :mod:`fedhubert.data.parts`.
-    """
-
-    root: Path
-    paths: list[str]
-    speakers: list[str]
-    num_samples: npt.NDArray[np.int64]
-    sample_rates_hz: npt.NDArray[np.int32]
-    columns: dict[str, list[str]]
+class Manifest(Table):
+    """A table whose ``num_samples`` are of the part of its file that each utterance is."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -82,19 +64,8 @@ class Manifest:
                     for name, count in zip(self.paths, self.num_samples.tolist(), strict=True)
                 )
             else:
-                csv.writer(file, lineterminator="\n").writerows(csv_lines(self._table))
+                csv.writer(file, lineterminator="\n").writerows(csv_lines(self))
         os.replace(temporary, path)
-
-    @property
-    def _table(self) -> Table:
-        return Table(
-            self.root,
-            self.paths,
-            self.speakers,
-            self.num_samples,
-            self.sample_rates_hz,
-            self.columns,
-        )
 
     def _check_tsv(self, path: Path) -> None:
         rates = sorted(set(self.sample_rates_hz.tolist()) - {TSV_RATE_HZ})

@@ -29,9 +29,20 @@ _FOREIGN = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """What a manifest's file says: columns of one length, ``paths`` from ``root`` on."""
+    """Utterances in columns, as a manifest's file has them.
+
+    Attributes:
+        root: Folder that the paths start from.
+        paths: POSIX paths, relative or absolute inside the root; of a file in an archive its name
+            there.
+        speakers: Speaker of each utterance.
+        num_samples: Samples per channel as stored [n].
+        sample_rates_hz: Rate as stored [n].
+        columns: All other columns: language, text, ..., and those of
+            :mod:`fedhubert.data.parts`.
+    """
 
     root: Path
     paths: list[str]

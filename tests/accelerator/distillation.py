@@ -10,16 +10,10 @@ import torch
 from fedhubert.config import Config
 from fedhubert.data.batching import Batch
 from fedhubert.disk_cache import DiskCache
-from fedhubert.models.student import init_from_teacher
-from fedhubert.models.teacher import Teacher
-from fedhubert.objectives.distillation import Distillation
-from fedhubert.objectives.spec import build_model
-from fedhubert.training.stepping import Trainer
-from fedhubert.training.teacher_runner import TeacherRunner
 from tests.accelerator.context import Context
 from tests.accelerator.measure import peak_gb, seconds_each
 from tests.accelerator.peers import Step, s3prl_step
-from tests.benchmarks.distillation import LAYERS, configuration
+from tests.benchmarks.distillation import LAYERS, configuration, ours
 from tests.benchmarks.step import noise
 
 _CROPS = 4
@@ -57,31 +51,14 @@ def _sides(
 ) -> dict[str, Callable[[Iterator[Batch]], Step]]:
     cache = context.folder / f"cache-{config.model.name}"
     return {
-        "teacher run": lambda batches: _ours(context, config, model, batches, None),
-        "teacher cached": lambda batches: _ours(
-            context, config, model, batches, DiskCache(cache, 10**10)
+        "teacher run": lambda batches: ours(config, model, batches, context.device, None),
+        "teacher cached": lambda batches: ours(
+            config, model, batches, context.device, DiskCache(cache, 10**10)
         ),
         "s3prl": lambda batches: s3prl_step(
             config, model, layers, lambda: next(batches), context.device
         ),
     }
-
-
-def _ours(
-    context: Context,
-    config: Config,
-    model: Any,
-    batches: Iterator[Batch],
-    cache: DiskCache | None,
-) -> Step:
-    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    teacher = Teacher.cut(model.config, state, config.task)
-    task = config.task.model_copy(update={"teacher_model": teacher.config})
-    student = build_model(config.model, task, seed=1)
-    init_from_teacher(student, teacher.state, task)
-    objective = Distillation(task, TeacherRunner(teacher, task, context.device, cache))
-    trainer = Trainer(student, config.client, task, 0, 0, context.device, 0.0, objective)
-    return lambda: trainer.step([next(batches)], config.client.lr)
 
 
 def _batches(context: Context, config: Config) -> Iterator[Batch]:

@@ -36,6 +36,7 @@ from tests.benchmarks.step import noise
 
 Step = Callable[[], object]
 LAYERS = (4, 8, 12)
+CPU = torch.device("cpu")
 S3PRL = "s3prl.upstream.distiller.model"
 HAVE_S3PRL = importlib.util.find_spec("s3prl") is not None
 
@@ -67,18 +68,26 @@ def crops(config: Config, rows: int, seconds: float) -> Iterator[Batch]:
         yield Batch(batch.waveforms_BN + 1e-3 * number, None, batch.mask_BT, number)
 
 
-def ours(config: Config, teacher_model: Any, folder: Path, batches: Iterator[Batch]) -> Step:
-    """Return a step as sites take it, on the next of ``batches``."""
-    teacher = Teacher.cut(teacher_model.config, teacher_model.state_dict(), config.task)
+def ours(
+    config: Config,
+    teacher_model: Any,
+    batches: Iterator[Batch],
+    device: torch.device,
+    cache: DiskCache | None,
+) -> Step:
+    """Return a step as sites take it, on the next of ``batches``; ``cache``: of the teacher's outputs."""
+    state = {name: tensor.cpu() for name, tensor in teacher_model.state_dict().items()}
+    teacher = Teacher.cut(teacher_model.config, state, config.task)
     task = config.task.model_copy(update={"teacher_model": teacher.config})
     model = build_model(config.model, task, seed=1)
     init_from_teacher(model, teacher.state, task)
-    device = torch.device("cpu")
-    objective = Distillation(
-        task, TeacherRunner(teacher, task, device, DiskCache(folder, task.teacher_cache_bytes))
-    )
+    objective = Distillation(task, TeacherRunner(teacher, task, device, cache))
     trainer = Trainer(model, config.client, task, 0, 0, device, 0.0, objective)
     return lambda: trainer.step([next(batches)], config.client.lr)
+
+
+def _cache(config: Config, folder: Path) -> DiskCache:
+    return DiskCache(folder, config.task.teacher_cache_bytes)
 
 
 def distiller_settings(
@@ -145,7 +154,7 @@ def case(
         if way == "peer":
             step, _ = peer(config, model, batches)
         else:
-            step = ours(config, model, Path(folder), batches)
+            step = ours(config, model, batches, CPU, _cache(config, Path(folder)))
             del model
         before = memory_mb()
         step(), step()
@@ -160,11 +169,11 @@ def compare_time(
     with tempfile.TemporaryDirectory() as folder:
         for name, freeze in (("", False), (", frozen convolutions", True)):
             config, model = configuration(teacher, student, layers, freeze)
-            kept = Path(folder) / str(freeze)
-            sides[f"first epoch{name}"] = ours(config, model, kept, crops(config, rows, seconds))
-            sides[f"later epochs{name}"] = ours(
-                config, model, kept, itertools.repeat(next(crops(config, rows, seconds)))
-            )
+            kept = _cache(config, Path(folder) / str(freeze))
+            first = crops(config, rows, seconds)
+            later = itertools.repeat(next(crops(config, rows, seconds)))
+            sides[f"first epoch{name}"] = ours(config, model, first, CPU, kept)
+            sides[f"later epochs{name}"] = ours(config, model, later, CPU, kept)
         figures = list(sides)
         if HAVE_S3PRL:
             sides["peer"], sides["teacher"] = peer(config, model, crops(config, rows, seconds))

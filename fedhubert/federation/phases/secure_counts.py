@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.errors import FederationError
-from fedhubert.federation.phases.counts import failed_of, only
+from fedhubert.federation.phases.counts import ask_again
 from fedhubert.federation.roster.nodes import Federation, describe_failures, setting_of
 from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.rounds.secure_terms import terms_for, wire_terms
@@ -20,6 +20,7 @@ from fedhubert.federation.secure.tail import COUNT, decode
 from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.federation.wire.messages.secure import MaskedCounts, Summing
 from fedhubert.federation.wire.messages.targets import Label
+from fedhubert.federation.wire.protocol import Reply
 
 log = logging.getLogger("fedhubert")
 
@@ -55,7 +56,7 @@ def sum_over_all(
         FederationError: one is missing all the same: what is left is noise, and the others answer
             for no other cohort; or totals that no audio of theirs has.
     """
-    federated, cohort = federation.config.federated, sorted(federation.connected)
+    cohort = sorted(federation.connected)
     roster = federation.roster
     if roster and (missing := sorted(roster.sites.keys() - federation.connected)):
         raise FederationError(
@@ -70,42 +71,26 @@ def sum_over_all(
     )
     numel = sum(map(prod, shapes.values()))
     total, tail = np.zeros(numel, np.int64), np.zeros(len(names), np.int64)
-    shares, failures = federation.everyone(), list[Failure]()
-    for attempt in range(federated.round_retries + 1):
-        failures = []
-        for reply in federation.ask(
-            asking,
-            MaskedCounts,
-            shares,
-            timeout_s=federated.round_timeout_s,
-            num_bytes={"masked": total.nbytes, "tail": tail.nbytes},
-        ):
-            failures += failed_of(reply, shares[reply.node_id])
-            if reply.answer is None or not reply.metrics:
-                continue
-            masked, figures = (
-                reply.answer.arrays.get(name, np.zeros(0, np.int64)) for name in ("masked", "tail")
-            )
-            if masked.shape != total.shape or figures.shape != tail.shape:
-                failures += [Failure(partition, "malformed") for partition in reply.metrics]
-                continue
-            if isinstance(instruction, Label):
-                targets = federation.config.targets
-                alike = {
-                    "num_clusters": targets.num_clusters,
-                    "label_rate_hz": targets.label_rate_hz,
-                }
-                check_alike(reply.metrics, alike)
-            total += np.asarray(masked, np.int64)
-            tail += np.asarray(figures, np.int64)
-        again = {failure.partition for failure in failures}
-        shares = only(again, shares)
-        if not shares:
-            break
-        if attempt < federated.round_retries:
-            log.warning(
-                "%s failed: %s; asking again", instruction.KIND, describe_failures(failures)
-            )
+
+    def take(reply: Reply[MaskedCounts]) -> list[Failure]:
+        nonlocal total, tail
+        if reply.answer is None or not reply.metrics:
+            return []
+        masked, figures = (
+            reply.answer.arrays.get(name, np.zeros(0, np.int64)) for name in ("masked", "tail")
+        )
+        if masked.shape != total.shape or figures.shape != tail.shape:
+            return [Failure(partition, "malformed") for partition in reply.metrics]
+        if isinstance(instruction, Label):
+            targets = federation.config.targets
+            alike = {"num_clusters": targets.num_clusters, "label_rate_hz": targets.label_rate_hz}
+            check_alike(reply.metrics, alike)
+        total += np.asarray(masked, np.int64)
+        tail += np.asarray(figures, np.int64)
+        return []
+
+    sizes = {"masked": total.nbytes, "tail": tail.nbytes}
+    failures = ask_again(federation, asking, MaskedCounts, take, sizes, silent=True)
     if failures:
         raise FederationError(
             f"{instruction.KIND} failed: {describe_failures(failures)} (the site's log says more); with secure.protocol=pairwise k-means and "
