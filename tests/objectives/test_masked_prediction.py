@@ -16,12 +16,12 @@ from fedhubert.models.frames import HUBERT_CONV_LAYERS, num_frames
 from fedhubert.models.hubert import (
     HubertModel,
     HubertOutput,
-    _torchaudio_model,
     build_hubert,
     encoder_parameters,
     num_parameters,
 )
 from fedhubert.models.masking import FramePlaces, MaskSpec, span_mask
+from fedhubert.models.reference import torchaudio_model
 from fedhubert.objectives.masked_prediction import LossTerms, masked_prediction
 from fedhubert.seeding import generator
 
@@ -90,7 +90,7 @@ def test_loss_and_every_gradient_equal_torchaudios_in_float64(
         update={**NO_DROPOUT, **norms, "feature_grad_mult": grad_mult}
     )
     model = build_hubert(config, 1).double().train()
-    reference = _torchaudio_model(config).double().train()
+    reference = torchaudio_model(config).double().train()
     reference.load_state_dict(model.state_dict())
     reference.feature_grad_mult = grad_mult if grad_mult < 1 else None
     batch = _batch(3, 8000, config.num_classes - NUM_SPECIAL_ROWS, torch.float64)
