@@ -30,7 +30,7 @@ from fedhubert.data.fairseq_files import read_km
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.server.session import run_federation
-from fedhubert.federation.site import train as client_round
+from fedhubert.federation.site import incoming
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import reading
 from fedhubert.federation.wire.messages import ANSWERS, INSTRUCTIONS
@@ -519,7 +519,7 @@ def test_replies_at_the_server(
     """One reply that is not what a site would say ends the run with a named error, or is left out; never a traceback, never NaN in the model."""
     grid, overrides, _ = recorded
     config = compose([*overrides, "federated.connect_timeout_s=2"])
-    client_round._cached = None
+    incoming._cached = None
 
     def holds(draw: DataObject) -> None:
         out = tmp_path_factory.mktemp("out")

@@ -19,7 +19,7 @@ from fedhubert.errors import CheckpointError, ConfigError, FederationError
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.server.session import RunResult, run_federation
-from fedhubert.federation.site import train as client_round
+from fedhubert.federation.site import incoming
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.formats import FORMATS
 from fedhubert.formats.export import export
@@ -82,7 +82,7 @@ def run(data: list[str], teacher: Path, tmp_path: Path) -> Run:
         state: str = "state",
         node: dict[str, str | int] | None = None,
     ) -> tuple[RunResult, InProcessGrid]:
-        client_round._cached = None  # as in a new process
+        incoming._cached = None  # as in a new process
         configs: list[dict[str, str | int]] = [
             {"partition-id": number, "num-partitions": nodes} for number in range(nodes)
         ]

@@ -22,7 +22,7 @@ from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import handlers as client
-from fedhubert.federation.site import train as client_round
+from fedhubert.federation.site import incoming
 from fedhubert.federation.site.faults import InjectedCrash
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol, reading
@@ -142,7 +142,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def train(out: Path, nodes: list[Node], *overrides: str) -> tuple[RunResult, InProcessGrid]:
-    client_round._cached = None  # as in a new process
+    incoming._cached = None  # as in a new process
     site._cached_site.cache_clear()
     grid = InProcessGrid(nodes)
     return run_federation(grid, compose([*SETTINGS, f"out={out}", *overrides])), grid

@@ -15,7 +15,7 @@ from fedhubert.compose import compose
 from fedhubert.config import ClientJob, Config, from_json
 from fedhubert.errors import ConfigError
 from fedhubert.federation.server.session import RunResult, run_federation
-from fedhubert.federation.site import train as client_round
+from fedhubert.federation.site import incoming
 from fedhubert.federation.strategies.strategy import client_job, strategy_of
 from fedhubert.federation.wire import reading
 from fedhubert.formats.round_file import load_checkpoint
@@ -57,7 +57,7 @@ def data(tone_folder: Path, tmp_path: Path) -> list[str]:
 
 
 def train(config: Config, nodes: int) -> tuple[RunResult, InProcessGrid]:
-    client_round._cached = None  # as in a new process
+    incoming._cached = None  # as in a new process
     site._cached_site.cache_clear()
     grid = InProcessGrid(
         [{"partition-id": number, "num-partitions": nodes} for number in range(nodes)]

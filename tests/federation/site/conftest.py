@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedhubert.clients import data
-from fedhubert.federation.site import train
+from fedhubert.federation.site import incoming
 
 from .server import Server, write_site
 
@@ -19,7 +19,7 @@ def site_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(site_manifest: Path, tmp_path: Path) -> Server:
     """A server before a site with the strict default policy, in a fresh process as far as it can tell."""
     data._cached_site.cache_clear()
-    train._cached = None
+    incoming._cached = None
     state = str(tmp_path / "state")
     return Server(
         {
