@@ -16,7 +16,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.benchmarks.engine import NUM_ROUNDS, NUM_WORKERS, TRAINED, PeakMemory, simulate, timed
+from tests.benchmarks.engine import (
+    DESCRIBED,
+    NUM_ROUNDS,
+    NUM_WORKERS,
+    TRAINED,
+    PeakMemory,
+    simulate,
+    timed,
+)
 from tests.benchmarks.figures import case_alone, figure, run
 
 NUM_FEATURES, NUM_CLASSES, BATCH, LEARNING_RATE = 900, 1000, 16, 0.1
@@ -124,7 +132,7 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
             StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout
         )
         federation.hosts = {node: list(range(registered)) for node in nodes}
-        federation.partitions = {number: {"train_audio_s": 1.0} for number in range(registered)}
+        federation.partitions = {number: dict(DESCRIBED) for number in range(registered)}
         strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(layout.numel, np.float32))

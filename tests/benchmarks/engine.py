@@ -10,6 +10,9 @@ NUM_WORKERS, NUM_ROUNDS = 2, 3
 TRAINED = {"train_micro_batches": 1, "train_steps": 1, "train_audio_s": 1.0}
 TRAINED |= {"train_cross_entropy_sum": 1.0, "train_masked_frames": 1, "train_correct": 0}
 """What a client says of a round beside its update."""
+DESCRIBED = {"train_utterances": 40, "train_audio_s": 200.0, "batches_per_epoch": 4}
+DESCRIBED |= {"validation_utterances": 10, "validation_audio_s": 50.0}
+"""What its site says of it before the first."""
 
 
 class PeakMemory:

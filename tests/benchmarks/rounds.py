@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.benchmarks.engine import NUM_WORKERS, TRAINED, PeakMemory, simulate, timed
+from tests.benchmarks.engine import DESCRIBED, NUM_WORKERS, TRAINED, PeakMemory, simulate, timed
 from tests.benchmarks.figures import case_alone, figure, run
 
 
@@ -69,7 +69,7 @@ def ours(numel: int, clients: int) -> list[tuple[float, float]]:
             StreamingGrid(grid, window=messages_in_flight(NUM_WORKERS)), config, "bench", layout
         )
         federation.hosts = {node: [number] for number, node in enumerate(nodes)}
-        federation.partitions = {number: {"train_audio_s": 1.0} for number in range(clients)}
+        federation.partitions = {number: dict(DESCRIBED) for number in range(clients)}
         strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
         initial = ArrayRecord()
         initial["model"] = HeldArray(np.zeros(numel, np.float32))

@@ -165,6 +165,6 @@ def test_codecs(
         "federated.client_cosines=false",  # as large as a fifth of so small a model
         f"client.state_dir={tmp_path}",
     ]
-    codecs.compare([0], tmp_path, small)
+    codecs.compare("int8", [0], tmp_path, small)
     sent, loss = lines(capfd.readouterr().out)
     assert 2.2 < float(str(sent["ratio"])) < 3.3 and float(str(loss["differs_by"])) < 0.05
