@@ -26,6 +26,8 @@ from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.training.parameters import ParameterLayout
 from tests.flower import identify, said_by
 
+from .signed import Keys, make_keys
+
 ABOUT = {
     "train_utterances": 40,
     "validation_utterances": 10,
@@ -162,3 +164,8 @@ class Played:
             after,
         )
         return self.models[-1]
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return make_keys(tmp_path_factory.mktemp("keys"))
