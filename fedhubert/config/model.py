@@ -79,6 +79,12 @@ class ModelConfig(Model):
     """Rows of label embeddings: ``targets.num_clusters`` and fairseq's four special ones. Derived:
     leave it out."""
 
+    other_classes: tuple[Annotated[int, Field(gt=NUM_SPECIAL_ROWS + 1)], ...] = key(
+        (), composed="${other_classes:${targets.sets},${targets.num_clusters}}"
+    )
+    """Rows of label embeddings of the further sets of ``targets.sets``, each in a head of its own.
+    Derived: leave it out."""
+
     logit_temperature: Positive = 0.1
     """Cosines are divided by it before the softmax."""
 
