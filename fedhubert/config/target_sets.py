@@ -6,10 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fedhubert.config.model import NUM_SPECIAL_ROWS
+from fedhubert.config.model import MAX_SETS, NUM_SPECIAL_ROWS
 
-MAX_SETS = 16
-"""More sets than anybody has found useful."""
+__all__ = ["MAX_SETS", "TargetSet", "of_set", "other_classes", "read_sets"]
 
 PARTS = ("mfcc", "static", "deltas")
 """What of MFCC is clustered: all 39 numbers, the 13 cepstra, or their first and second

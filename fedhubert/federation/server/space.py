@@ -12,7 +12,7 @@ from fedhubert.config import ClientConfig, Config
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.models.hubert import num_parameters
-from fedhubert.targets.mfcc import NUM_FEATURES
+from fedhubert.targets.sets import mfcc_source
 from fedhubert.training.muon import numel_of_matrices
 from fedhubert.training.parameters import ParameterLayout
 
@@ -49,14 +49,18 @@ def labels_disk(config: Config, audio_s: float) -> float:
     targets = config.targets
     if not config.task.needs_labels or targets.kind != "kmeans":
         return 0.0
-    return (2 if targets.num_clusters <= 2**15 else 4) * targets.label_rate_hz * audio_s
+    sets = targets.label_sets
+    width = 2 if max(each.num_clusters for each in sets) <= 2**15 else 4
+    return len(sets) * width * targets.label_rate_hz * audio_s
 
 
-def sample_disk(config: Config, train_s: float, width: int = NUM_FEATURES) -> float:
-    """Return the bytes of k-means' sample of a client's features [frames, ``width``]."""
+def sample_disk(config: Config, train_s: float, width: int | None = None) -> float:
+    """Return the bytes of k-means' sample of a client's features [frames, ``width``]; None: kinds
+    of MFCC."""
     targets = config.targets
     if not config.task.needs_labels or targets.kind != "kmeans":
         return 0.0
+    width = mfcc_source(targets).dimension if width is None else width
     return 4.0 * width * min(targets.max_frames_per_client, targets.label_rate_hz * train_s)
 
 
