@@ -9,7 +9,7 @@ as if those had never been there.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TypeVar
@@ -18,9 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.clients import Metrics
-from fedhubert.config import TargetsConfig
 from fedhubert.config.target_sets import of_set
 from fedhubert.errors import FederationError, FedhubertError
+from fedhubert.federation.phases.sums import (
+    moment_shapes,
+    moments_in,
+    read_statistics,
+    statistics_shapes,
+)
 from fedhubert.federation.roster.bounds import feature_frames, label_frames
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.preflight import check_alike
@@ -34,7 +39,6 @@ log = logging.getLogger("fedhubert")
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 PartT = TypeVar("PartT")
-ArrayT = TypeVar("ArrayT")
 
 Counts = npt.NDArray[np.int64]
 SeedsOf = dict[int, list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]]
@@ -153,58 +157,6 @@ def sizes_of(
         return {**splits, "contingency": 8 * clusters * labels}
     shapes = statistics_shapes if kind is Statistics else moment_shapes
     return {name: 8 * prod(shape) for name, shape in shapes(targets, widths).items()}
-
-
-def statistics_shapes(
-    targets: TargetsConfig, widths: Sequence[int], asked: Collection[int] | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the statistics of the sets that were ``asked`` for (all), by name."""
-    return {
-        of_set(name, place): shape
-        for place, (each, width) in enumerate(zip(targets.label_sets, widths, strict=True))
-        for name, shape in KMeansStatistics.shapes(each.num_clusters, width).items()
-        if asked is None or place in asked
-    }
-
-
-def moment_shapes(targets: TargetsConfig, widths: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the moments of each set, by name."""
-    return {
-        of_set(name, place): shape
-        for place, width in enumerate(widths)
-        for name, shape in FeatureMoments.shapes(width).items()
-    }
-
-
-def of_place(arrays: Mapping[str, ArrayT], place: int, names: Iterable[str]) -> dict[str, ArrayT]:
-    """Return of ``arrays`` those of one set, by their plain ``names``."""
-    return {name: arrays[key] for name in names if (key := of_set(name, place)) in arrays}
-
-
-def read_statistics(
-    arrays: Mapping[str, npt.NDArray[np.generic]],
-    targets: TargetsConfig,
-    widths: Sequence[int],
-    scale_bits: Mapping[int, int],
-) -> dict[int, KMeansStatistics]:
-    """Return the statistics of the sets of ``scale_bits`` (by place), which were asked for; raises
-    :class:`TargetsError` for those of other shapes."""
-    found = {}
-    for place, bits in scale_bits.items():
-        clusters, width = targets.label_sets[place].num_clusters, widths[place]
-        of_one = of_place(arrays, place, KMeansStatistics.shapes(clusters, width))
-        found[place] = KMeansStatistics.from_arrays(of_one, clusters, width, bits)
-    return found
-
-
-def moments_in(
-    arrays: Mapping[str, npt.NDArray[np.generic]], widths: Sequence[int]
-) -> list[FeatureMoments]:
-    """Return the moments of each set; raises :class:`TargetsError` for those of other shapes."""
-    return [
-        FeatureMoments.from_arrays(of_place(arrays, place, FeatureMoments.shapes(width)), width)
-        for place, width in enumerate(widths)
-    ]
 
 
 def read_seeds(federation: Federation, reply: Reply[Seeds], widths: Sequence[int]) -> SeedsOf:

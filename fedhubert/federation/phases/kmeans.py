@@ -12,17 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.config.target_sets import of_set
-from fedhubert.federation.phases.counts import (
-    StatisticsReader,
-    ask_all,
+from fedhubert.federation.phases.counts import StatisticsReader, ask_all, read_moments, read_seeds
+from fedhubert.federation.phases.secure_counts import sum_over_all
+from fedhubert.federation.phases.sums import (
     moment_shapes,
     moments_in,
-    read_moments,
-    read_seeds,
     read_statistics,
     statistics_shapes,
 )
-from fedhubert.federation.phases.secure_counts import sum_over_all
 from fedhubert.federation.roster.bounds import feature_frames
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.secure.figures import MOMENT_FIGURES, step_figures
