@@ -12,7 +12,10 @@ import torch
 
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
+from fedhubert.data.manifest import Manifest
 from fedhubert.errors import CheckpointError
+from fedhubert.evaluation.masked import masked_score
+from fedhubert.federation.server.space import labels_disk, sample_disk
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.targets import kmeans
@@ -26,6 +29,7 @@ from .test_secure_runs import PLAIN, Go, go
 
 __all__ = ["data", "go", "run", "small"]  # fixtures
 SETS = ["mfcc_z", "static:5", "mfcc_speaker"]
+DATA = ["data.manifest=not-read.csv"]
 THREE = f"targets.sets=[{','.join(SETS)}]"
 
 
@@ -86,6 +90,12 @@ def test_clusters_of_each_set_are_those_of_pooled_lloyd_on_its_own_features(
     assert np.array_equal(counted, targets.train_counts + targets.validation_counts)
 
 
+def test_a_site_keeps_labels_and_features_of_each_set() -> None:
+    one, three = (compose(["experiment=demo", *DATA, sets]) for sets in ("targets.sets=[]", THREE))
+    assert labels_disk(three, 10.0) == 3 * labels_disk(one, 10.0)
+    assert sample_disk(three, 10.0) == (39 + 13 + 39) / 39 * sample_disk(one, 10.0)
+
+
 def test_secure_sums_train_the_plain_model_on_several_sets(go: Go) -> None:
     settings = [THREE, "federated.num_rounds=2"]
     plain, secure = go("plain", *PLAIN, *settings), go("secure", "secure=pairwise", *settings)
@@ -98,14 +108,20 @@ def test_secure_sums_train_the_plain_model_on_several_sets(go: Go) -> None:
     assert {event.get("set") for event in clusterings[0]} == {None, 1, 2}
 
 
-def test_a_run_of_several_sets_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
-    """After two of three rounds, and after a part of its clustering."""
+def test_a_run_of_several_sets_goes_on_where_it_was(
+    run: Run, data: list[str], tmp_path: Path
+) -> None:
+    """After two of three rounds; its checkpoints are scored on audio that has other speakers."""
     through = run("through", THREE)
     folder = through.folder.path
     kept = torch.load(
         folder / "checkpoints/round_003_resume.pt", weights_only=True, map_location="cpu"
     )
     assert [len(kept["centroids"]), *map(len, kept["other_centroids"])] == [8, 5, 8]
+    (manifest,) = (text.partition("=")[2] for text in data if text.startswith("data.manifest"))
+    (root,) = (text.partition("=")[2] for text in data if text.startswith("data.root"))
+    score = masked_score(through.checkpoint, Manifest.read(manifest, root), torch.device("cpu"))
+    assert 0.0 < score.loss < 20.0 and score.masked_frames > 0
     names = load_checkpoint(through.checkpoint)["model"].keys()
     assert {name.split(".")[1] for name in names if name.startswith("label_heads.")} == {"0", "1"}
     shutil.copytree(folder, tmp_path / "cut")

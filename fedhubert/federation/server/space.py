@@ -28,7 +28,18 @@ def checkpoint_bytes(config: Config, layout: ParameterLayout, parameters: int) -
         layout: Of the parameters that travel.
         parameters: All of them, frozen ones included.
     """
-    return 4 * parameters + server_state_bytes(config, layout)
+    return saved_model_bytes(config, parameters) + server_state_bytes(config, layout)
+
+
+def saved_model_bytes(config: Config, parameters: int) -> int:
+    """Return the bytes of the model in a checkpoint. Heads of several sets of labels are there
+    twice: as they are trained, and as one, which fairseq's form has."""
+    model = config.model
+    if not model.other_classes:
+        return 4 * parameters
+    rows = sum((model.num_classes, *model.other_classes))
+    projections = (1 + len(model.other_classes)) * (model.embed_dim + 1)
+    return 4 * (parameters + model.final_dim * (rows + projections))
 
 
 def server_state_bytes(config: Config, layout: ParameterLayout) -> int:
@@ -40,7 +51,7 @@ def checkpoints_disk(config: Config, layout: ParameterLayout, parameters: int) -
     """Return the bytes of the checkpoints that are kept, with the one that is being written."""
     checkpoint, rounds = config.checkpoint, config.federated.num_rounds
     kept = min(checkpoint.keep_last + 1, math.ceil(rounds / checkpoint.every))
-    best = (checkpoint.keep_best and rounds > 1) * 4 * parameters
+    best = (checkpoint.keep_best and rounds > 1) * saved_model_bytes(config, parameters)
     return kept * checkpoint_bytes(config, layout, parameters) + best
 
 
