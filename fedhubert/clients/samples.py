@@ -75,9 +75,10 @@ class Samples:
         made = self._groups.get(partition.number)
         if made is None or made[0] != extractor:
             features = self.features(partition, extractor)
+            columns = self._source(extractor, partition).grouped_by
             made = self._groups[partition.number] = (
                 extractor,
-                *group(features, self._job.targets.group_frames),
+                *group(features, self._job.targets.group_frames, columns),
             )
         return made[1], made[2]
 

@@ -42,7 +42,8 @@ def read_sets(names: Sequence[str], num_clusters: int) -> tuple[TargetSet, ...]:
         raise ValueError("two of them are the same")
     if sets and sets[0].num_clusters != num_clusters:
         raise ValueError(
-            f"the first, {names[0]}, is the one that figures are of: its clusters are num_clusters={num_clusters}"
+            f"the first, {names[0]}, is the one that figures are of: its clusters are "
+            f"num_clusters={num_clusters}"
         )
     return sets
 

@@ -29,6 +29,8 @@ class FeatureSource(Protocol):
             the names of files that stay there.
         rate_hz: Frames per second.
         widths: Columns of each set that is clustered by itself, one set after the other.
+        grouped_by: Columns by which frames are grouped where none is to be shown by itself
+            (:mod:`fedhubert.targets.grouping`).
     """
 
     @property
@@ -39,6 +41,8 @@ class FeatureSource(Protocol):
     def rate_hz(self) -> int: ...
     @property
     def widths(self) -> tuple[int, ...]: ...
+    @property
+    def grouped_by(self) -> slice: ...
     @property
     def dimension(self) -> int: ...
 

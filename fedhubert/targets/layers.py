@@ -59,6 +59,7 @@ class LayerFeatures:
 
     rate_hz = SAMPLE_RATE_HZ // FRAME_SAMPLES
     site_key = ""
+    grouped_by = slice(None)
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 on the scale of speech, or standardised per speaker.
 
 A frame's columns are those of all sets, one after the other, so that one pass over the audio gives
-all of them, and a sample for k-means has the same frames of each.
+all of them, and a sample for k-means has the same frames of each, in the same groups.
 """
 
 import hashlib
@@ -138,7 +138,15 @@ class SetFeatures:
 
     @property
     def dimension(self) -> int:
-        return sum(self.widths)
+        return sum(self.widths) + ("mfcc" not in self.kinds) * MFCC.dimension
+
+    @property
+    def grouped_by(self) -> slice:
+        """The columns of plain MFCC, which stand behind those of the sets where they are none:
+        groups of frames are the same in every run, whatever sets it has."""
+        before = self.kinds.index("mfcc") if "mfcc" in self.kinds else len(self.kinds)
+        start = sum(self.widths[:before])
+        return slice(start, start + MFCC.dimension)
 
     def num_frames(self, num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         return num_feature_frames(num_samples)
@@ -160,7 +168,9 @@ class SetFeatures:
         scaled = {"": features_FD, "_z": features_FD / SPEECH_STD}
         if self.speakers is not None:
             scaled["_speaker"] = self.speakers.standardised(row, features_FD)
-        parts = [scaled[_scale_of(kind)][:, _part_of(kind)] for kind in self.kinds]
+        behind = () if "mfcc" in self.kinds else ("mfcc",)
+        kinds = (*self.kinds, *behind)
+        parts = [scaled[_scale_of(kind)][:, _part_of(kind)] for kind in kinds]
         return np.concatenate(parts, axis=1)
 
 

@@ -232,7 +232,11 @@ def test_checkpoints_on_disk_are_what_the_store_writes(tmp_path: Path, sets: str
     store.save_best(1, model.state_dict(), config=plain, federated_metrics={})
     there = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert sizes.checkpoint_disk(inputs) == pytest.approx(there, rel=0.02)
-    twice = 4 * inputs.all_parameters if sets == "[]" else (tmp_path / "best_checkpoint.pt").stat().st_size
+    twice = (
+        4 * inputs.all_parameters
+        if sets == "[]"
+        else (tmp_path / "best_checkpoint.pt").stat().st_size
+    )
     assert sizes.written(inputs, 2) - sizes.written(inputs, 1) == pytest.approx(twice, rel=0.02)
 
 

@@ -9,6 +9,7 @@ from fedhubert.config.target_sets import KINDS, read_sets
 from fedhubert.config.targets import TargetsConfig
 from fedhubert.data.manifest import Manifest
 from fedhubert.targets.features import fitting_features, parts_of
+from fedhubert.targets.grouping import group
 from fedhubert.targets.kmeans import targets_key
 from fedhubert.targets.labels import assigned_labels
 from fedhubert.targets.mfcc import MFCC, mfcc_features
@@ -74,6 +75,22 @@ def test_one_set_of_mfcc_is_what_there_was_before_sets() -> None:
         targets = TargetsConfig(sets=sets)
         assert mfcc_source(targets) is MFCC
         assert [(each.kind, each.num_clusters) for each in targets.label_sets] == [("mfcc", 500)]
+
+
+def test_frames_are_grouped_alike_whatever_the_sets_are(manifest: Manifest) -> None:
+    """Sums of two runs under other sets differ by whole groups."""
+    groups = []
+    for kinds in (("mfcc",), ("static", "mfcc"), ("deltas_z", "static_speaker")):
+        source = of_speakers(SetFeatures(kinds), manifest, ROWS)
+        sample = fitting_features(manifest, ROWS, 3000, 0, 0, source=source)
+        assert sample.shape[1] == source.dimension
+        means, sizes = group(sample, 20, source.grouped_by)
+        groups.append((means[:, source.grouped_by], sizes))
+        assert min(sizes) >= 20
+    plain = fitting_features(manifest, ROWS, 3000, 0, 0)
+    for means, sizes in groups:
+        assert np.array_equal(means, group(plain, 20)[0])
+        assert np.array_equal(sizes, groups[0][1])
 
 
 def test_labels_of_several_sets_are_those_of_each_alone(manifest: Manifest) -> None:

@@ -284,8 +284,8 @@ def count_shapes(federation: Federation) -> dict[str, tuple[int, ...]]:
 def read_moments(
     federation: Federation, reply: Reply[Moments], widths: Sequence[int]
 ) -> list[FeatureMoments]:
-    """Return a reply's moments of each set; raises :class:`FederationError` or :class:`TargetsError` for those
-    of other features, or of more frames than its clients have."""
+    """Return a reply's moments of each set; raises :class:`FederationError` or
+    :class:`TargetsError` for those of other features, or of more frames than its clients have."""
     assert reply.answer is not None
     moments = moments_in(reply.answer.arrays, widths)
     frames = sum(
