@@ -19,7 +19,6 @@ from fedhubert.config import ClientJob, Config
 from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.data.threads import map_in_order
-from fedhubert.federation.phases.kmeans import kmeans_event
 from fedhubert.federation.phases.teacher import ServerTeacher, prepare_student
 from fedhubert.federation.roster.sampling import asking_order
 from fedhubert.federation.strategies.strategy import client_job
@@ -27,10 +26,11 @@ from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
 from fedhubert.objectives.spec import ObjectiveSpec, spec_of
 from fedhubert.runs.metrics import Event
-from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import agreement
 from fedhubert.targets.extractor import Extractor
+from fedhubert.targets.kmeans import Centroids, targets_key
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
+from fedhubert.targets.solving import Candidates, SetsKMeans, drawn_points
 from fedhubert.training.central import RoundPlan, rounds_of_clients
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import evaluate
@@ -51,7 +51,8 @@ class Pool:
         config, teacher: As :func:`~fedhubert.federation.phases.teacher.with_teacher` returns them.
 
     Attributes:
-        centroids: The run's clusters; None before :meth:`label`, and with precomputed labels.
+        centroids: The clusters of each set; none before :meth:`label`, and with precomputed
+            labels.
         spec, objective: What is learned.
     """
 
@@ -63,7 +64,7 @@ class Pool:
         self.clients: list[Partition] = [
             self.site.partition(number) for number in range(self.job.num_clients)
         ]
-        self.centroids: npt.NDArray[np.float32] | None = None
+        self.centroids: Centroids = ()
         self.key = PRECOMPUTED
         self._extractor = self._keep_extractor()
         self._teacher = teacher
@@ -105,17 +106,15 @@ class Pool:
         ]
         return rounds_of_clients(asked, steps)
 
-    def label(
-        self, on_event: Callable[[Event], None], centroids: npt.NDArray[np.float32] | None = None
-    ) -> None:
+    def label(self, on_event: Callable[[Event], None], centroids: Centroids = ()) -> None:
         """Cluster (unless ``centroids`` are given) and label everyone's audio, if the task needs
         it; tells of each iteration and of the labels."""
         if not self.config.task.needs_labels:
             return
         targets = self.config.targets
         if targets.kind == "kmeans":
-            self.centroids = self._fit(on_event) if centroids is None else centroids
-            self.key = kmeans.targets_key(self.centroids, self.site.source(self._extractor).key)
+            self.centroids = centroids or self._fit(on_event)
+            self.key = targets_key(self.centroids, self.site.source(self._extractor).key)
         counts: dict[str, npt.NDArray[np.int64]] = {}
         for part in self.clients:
             store = self.site.labels(part, self.key, self.centroids, self._extractor)
@@ -132,48 +131,45 @@ class Pool:
             }
         )
 
-    def _seeds(self) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-        """Return what the federation would choose the first centroids from."""
+    def _seeds(self) -> list[Candidates]:
+        """Return what the federation would choose the first centroids of each set from."""
         targets = self.config.targets
         if targets.seeding == "local":
-            return [
-                site_figures.seeds(self.site, part, self._extractor)[:2] for part in self.clients
+            seeds = [
+                site_figures.seeds(self.site, part, self._extractor)[0] for part in self.clients
             ]
-        moments = reduce(
-            operator.add,
-            (site_figures.moments(self.site, part, self._extractor)[0] for part in self.clients),
+            return [list(of_one) for of_one in zip(*seeds, strict=True)]
+        moments = [
+            site_figures.moments(self.site, part, self._extractor)[0] for part in self.clients
+        ]
+        return drawn_points(
+            [reduce(operator.add, of_one) for of_one in zip(*moments, strict=True)],
+            targets,
+            self.config.seed,
         )
-        points = moments.points(targets.num_clusters, self.config.seed)
-        return [(points, np.ones(len(points), np.int64))]
 
-    def _fit(self, on_event: Callable[[Event], None]) -> npt.NDArray[np.float32]:
+    def _fit(self, on_event: Callable[[Event], None]) -> Centroids:
         """Lloyd's algorithm over everyone's frames from the federation's own seeds: to the bit what
         the federation finds."""
-        settings, seed = self.config.targets, self.config.seed
-        solver = kmeans.FederatedKMeans(
-            settings.num_clusters, seed, settings.max_iterations, settings.tolerance
-        )
-        solver.seed(self._seeds())
-        while not solver.done:
-            assert solver.centroids is not None
+        solvers = SetsKMeans(self.config.targets, self.config.seed)
+        solvers.seed(self._seeds())
+        while not solvers.done:
+            asked = solvers.asked
             parts = [
-                site_figures.statistics(self.site, part, solver.centroids, self._extractor)
+                site_figures.statistics(self.site, part, asked, self._extractor)
                 for part in self.clients
             ]
-            statistics, total = reduce(operator.add, (part for part, _ in parts)), Counter[str]()
+            total = Counter[str]()
             for _, metrics in parts:
                 total.update(metrics)
-            solver.step(statistics)
-            iteration, inertia = len(solver.history), solver.history[-1]
-            log.info(
-                "k-means: iteration %d/%d, inertia per frame %.4g",
-                iteration,
-                settings.max_iterations,
-                inertia,
-            )
-            on_event(kmeans_event(solver, statistics, total))
-        assert solver.centroids is not None
-        return solver.centroids
+            statistics = {
+                place: reduce(operator.add, (found[place] for found, _ in parts)) for place in asked
+            }
+            solvers.step(statistics)
+            log.info("%s", solvers)
+            for event in solvers.events(statistics, total):
+                on_event(event)
+        return solvers.centroids
 
     def batches(self, plans: Sequence[RoundPlan], *, alone: bool = False) -> Iterator[Batch]:
         """Yield the training micro-batches of all rounds in order, read ahead in

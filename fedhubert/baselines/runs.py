@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from fedhubert.baselines.pool import ClientScore, Pool, figures
 from fedhubert.config import Config
 from fedhubert.federation.rounds.metrics import said
@@ -16,6 +14,7 @@ from fedhubert.objectives.spec import ObjectiveSpec, build_model, spec_of
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event, append_event
 from fedhubert.runs.store import RoundStore
+from fedhubert.targets.solving import plain_centroids
 from fedhubert.training.central import CentralTrainer, RoundPlan, RoundResult
 from fedhubert.training.parameters import ParameterLayout
 
@@ -126,11 +125,10 @@ class BaselineRun:
         number = self._history[-1]["round"] if self._history else 0
         if number <= self._saved:
             return
-        centroids = self._pool.centroids
         resume = {
             "baseline": self._kind,
             "targets_key": self._pool.key,
-            "centroids": None if centroids is None else torch.from_numpy(centroids.copy()),
+            **plain_centroids(self._pool.centroids),
         }
         metrics = {**self._history[-1], "baseline": self._kind, "history": self._history}
         path = self._store.save(

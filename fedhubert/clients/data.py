@@ -30,7 +30,7 @@ from fedhubert.formats.importing import import_encoder
 from fedhubert.models.teacher import TaughtTask, Teacher
 from fedhubert.objectives.spec import spec_of
 from fedhubert.targets.features import FeatureSource
-from fedhubert.targets.kmeans import targets_key
+from fedhubert.targets.kmeans import Centroids, targets_key
 from fedhubert.targets.labels import (
     LabelStore,
     assigned_labels,
@@ -39,7 +39,7 @@ from fedhubert.targets.labels import (
     stated_clusters,
 )
 from fedhubert.targets.layers import longest_chunk_samples
-from fedhubert.targets.mfcc import MFCC
+from fedhubert.targets.sets import mfcc_source
 from fedhubert.training.teacher_runner import TeacherRunner
 
 
@@ -141,11 +141,13 @@ class Site:
         )
         return teacher, TeacherRunner(teacher, taught, device, cache)
 
-    def source(self, extractor: str) -> FeatureSource:
-        """Return what k-means sees: MFCC, or (under ``targets.source=layer:N``) features of the
-        extractor of that key."""
-        if self.job.targets.layer is None:
-            return MFCC
+    def source(self, extractor: str, partition: Partition | None = None) -> FeatureSource:
+        """Return what k-means sees: kinds of MFCC, or (under ``targets.source=layer:N``) features
+        of the extractor of that key; ``partition``: whose, where they are to be computed."""
+        targets = self.job.targets
+        if targets.layer is None:
+            source = mfcc_source(targets)
+            return source if partition is None else self._samples.of_client(source, partition)
         longest = longest_chunk_samples(self.job.data)
         return layer_features(self.extractor_folder, extractor, longest, self.job.client.device)
 
@@ -159,20 +161,24 @@ class Site:
         return self._samples.groups(partition, extractor)
 
     def labels(
-        self, partition: Partition, key: str, centroids: Features | None = None, extractor: str = ""
+        self,
+        partition: Partition,
+        key: str,
+        centroids: Centroids = (),
+        extractor: str = "",
     ) -> LabelStore:
         """Return the pseudo-labels of a partition: precomputed, or those named by ``key`` (of
         centroids and extractor).
 
-        With ``centroids`` they are made (and kept in the state folder) if they are not there yet;
-        without, they must be.
+        With ``centroids`` of each set they are made (and kept in the state folder) if they are not
+        there yet; without, they must be.
         """
         if (partition.number, key) not in self._labels:
             self._labels[partition.number, key] = self._find_labels(
                 partition, key, centroids, extractor
             )
         # the centroids are settled: their sample has done its work
-        if centroids is not None and self.job.targets.layer:
+        if centroids and self.job.targets.layer:
             self._samples.forget(partition, extractor)
         return self._labels[partition.number, key]
 
@@ -185,7 +191,7 @@ class Site:
         return LabelSource(store.labels, store.rate_hz)
 
     def _find_labels(
-        self, partition: Partition, key: str, centroids: Features | None, extractor: str
+        self, partition: Partition, key: str, centroids: Centroids, extractor: str
     ) -> LabelStore:
         job, settings, rows = self.job, self.settings, partition.rows
         targets = job.targets
@@ -198,9 +204,11 @@ class Site:
                 targets.num_clusters,
             )
         folder = settings.state_dir / "labels"
-        if centroids is None:
-            return cached_labels(folder, self.manifest, rows, key, None)
-        source = self.source(extractor)
+        site_key = "" if targets.layer else self.source("", partition).site_key
+        name = f"{key}-{site_key}" if site_key else key
+        if not centroids:
+            return cached_labels(folder, self.manifest, rows, name, None)
+        source = self.source(extractor, partition)
         if key != targets_key(centroids, source.key):
             raise TargetsError(
                 "the centroids that arrived are not those that the server names",
@@ -215,7 +223,7 @@ class Site:
             source=source,
             left_out=partition.left_out,
         )
-        return cached_labels(folder, self.manifest, rows, key, build)
+        return cached_labels(folder, self.manifest, rows, name, build)
 
     def state_folder(self, run_key: str, number: int) -> StateFolder:
         """Return where a run keeps what a partition carries from round to round."""

@@ -17,6 +17,7 @@ from fedhubert.targets.extractor import load_extractor
 from fedhubert.targets.features import FeatureSource, fitting_features, kept_features
 from fedhubert.targets.grouping import group
 from fedhubert.targets.layers import LayerFeatures
+from fedhubert.targets.sets import of_speakers
 from fedhubert.training.device import resolve_device
 
 Features = npt.NDArray[np.float32]
@@ -30,7 +31,7 @@ class Samples:
     """The samples of a site's clients.
 
     Args:
-        source: Gives the features that an extractor's key names.
+        source: Gives the features that an extractor's key names, of a client.
     """
 
     def __init__(
@@ -38,20 +39,20 @@ class Samples:
         job: ClientJob,
         settings: SiteSettings,
         manifest: Manifest,
-        source: Callable[[str], FeatureSource],
+        source: Callable[[str, Partition], FeatureSource],
     ) -> None:
         self._job, self._settings, self._manifest = job, settings, manifest
         self._source = source
         self._groups: dict[int, tuple[str, Features, Rows]] = {}
 
     def features(self, partition: Partition, extractor: str) -> Features:
-        """Return features [F, D] of a sample of the client's training split.
+        """Return features [F, D] of a sample of the client's training split, D over all sets.
 
         On disk: ``targets.max_frames_per_client`` x D x 4 bytes at most. Of layer features it is
         removed when the labels are made: computing them anew in each iteration would run the model
         over the sample ``targets.max_iterations`` times.
         """
-        source = self._source(extractor)
+        source = self._source(extractor, partition)
         rows, most, seed = self._drawn_from(partition)
         return kept_features(
             self._file(partition, source),
@@ -74,15 +75,22 @@ class Samples:
         made = self._groups.get(partition.number)
         if made is None or made[0] != extractor:
             features = self.features(partition, extractor)
+            columns = self._source(extractor, partition).grouped_by
             made = self._groups[partition.number] = (
                 extractor,
-                *group(features, self._job.targets.group_frames),
+                *group(features, self._job.targets.group_frames, columns),
             )
         return made[1], made[2]
 
     def forget(self, partition: Partition, extractor: str) -> None:
         """Remove a client's sample from the disk."""
-        self._file(partition, self._source(extractor)).unlink(missing_ok=True)
+        self._file(partition, self._source(extractor, partition)).unlink(missing_ok=True)
+
+    def of_client(self, source: FeatureSource, partition: Partition) -> FeatureSource:
+        """Return ``source`` for a client's audio: all of it, or, as the sample, what does not depend
+        on the job."""
+        rows = partition.rows if self._settings.sample is None else self._drawn_from(partition)[0]
+        return of_speakers(source, self._manifest, rows, partition.left_out)
 
     def _drawn_from(self, partition: Partition) -> tuple[Rows, int, int]:
         """Return among which rows the sample is drawn, its most frames, and the seed.
@@ -100,7 +108,10 @@ class Samples:
         rows, most, seed = self._drawn_from(partition)
         drawn = f"{most}-{seed}-{partition.number}"  # what the sample depends on
         name = "-".join(
-            filter(None, ["features", source.key, self._manifest.fingerprint(rows), drawn])
+            filter(
+                None,
+                ["features", source.key, source.site_key, self._manifest.fingerprint(rows), drawn],
+            )
         )
         return self._settings.state_dir / "features" / f"{name}.npy"
 

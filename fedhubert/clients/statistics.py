@@ -6,6 +6,7 @@ finds the same clusters.
 """
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,11 @@ from fedhubert.clients import Metrics
 from fedhubert.clients.data import Site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.samples import Features
+from fedhubert.config.target_sets import of_set
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
+from fedhubert.targets.features import parts_of
 from fedhubert.targets.kmeans import KMeansStatistics
 from fedhubert.targets.labels import LabelStore
 from fedhubert.targets.moments import FeatureMoments, moments_of
@@ -26,11 +29,17 @@ log = logging.getLogger("fedhubert.site")
 
 Counts = npt.NDArray[np.int64]
 
+WITHHELD = "withheld_clusters"
+"""Figure of each set: clusters that were emptied for their few frames."""
 
-def seeds(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts, Metrics]:
-    """Return a partition's weighted local centroids (see
+
+def seeds(
+    site: Site, partition: Partition, extractor: str
+) -> tuple[list[tuple[Features, Counts]], Metrics]:
+    """Return a partition's weighted local centroids of each set (see
     :func:`fedhubert.targets.kmeans.local_seeds`), and what is said of them."""
     targets, seed, number = site.job.targets, site.job.seed, partition.number
+    widths = site.source(extractor).widths
     features, weights, frames = _seen(site, partition, extractor)
     if weights is not None:  # groups lie in an order that says where they are
         drawn = generator(seed, "kmeans/groups", number).permutation(len(features))[
@@ -38,28 +47,38 @@ def seeds(site: Site, partition: Partition, extractor: str) -> tuple[Features, C
         ]
         features, weights = features[drawn], weights[drawn]
     features = features[: targets.seed_frames_per_client]
-    centroids, counts, withheld = kmeans.local_seeds(
-        features, targets.num_clusters, seed, number, targets.min_frames, weights
-    )
-    return centroids, counts, {"frames": frames, "withheld_clusters": withheld}
+    found = [
+        kmeans.local_seeds(part, one.num_clusters, seed, number, targets.min_frames, weights)
+        for part, one in zip(parts_of(features, widths), targets.label_sets, strict=True)
+    ]
+    withheld = {of_set(WITHHELD, place): few for place, (_, _, few) in enumerate(found)}
+    return [(centroids, counts) for centroids, counts, _ in found], {"frames": frames, **withheld}
 
 
-def moments(site: Site, partition: Partition, extractor: str) -> tuple[FeatureMoments, Metrics]:
-    """Return a partition's moments (see :func:`fedhubert.targets.moments.moments_of`), and how many
-    frames they are of."""
+def moments(
+    site: Site, partition: Partition, extractor: str
+) -> tuple[list[FeatureMoments], Metrics]:
+    """Return a partition's moments of each set (see
+    :func:`fedhubert.targets.moments.moments_of`), and how many frames they are of."""
     features, weights, frames = _seen(site, partition, extractor)
-    return moments_of(features, weights, site.job.targets.min_frames), {"frames": frames}
+    parts = parts_of(features, site.source(extractor).widths)
+    found = [moments_of(part, weights, site.job.targets.min_frames) for part in parts]
+    return found, {"frames": frames}
 
 
 def statistics(
-    site: Site, partition: Partition, centroids: Features, extractor: str
-) -> tuple[KMeansStatistics, Metrics]:
-    """Return a partition's statistics under ``centroids``, without clusters of too few frames;
-    ``frames`` counts all."""
-    features, weights, _ = _seen(site, partition, extractor)
-    whole = kmeans.accumulate(features, centroids, weights)
-    kept, withheld = whole.without_few(site.job.targets.min_frames)
-    return kept, {"frames": whole.num_frames, "withheld_clusters": withheld}
+    site: Site, partition: Partition, centroids: Mapping[int, Features], extractor: str
+) -> tuple[dict[int, KMeansStatistics], Metrics]:
+    """Return a partition's statistics under the ``centroids`` of some sets (by their place, from
+    0), without clusters of too few frames; ``frames`` counts all."""
+    features, weights, frames = _seen(site, partition, extractor)
+    parts = parts_of(features, site.source(extractor).widths)
+    kept, withheld = {}, dict.fromkeys(range(len(parts)), 0)
+    for place, centroids_KD in centroids.items():
+        whole = kmeans.accumulate(parts[place], centroids_KD, weights)
+        kept[place], withheld[place] = whole.without_few(site.job.targets.min_frames)
+    said = {of_set(WITHHELD, place): few for place, few in withheld.items()}
+    return kept, {"frames": frames, **said}
 
 
 def _seen(site: Site, partition: Partition, extractor: str) -> tuple[Features, Counts | None, int]:

@@ -20,12 +20,18 @@ from fedhubert.compose.overrides import check_overrides
 from fedhubert.config import Config, validate
 from fedhubert.config.catalog import defaults, models_in
 from fedhubert.config.explain import near_names
+from fedhubert.config.target_sets import other_classes
 from fedhubert.errors import ConfigError
 
 RECIPES = "recipe"
 """Folder of recipes below ``conf/``: no group of a run's configuration."""
 
 OmegaConf.register_new_resolver("add", lambda left, right: int(left) + int(right), replace=True)
+OmegaConf.register_new_resolver(
+    "other_classes",
+    lambda names, clusters: list(other_classes(names, int(clusters))),
+    replace=True,
+)
 
 DEFAULT_CHOICES = {
     "data": "default",

@@ -15,6 +15,9 @@ NUM_SPECIAL_ROWS = 4
 """Rows that fairseq's Dictionary puts before the clusters (``<s> <pad> </s> <unk>``): cluster i is
 row i + 4 of the label embeddings."""
 
+MAX_SETS = 16
+"""Of pseudo-labels, each with a head of its own: more than anybody has found useful."""
+
 
 class ModelConfig(Model):
     """A HuBERT encoder with its masked-prediction head (names as in the HuBERT recipe)."""
@@ -78,6 +81,13 @@ class ModelConfig(Model):
     )
     """Rows of label embeddings: ``targets.num_clusters`` and fairseq's four special ones. Derived:
     leave it out."""
+
+    other_classes: Annotated[
+        tuple[Annotated[int, Field(gt=NUM_SPECIAL_ROWS + 1)], ...],
+        Field(max_length=MAX_SETS - 1),
+    ] = key((), composed="${other_classes:${targets.sets},${targets.num_clusters}}")
+    """Rows of label embeddings of the further sets of ``targets.sets``, each in a head of its own.
+    Derived: leave it out."""
 
     logit_temperature: Positive = 0.1
     """Cosines are divided by it before the softmax."""

@@ -14,6 +14,7 @@ from fedhubert.config.federated import MOST_NOISE, FederatedConfig, PrivacyConfi
 from fedhubert.config.keys import key
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.secure import SecureConfig, against_distributed, against_secure
+from fedhubert.config.target_sets import other_classes
 from fedhubert.config.targets import TargetsConfig
 from fedhubert.config.task import Task, TaskConfig
 
@@ -182,6 +183,12 @@ class Config(Model):
             raise ValueError(
                 f"model.num_classes is {self.model.num_classes}, but targets.num_clusters {self.targets.num_clusters} and "
                 f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to have it derived"
+            )
+        others = other_classes(self.targets.sets, self.targets.num_clusters)
+        if self.model.other_classes != others:
+            raise ValueError(
+                f"model.other_classes is {list(self.model.other_classes)}, but targets.sets make {list(others)}; "
+                "leave model.other_classes out to have it derived"
             )
         return self
 

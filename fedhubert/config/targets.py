@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedhubert.config.base import Model, NonNegative, PositiveInt
 from fedhubert.config.keys import key
+from fedhubert.config.target_sets import MAX_SETS, TargetSet, read_sets
 
 
 class TargetsConfig(Model):
@@ -28,6 +29,13 @@ class TargetsConfig(Model):
     num_clusters: Annotated[int, Field(ge=2)] = key(500, unit="clusters")
     """Pseudo-labels to predict. Tens for minutes of audio, 100 for the first iteration of the
     recipe, 500 for the second."""
+
+    sets: Annotated[tuple[str, ...], Field(max_length=MAX_SETS)] = ()
+    """Of source=mfcc: kinds of features that are clustered side by side, each predicted by a head
+    of its own, as in ``[mfcc,mfcc_z,static,mfcc_speaker:200]``: mfcc, static (the 13 cepstra) or
+    deltas (their differences), as they are, with ``_z`` on the scale of speech, with ``_speaker``
+    standardised per speaker (on the site), and ``:K`` for K instead of ``num_clusters``. Figures
+    are of the first. None: MFCC alone."""
 
     label_rate_hz: Literal[50, 100] = key(100, unit="Hz", site="label-rate-hz", composed=None)
     """Of the labels; null: the source's rate (mfcc and precomputed 100, layer:N 50). State it for
@@ -71,6 +79,12 @@ class TargetsConfig(Model):
     site, other values are left out."""
 
     @property
+    def label_sets(self) -> tuple[TargetSet, ...]:
+        """The sets of pseudo-labels, the first of which figures are of."""
+        kind = self.source if self.kind == "kmeans" else self.kind
+        return read_sets(self.sets, self.num_clusters) or (TargetSet(kind, self.num_clusters),)
+
+    @property
     def layer(self) -> int | None:
         """The transformer layer that k-means sees, from 1; None for MFCC and precomputed labels."""
         return (
@@ -85,6 +99,21 @@ class TargetsConfig(Model):
         if not re.fullmatch(r"mfcc|layer:[1-9][0-9]{0,2}", source):
             raise ValueError(f"{source!r} is neither mfcc nor layer:N with N from 1 on")
         return source
+
+    @field_validator("sets")
+    @classmethod
+    def _sets_known(cls, sets: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        about = info.data
+        if sets and (about.get("kind", "kmeans"), about.get("source", "mfcc")) != (
+            "kmeans",
+            "mfcc",
+        ):
+            raise ValueError(
+                "these are kinds of MFCC, clustered by the federation: leave them out where "
+                f"kind={about.get('kind')} and source={about.get('source')}"
+            )
+        read_sets(sets, about.get("num_clusters", 2))
+        return sets
 
     @model_validator(mode="before")
     @classmethod

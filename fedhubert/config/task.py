@@ -200,6 +200,8 @@ class DistillConfig(MaskedTask):
             raise ValueError(
                 "task=distill needs task.teacher: a round checkpoint, a run's folder, or a file that `init_from` takes"
             )
+        if model.other_classes:
+            raise ValueError("task=distill has one set of pseudo-labels: leave targets.sets out")
         deepest = max((ours for ours, _ in self.hint_heads), default=0)
         if deepest > model.num_layers:
             raise ValueError(

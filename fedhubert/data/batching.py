@@ -34,7 +34,8 @@ off to match its batch."""
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: float32 waveforms [B, N], cluster ids [B, T] (or None) and masks [B, T].
+    """A micro-batch: float32 waveforms [B, N], cluster ids [B, T] (of several sets [B, T, S]; or
+    None) and masks [B, T].
 
     ``known_places`` are the mask's, if they have been worked out already (see :attr:`places`).
     """

@@ -27,7 +27,8 @@ last label is repeated."""
 
 @dataclass(frozen=True)
 class LabelSource:
-    """Pseudo-labels by manifest row: ``of(row)`` gives cluster ids at ``rate_hz`` (50 or 100)."""
+    """Pseudo-labels by manifest row: ``of(row)`` gives cluster ids [F] at ``rate_hz`` (50 or 100),
+    or [F, S] of several sets."""
 
     of: Callable[[int], npt.NDArray[np.integer]]
     rate_hz: int
@@ -107,7 +108,7 @@ class _Builder:
     def build(self, position: int, spec: BatchSpec) -> Batch:
         frames = num_frames(spec.num_samples)
         waveforms = np.empty((len(spec.rows), spec.num_samples), np.float32)
-        ids = None if self.labels is None else np.empty((len(spec.rows), frames), np.int64)
+        ids: list[npt.NDArray[np.integer]] = []
         for index, (row, start) in enumerate(
             zip(spec.rows.tolist(), spec.starts.tolist(), strict=True)
         ):
@@ -115,10 +116,9 @@ class _Builder:
                 raise CancelledError
             try:
                 row, start, waveforms[index] = self._heard(row, start, spec.num_samples)
-                if self.labels is not None and ids is not None:
-                    ids[index] = _crop_labels(
-                        self.labels, row, start, frames, self.manifest.paths[row]
-                    )
+                if self.labels is not None:
+                    name = self.manifest.paths[row]
+                    ids.append(_crop_labels(self.labels, row, start, frames, name))
             except Exception as error:
                 error.add_note(f"utterance: {self.manifest.paths[row]}")
                 raise
@@ -128,7 +128,7 @@ class _Builder:
         masks = torch.from_numpy(span_mask(len(spec.rows), frames, self.mask, rng))
         return Batch(
             torch.from_numpy(waveforms),
-            None if ids is None else torch.from_numpy(ids),
+            torch.from_numpy(np.stack(ids).astype(np.int64)) if ids else None,
             masks,
             position,
         )
@@ -171,4 +171,4 @@ def _crop_labels(
             f"{name}: labels for {len(cut)} of {frames} frames from sample {start} on; do the labels belong to this audio?",
             setting="targets.label_rate_hz",
         )
-    return np.pad(cut, (0, missing), mode="edge") if missing else cut
+    return np.pad(cut, [(0, missing), (0, 0)][: cut.ndim], mode="edge") if missing else cut

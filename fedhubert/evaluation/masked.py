@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedhubert.config import DataConfig, ModelConfig, TargetsConfig, TaskConfig, validate
@@ -20,7 +19,7 @@ from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
-from fedhubert.targets.kmeans import targets_key
+from fedhubert.targets.kmeans import Centroids, targets_key
 from fedhubert.targets.labels import (
     LabelStore,
     assigned_labels,
@@ -28,7 +27,8 @@ from fedhubert.targets.labels import (
     unigram_entropy_nats,
 )
 from fedhubert.targets.layers import LayerFeatures
-from fedhubert.targets.mfcc import MFCC
+from fedhubert.targets.sets import mfcc_source, of_speakers
+from fedhubert.targets.solving import centroids_in
 from fedhubert.training.local import evaluate
 
 
@@ -71,6 +71,7 @@ def masked_score(checkpoint: Path, manifest: Manifest, device: torch.device) -> 
         ) from None
     data, task = validate(DataConfig, config["data"]), validate(TaskConfig, config["task"])
     centroids, key = _centroids(checkpoint)
+    rows = np.arange(len(manifest))
     source = _source(validate(TargetsConfig, config["targets"]), data, device)
     if key not in ("", targets_key(centroids, source.key)):
         raise CheckpointError(
@@ -78,31 +79,38 @@ def masked_score(checkpoint: Path, manifest: Manifest, device: torch.device) -> 
             setting="targets.checkpoint",
         )
     labels = assigned_labels(
-        manifest, np.arange(len(manifest)), centroids, data.num_workers, source=source
+        manifest,
+        rows,
+        centroids,
+        data.num_workers,
+        source=of_speakers(source, manifest, rows),
     )
     return score_model(model, manifest, labels, data, task, device, seed=int(config["seed"]))
 
 
-def _centroids(checkpoint: Path) -> tuple[npt.NDArray[np.float32], str]:
-    """Return the centroids [K, D] in the sidecar of a checkpoint, and the key of the labels that
-    they gave ('' where it is not told)."""
+def _centroids(checkpoint: Path) -> tuple[Centroids, str]:
+    """Return the centroids of each set in the sidecar of a checkpoint, and the key of the labels
+    that they gave ('' where it is not told)."""
     sidecar = checkpoint.with_name(checkpoint.name.replace("_checkpoint.pt", "_resume.pt"))
     if sidecar == checkpoint or not sidecar.is_file():
         raise CheckpointError(
             f"{checkpoint} has no {sidecar.name} beside it, so the run's pseudo-labels are unknown"
         )
     found = load_plain(sidecar)
-    if found.get("centroids") is None:
+    centroids = centroids_in(found)
+    if not centroids:
         raise TargetsError(
             "the run was trained on precomputed labels, and there are none for this manifest"
         )
-    return found["centroids"].numpy(), str(found.get("targets_key") or "")
+    return centroids, str(found.get("targets_key") or "")
 
 
 def _source(targets: TargetsConfig, data: DataConfig, device: torch.device) -> FeatureSource:
     """Return what the run's clusters are of."""
     extractor = Extractor.of(targets)
-    return MFCC if extractor is None else LayerFeatures.of(extractor, data, device)
+    if extractor is None:
+        return mfcc_source(targets)
+    return LayerFeatures.of(extractor, data, device)
 
 
 def score_model(

@@ -14,7 +14,9 @@ def write_s3prl(source: Source, folder: Path) -> None:
     encoder has no exact form there."""
     _refuse_other_tensors(source)
     torch.save(
-        hubert_local_fields(source.config, source.state, source.label_rate_hz),
+        hubert_local_fields(
+            source.config, {**source.state, **source.other_heads}, source.label_rate_hz
+        ),
         folder / "hubert_s3prl.pt",
     )
 
@@ -25,7 +27,7 @@ def write_fairseq(source: Source, folder: Path) -> None:
     _refuse_other_tensors(source)
     checkpoint = fairseq_checkpoint(
         source.config,
-        source.state,
+        {**source.state, **source.other_heads},
         label_rate_hz=source.label_rate_hz,
         task=source.task,
         updates=source.round,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fedhubert.config import NUM_SPECIAL_ROWS, ModelConfig, TaskConfig, validate
+from fedhubert.config.target_sets import MAX_SETS
 from fedhubert.errors import CheckpointError, FedhubertError
-from fedhubert.formats.naming import ENCODER, FAIRSEQ, HEAD, LABELS, MASK
+from fedhubert.formats.naming import ENCODER, FAIRSEQ, HEAD, LABELS, MASK, OTHER_HEADS
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ def hubert_local_fields(
         label_rate_hz: Rate of the labels that the model was trained on.
 
     Returns:
-        ``task_cfg``, ``model_cfg``, ``model_weight`` (the same tensors, not copies) and
-        ``dictionaries_symbols``; plain values and tensors.
+        ``task_cfg``, ``model_cfg``, ``model_weight`` (the same tensors, not copies, but for the
+        heads of several sets of labels) and ``dictionaries_symbols``; plain values and tensors.
 
     Raises:
         CheckpointError: the encoder has no exact form there (see :func:`fairseq_state`).
@@ -40,9 +41,9 @@ def hubert_local_fields(
     weights = fairseq_state(config, state)
     return {
         "task_cfg": task_settings(label_rate_hz),
-        "model_cfg": model_settings(config, label_rate_hz),
+        "model_cfg": model_settings(config, label_rate_hz, sets=len(heads_in(state))),
         "model_weight": weights,
-        "dictionaries_symbols": [symbols(len(weights["label_embs_concat"]))],
+        "dictionaries_symbols": dictionaries(weights, state),
     }
 
 
@@ -68,7 +69,8 @@ def label_rate_of(run: Mapping[str, Any]) -> float:
 
 def fairseq_state(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the encoder, mask embedding and head in fairseq's names; see
-    :func:`hubert_local_fields`.
+    :func:`hubert_local_fields`. Heads of several sets of labels are one, each with its own rows of
+    the projection (``untie_final_proj``).
 
     Raises:
         CheckpointError: the last convolution is as wide as the encoder: fairseq leaves the
@@ -83,10 +85,29 @@ def fairseq_state(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str,
         name: tensor for name, tensor in state.items() if name.startswith((ENCODER, MASK, HEAD))
     }
     complete = _neutral_head(config) | complete if LABELS not in complete else complete
+    heads = heads_in(state)
+    if len(heads) > 1:
+        joined = {name: torch.cat([state[f"{head}{name}"] for head in heads]) for name in _HEAD}
+        complete |= {f"{HEAD}{name}": tensor for name, tensor in joined.items()}
     complete.setdefault("mask_generator.mask_embedding", torch.zeros(config.embed_dim))
     naming = FAIRSEQ[config.conv_norm]
     renamed = {naming.theirs(name): tensor for name, tensor in complete.items()}
     return {name: tensor for name, tensor in renamed.items() if name is not None}
+
+
+_HEAD = ("label_embeddings", "final_proj.weight", "final_proj.bias")
+
+
+def heads_in(state: Mapping[str, Tensor]) -> list[str]:
+    """Return what the names of each head begin with, that of the first set first."""
+    others = [f"{OTHER_HEADS}{number}." for number in range(MAX_SETS)]
+    return [HEAD, *(head for head in others if f"{head}label_embeddings" in state)]
+
+
+def dictionaries(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the dictionary of each set of labels; ``weights``: of :func:`fairseq_state`."""
+    others = [len(state[f"{head}label_embeddings"]) for head in heads_in(state)[1:]]
+    return [symbols(rows) for rows in (len(weights["label_embs_concat"]) - sum(others), *others)]
 
 
 def _neutral_head(config: ModelConfig) -> dict[str, Tensor]:
@@ -116,10 +137,10 @@ def task_settings(label_rate_hz: float) -> dict[str, Any]:
 
 
 def model_settings(
-    config: ModelConfig, label_rate_hz: float, task: TaskConfig | None = None
+    config: ModelConfig, label_rate_hz: float, task: TaskConfig | None = None, sets: int = 1
 ) -> dict[str, Any]:
     """Return fairseq's ``hubert`` settings (the fields of its ``HubertConfig`` that this package
-    sets)."""
+    sets); ``sets``: of labels, with a head each."""
     task = task or TaskConfig()
     return {
         "_name": "hubert",
@@ -143,7 +164,7 @@ def model_settings(
         "encoder_layerdrop": config.layer_drop,
         "feature_grad_mult": config.feature_grad_mult,
         "final_dim": config.final_dim,
-        "untie_final_proj": False,
+        "untie_final_proj": sets > 1,
         "target_glu": False,
         "logit_temp": config.logit_temperature,
         "mask_prob": task.mask_probability,
@@ -178,10 +199,10 @@ def fairseq_checkpoint(
         "cfg": {
             "_name": None,
             "task": task_settings(label_rate_hz),
-            "model": model_settings(config, label_rate_hz, task),
+            "model": model_settings(config, label_rate_hz, task, len(heads_in(state))),
         },
         "model": weights,
-        "task_state": {"dictionaries": [symbols(len(weights["label_embs_concat"]))]},
+        "task_state": {"dictionaries": dictionaries(weights, state)},
         "optimizer_history": [history],
         "last_optimizer_state": None,
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},

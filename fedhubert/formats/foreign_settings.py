@@ -54,7 +54,6 @@ _FAIRSEQ = {
 _FAIRSEQ_FIXED = {
     "activation_fn": "gelu",
     "layer_type": "transformer",
-    "untie_final_proj": False,
     "target_glu": False,
 }
 _TORCHAUDIO = {

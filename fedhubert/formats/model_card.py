@@ -63,6 +63,7 @@ _TRAINING = (
     "targets.kind",
     "targets.source",
     "targets.num_clusters",
+    "targets.sets",
     "targets.label_rate_hz",
     "federated.strategy",
     "federated.num_clients",
@@ -184,7 +185,7 @@ def _lines(source: Source, format_name: str, folder: Path) -> Iterator[str]:
     yield from _table("Model", _model_rows(source))
     yield from _table(
         "Training",
-        [(name, value) for name in _TRAINING if (value := _dotted(source.run, name)) is not None],
+        [row for name in _TRAINING for row in _rows(name, _dotted(source.run, name))],
     )
     yield from _table("Data", _data_rows(metrics))
     yield from _table(

@@ -16,6 +16,8 @@ from fedhubert.errors import CheckpointError
 
 ENCODER, MASK, HEAD = "wav2vec2.", "mask_generator.", "logit_generator."
 LABELS = "logit_generator.label_embeddings"
+OTHER_HEADS = "label_heads."
+"""Of further sets of labels, which fairseq's form alone has a place for."""
 PROJECTION = "wav2vec2.encoder.feature_projection.projection."
 
 _CONV = "wav2vec2.feature_extractor.conv_layers.#."

@@ -10,7 +10,9 @@ from fedhubert.errors import CheckpointError
 from fedhubert.formats.naming import (
     ENCODER,
     FAIRSEQ,
+    HEAD,
     HUGGINGFACE,
+    LABELS,
     PROJECTION,
     TORCHAUDIO_ENCODER,
     Naming,
@@ -69,7 +71,20 @@ def in_our_names(found: ImportSource) -> tuple[dict[str, Tensor], list[str]]:
                 f"{found.where}: `{name}` is of type {tensor.dtype}; import the model before it was quantised"
             )
         state[ours] = tensor.detach().to(torch.float32).contiguous()
+    ignored += _without_several_heads(state)
     return state, ignored
+
+
+def _without_several_heads(state: dict[str, Tensor]) -> list[str]:
+    """Take heads of several sets of labels out of ``state``, which fairseq keeps as one with a
+    projection each; returns their names."""
+    projection, labels = state.get(f"{HEAD}final_proj.weight"), state.get(LABELS)
+    if projection is None or labels is None or len(projection) == labels.shape[1]:
+        return []
+    names = [name for name in state if name.startswith(HEAD)]
+    for name in names:
+        del state[name]
+    return names
 
 
 def _naming(found: ImportSource) -> tuple[Naming, str]:

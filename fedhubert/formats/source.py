@@ -1,7 +1,7 @@
 """What an export starts from: a round checkpoint whose configuration has been read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -10,7 +10,7 @@ from torch import Tensor
 from fedhubert.config import MaskedTask, ModelConfig, Task, TaskConfig, validate
 from fedhubert.errors import CheckpointError
 from fedhubert.formats.fairseq_form import label_rate_of
-from fedhubert.formats.naming import HEAD, MASK, is_objectives_own
+from fedhubert.formats.naming import HEAD, MASK, OTHER_HEADS, is_objectives_own
 
 _TASK: TypeAdapter[MaskedTask] = TypeAdapter(Task)
 
@@ -24,6 +24,7 @@ class Source:
         state: Its weights in this package's names, without the heads that its objective added, and
             without the mask embedding and the masked-prediction head where no objective trained
             them.
+        other_heads: Those of further sets of labels.
         run: The run's configuration, plain values; it may hold the model's part alone.
         round: The round that the model comes out of.
         metrics: ``federated_metrics`` of that round.
@@ -34,6 +35,7 @@ class Source:
     run: Mapping[str, Any]
     round: int
     metrics: Mapping[str, Any]
+    other_heads: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> "Source":
@@ -59,7 +61,13 @@ class Source:
             for name, tensor in checkpoint["model"].items()
             if not is_objectives_own(name) and not name.startswith(untrained)
         }
-        return cls(config, state, run, checkpoint["round"], checkpoint["federated_metrics"])
+        others = {
+            name: tensor
+            for name, tensor in checkpoint["model"].items()
+            if name.startswith(OTHER_HEADS)
+        }
+        metrics = checkpoint["federated_metrics"]
+        return cls(config, state, run, checkpoint["round"], metrics, others)
 
     @property
     def label_rate_hz(self) -> float:

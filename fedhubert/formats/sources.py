@@ -183,7 +183,9 @@ def _round(content: Mapping[str, Any], where: str) -> ImportSource:
         raise CheckpointError(
             f"{where}: its config has no `model`, which says how the weights are shaped"
         )
-    known = {name: value for name, value in settings.items() if name in ModelConfig.model_fields}
+    # heads of further sets of labels stay behind
+    wanted = ModelConfig.model_fields.keys() - {"other_classes"}
+    known = {name: value for name, value in settings.items() if name in wanted}
     return ImportSource("fedhubert", where, content["model"], known, False)
 
 

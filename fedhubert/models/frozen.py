@@ -34,6 +34,8 @@ UNUSED = {
 model's key."""
 NO_HEAD = {"num_classes": 6, "final_dim": 1, "logit_temperature": 0.1}
 """The same for a model whose head is not kept."""
+_NEVER_KEPT = {"other_classes"}
+"""Heads of further sets of labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ class FrozenModel:
     def key(self) -> str:
         """Stands for configuration and weights."""
         digest = self.new_digest()
-        digest.update(self.config.model_dump_json().encode())
+        digest.update(self.config.model_dump_json(exclude=_NEVER_KEPT).encode())
         for name in sorted(self.state):
             tensor = self.state[name]
             digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
@@ -82,11 +84,11 @@ class FrozenModel:
         """Keep the model in ``folder``, whole or not at all; raises :attr:`error` when it cannot be
         written."""
         path = self.file(folder, self.key)
-        scratch = scratch_path(path)
+        scratch, about = scratch_path(path), self.config.model_dump_json(exclude=_NEVER_KEPT)
         try:
             private_folder(folder)
             open_here(scratch, "xb", private=True).close()
-            save_file(dict(self.state), scratch, metadata={"model": self.config.model_dump_json()})
+            save_file(dict(self.state), scratch, metadata={"model": about})
             os.replace(scratch, path)
         except (OSError, SafetensorError) as error:
             scratch.unlink(missing_ok=True)

@@ -35,17 +35,20 @@ class HubertOutput(NamedTuple):
         frames: T.
         unmasked_logits_UC: Scores of the frames that the mask does not hide, if they were asked
             for.
+        others: Masked and unmasked scores by the heads of further sets of labels.
     """
 
     logits_MC: Tensor
     conv_power: Tensor
     frames: int
     unmasked_logits_UC: Tensor | None = None
+    others: tuple[tuple[Tensor, Tensor | None], ...] = ()
 
 
 class HubertModel(nn.Module):
     """A HuBERT encoder with its head. ``state_dict`` keys are those of
-    ``torchaudio.models.hubert_pretrain_model``.
+    ``torchaudio.models.hubert_pretrain_model``, and ``label_heads.N.`` of the heads of further sets
+    of labels.
 
     Build it with :func:`build_hubert`. A batch holds crops of equal length, so there is never an
     attention mask (with one, torch cannot use flash attention). Dropout and layer drop draw from
@@ -58,11 +61,10 @@ class HubertModel(nn.Module):
         self.config = config
         self.wav2vec2: Any = reference.wav2vec2
         self.mask_generator = MaskGenerator(config.embed_dim)
-        self.logit_generator = LogitGenerator(
-            config.embed_dim, config.num_classes, config.final_dim, config.logit_temperature
-        )
+        self.logit_generator = _head(config, config.num_classes)
         self.mask_generator.load_state_dict(reference.mask_generator.state_dict())
         self.logit_generator.load_state_dict(reference.logit_generator.state_dict())
+        self.label_heads = nn.ModuleList()
         self.activation_checkpointing = False
         self._compiled: Parts | None = None
 
@@ -165,9 +167,14 @@ class HubertModel(nn.Module):
         """Score the masked frames of the transformer's output, and with ``unmasked`` the others
         too."""
         conv_power = at_least_float32(conv_BTD).pow(2).mean()
-        logits_UC = self.logit_generator(pick(x_BTD, places.unmasked_U)) if unmasked else None
-        logits_MC = self.logit_generator(pick(x_BTD, places.masked_M))
-        return HubertOutput(logits_MC, conv_power, x_BTD.shape[1], logits_UC)
+        unmasked_UD = pick(x_BTD, places.unmasked_U) if unmasked else None
+        masked_MD = pick(x_BTD, places.masked_M)
+        scores: list[tuple[Tensor, Tensor | None]] = []
+        for head in (self.logit_generator, *self.label_heads):
+            logits_UC = None if unmasked_UD is None else head(unmasked_UD)
+            scores.append((head(masked_MD), logits_UC))
+        (logits_MC, logits_UC), *others = scores
+        return HubertOutput(logits_MC, conv_power, x_BTD.shape[1], logits_UC, tuple(others))
 
     def extract_features(self, waveforms_BN: Tensor, num_layers: int | None = None) -> list[Tensor]:
         """Return the output [B, T, D] of each transformer layer, or of the first ``num_layers``;
@@ -207,6 +214,10 @@ class HubertModel(nn.Module):
         return run(layer, x_BTD)
 
 
+def _head(config: ModelConfig, num_classes: int) -> LogitGenerator:
+    return LogitGenerator(config.embed_dim, num_classes, config.final_dim, config.logit_temperature)
+
+
 def _return_freed_memory(gradient: Tensor) -> None:
     """Hand what the transformer's backward pass has freed back to the system, before the
     convolutions' begins.
@@ -226,7 +237,8 @@ def build_hubert(config: ModelConfig, seed: int) -> HubertModel:
     The weights are those that ``torchaudio.models.hubert_pretrain_model`` draws under that seed;
     with ``label_init: normal`` the label embeddings are drawn from a normal distribution instead.
     (The recipe's uniform [0, 1) draw puts them all into one orthant, where their cosines start near
-    0.75: a long plateau at the unigram entropy, which small runs never leave.)
+    0.75: a long plateau at the unigram entropy, which small runs never leave.) Heads of further sets
+    of labels are drawn last, so that all else is the same with and without them.
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the GPUs, which are not forked here
@@ -234,6 +246,11 @@ def build_hubert(config: ModelConfig, seed: int) -> HubertModel:
         model = HubertModel(config)
         if config.label_init == "normal":
             nn.init.normal_(model.logit_generator.label_embeddings)
+        draw = nn.init.normal_ if config.label_init == "normal" else nn.init.uniform_
+        for rows in config.other_classes:
+            head = _head(config, rows)
+            draw(head.label_embeddings)
+            model.label_heads.append(head)
         return model
 
 

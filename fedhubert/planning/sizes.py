@@ -72,10 +72,8 @@ def written(inputs: Inputs, number: int) -> int:
     model, taken to be better every time."""
     checkpoint, last = inputs.config.checkpoint, inputs.config.federated.num_rounds
     due = number == last or number % checkpoint.every == 0
-    return (
-        due * _checkpoint(inputs)
-        + (checkpoint.keep_best and number > 1) * 4 * inputs.all_parameters
-    )
+    best = space.saved_model_bytes(inputs.config, inputs.all_parameters)
+    return due * _checkpoint(inputs) + (checkpoint.keep_best and number > 1) * best
 
 
 def checkpoint_disk(inputs: Inputs) -> int:

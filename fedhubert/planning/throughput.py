@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import count, cycle
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedhubert.clients.data import Site
@@ -155,9 +156,7 @@ def _real(config: Config, site: Site) -> Batches:
     if config.task.needs_labels:
         rate_hz = config.targets.label_rate_hz
         frames = site.manifest.lengths() * rate_hz // SAMPLE_RATE_HZ + 1
-        labels = LabelSource(
-            lambda row: rng.integers(config.targets.num_clusters, size=int(frames[row])), rate_hz
-        )
+        labels = LabelSource(lambda row: _labels(config, rng, int(frames[row])), rate_hz)
 
     def batches(client: int, training: bool) -> Iterator[Batch]:
         part = site.partition(client)
@@ -180,6 +179,14 @@ def _real(config: Config, site: Site) -> Batches:
     return batches
 
 
+def _labels(config: Config, rng: np.random.Generator, *shape: int) -> npt.NDArray[np.int64]:
+    """Return any labels of ``shape``, of several sets [..., S]."""
+    first, *others = (each.num_clusters for each in config.targets.label_sets)
+    if not others:
+        return rng.integers(first, size=shape)
+    return rng.integers([first, *others], size=(*shape, 1 + len(others)))
+
+
 def _noise(config: Config) -> Batches:
     """Batches of the longest crops."""
     num_samples = round(config.data.max_seconds * SAMPLE_RATE_HZ)
@@ -194,9 +201,7 @@ def _noise(config: Config) -> Batches:
             waveforms = 0.1 * torch.from_numpy(
                 rng.standard_normal((rows, num_samples), dtype=np.float32)
             )
-            labels = torch.from_numpy(
-                rng.integers(config.targets.num_clusters, size=(rows, frames))
-            )
+            labels = torch.from_numpy(_labels(config, rng, rows, frames))
             masks = torch.from_numpy(span_mask(rows, frames, mask_spec(config.task), rng))
             yield Batch(waveforms, labels if config.task.needs_labels else None, masks, position)
 

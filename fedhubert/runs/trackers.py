@@ -122,7 +122,7 @@ def points_of(event: Event, *, clients_figures: bool = True) -> Iterator[Point]:
     Without ``clients_figures``: only what the server measures itself, and epsilon.
     """
     kind = event.get("event")
-    if kind == "kmeans" and clients_figures:
+    if kind == "kmeans" and "set" not in event and clients_figures:
         yield from _points(
             "kmeans", event["iteration"], {"inertia_per_frame": event["inertia_per_frame"]}
         )

@@ -55,7 +55,7 @@ def contingency(
         return counts
     place = {value: number for number, value in enumerate(values)}
     for row in rows.tolist():
-        clusters = store.labels(row)
+        clusters = store.first(row)
         labels = _labels(cells[row], len(clusters), place)
         if labels is None:
             log.warning(

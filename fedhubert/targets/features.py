@@ -2,7 +2,7 @@
 on."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,13 +25,24 @@ class FeatureSource(Protocol):
 
     Attributes:
         key: Names the features among all others ('' for MFCC): part of the names of what is cached.
+        site_key: Names what of the site they depend on beside the audio ('' for nothing): part of
+            the names of files that stay there.
         rate_hz: Frames per second.
+        widths: Columns of each set that is clustered by itself, one set after the other.
+        grouped_by: Columns by which frames are grouped where none is to be shown by itself
+            (:mod:`fedhubert.targets.grouping`).
     """
 
     @property
     def key(self) -> str: ...
     @property
+    def site_key(self) -> str: ...
+    @property
     def rate_hz(self) -> int: ...
+    @property
+    def widths(self) -> tuple[int, ...]: ...
+    @property
+    def grouped_by(self) -> slice: ...
     @property
     def dimension(self) -> int: ...
 
@@ -51,6 +62,12 @@ class FeatureSource(Protocol):
         A row that cannot be read is an error, or, with ``left_out``, noted there and a piece whose
         first frame is :data:`~fedhubert.targets.mfcc.DROPPED`: what came of it before does not
         count."""
+
+
+def parts_of(features_FD: Features, widths: Sequence[int]) -> list[Features]:
+    """Return each set's columns (views) of features that have those of all."""
+    ends = np.cumsum(widths).tolist()
+    return [features_FD[:, end - width : end] for end, width in zip(ends, widths, strict=True)]
 
 
 def fitting_features(

@@ -12,12 +12,14 @@ from fedhubert.targets.assignment import Features
 from fedhubert.targets.statistics import Integers
 
 
-def group(features_FD: Features, min_frames: int) -> tuple[Features, Integers]:
+def group(
+    features_FD: Features, min_frames: int, columns: slice = slice(None)
+) -> tuple[Features, Integers]:
     """Return the means float32[G, D] and sizes int64[G] of groups of ``min_frames`` frames or a few
     more; of one group where there are not as many.
 
-    Frames are halved again and again across the column in which they spread most (Mondrian: LeFevre
-    et al. 2006), the same way with any threads.
+    Frames are halved again and again across the column (among ``columns``) in which they spread
+    most (Mondrian: LeFevre et al. 2006), the same way with any threads.
     """
     means, sizes = [], []
     waiting = [(np.arange(len(features_FD)), max(1, len(features_FD) // min_frames))]
@@ -29,7 +31,8 @@ def group(features_FD: Features, min_frames: int) -> tuple[Features, Integers]:
             sizes.append(len(rows))
             continue
         left = count // 2
-        order = np.argsort(members[:, members.var(axis=0).argmax()], kind="stable")
+        by = members[:, columns]
+        order = np.argsort(by[:, by.var(axis=0).argmax()], kind="stable")
         cut = len(rows) * left // count
         waiting += [(rows[order[:cut]], left), (rows[order[cut:]], count - left)]
     return np.array(means, np.float32), np.array(sizes, np.int64)

@@ -43,6 +43,9 @@ __all__ = [
     "update_centroids",
 ]
 
+Centroids = tuple[Features, ...]
+"""Centroids [K, D] of each set of pseudo-labels, most often of one; K and D are each set's own."""
+
 _MAX_SEED, _MAX_WEIGHT = 1e15, 2**40
 _LOCAL_ITERATIONS = 5
 _SEED_ITERATIONS = 10
@@ -275,10 +278,13 @@ def pooled_lloyd(
     return kmeans.centroids, kmeans.history
 
 
-def targets_key(centroids_KD: Features, source_key: str = "") -> str:
-    """Return what names the labels that these centroids give to features of a source ('' for MFCC):
-    the key of every cache of them."""
-    digest = centroids_hash(centroids_KD)
+def targets_key(centroids: Centroids, source_key: str = "") -> str:
+    """Return what names the labels that these centroids of each set give to features of a source
+    ('' for MFCC): the key of every cache of them."""
+    digest, *others = map(centroids_hash, centroids)
+    if others:
+        hashes = "".join([digest, *others])
+        digest = hashlib.blake2b(hashes.encode(), digest_size=16).hexdigest()
     return f"{digest}-{source_key}" if source_key else digest
 
 

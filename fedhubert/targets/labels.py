@@ -20,8 +20,8 @@ from fedhubert.data.unreadable import LeftOut
 from fedhubert.errors import TargetsError
 from fedhubert.files import open_here, private_folder, scratch_path
 from fedhubert.models.frames import num_frames
-from fedhubert.targets.features import FeatureSource
-from fedhubert.targets.kmeans import assign
+from fedhubert.targets.features import FeatureSource, parts_of
+from fedhubert.targets.kmeans import Centroids, assign
 from fedhubert.targets.mfcc import DROPPED, MFCC, SAMPLE_RATE_HZ, num_feature_frames
 
 log = logging.getLogger("fedhubert.site")
@@ -39,10 +39,10 @@ class LabelStore:
     """Cluster ids of many utterances, one after the other.
 
     Attributes:
-        ids: All ids [F]; memory-mapped when they come from a cache.
+        ids: All ids [F], of several sets [F, S]; memory-mapped when they come from a cache.
         offsets: Manifest row -> (begin, end) in ``ids``.
         rate_hz: Labels per second: 100 (MFCC) or 50.
-        num_clusters: K; every id is below it.
+        num_clusters: K; every id (of the first set) is below it.
     """
 
     ids: Ids
@@ -55,42 +55,56 @@ class LabelStore:
         return len(self.ids)
 
     def labels(self, row: int) -> Ids:
-        """Return the ids of manifest row ``row`` [frames at ``rate_hz``]."""
+        """Return the ids of manifest row ``row`` [frames at ``rate_hz``], or [frames, S]."""
         begin, end = self.offsets[row]
         return self.ids[begin:end]
 
+    def first(self, row: int) -> Ids:
+        """Return the ids of the first set [frames], which figures are of."""
+        ids = self.labels(row)
+        return ids if ids.ndim == 1 else ids[:, 0]
+
     def counts(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """Return how often each cluster occurs in ``rows`` [K]."""
+        """Return how often each cluster of the first set occurs in ``rows`` [K]."""
         counts = np.zeros(self.num_clusters, np.int64)
         for row in rows.tolist():
-            counts += np.bincount(self.labels(row), minlength=self.num_clusters)
+            counts += np.bincount(self.first(row), minlength=self.num_clusters)
         return counts
 
 
 def assigned_labels(
     manifest: Manifest,
     rows: Rows,
-    centroids_KD: npt.NDArray[np.float32],
+    centroids: Centroids,
     num_workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     source: FeatureSource = MFCC,
     left_out: LeftOut | None = None,
 ) -> LabelStore:
     """Label ``rows`` with the nearest centroid of each frame; audio is streamed, only ids are kept.
-    ``progress`` counts frames; utterances that are ``left_out`` have no labels."""
+
+    Args:
+        centroids: Of each set, of the columns that the source has for it.
+        progress: Counts frames.
+        left_out: These utterances have no labels.
+    """
     frames = source.num_frames(manifest.lengths(SAMPLE_RATE_HZ)[rows])
-    ids = np.empty(int(frames.sum()), _id_type(len(centroids_KD)))
+    several = len(centroids) > 1
+    shape = (int(frames.sum()), *([len(centroids)] if several else []))
+    ids = np.empty(shape, _id_type(max(map(len, centroids))))
     done, counts = 0, dict.fromkeys(rows.tolist(), 0)
     for row, first, features in source.stream(manifest, rows.tolist(), num_workers, left_out):
         if first == DROPPED:
             done, counts[row] = done - counts[row], 0
             continue
-        ids[done : done + len(features)] = assign(features, centroids_KD)[0]
+        parts = zip(parts_of(features, source.widths), centroids, strict=True)
+        found = [assign(part, centroids_KD)[0] for part, centroids_KD in parts]
+        ids[done : done + len(features)] = np.stack(found, axis=1) if several else found[0]
         done += len(features)
         counts[row] += len(features)
         progress(done, len(ids))
     ends = np.cumsum([counts[row] for row in rows.tolist()]).tolist()
-    return LabelStore(ids[:done], _offsets(rows, ends), source.rate_hz, len(centroids_KD))
+    return LabelStore(ids[:done], _offsets(rows, ends), source.rate_hz, len(centroids[0]))
 
 
 def cached_labels(

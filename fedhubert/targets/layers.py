@@ -58,6 +58,8 @@ class LayerFeatures:
     """
 
     rate_hz = SAMPLE_RATE_HZ // FRAME_SAMPLES
+    site_key = ""
+    grouped_by = slice(None)
 
     def __init__(
         self,
@@ -79,6 +81,10 @@ class LayerFeatures:
     @property
     def dimension(self) -> int:
         return self._extractor.config.embed_dim
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.dimension,)
 
     @cached_property
     def _extractor(self) -> Extractor:

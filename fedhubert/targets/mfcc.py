@@ -145,9 +145,11 @@ class MfccFeatures:
     """These features as a source for k-means (see
     :class:`fedhubert.targets.features.FeatureSource`): an utterance is one piece."""
 
-    key = ""
+    key = site_key = ""
     rate_hz = FEATURE_RATE_HZ
     dimension = NUM_FEATURES
+    widths = (NUM_FEATURES,)
+    grouped_by = slice(0, NUM_FEATURES)
 
     def num_frames(self, num_samples: npt.ArrayLike) -> npt.NDArray[np.int64]:
         return num_feature_frames(num_samples)

@@ -107,6 +107,12 @@ class KMeansStatistics:
         """Plain arrays for the wire; :meth:`from_arrays` is the inverse."""
         return {"sums": self.sums_KD, "counts": self.counts_K, "inertia": self.inertia_K}
 
+    @staticmethod
+    def shapes(num_clusters: int, dimension: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays, by name."""
+        sums = {"sums": (num_clusters, dimension)}
+        return {**sums, **dict.fromkeys(("counts", "inertia"), (num_clusters,))}
+
     @classmethod
     def from_arrays(
         cls,
@@ -122,12 +128,7 @@ class KMeansStatistics:
             TargetsError: missing arrays, other shapes or types, negative counts or inertia, or sums
                 that no features could have.
         """
-        shapes = {
-            "sums": (num_clusters, dimension),
-            "counts": (num_clusters,),
-            "inertia": (num_clusters,),
-        }
-        for name, shape in shapes.items():
+        for name, shape in cls.shapes(num_clusters, dimension).items():
             found = arrays.get(name)
             if found is None or found.shape != shape or found.dtype != np.int64:
                 text = "none" if found is None else f"{found.dtype}{list(found.shape)}"

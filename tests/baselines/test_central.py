@@ -95,13 +95,15 @@ def test_with_one_client_it_is_the_federated_run(settings: list[str], accumulate
     assert relative(kept, found, clients.initial()) > 1e-3  # the optimiser's memory does matter
 
 
+@pytest.mark.parametrize("sets", ["[]", "[mfcc,static_speaker]"])
 def test_where_every_client_takes_one_plain_step_a_round_it_is_the_federated_run(
-    settings: list[str],
+    settings: list[str], sets: str
 ) -> None:
     clients = Clients(
         [
             *settings,
             *SGD,
+            f"targets.sets={sets}",
             "client.local_steps=1",
             "client.weight_decay=0",
             "federated.client_fraction=1",

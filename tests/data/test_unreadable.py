@@ -101,8 +101,8 @@ def test_features_and_labels_leave_it_out(manifest: Manifest, tmp_path: Path, wo
     )
     np.testing.assert_array_equal(kept, features)
     centroids = kmeans.local_seeds(features, 6, 0, 0, 1)[0]
-    labels = assigned_labels(manifest, rows, centroids, workers, left_out=left_out)
-    whole = assigned_labels(manifest, good, centroids)
+    labels = assigned_labels(manifest, rows, (centroids,), workers, left_out=left_out)
+    whole = assigned_labels(manifest, good, (centroids,))
     assert len(labels.labels(BAD)) == 0 and labels.num_frames == whole.num_frames
     for row in good.tolist():
         np.testing.assert_array_equal(labels.labels(row), whole.labels(row))

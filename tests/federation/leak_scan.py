@@ -4,6 +4,7 @@ Canaries are made to be recognised: audio is noise, so that a few dozen samples 
 """
 
 import base64
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,7 @@ class LeakScanner:
         return found
 
     def _scan_array(self, name: str, values: Array) -> set[str]:
-        name = name.rstrip("0123456789").rstrip("_")
+        name = re.sub(r"(_\d+)+$", "", name)  # of a partition, of a set of labels
         found = set() if name in KNOWN_ARRAYS else {"unknown"}
         if not np.issubdtype(values.dtype, np.number):
             return found

@@ -68,7 +68,7 @@ def lines(state: str | int) -> list[dict[str, Any]]:
 def run(nodes: list[Node]) -> InProcessGrid:
     federated, grid = federation([*SMALL, "targets.max_iterations=2"], nodes)
     connect(federated)
-    prepare_targets(federated, None, NotKept(), lambda event: None)
+    prepare_targets(federated, (), NotKept(), lambda event: None)
     return grid
 
 

@@ -30,6 +30,7 @@ from fedhubert.federation.wire.protocol import Reply, Request
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
+from fedhubert.targets.features import parts_of
 from fedhubert.training.local import Progress, train_locally
 from fedhubert.training.parameters import ParameterLayout
 
@@ -80,9 +81,13 @@ class Clients:
                 for number in range(self.job.num_clients)
             ]
         )
-        self.centroids = kmeans.local_seeds(features, CLUSTERS, 0, 0, 1)[0]
-        assert len(self.centroids) == CLUSTERS
-        self.key = kmeans.centroids_hash(self.centroids)
+        source = site.source("")
+        self.centroids = tuple(
+            kmeans.local_seeds(part, CLUSTERS, 0, 0, 1)[0]
+            for part in parts_of(features, source.widths)
+        )
+        assert all(len(centroids) == CLUSTERS for centroids in self.centroids)
+        self.key = kmeans.targets_key(self.centroids, source.key)
         self.site = site
         for number in range(self.job.num_clients):
             site.labels(site.partition(number), self.key, self.centroids)

@@ -56,7 +56,7 @@ def prepared(
     ]
     run, grid = federation([*SETTINGS, *data, f"client.state_dir={state}"], nodes)
     connect(run)
-    targets = prepare_targets(run, None, NotKept(), lambda event: None)
+    targets = prepare_targets(run, (), NotKept(), lambda event: None)
     strategy = strategy_of(run.config.federated, run.layout)
     rounds = Rounds(run, strategy, journal=Journal(state), targets_key=targets.key)
     model = run.layout.to_vector(build_hubert(run.config.model, run.config.seed))

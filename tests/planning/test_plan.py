@@ -212,10 +212,12 @@ def test_clients_stop_at_their_time_limit_and_late_ones_are_named() -> None:
     )
 
 
-def test_checkpoints_on_disk_are_what_the_store_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sets", ["[]", "[mfcc,static:300,deltas_z:700]"])
+def test_checkpoints_on_disk_are_what_the_store_writes(tmp_path: Path, sets: str) -> None:
     config = compose(
         [
             "experiment=demo",
+            f"targets.sets={sets}",
             "federated.strategy=FedAdam",
             "checkpoint.every=1",
             "federated.num_rounds=9",
@@ -230,7 +232,12 @@ def test_checkpoints_on_disk_are_what_the_store_writes(tmp_path: Path) -> None:
     store.save_best(1, model.state_dict(), config=plain, federated_metrics={})
     there = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert sizes.checkpoint_disk(inputs) == pytest.approx(there, rel=0.02)
-    assert sizes.written(inputs, 1) == sizes.written(inputs, 2) - 4 * inputs.all_parameters
+    twice = (
+        4 * inputs.all_parameters
+        if sets == "[]"
+        else (tmp_path / "best_checkpoint.pt").stat().st_size
+    )
+    assert sizes.written(inputs, 2) - sizes.written(inputs, 1) == pytest.approx(twice, rel=0.02)
 
 
 def _inputs_like(config: Config, model: torch.nn.Module) -> Inputs:

@@ -121,11 +121,11 @@ def test_labels_are_the_same_with_any_company_order_and_threads(
     extractor: Extractor, manifest: Manifest, chunk_s: float
 ) -> None:
     centroids = features_of(extractor, manifest, 0)[::7][:9]
-    everyone = assigned_labels(manifest, ROWS, centroids, source=source(extractor, chunk_s))
+    everyone = assigned_labels(manifest, ROWS, (centroids,), source=source(extractor, chunk_s))
     assert everyone.rate_hz == 50
     for rows, workers in ((ROWS[::-1], 2), (ROWS[3:8], 1), (ROWS[5:6], 0)):
         some = assigned_labels(
-            manifest, rows, centroids, workers, source=source(extractor, chunk_s)
+            manifest, rows, (centroids,), workers, source=source(extractor, chunk_s)
         )
         for row in rows.tolist():
             assert np.array_equal(some.labels(row), everyone.labels(row))
@@ -141,7 +141,9 @@ def test_crops_get_the_labels_of_their_own_frames(extractor: Extractor, manifest
     """Every utterance is longer than a crop; labels are the frame numbers, so that a shift by one would show."""
     data = DataConfig(min_seconds=0.5, max_seconds=0.8, batch_seconds=2.4, num_workers=0)
     centroids = features_of(extractor, manifest, 0)[:4]
-    store = assigned_labels(manifest, ROWS, centroids, source=source(extractor, data.max_seconds))
+    store = assigned_labels(
+        manifest, ROWS, (centroids,), source=source(extractor, data.max_seconds)
+    )
     plan = BatchPlan(manifest.lengths(), ROWS, data, 0, 0)
     numbers = LabelSource(lambda row: np.arange(len(store.labels(row))), store.rate_hz)
     labels = LabelSource(store.labels, store.rate_hz)
@@ -172,7 +174,7 @@ def test_real_speech_in_chunks(corpus: Path, extractor: Extractor) -> None:
     store = assigned_labels(
         speech,
         rows,
-        features_of(extractor, speech, int(rows[-1]))[:5],
+        (features_of(extractor, speech, int(rows[-1]))[:5],),
         source=source(extractor, 4.0),
     )
     for row in rows.tolist():
@@ -293,8 +295,8 @@ def test_labels_of_another_extractor_or_chunk_length_have_another_place(
     from fedhubert.targets.kmeans import targets_key
 
     centroids = features_of(extractor, manifest, 0)[:4]
-    keys = {targets_key(centroids, source(extractor, chunk_s).key) for chunk_s in (1.0, 2.0)} | {
-        targets_key(centroids)
+    keys = {targets_key((centroids,), source(extractor, chunk_s).key) for chunk_s in (1.0, 2.0)} | {
+        targets_key((centroids,))
     }
     assert len(keys) == 3
     for key in keys:
@@ -306,6 +308,6 @@ def test_labels_of_another_extractor_or_chunk_length_have_another_place(
             manifest,
             ROWS,
             key,
-            lambda layer=layer: assigned_labels(manifest, ROWS, centroids, source=layer),
+            lambda layer=layer: assigned_labels(manifest, ROWS, (centroids,), source=layer),
         )
         assert cached_labels(tmp_path, manifest, ROWS, key, None).rate_hz == 50

@@ -188,7 +188,7 @@ def test_labels_are_cached_by_centroids_and_audio_and_a_damaged_cache_is_rebuilt
 
     def build() -> object:
         builds.append(1)
-        return assigned_labels(manifest, ROWS, centroids, num_workers=2)
+        return assigned_labels(manifest, ROWS, (centroids,), num_workers=2)
 
     first = cached_labels(tmp_path, manifest, ROWS, key, build)
     again = cached_labels(tmp_path, manifest, ROWS, key, None)

@@ -8,6 +8,7 @@ as if those had never been there.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.clients import Metrics
+from fedhubert.config.target_sets import of_set
 from fedhubert.errors import FederationError, FedhubertError
+from fedhubert.federation.phases.sums import (
+    moment_shapes,
+    moments_in,
+    read_statistics,
+    statistics_shapes,
+)
 from fedhubert.federation.roster.bounds import feature_frames, label_frames
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.preflight import check_alike
@@ -33,8 +41,8 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 PartT = TypeVar("PartT")
 
 Counts = npt.NDArray[np.int64]
-SeedsOf = dict[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]
-"""Partition -> centroids [k, D] and their weights [k]."""
+SeedsOf = dict[int, list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]]
+"""Partition -> centroids [k, D] and their weights [k] of each set."""
 
 
 def ask_all(
@@ -42,7 +50,7 @@ def ask_all(
     instruction: Instruction,
     kind: type[AnswerT],
     read: Callable[[Reply[AnswerT]], PartT],
-    dimension: int = 0,
+    widths: Sequence[int] = (),
 ) -> list[PartT]:
     """Have every connected client follow ``instruction`` and return what ``read`` makes of the
     replies.
@@ -72,7 +80,7 @@ def ask_all(
             return [Failure(partition, "malformed", setting) for partition in reply.metrics]
         return []
 
-    sizes = sizes_of(federation, kind, dimension)
+    sizes = sizes_of(federation, kind, widths)
     if lost := ask_again(federation, instruction, kind, take, sizes, silent=False):
         federation.leave_out(lost, f"{instruction.KIND} failed")
     return parts
@@ -131,91 +139,98 @@ def failed_of(reply: Reply[Answer], asked: Sequence[int]) -> list[Failure]:
     return reply.failures_of(partition for partition in asked if partition not in reply.metrics)
 
 
-def sizes_of(federation: Federation, kind: type[Answer], dimension: int = 0) -> dict[str, int]:
-    """Return the most bytes of each array of an answer of ``kind``; ``dimension``: of the
-    features."""
+def sizes_of(
+    federation: Federation, kind: type[Answer], widths: Sequence[int] = ()
+) -> dict[str, int]:
+    """Return the most bytes of each array of an answer of ``kind``; ``widths``: of the features of
+    each set."""
     targets = federation.config.targets
     clusters, labels = targets.num_clusters, len(targets.label_values)
-    sizes: Mapping[type[Answer], dict[str, int]] = {
-        Seeds: {"centroids_*": 4 * clusters * dimension, "weights_*": 8 * clusters},
-        Statistics: {
-            "sums": 8 * clusters * dimension,
-            "counts": 8 * clusters,
-            "inertia": 8 * clusters,
-        },
-        Moments: {
-            name: 8 * prod(shape) for name, shape in FeatureMoments.shapes(dimension).items()
-        },
-        LabelCounts: {
-            "train": 8 * clusters,
-            "validation": 8 * clusters,
-            "contingency": 8 * clusters * labels,
-        },
-    }
-    return sizes[kind]
+    if kind is Seeds:
+        sizes: dict[str, int] = {}
+        for place, (each, width) in enumerate(zip(targets.label_sets, widths, strict=True)):
+            sizes[f"{of_set('centroids', place)}_*"] = 4 * each.num_clusters * width
+            sizes[f"{of_set('weights', place)}_*"] = 8 * each.num_clusters
+        return sizes
+    if kind is LabelCounts:
+        splits = dict.fromkeys(("train", "validation"), 8 * clusters)
+        return {**splits, "contingency": 8 * clusters * labels}
+    shapes = statistics_shapes if kind is Statistics else moment_shapes
+    return {name: 8 * prod(shape) for name, shape in shapes(targets, widths).items()}
 
 
-def read_seeds(federation: Federation, reply: Reply[Seeds], dimension: int) -> SeedsOf:
+def read_seeds(federation: Federation, reply: Reply[Seeds], widths: Sequence[int]) -> SeedsOf:
     """Return a reply's seeds; raises :class:`FederationError` for some that are not of its clients'
     frames."""
     seeds: SeedsOf = {}
     assert reply.answer is not None
+    sets = list(zip(federation.config.targets.label_sets, widths, strict=True))
     for partition, metrics in reply.metrics.items():
-        names = f"centroids_{partition}", f"weights_{partition}"
-        if not reply.answer.arrays.keys() >= set(names):
+        frames = _frames(federation, partition, metrics)["frames"]
+        names = [
+            (f"{of_set('centroids', place)}_{partition}", f"{of_set('weights', place)}_{partition}")
+            for place in range(len(sets))
+        ]
+        if not reply.answer.arrays.keys() >= {name for pair in names for name in pair}:
             raise FederationError(
                 f"client {partition} sent no seeds for k-means", setting="version"
             )
-        points, weights = (reply.answer.arrays[name] for name in names)
-        fitting = (
-            points.ndim == 2
-            and points.shape == (len(weights), dimension)
-            and points.dtype == np.float32
-        )
-        if len(weights) and not (
-            fitting and len(weights) <= federation.config.targets.num_clusters
-        ):
-            raise FederationError(
-                f"client {partition} sent seeds of {points.dtype}{list(points.shape)[:4]}",
-                setting="targets.source",
-            )
-        frames = _frames(federation, partition, metrics)["frames"]
-        if len(weights) and not (
-            np.isfinite(points).all() and weights.min() >= 1 and sum(map(int, weights)) <= frames
-        ):
-            raise FederationError(
-                f"client {partition} sent seeds of more frames than it has",
-                setting="targets.source",
-            )
-        seeds[partition] = (points, weights)
+        seeds[partition] = [
+            (reply.answer.arrays[points], reply.answer.arrays[weights]) for points, weights in names
+        ]
+        for (points, weights), (each, width) in zip(seeds[partition], sets, strict=True):
+            _check_seeds(partition, points, weights, (each.num_clusters, width), frames)
     return seeds
+
+
+def _check_seeds(
+    partition: int,
+    points: npt.NDArray[np.generic],
+    weights: npt.NDArray[np.generic],
+    most: tuple[int, int],
+    frames: int,
+) -> None:
+    """Raise :class:`FederationError` for seeds of other shapes than ``most``, or of more frames
+    than the client has."""
+    if not len(weights):
+        return
+    shape = (len(weights), most[1])
+    if points.shape != shape or points.dtype != np.float32 or len(weights) > most[0]:
+        raise FederationError(
+            f"client {partition} sent seeds of {points.dtype}{list(points.shape)[:4]}",
+            setting="targets.source",
+        )
+    if not (np.isfinite(points).all() and weights.min() >= 1 and sum(map(int, weights)) <= frames):
+        raise FederationError(
+            f"client {partition} sent seeds of more frames than it has",
+            setting="targets.source",
+        )
 
 
 @dataclass(frozen=True)
 class StatisticsReader:
-    """Reads the statistics of a step of k-means under centroids of ``dimension`` and
-    ``scale_bits``."""
+    """Reads the statistics of a step of k-means under centroids of ``widths``, and of
+    ``scale_bits`` by the place of the sets that were asked for."""
 
     federation: Federation
-    dimension: int
-    scale_bits: int
+    widths: Sequence[int]
+    scale_bits: Mapping[int, int]
 
-    def __call__(self, reply: Reply[Statistics]) -> tuple[KMeansStatistics, dict[str, int]]:
+    def __call__(
+        self, reply: Reply[Statistics]
+    ) -> tuple[dict[int, KMeansStatistics], dict[str, int]]:
         """Return what a node's clients add, and what they say of it.
 
         Raises:
             TargetsError, FederationError: of other shapes, or of more frames than the clients have.
         """
         assert reply.answer is not None
-        num_clusters = self.federation.config.targets.num_clusters
-        part = KMeansStatistics.from_arrays(
-            reply.answer.arrays, num_clusters, self.dimension, self.scale_bits
-        )
-        said = {"frames": 0, "withheld_clusters": 0}
+        targets = self.federation.config.targets
+        part = read_statistics(reply.answer.arrays, targets, self.widths, self.scale_bits)
+        said = Counter[str]()
         for partition, metrics in reply.metrics.items():
-            for name, value in _frames(self.federation, partition, metrics).items():
-                said[name] += value
-        if sum(map(int, part.counts_K)) > said["frames"]:
+            said.update(_frames(self.federation, partition, metrics))
+        if any(sum(map(int, of_one.counts_K)) > said["frames"] for of_one in part.values()):
             raise FederationError(
                 "k-means statistics count more frames than their clients have",
                 setting="targets.max_frames_per_client",
@@ -266,16 +281,18 @@ def count_shapes(federation: Federation) -> dict[str, tuple[int, ...]]:
     return splits | (table if targets.label_column else {})
 
 
-def read_moments(federation: Federation, reply: Reply[Moments], dimension: int) -> FeatureMoments:
-    """Return a reply's moments; raises :class:`FederationError` or :class:`TargetsError` for those
-    of other features, or of more frames than its clients have."""
+def read_moments(
+    federation: Federation, reply: Reply[Moments], widths: Sequence[int]
+) -> list[FeatureMoments]:
+    """Return a reply's moments of each set; raises :class:`FederationError` or
+    :class:`TargetsError` for those of other features, or of more frames than its clients have."""
     assert reply.answer is not None
-    moments = FeatureMoments.from_arrays(reply.answer.arrays, dimension)
+    moments = moments_in(reply.answer.arrays, widths)
     frames = sum(
-        _frames(federation, partition, {**metrics, "withheld_clusters": 0})["frames"]
+        _frames(federation, partition, metrics, withheld=False)["frames"]
         for partition, metrics in reply.metrics.items()
     )
-    if int(moments.counts[0]) > frames:
+    if any(int(of_one.counts[0]) > frames for of_one in moments):
         raise FederationError(
             "moments for k-means count more frames than their clients have",
             setting="targets.max_frames_per_client",
@@ -283,13 +300,18 @@ def read_moments(federation: Federation, reply: Reply[Moments], dimension: int) 
     return moments
 
 
-def _frames(federation: Federation, partition: int, metrics: Metrics) -> dict[str, int]:
-    """Return what a client says of its k-means statistics."""
-    targets = federation.config.targets
-    most = {
-        "frames": feature_frames(federation.config, federation.partitions.get(partition, {})),
-        "withheld_clusters": targets.num_clusters,
-    }
+def _frames(
+    federation: Federation, partition: int, metrics: Metrics, *, withheld: bool = True
+) -> dict[str, int]:
+    """Return what a client says of its k-means statistics, with or without what was
+    ``withheld``."""
+    about = federation.partitions.get(partition, {})
+    most = {"frames": feature_frames(federation.config, about)}
+    if withheld:
+        most |= {
+            of_set("withheld_clusters", place): each.num_clusters
+            for place, each in enumerate(federation.config.targets.label_sets)
+        }
     if not all(0 <= metrics.get(name, -1) <= limit for name, limit in most.items()):
         raise FederationError(
             f"client {partition}: its k-means statistics should say `frames` of at most {most['frames']} and `withheld_clusters`",

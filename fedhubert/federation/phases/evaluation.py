@@ -14,6 +14,7 @@ from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
 from fedhubert.objectives.spec import spec_of
 from fedhubert.targets.labels import assigned_labels
+from fedhubert.targets.sets import of_speakers
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import evaluate
 
@@ -26,7 +27,7 @@ class ServerEvaluation:
         self, config: Config, targets: Targets, objective: Objective | None = None
     ) -> None:
         needs_labels = config.task.needs_labels
-        if config.evaluation.manifest is None or (needs_labels and targets.centroids is None):
+        if config.evaluation.manifest is None or (needs_labels and not targets.centroids):
             raise ConfigError(
                 "evaluation on the server needs evaluation.manifest and k-means targets",
                 setting="evaluation.manifest",
@@ -48,14 +49,14 @@ class ServerEvaluation:
         )
         self._left_out = LeftOut(self._manifest, rows, config.data.max_unreadable)
         self._labels: LabelSource | None = None
-        if needs_labels and targets.centroids is not None:
+        if needs_labels and targets.centroids:
             workers = config.data.num_workers
             labels = assigned_labels(
                 self._manifest,
                 self._plan.rows,
                 targets.centroids,
                 workers,
-                source=targets.source,
+                source=of_speakers(targets.source, self._manifest, rows, self._left_out),
                 left_out=self._left_out,
             )
             self._labels = LabelSource(labels.labels, labels.rate_hz)

@@ -1,4 +1,5 @@
-"""Federated k-means before the first round: sums and counts travel, never features."""
+"""Federated k-means of every set of pseudo-labels: seeds, then sums of each step, which travel,
+where features never do."""
 
 import logging
 from collections import Counter
@@ -10,11 +11,18 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert.config.target_sets import of_set
 from fedhubert.federation.phases.counts import StatisticsReader, ask_all, read_moments, read_seeds
 from fedhubert.federation.phases.secure_counts import sum_over_all
+from fedhubert.federation.phases.sums import (
+    moment_shapes,
+    moments_in,
+    read_statistics,
+    statistics_shapes,
+)
 from fedhubert.federation.roster.bounds import feature_frames
 from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.secure.figures import MOMENT_FIGURES, STEP_FIGURES
+from fedhubert.federation.secure.figures import MOMENT_FIGURES, step_figures
 from fedhubert.federation.wire.messages.targets import (
     Moments,
     MomentsKMeans,
@@ -24,8 +32,9 @@ from fedhubert.federation.wire.messages.targets import (
     StepKMeans,
 )
 from fedhubert.targets.features import FeatureSource
-from fedhubert.targets.kmeans import FederatedKMeans, KMeansStatistics, scale_of
+from fedhubert.targets.kmeans import Centroids, KMeansStatistics, scale_of
 from fedhubert.targets.moments import FeatureMoments
+from fedhubert.targets.solving import Candidates, SetsKMeans, drawn_points
 
 log = logging.getLogger("fedhubert")
 
@@ -46,132 +55,104 @@ def fit(
     source: FeatureSource,
     progress: KMeansProgress,
     on_event: Callable[[dict[str, object]], None],
-) -> npt.NDArray[np.float32]:
-    """Return the centroids [K, D] of all clients' features, going on from ``progress``.
+) -> Centroids:
+    """Return the centroids of each set.
 
     Args:
-        extractor: Key of the model that gives the features; empty for MFCC.
-        source: What the features are.
-        on_event: Told of each iteration.
+        extractor: The key of the model that gives the features of ``source``; '' for MFCC.
+
+    Raises:
+        FederationError: a client that cannot take part.
     """
     settings = federation.config.targets
-    solver = FederatedKMeans(
-        settings.num_clusters, federation.config.seed, settings.max_iterations, settings.tolerance
-    )
+    solvers = SetsKMeans(settings, federation.config.seed)
     log.info(
-        "k-means: %d clusters over %s of %d clients",
-        settings.num_clusters,
-        settings.source,
+        "k-means: %s clusters over %s of %d clients",
+        " + ".join(str(each.num_clusters) for each in settings.label_sets),
+        ", ".join(each.kind for each in settings.label_sets),
         len(federation.connected),
     )
     state = progress.load()
     if state:
-        solver.load_state_dict(state)
-        log.info("k-means: going on after iteration %d", len(solver.history))
+        solvers.load_state_dict(state)
+        log.info("k-means: going on after iteration %d", solvers.iteration)
     else:
-        solver.seed(
-            _seeds(federation, extractor, source.dimension)
+        solvers.seed(
+            _seeds(federation, extractor, source.widths)
             if settings.seeding == "local"
-            else [_drawn(federation, extractor, source.dimension)]
+            else _drawn(federation, extractor, source.widths)
         )
-        progress.save(solver.state_dict())
-    while not solver.done:
-        assert solver.centroids is not None
-        step = StepKMeans(extractor=extractor, arrays={"centroids": solver.centroids})
-        scale_bits = scale_of(solver.centroids)
-        statistics, total = _statistics(federation, step, source.dimension, scale_bits)
-        solver.step(statistics)
-        iteration, inertia = len(solver.history), solver.history[-1]
-        log.info(
-            "k-means: iteration %d/%d, inertia per frame %.4g",
-            iteration,
-            settings.max_iterations,
-            inertia,
-        )
-        on_event(kmeans_event(solver, statistics, total))
-        progress.save(solver.state_dict())
-    assert solver.centroids is not None
-    return solver.centroids
+        progress.save(solvers.state_dict())
+    while not solvers.done:
+        statistics, said = _statistics(federation, extractor, source.widths, solvers.asked)
+        solvers.step(statistics)
+        log.info("%s", solvers)
+        for event in solvers.events(statistics, said):
+            on_event(event)
+        progress.save(solvers.state_dict())
+    return solvers.centroids
 
 
 def _statistics(
-    federation: Federation, step: StepKMeans, dimension: int, scale_bits: int
-) -> tuple[KMeansStatistics, Mapping[str, int | float]]:
-    """Return the clients' statistics under a step's centroids, and what they say of them, added
-    up."""
+    federation: Federation,
+    extractor: str,
+    widths: tuple[int, ...],
+    centroids: Mapping[int, npt.NDArray[np.float32]],
+) -> tuple[dict[int, KMeansStatistics], Mapping[str, int | float]]:
+    """Return the clients' statistics under the ``centroids`` of some sets (by place), and what they
+    say of them, added up."""
+    arrays = {of_set("centroids", place): of_one for place, of_one in centroids.items()}
+    step = StepKMeans(extractor=extractor, arrays=arrays)
+    scale_bits = {place: scale_of(of_one) for place, of_one in centroids.items()}
+    targets = federation.config.targets
     if federation.config.secure.enabled:
-        clusters = federation.config.targets.num_clusters
-        shapes = {"sums": (clusters, dimension), "counts": (clusters,), "inertia": (clusters,)}
+        shapes = statistics_shapes(targets, widths, centroids)
+        names = step_figures(len(widths))
+        totals = sum_over_all(federation, step, shapes, names, _most_frames(federation))
+        return read_statistics(totals.arrays, targets, widths, scale_bits), totals.figures
+    read = StatisticsReader(federation, widths, scale_bits)
+    parts = ask_all(federation, step, Statistics, read, widths)
+    said = Counter[str]()
+    for _, figures in parts:
+        said.update(figures)
+    return {place: reduce(add, (found[place] for found, _ in parts)) for place in centroids}, said
+
+
+def _most_frames(federation: Federation) -> Callable[[int], int]:
+    return lambda number: feature_frames(federation.config, federation.partitions[number])
+
+
+def _drawn(federation: Federation, extractor: str, widths: tuple[int, ...]) -> list[Candidates]:
+    """Return points drawn like the pooled frames of each set."""
+    instruction, config = MomentsKMeans(extractor=extractor), federation.config
+    moments: list[FeatureMoments]
+    if config.secure.enabled:
+        shapes = moment_shapes(config.targets, widths)
         totals = sum_over_all(
-            federation, step, shapes, STEP_FIGURES, lambda number: _frames_of(federation, number)
+            federation, instruction, shapes, MOMENT_FIGURES, _most_frames(federation)
         )
-        statistics = KMeansStatistics.from_arrays(totals.arrays, clusters, dimension, scale_bits)
-        return statistics, totals.figures
-    read = StatisticsReader(federation, dimension, scale_bits)
-    parts = ask_all(federation, step, Statistics, read, dimension)
-    total = Counter[str]()
-    for _, said in parts:
-        total.update(said)
-    return reduce(add, (part for part, _ in parts)), total
-
-
-def _frames_of(federation: Federation, partition: int) -> int:
-    return feature_frames(federation.config, federation.partitions[partition])
-
-
-def _drawn(
-    federation: Federation, extractor: str, dimension: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return points drawn like the pooled frames, each of weight 1."""
-    instruction, settings = MomentsKMeans(extractor=extractor), federation.config.targets
-    if federation.config.secure.enabled:
-        totals = sum_over_all(
-            federation,
-            instruction,
-            FeatureMoments.shapes(dimension),
-            MOMENT_FIGURES,
-            lambda number: _frames_of(federation, number),
-        )
-        moments = FeatureMoments.from_arrays(totals.arrays, dimension)
+        moments = moments_in(totals.arrays, widths)
     else:
         parts = ask_all(
             federation,
             instruction,
             Moments,
-            lambda reply: read_moments(federation, reply, dimension),
-            dimension,
+            lambda reply: read_moments(federation, reply, widths),
+            widths,
         )
-        moments = reduce(add, parts)
-    points = moments.points(settings.num_clusters, federation.config.seed)
-    return points, np.ones(len(points), np.int64)
+        moments = [reduce(add, of_one) for of_one in zip(*parts, strict=True)]
+    return drawn_points(moments, config.targets, config.seed)
 
 
-def kmeans_event(
-    solver: FederatedKMeans, statistics: KMeansStatistics, total: Mapping[str, int | float]
-) -> dict[str, object]:
-    """Return what ``metrics.jsonl`` says of an iteration; ``total``: what the clients said of their
-    statistics, added up."""
-    return {
-        "event": "kmeans",
-        "iteration": len(solver.history),
-        "inertia_per_frame": solver.history[-1],
-        "frames": statistics.num_frames,
-        "withheld_frames": int(total["frames"]) - statistics.num_frames,
-        "withheld_clusters": int(total["withheld_clusters"]),
-    }
-
-
-def _seeds(
-    federation: Federation, extractor: str, dimension: int
-) -> list[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]]:
-    seeds: dict[int, tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = {}
-    instruction = SeedKMeans(extractor=extractor)
-    for part in ask_all(
+def _seeds(federation: Federation, extractor: str, widths: tuple[int, ...]) -> list[Candidates]:
+    """Return the clients' own centroids of each set."""
+    parts = ask_all(
         federation,
-        instruction,
+        SeedKMeans(extractor=extractor),
         Seeds,
-        lambda reply: read_seeds(federation, reply, dimension),
-        dimension,
-    ):
-        seeds |= part
-    return [seeds[partition] for partition in sorted(seeds) if partition not in federation.left_out]
+        lambda reply: read_seeds(federation, reply, widths),
+        widths,
+    )
+    seeds = {number: found for part in parts for number, found in part.items()}
+    there = [seeds[number] for number in sorted(seeds) if number not in federation.left_out]
+    return [[found[place] for found in there] for place in range(len(widths))]

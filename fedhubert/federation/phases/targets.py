@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedhubert.config.target_sets import of_set
 from fedhubert.federation.phases.counts import (
     Counts,
     ask_all,
@@ -29,10 +30,11 @@ from fedhubert.federation.wire.messages.targets import Label, LabelCounts
 from fedhubert.targets.agreement import Agreement, agreement
 from fedhubert.targets.extractor import Extractor
 from fedhubert.targets.features import FeatureSource
-from fedhubert.targets.kmeans import targets_key
+from fedhubert.targets.kmeans import Centroids, targets_key
 from fedhubert.targets.labels import most_frequent_share, unigram_entropy_nats
 from fedhubert.targets.layers import LayerFeatures
 from fedhubert.targets.mfcc import MFCC
+from fedhubert.targets.sets import mfcc_source
 
 log = logging.getLogger("fedhubert")
 
@@ -45,15 +47,15 @@ class Targets:
 
     Attributes:
         key: Names them on the sites: the hash of the centroids, with that of the extractor.
-        centroids: float32[K, D]; None for precomputed labels.
-        train_counts, validation_counts: Over all clients [K].
+        centroids: float32[K, D] of each set; none for precomputed labels.
+        train_counts, validation_counts: Over all clients, of the first set [K].
         source: What the centroids are of.
         extractor: The model that ``source`` runs, if any.
-        agreement: With the labels of ``targets.label_column``, if any were found.
+        agreement: Of the first set with the labels of ``targets.label_column``, if any were found.
     """
 
     key: str
-    centroids: npt.NDArray[np.float32] | None
+    centroids: Centroids
     train_counts: npt.NDArray[np.int64]
     validation_counts: npt.NDArray[np.int64]
     source: FeatureSource = MFCC
@@ -62,7 +64,9 @@ class Targets:
 
     def instruction(self) -> Label:
         """Return what has sites make the labels."""
-        arrays: Arrays = {} if self.centroids is None else {"centroids": self.centroids}
+        arrays: Arrays = {
+            of_set("centroids", place): of_one for place, of_one in enumerate(self.centroids)
+        }
         return Label(
             targets=self.key,
             extractor="" if self.extractor is None else self.extractor.key,
@@ -98,12 +102,12 @@ class Targets:
 
 def no_targets(num_clusters: int) -> Targets:
     """Return what a task without pseudo-labels has in their place."""
-    return Targets("", None, np.zeros(num_clusters, np.int64), np.zeros(num_clusters, np.int64))
+    return Targets("", (), np.zeros(num_clusters, np.int64), np.zeros(num_clusters, np.int64))
 
 
 def prepare_targets(
     federation: Federation,
-    centroids: npt.NDArray[np.float32] | None,
+    centroids: Centroids,
     progress: KMeansProgress,
     on_event: Callable[[dict[str, object]], None],
 ) -> Targets:
@@ -117,7 +121,7 @@ def prepare_targets(
     settings = federation.config.targets
     extractor = Extractor.of(settings)
     source: FeatureSource = (  # the server's own evaluation computes them too
-        MFCC
+        mfcc_source(settings)
         if extractor is None
         else LayerFeatures.of(extractor, federation.config.data, torch.device("cpu"))
     )
@@ -130,14 +134,16 @@ def prepare_targets(
             federation.config.federated.round_timeout_s,
         )
         go_on_without(federation, delivery, "the extractor's delivery")
-    if settings.kind == "kmeans" and centroids is None:
+    if settings.kind == "kmeans" and not centroids:
         centroids = fit(
             federation, "" if extractor is None else extractor.key, source, progress, on_event
         )
-    key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
+    key = targets_key(centroids, source.key) if centroids else PRECOMPUTED
     log.info(
         "labelling every client's audio%s",
-        "" if centroids is None else f" with {len(centroids)} clusters",
+        f" with {' + '.join(str(len(of_one)) for of_one in centroids)} clusters"
+        if centroids
+        else "",
     )
     counts = {name: np.zeros(settings.num_clusters, np.int64) for name in ("train", "validation")}
     table = np.zeros((settings.num_clusters, len(settings.label_values)), np.int64)

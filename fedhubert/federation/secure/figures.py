@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Protocol
 
+from fedhubert.config.target_sets import of_set
 from fedhubert.federation.secure.tail import BITS, COUNT
 
 Metrics = Mapping[str, int | float]
 CLEAR = ("train_micro_batches", "train_steps")
 """What is said of each client: the journal and batch positions go by it."""
 MOMENT_FIGURES = (COUNT, "frames")
-STEP_FIGURES = (COUNT, "frames", "withheld_clusters")
 LABEL_FIGURES = (COUNT, "frames")
-"""Figures beside moments, statistics and label counts."""
+"""Figures beside moments and label counts."""
 FINER = 2**6
 """Factor on weighted norms before they are squared: weights are below the largest."""
 SCORED, LOSS, LOSS_SQUARED = "scored", "score_loss", "score_loss_squared"
@@ -35,6 +35,12 @@ class Objective(Protocol):
 
     def metrics(self, sums: Mapping[str, float]) -> Mapping[str, object]:
         """Figures of its sums."""
+
+
+def step_figures(num_sets: int) -> tuple[str, ...]:
+    """Return the figures beside the statistics of so many sets."""
+    withheld = (of_set("withheld_clusters", place) for place in range(num_sets))
+    return (COUNT, "frames", *withheld)
 
 
 def score_names(objective: Objective) -> list[str]:

@@ -146,5 +146,6 @@ def _resume(resume: dict[str, Any], changed: dict[str, Any], config: Config) -> 
     state = RoundState.from_plain(resume["rounds"])
     rounds = RoundState({} if "batches" in anew else state.positions, {}, state.norms)
     fresh = {"server_optimizer": None} if "server_optimizer" in anew else {}
-    labels = {"centroids": None} if "labels" in anew else {}
-    return {**resume, "rounds": rounds.to_plain(), "fingerprints": {}, **fresh, **labels}
+    kept = {name: value for name, value in resume.items() if name != "other_centroids"}
+    old = resume if "labels" not in anew else {**kept, "centroids": None}
+    return {**old, "rounds": rounds.to_plain(), "fingerprints": {}, **fresh}

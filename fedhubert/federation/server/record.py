@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config import Config
+from fedhubert.config.target_sets import of_set
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.federation.privacy.secret import forget_secret
 from fedhubert.federation.rounds.journal import Journal
@@ -226,11 +227,12 @@ class RunRecord:
             forget_secret(self.folder.checkpoints)
             self.kmeans.save({})
             return
-        iterations = len(state.get("history", []))
-        keep_events(
-            metrics,
-            lambda event: event.get("event") == "kmeans" and event["iteration"] <= iterations,
-        )
+
+        def known(event: Event) -> bool:
+            history = state.get(of_set("history", event.get("set", 0)), ())
+            return event.get("event") == "kmeans" and event["iteration"] <= len(history)
+
+        keep_events(metrics, known)
 
     def _metrics(self) -> dict[str, object]:
         lineage = {"lineage": self.lineage} if self.lineage else {}

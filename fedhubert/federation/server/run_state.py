@@ -4,10 +4,6 @@ needs beside it."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from fedhubert.config import Config
 from fedhubert.federation.phases.teacher import ServerTeacher
 from fedhubert.federation.privacy.mechanism import Mechanism
@@ -18,6 +14,8 @@ from fedhubert.federation.strategies.strategy import ServerStrategy, strategy_of
 from fedhubert.formats.starting import start_from
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.spec import build_model
+from fedhubert.targets.kmeans import Centroids
+from fedhubert.targets.solving import centroids_in, plain_centroids
 from fedhubert.training.parameters import ParameterLayout
 
 
@@ -30,7 +28,7 @@ class RunState:
         rounds: What the rounds so far leave to the next.
         first_round: The one to go on with, from 1.
         fingerprints: Partition -> what its data hashed to when the run began.
-        centroids: float32[K, D] of the pseudo-labels; None before there are any.
+        centroids: float32[K, D] of each set of pseudo-labels; none before there are any.
         targets_key: Names the labels on the sites.
         privacy: The mechanism and what it has spent; None without differential privacy.
     """
@@ -41,7 +39,7 @@ class RunState:
     rounds: RoundState = field(default_factory=RoundState)
     first_round: int = 1
     fingerprints: dict[int, int] = field(default_factory=dict)
-    centroids: npt.NDArray[np.float32] | None = None
+    centroids: Centroids = ()
     targets_key: str = ""
     privacy: Mechanism | None = None
 
@@ -79,18 +77,17 @@ class RunState:
             self.strategy.load_state(values["server_optimizer"])
         self.rounds = RoundState.from_plain(values["rounds"])
         self.fingerprints = {int(key): int(value) for key, value in values["fingerprints"].items()}
-        self.centroids = None if values["centroids"] is None else values["centroids"].numpy()
+        self.centroids = centroids_in(values)
         self.targets_key = str(values.get("targets_key", ""))
         self.first_round = resumed.round + 1
 
     def to_plain(self) -> Mapping[str, object]:
         """Return what a checkpoint holds beside the model: the inverse of :meth:`restore`."""
-        centroids = None if self.centroids is None else torch.from_numpy(self.centroids.copy())
         return {
             "server_optimizer": self.strategy.state,
             "targets_key": self.targets_key,
             "rounds": self.rounds.to_plain(),
             "fingerprints": {str(key): value for key, value in self.fingerprints.items()},
             "privacy": self.privacy.to_plain() if self.privacy else None,
-            "centroids": centroids,
+            **plain_centroids(self.centroids),
         }

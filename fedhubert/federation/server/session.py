@@ -39,7 +39,7 @@ from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
 from fedhubert.reporting.learning import Levels
 from fedhubert.runs.folder import RunFolder
 from fedhubert.targets.extractor import Extractor
-from fedhubert.targets.mfcc import NUM_FEATURES
+from fedhubert.targets.sets import mfcc_source
 
 log = logging.getLogger("fedhubert")
 
@@ -92,7 +92,7 @@ def open_run(config: Config) -> Iterator["Run"]:
             prepare_student(state.model, config, teacher)
         state.restore(record, teacher)
         check_checkpoint_space(config, record.folder.checkpoints, state.layout, state.model)
-        width = extractor.config.embed_dim if extractor else NUM_FEATURES
+        width = extractor.config.embed_dim if extractor else mfcc_source(config.targets).dimension
         kept = [extractor, teacher.teacher if teacher else None]
         kept_bytes = sum(model.num_bytes for model in kept if model is not None)
         yield Run(record, state, teacher, width, kept_bytes)
@@ -203,7 +203,7 @@ def _targets(federation: Federation, record: RunRecord, state: RunState) -> Targ
         if needs_labels
         else no_targets(config.targets.num_clusters)
     )
-    if state.centroids is not None and state.targets_key not in ("", targets.key):
+    if state.centroids and state.targets_key not in ("", targets.key):
         raise CheckpointError(
             f"targets.checkpoint={config.targets.checkpoint} is not the model that the run in {record.folder.path} began with: "
             "name that one, or choose another out=...",

@@ -12,7 +12,7 @@ from fedhubert.config import ClientConfig, Config
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.models.hubert import num_parameters
-from fedhubert.targets.mfcc import NUM_FEATURES
+from fedhubert.targets.sets import mfcc_source
 from fedhubert.training.muon import numel_of_matrices
 from fedhubert.training.parameters import ParameterLayout
 
@@ -28,7 +28,18 @@ def checkpoint_bytes(config: Config, layout: ParameterLayout, parameters: int) -
         layout: Of the parameters that travel.
         parameters: All of them, frozen ones included.
     """
-    return 4 * parameters + server_state_bytes(config, layout)
+    return saved_model_bytes(config, parameters) + server_state_bytes(config, layout)
+
+
+def saved_model_bytes(config: Config, parameters: int) -> int:
+    """Return the bytes of the model in a checkpoint. Heads of several sets of labels are there
+    twice: as they are trained, and as one, which fairseq's form has."""
+    model = config.model
+    if not model.other_classes:
+        return 4 * parameters
+    rows = sum((model.num_classes, *model.other_classes))
+    projections = (1 + len(model.other_classes)) * (model.embed_dim + 1)
+    return 4 * (parameters + model.final_dim * (rows + projections))
 
 
 def server_state_bytes(config: Config, layout: ParameterLayout) -> int:
@@ -40,7 +51,7 @@ def checkpoints_disk(config: Config, layout: ParameterLayout, parameters: int) -
     """Return the bytes of the checkpoints that are kept, with the one that is being written."""
     checkpoint, rounds = config.checkpoint, config.federated.num_rounds
     kept = min(checkpoint.keep_last + 1, math.ceil(rounds / checkpoint.every))
-    best = (checkpoint.keep_best and rounds > 1) * 4 * parameters
+    best = (checkpoint.keep_best and rounds > 1) * saved_model_bytes(config, parameters)
     return kept * checkpoint_bytes(config, layout, parameters) + best
 
 
@@ -49,14 +60,18 @@ def labels_disk(config: Config, audio_s: float) -> float:
     targets = config.targets
     if not config.task.needs_labels or targets.kind != "kmeans":
         return 0.0
-    return (2 if targets.num_clusters <= 2**15 else 4) * targets.label_rate_hz * audio_s
+    sets = targets.label_sets
+    width = 2 if max(each.num_clusters for each in sets) <= 2**15 else 4
+    return len(sets) * width * targets.label_rate_hz * audio_s
 
 
-def sample_disk(config: Config, train_s: float, width: int = NUM_FEATURES) -> float:
-    """Return the bytes of k-means' sample of a client's features [frames, ``width``]."""
+def sample_disk(config: Config, train_s: float, width: int | None = None) -> float:
+    """Return the bytes of k-means' sample of a client's features [frames, ``width``]; None: kinds
+    of MFCC."""
     targets = config.targets
     if not config.task.needs_labels or targets.kind != "kmeans":
         return 0.0
+    width = mfcc_source(targets).dimension if width is None else width
     return 4.0 * width * min(targets.max_frames_per_client, targets.label_rate_hz * train_s)
 
 

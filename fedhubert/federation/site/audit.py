@@ -53,6 +53,7 @@ ASKED = (
         "targets.kind",
         "targets.source",
         "targets.num_clusters",
+        "targets.sets",
         "targets.min_frames",
         "targets.group_frames",
     ),

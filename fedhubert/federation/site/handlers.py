@@ -2,7 +2,7 @@
 (:mod:`fedhubert.federation.site.train`, :mod:`fedhubert.federation.site.scoring`)."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -13,8 +13,9 @@ from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.samples import Features
 from fedhubert.clients.settings import NodeConfig
+from fedhubert.config.target_sets import of_set
 from fedhubert.errors import FederationError
-from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, STEP_FIGURES
+from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, step_figures
 from fedhubert.federation.secure.tail import COUNT
 from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.site.incoming import cached_model
@@ -115,11 +116,10 @@ def kmeans_seed(request: Request[SeedKMeans], node_config: NodeConfig) -> Answer
     arrays: dict[str, NDArray] = {}
 
     def seeds(site: Site, partition: Partition) -> Metrics:
-        centroids, weights, metrics = site_figures.seeds(site, partition, request.task.extractor)
-        arrays[f"centroids_{partition.number}"], arrays[f"weights_{partition.number}"] = (
-            centroids,
-            weights,
-        )
+        found, metrics = site_figures.seeds(site, partition, request.task.extractor)
+        for place, (centroids, weights) in enumerate(found):
+            arrays[f"{of_set('centroids', place)}_{partition.number}"] = centroids
+            arrays[f"{of_set('weights', place)}_{partition.number}"] = weights
         return metrics
 
     metrics, failures = each_partition(request, node_config, seeds)
@@ -128,14 +128,17 @@ def kmeans_seed(request: Request[SeedKMeans], node_config: NodeConfig) -> Answer
 
 def kmeans_moments(request: Request[MomentsKMeans], node_config: NodeConfig) -> Answered:
     """Send the moments of the partitions' features, added up over this node's."""
+
+    def count(site: Site, partition: Partition) -> tuple[dict[str, NDArray], Metrics]:
+        found, metrics = site_figures.moments(site, partition, request.task.extractor)
+        return _in_arrays(dict(enumerate(found))), metrics
+
     return _sum_up(
         request,
         node_config,
         MOMENT_FIGURES,
         Moments,
-        lambda site, partition: _in_arrays(
-            site_figures.moments(site, partition, request.task.extractor)
-        ),
+        count,
     )
 
 
@@ -143,15 +146,14 @@ def kmeans_step(request: Request[StepKMeans], node_config: NodeConfig) -> Answer
     """Send sums, counts and inertia of the partitions' features under the given centroids, added up
     over this node's partitions."""
     centroids = _centroids(request)
-    return _sum_up(
-        request,
-        node_config,
-        STEP_FIGURES,
-        Statistics,
-        lambda site, partition: _in_arrays(
-            site_figures.statistics(site, partition, centroids, request.task.extractor)
-        ),
-    )
+
+    def count(site: Site, partition: Partition) -> tuple[dict[str, NDArray], Metrics]:
+        task = request.task
+        found, metrics = site_figures.statistics(site, partition, centroids, task.extractor)
+        return _in_arrays(found), metrics
+
+    names = step_figures(len(request.job.targets.label_sets))
+    return _sum_up(request, node_config, names, Statistics, count)
 
 
 def label(request: Request[Label], node_config: NodeConfig) -> Answered:
@@ -161,10 +163,15 @@ def label(request: Request[Label], node_config: NodeConfig) -> Answered:
     With ``targets.label_column`` also frames by cluster and label: counts alone, labels by their
     place in the agreed list.
     """
-    centroids = _centroids(request) if "centroids" in request.arrays else None
+    centroids, asked = _centroids(request), request.job.targets.label_sets
+    if centroids and len(centroids) < len(asked):
+        raise FederationError(
+            f"centroids of {len(centroids)} sets for {len(asked)}", setting="targets.sets"
+        )
 
     def count(site: Site, partition: Partition) -> tuple[dict[str, NDArray], Metrics]:
-        store = site.labels(partition, request.task.targets, centroids, request.task.extractor)
+        task = request.task
+        store = site.labels(partition, task.targets, tuple(centroids.values()), task.extractor)
         alike: Metrics = {"label_rate_hz": store.rate_hz, "num_clusters": store.num_clusters}
         if not request.task.counted:
             return {}, {"frames": 0, **alike}
@@ -174,11 +181,13 @@ def label(request: Request[Label], node_config: NodeConfig) -> Answered:
     return _sum_up(request, node_config, LABEL_FIGURES, LabelCounts, count)
 
 
-def _in_arrays(
-    found: tuple[KMeansStatistics | FeatureMoments, Metrics],
-) -> tuple[dict[str, NDArray], Metrics]:
-    sums, metrics = found
-    return {**sums.to_arrays()}, metrics
+def _in_arrays(found: Mapping[int, KMeansStatistics | FeatureMoments]) -> dict[str, NDArray]:
+    """Return the sums of each set, by place, under the names that they have in messages."""
+    return {
+        of_set(name, place): array
+        for place, sums in found.items()
+        for name, array in sums.to_arrays().items()
+    }
 
 
 def _sum_up(
@@ -210,11 +219,21 @@ def _sum_up(
     return MaskedCounts(metrics=metrics, arrays=masker.arrays()), failures
 
 
-def _centroids(request: Request[StepKMeans | Label]) -> Features:
-    centroids = np.asarray(request.arrays["centroids"], np.float32)
-    if len(centroids) != request.job.targets.num_clusters:
-        raise FederationError(
-            f"centroids of {centroids.dtype}{list(centroids.shape)} for {request.job.targets.num_clusters} clusters",
-            setting="targets.num_clusters",
-        )
-    return centroids
+def _centroids(request: Request[StepKMeans | Label]) -> dict[int, Features]:
+    """Return the centroids that a message has, by the place of their set.
+
+    Raises:
+        FederationError: of another number of clusters, or of a set that the run does not have.
+    """
+    sets, centroids = request.job.targets.label_sets, dict[int, Features]()
+    known = {of_set("centroids", place): place for place in range(len(sets))}
+    for name in sorted(request.arrays.keys() - {"run_keys"}):
+        found = np.asarray(request.arrays[name], np.float32)
+        place = known.get(name)
+        if place is None or len(found) != sets[place].num_clusters:
+            raise FederationError(
+                f"{name} of {found.dtype}{list(found.shape)} are not of a set of the run",
+                setting="targets.sets" if place is None else "targets.num_clusters",
+            )
+        centroids[place] = found
+    return dict(sorted(centroids.items()))

@@ -44,7 +44,11 @@ class ModelPolicy(_Part):
     """Width of a layer's feed-forward part (`model.ffn_dim`)."""
 
     max_clusters: PositiveInt = 2000
-    """Pseudo-labels (`targets.num_clusters`, `model.num_classes`)."""
+    """Pseudo-labels (`targets.num_clusters`, `model.num_classes`), of each set."""
+
+    max_sets: PositiveInt = 8
+    """Sets of pseudo-labels, each with a head of its own (`targets.sets`): k-means tells as much of
+    each."""
 
     max_bytes: PositiveInt = 1_400_000_000
     """Parameters in fp32; HuBERT large has 1.27 GB of them."""

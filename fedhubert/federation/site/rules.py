@@ -51,12 +51,14 @@ def job_refusals(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Ite
     """Yield what is refused of ``job`` as the server sends it."""
     yield from _places(policy, job, node_config)
     yield from model_refusals(policy.model, job.model, "model")
-    yield from _beyond(
-        "targets.num_clusters",
-        job.targets.num_clusters,
-        "model.max_clusters",
-        policy.model.max_clusters,
-    )
+    first, *others = sets = job.targets.label_sets
+    clusters = {
+        "targets.num_clusters": first.num_clusters,
+        "targets.sets": max((each.num_clusters for each in others), default=0),
+    }
+    for setting, found in clusters.items():
+        yield from _beyond(setting, found, "model.max_clusters", policy.model.max_clusters)
+    yield from _beyond("targets.sets", len(sets), "model.max_sets", policy.model.max_sets)
     yield from _task(policy, job.task)
     yield from _audio(policy, job)
     yield from _steps(policy, job)
@@ -106,6 +108,9 @@ def model_refusals(
     yield from beyond(
         "num_classes", model.num_classes, "max_clusters", policy.max_clusters + NUM_SPECIAL_ROWS
     )
+    rows = max(model.other_classes, default=0)
+    yield from beyond("other_classes", rows, "max_clusters", policy.max_clusters + NUM_SPECIAL_ROWS)
+    yield from beyond("other_classes", 1 + len(model.other_classes), "max_sets", policy.max_sets)
     yield from _beyond(
         named, 4 * num_parameters(model), "model.max_bytes", policy.max_bytes, "bytes of parameters"
     )
@@ -120,13 +125,8 @@ def num_parameters(model: ModelConfig) -> int:
         before = channels
     positions = width * (width // model.pos_conv_groups) * model.pos_conv_kernel
     layers = model.num_layers * (4 * width * width + 2 * width * model.ffn_dim)
-    return (
-        convolutions
-        + before * width
-        + positions
-        + layers
-        + model.final_dim * (width + model.num_classes)
-    )
+    heads = sum(width + rows for rows in (model.num_classes, *model.other_classes))
+    return convolutions + before * width + positions + layers + model.final_dim * heads
 
 
 def _places(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Iterator[Refusal]:

@@ -144,6 +144,7 @@ CASES: dict[str, Case] = {
     "model.max_heads": (1, _describe, [], "model.num_heads"),
     "model.max_ffn": (63, _describe, [], "model.ffn_dim"),
     "model.max_clusters": (5, _describe, [], "model.num_classes"),
+    "model.max_sets": (1, _describe, ["targets.sets=[mfcc,static]"], "model.other_classes"),
     "model.max_bytes": (1000, _describe, [], "model"),
     "audio.min_seconds": (0.7, _describe, [], "data.min_seconds"),
     "audio.max_seconds": (1.9, _describe, [], "data.max_seconds"),
