@@ -14,7 +14,7 @@ import torch
 import torchaudio.transforms
 
 from fedhubert.data.headers import layout_of
-from fedhubert.data.ranges import Part, Ranges
+from fedhubert.data.ranges import Part, file_of
 from fedhubert.errors import DataError
 
 MAX_READ_S = 3600.0
@@ -107,8 +107,10 @@ def open_audio(source: Path | Recording) -> Iterator[soundfile.SoundFile]:
             raise _unreadable(recording, OSError("is no file"))
         layout = layout_of(path, offset, num_bytes, str(recording))
         inside = bool(offset) or num_bytes is not None
-        size = path.stat().st_size - offset if num_bytes is None else num_bytes
-        parts: tuple[Part, ...] = ((offset, size),) if inside else ()
+        parts: tuple[Part, ...] = ()
+        if inside:
+            size = path.stat().st_size - offset if num_bytes is None else num_bytes
+            parts = ((offset, size),)
         with _opened(path, parts) as file:
             stated, found = file.frames, layout.num_samples
             agree = found is None or abs(found - stated) <= layout.tolerance
@@ -128,7 +130,7 @@ def _opened(path: Path, parts: tuple[Part, ...]) -> Iterator[soundfile.SoundFile
         with soundfile.SoundFile(str(path)) as file:
             yield file
         return
-    with Ranges(path, parts) as ranges, soundfile.SoundFile(ranges) as file:
+    with file_of(path, parts) as part, soundfile.SoundFile(part, closefd=False) as file:
         yield file
 
 
