@@ -111,12 +111,13 @@ def open_audio(source: Path | Recording) -> Iterator[soundfile.SoundFile]:
         if inside:
             size = path.stat().st_size - offset if num_bytes is None else num_bytes
             parts = ((offset, size),)
-        with _opened(path, parts) as file:
-            stated, found = file.frames, layout.num_samples
-            agree = found is None or abs(found - stated) <= layout.tolerance
-            if agree and not (layout.parts and found is None):
-                yield file
-                return
+        found = layout.num_samples
+        if found is not None or not layout.parts:
+            with _opened(path, parts) as file:
+                # a decoder that promises more than there is would be called damaged
+                if found is None or 0 <= found - file.frames <= layout.tolerance:
+                    yield file
+                    return
         with _opened(path, layout.parts) as file:
             yield file
     except (OSError, RuntimeError, ValueError) as error:
