@@ -280,8 +280,10 @@ def recipe(arguments: Sequence[str]) -> int:
 
 
 def _multirun(overrides: Sequence[str]) -> int:
-    """Run a sweep; a job that fails is reported and does not stop the others."""
+    """Run a sweep: all of its jobs are checked before the first begins; one that fails later is
+    reported and does not stop the others."""
     from fedhubert.compose.sweeps import multirun
+    from fedhubert.federation.engine.run import check_here
 
     failures: list[str] = []
 
@@ -296,7 +298,7 @@ def _multirun(overrides: Sequence[str]) -> int:
             failures.append(f"{out}: {error}")
             return float("inf")  # worse than any loss; Optuna ends a search at a NaN
 
-    multirun(overrides, job)
+    multirun(overrides, job, check_here)
     if failures:
         raise FedhubertError(f"{len(failures)} jobs of the sweep failed; {'; '.join(failures)}")
     return 0

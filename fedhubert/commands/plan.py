@@ -79,8 +79,9 @@ def plan(arguments: Sequence[str]) -> int:
 def report(inputs: "Inputs", found: "RunPlan", said: dict[str, str]) -> dict[str, object]:
     """Return the estimates as plain values: seconds, hours, bytes."""
     from fedhubert.planning import sizes
+    from fedhubert.planning.privacy import privacy_of
 
-    rounds, shares = found.rounds, found.shares
+    rounds, shares, privacy = found.rounds, found.shares, privacy_of(inputs.config)
     return {
         "experiment": inputs.config.experiment,
         "parameters": inputs.numel,
@@ -112,6 +113,7 @@ def report(inputs: "Inputs", found: "RunPlan", said: dict[str, str]) -> dict[str
             for share, client in zip(shares, inputs.clients, strict=True)
         ],
         "per_round": [asdict(part) for part in rounds],
+        **({"privacy": asdict(privacy)} if privacy else {}),
         "assumptions": {"rates": inputs.rates.model_dump(), "said": said},
         "warnings": list(found.warnings),
     }
@@ -137,6 +139,7 @@ def table(inputs: "Inputs", found: "RunPlan") -> "Table":
         _data(inputs),
         _work(inputs, found),
         _wire(inputs, found),
+        _privacy(inputs),
         _time(found),
         _space(inputs),
     ):
@@ -207,6 +210,19 @@ def _secure(inputs: "Inputs") -> dict[str, int]:
         return {}
     down, up = opening_bytes(inputs, inputs.config.federated.clients_per_round)
     return {"opening_a_sum_down_bytes": down, "opening_a_sum_up_bytes": up}
+
+
+def _privacy(inputs: "Inputs") -> Iterator[Row]:
+    from fedhubert.planning.privacy import privacy_of
+
+    found = privacy_of(inputs.config)
+    if found is None:
+        return
+    epsilon = "infinite" if found.epsilon is None else f"{found.epsilon:.3g}"
+    yield f"epsilon at delta {found.delta:g}, after the last round", epsilon
+    yield "noise on a mean update (standard deviation)", f"{found.noise_std:.3g}"
+    if found.honest_clients is not None:
+        yield "clients of a sum who have to be honest", str(found.honest_clients)
 
 
 def _time(found: "RunPlan") -> Iterator[Row]:

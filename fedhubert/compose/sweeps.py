@@ -2,7 +2,8 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -10,9 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from fedhubert.compose import compose, composition, config_folder, to_config
+from fedhubert.compose import compose, config_folder, to_config
 from fedhubert.compose.overrides import check_overrides
 from fedhubert.config import Config
+from fedhubert.errors import FedhubertError
 
 
 def sweep_jobs(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
@@ -32,26 +34,49 @@ def sweep_jobs(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
     return [(list(job), searched) for job in itertools.product(*lists)]
 
 
-def describe_sweep(overrides: Sequence[str], show: Callable[[Config], str]) -> str:
-    """Return what ``show`` makes of the configuration of every job of a sweep, as YAML documents
-    under the overrides that differ."""
-    jobs = sweep_jobs(overrides)
-    documents = []
+def jobs_of(overrides: Sequence[str]) -> list[tuple[str, Config]]:
+    """Return name and configuration of every job of a sweep. Its name is its number, and the
+    overrides in which it differs from others. What a search chooses has its default.
+
+    Raises:
+        ConfigError: what is wrong with one, by its name.
+    """
+    jobs, found = sweep_jobs(overrides), []
     for number, (job, searched) in enumerate(jobs):
-        config = compose(job)
+        differs = [text for text in job if any(text not in other for other, _ in jobs)]
+        chosen = [f"{text} (searched)" for text in searched]
+        name = " ".join([f"job {number}:", *differs, *chosen]).removesuffix(":")
+        with _named(name):
+            config = compose(job)
         if config.out:
             config = config.model_copy(update={"out": str(Path(config.out, str(number)))})
-        differs = [text for text in job if any(text not in other for other, _ in jobs)]
-        head = " ".join(
-            [f"# job {number}:", *differs, *(f"{text} (searched)" for text in searched)]
-        )
-        documents.append(f"{head}\n{show(config)}")
-    return "---\n".join(documents)
+        found.append((name, config))
+    return found
 
 
-def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]], object]) -> None:
+@contextmanager
+def _named(job: str) -> Iterator[None]:
+    """Put the name of a job before what errors of the block say."""
+    try:
+        yield
+    except FedhubertError as error:
+        error.args = (f"{job}: {error}",)
+        raise
+
+
+def describe_sweep(overrides: Sequence[str], show: Callable[[Config], str]) -> str:
+    """Return what ``show`` makes of the configuration of every job of a sweep, as YAML documents
+    under their names; raises :class:`ConfigError`."""
+    return "---\n".join(f"# {name}\n{show(config)}" for name, config in jobs_of(overrides))
+
+
+def multirun(
+    overrides: Sequence[str],
+    job: Callable[[str, Callable[[], Config]], object],
+    check: Callable[[Config], object] = lambda config: None,
+) -> None:
     """Run Hydra's multirun: ``job`` once per combination, each with a folder of its own below
-    ``out``, or the sweep's folder.
+    ``out``, or the sweep's folder; before the first of them, ``check`` all configurations.
 
     ``job`` is given the folder and a function that returns the configuration, or raises
     :class:`ConfigError`.
@@ -59,8 +84,11 @@ def multirun(overrides: Sequence[str], job: Callable[[str, Callable[[], Config]]
     Raises:
         ConfigError: overrides that Hydra cannot read or does not know, or a search without its
             plugin.
+        FedhubertError: what is wrong with a job, by its name; none has begun then.
     """
-    composition(sweep_jobs(overrides)[0][0])
+    for name, config in jobs_of(overrides):
+        with _named(name):
+            check(config)
 
     def one(composed: DictConfig) -> object:
         sweep, given = HydraConfig.get().sweep, OmegaConf.select(composed, "out")

@@ -10,13 +10,26 @@ from fedhubert.errors import DataError
 
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga", ".aiff", ".aif", ".aifc", ".au", ".snd"),
-    *(".w64", ".rf64", ".caf", ".sph", ".nist", ".wave", ".mp2"),
+    *(".w64", ".rf64", ".bw64", ".caf", ".sph", ".nist", ".wave", ".mp2", ".voc"),
 )
 """What libsndfile reads; names are compared without regard to case."""
 FOREIGN_SUFFIXES = (
     *(".m4a", ".m4b", ".aac", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".wma", ".amr", ".3gp"),
     *(".ape", ".wv", ".ac3", ".mka", ".avi", ".mpg", ".ts", ".gsm", ".raw", ".pcm", ".vox", ".shn"),
-    *(".ra", ".dss"),
+    *(
+        ".ra",
+        ".dss",
+        ".spx",
+        ".tta",
+        ".tak",
+        ".mpc",
+        ".dts",
+        ".flv",
+        ".wmv",
+        ".qcp",
+        ".awb",
+        ".g722",
+    ),
 )
 """Audio that it does not read."""
 ARCHIVE_SUFFIXES = (".tar", ".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".parquet")

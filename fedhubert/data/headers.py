@@ -9,7 +9,7 @@ import functools
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedhubert.data import flac, mpeg
@@ -22,6 +22,8 @@ MAX_MPEG_BYTES = 2**30
 _HEAD_BYTES = 4096
 _REST_BYTES = 2**20
 """How much of what follows a wav's data is looked at."""
+_MP3 = b"\x55\0"
+"""The format of a wav whose data is an mp3."""
 _UNKNOWN = (0, 0xFFFFFFFF)
 """What writers that cannot go back leave as the size of a wav's data."""
 
@@ -32,7 +34,7 @@ class Layout:
 
     Attributes:
         num_samples: Samples per channel; None: as the decoder says.
-        tolerance: How far the decoder's own count may be from it before ``parts`` are needed.
+        tolerance: How far the decoder's own count may stay below it before ``parts`` are needed.
         parts: The file under a header that says its length; empty where none is needed.
         remark: What is odd and harmless about the header; '' where nothing is.
     """
@@ -79,6 +81,8 @@ def _refused(name: str, reason: str) -> DataError:
 
 def _wav(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout | None:
     """A wav's data ends where another chunk begins, or with the file."""
+    if head[:4] == b"BW64":  # broadcasters' name of RF64
+        return Layout(parts=(b"RF64", (offset + 4, size - 4)))
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     with path.open("rb") as file:
@@ -87,14 +91,19 @@ def _wav(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout |
             file.seek(offset + position)
             return file.read(max(0, min(count, size - position)))
 
-        position, remark = 12, ""
+        position, remark, is_mp3 = 12, "", False
         while len(chunk := at(position, 8)) == 8:
             length = int.from_bytes(chunk[4:], "little")
             body = position + 8
             if chunk[:4] == b"fmt ":
                 remark = _contradiction(at(body, 16))
+                is_mp3 = at(body, 2) == _MP3
             if chunk[:4] == b"data":
                 left = size - body
+                if is_mp3:
+                    inside = (offset + body, min(length, left))
+                    found = _mpeg(path, *inside, at(body, _HEAD_BYTES), name) or PLAIN
+                    return found if found.parts else replace(found, parts=(inside,))
                 if length in _UNKNOWN and left > 0 and not _is_chunk(at(body, 8)):
                     sizes = struct.pack("<I", min(left, 0xFFFFFFFE))
                     before = at(0, body)
@@ -127,7 +136,7 @@ def _is_chunk(head: bytes) -> bool:
 def _check_rest(rest: bytes, left: int, name: str) -> None:
     """Raise where what follows a wav's data is neither a chunk nor padding nor a tag."""
     head = rest[:8]
-    if left < 8 or head[:3] == b"TAG" or not any(rest):
+    if left < 8 or head[:3] in (b"TAG", b"ID3") or not any(rest):
         return
     if head[:4] in (b"RIFF", b"RIFX"):
         raise _refused(name, "several wav files, one after the other; split them, or join by sox")
@@ -166,13 +175,16 @@ def _mpeg(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout 
     change = mpeg.changes(stream)
     if change:
         raise _refused(name, f"files of different kinds, one after the other: {change}; split them")
-    frame = stream.frames[0].num_samples
-    if stream.stated is not None and abs(stream.stated - len(stream.frames)) <= 1:
-        return PLAIN
+    frame, missing = stream.frames[0].num_samples, (stream.stated or 0) - len(stream.frames)
+    remark = f"the header promises {missing} frames more" if missing > 1 else ""
+    if stream.is_cut:
+        remark = remark or "cut short in the middle of a frame"
+    if stream.stated is not None and abs(missing) <= 1:
+        return Layout(remark=remark)
     shift = [
         part if isinstance(part, bytes) else (part[0] + offset, part[1]) for part in stream.parts()
     ]
-    return Layout(stream.num_samples, frame, tuple(shift))
+    return Layout(stream.num_samples, frame, tuple(shift), remark)
 
 
 def _ogg(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout | None:
@@ -180,7 +192,7 @@ def _ogg(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout |
     if head[:4] != b"OggS":
         return None
     with path.open("rb") as file:
-        position, begun = 0, False
+        position, begun, ended = 0, False, False
         while position + 27 <= size:
             file.seek(offset + position)
             page = file.read(27 + 255)
@@ -189,9 +201,12 @@ def _ogg(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout |
             first = bool(page[5] & 2)
             if first and begun:
                 raise _refused(name, "several Ogg streams, one after the other; split them")
-            begun = begun or not first
+            begun, ended = begun or not first, bool(page[5] & 4)
             position += 27 + page[26] + sum(page[27 : 27 + page[26]])
-    return PLAIN
+    whole = ended and position <= size
+    return (
+        PLAIN if whole else Layout(remark="no page is marked as the last: cut short, or streamed")
+    )
 
 
 Form = Callable[[Path, int, int, bytes, str], Layout | None]

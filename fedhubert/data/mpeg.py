@@ -40,10 +40,12 @@ class Stream:
 
     Attributes:
         stated: Frames that the first Xing, Info or VBRI header names; None where there is none.
+        is_cut: It ends in the middle of a frame.
     """
 
     frames: tuple[Frame, ...]
     stated: int | None
+    is_cut: bool = False
 
     @property
     def num_samples(self) -> int:
@@ -65,15 +67,18 @@ class Stream:
 def stream_of(content: bytes) -> Stream | None:
     """Return the audio frames of a layer III file; None for what is not one (or has a free bit
     rate)."""
-    frames, stated, first = [], None, True
+    frames, stated, first, is_cut = [], None, True, False
     for frame in _frames(content):
+        if frame.start + frame.length > len(content):
+            is_cut = True  # decoders leave it out
+            break
         count = _described(content, frame)
         if count is None:
             frames.append(frame)
         elif first:
             stated = count
         first = False
-    return Stream(tuple(frames), stated) if frames else None
+    return Stream(tuple(frames), stated, is_cut) if frames else None
 
 
 def _frames(content: bytes) -> Iterator[Frame]:
@@ -86,8 +91,6 @@ def _frames(content: bytes) -> Iterator[Frame]:
             at_end = position + frame.length >= len(content) - 4
             frame = frame if after is not None or at_end else None
         if frame is not None:
-            if position + frame.length > len(content):
-                return  # cut short: decoders leave it out
             yield frame
             position, known = position + frame.length, True
             continue

@@ -4,7 +4,8 @@ mended on the way."""
 import io
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,57 @@ Part = bytes | tuple[int, int]
 """Bytes as they are, or (first byte, number of bytes) of the file behind."""
 
 MAX_IN_MEMORY = 2**22
-"""A range of at most this many bytes is read at once: decoders ask for a few kB at a time."""
+"""Parts of at most this many bytes become a file in memory: decoders ask for a few kB at a time, and
+each call of :class:`Ranges` takes as long as decoding them."""
+
+_idle: list[int] = []
+"""Files in memory to be used again: new ones would take their pages from the system."""
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+@contextmanager
+def file_of(path: Path, parts: Sequence[Part]) -> Iterator["Ranges | int"]:
+    """Give the parts of a file, one after the other, as a file of their own while the block runs: a
+    descriptor of one in memory where they are small, else an object that reads them.
+
+    Args:
+        path: The file behind.
+        parts: In order; ranges lie inside the file.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    size = sum(len(part) if isinstance(part, bytes) else part[1] for part in parts)
+    if size > MAX_IN_MEMORY or not hasattr(os, "memfd_create"):
+        with Ranges(path, parts) as ranges:
+            yield ranges
+        return
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        memory = _idle.pop()
+    except IndexError:
+        memory = os.memfd_create("audio")
+    try:
+        _copy(source, parts, memory)
+        yield memory
+    finally:
+        _idle.append(memory)
+        os.close(source)
+
+
+def _copy(source: int, parts: Sequence[Part], target: int) -> None:
+    """Write parts of ``source`` over what ``target`` has, up to where ``source`` ends if it has
+    shrunk; go to its beginning."""
+    os.lseek(target, 0, os.SEEK_SET)
+    for part in parts:
+        if isinstance(part, bytes):
+            os.write(target, part)
+            continue
+        position, left = part
+        while left and (copied := os.sendfile(target, source, position, left)):
+            position, left = position + copied, left - copied
+    os.ftruncate(target, os.lseek(target, 0, os.SEEK_CUR))
+    os.lseek(target, 0, os.SEEK_SET)
 
 
 class Ranges(io.RawIOBase):
@@ -37,12 +88,7 @@ class Ranges(io.RawIOBase):
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         sizes = [len(part) if isinstance(part, bytes) else part[1] for part in parts]
         self._ends = list(accumulate(sizes))
-        self._parts = [
-            os.pread(self._file, part[1], part[0])
-            if not isinstance(part, bytes) and part[1] <= MAX_IN_MEMORY
-            else part
-            for part in parts
-        ]
+        self._parts = parts
         self._position = 0
 
     @property

@@ -13,7 +13,7 @@ from functools import cache
 from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.roster.sampling import asking_order, assign_to_nodes
 from fedhubert.federation.strategies.strategy import strategy_of
-from fedhubert.planning import secure, sizes
+from fedhubert.planning import privacy, secure, sizes
 from fedhubert.planning.inputs import Inputs
 
 
@@ -169,6 +169,7 @@ class _Planner:
         server_s = 1e-9 * self._inputs.numel * (rates.fold_ns * len(heard) + rates.step_ns)
         server_s += 1e-9 * self._step_flop / rates.server_gflop_s
         server_s += 1e-6 * sizes.written(self._inputs, number) / rates.disk_mb_s
+        server_s += privacy.server_noise_s(self._inputs)
         opening_s = 0.0
         if self._secure:
             server_s += secure.opening_s(self._inputs, len(accepted))
@@ -198,6 +199,7 @@ class _Planner:
             audio_s = client.audio_s(range(position, position + steps * settings.accumulate))
         seconds = audio_s / self._rates.audio_s_per_s + client.scored_s / self._rates.scoring
         seconds += secure.masking_s(self._inputs, self._cohort) if self._secure else 0.0
+        seconds += privacy.client_noise_s(self._inputs)
         return _Work(steps, steps * settings.accumulate, audio_s, seconds)
 
     def _finished(self, seconds: Mapping[int, float]) -> dict[int, float]:

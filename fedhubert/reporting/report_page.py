@@ -14,6 +14,8 @@ from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_data import RunData
 from fedhubert.reporting.report_files import config_differences
 from fedhubert.reporting.report_parts import Section, Table, decimal
+from fedhubert.reporting.report_privacy import HEAD as PRIVACY_HEAD
+from fedhubert.reporting.report_privacy import privacy_rows
 from fedhubert.reporting.report_results import comparisons, evaluations
 from fedhubert.reporting.report_secure import HEAD, secure_rows
 from fedhubert.reporting.summary import MANY_ROUNDS
@@ -32,6 +34,7 @@ def render(runs: Sequence[RunData]) -> str:
         _drift(runs),
         _participation(runs),
         _secure(runs),
+        _privacy(runs),
         _costs(runs),
         _settings(runs),
         evaluations(runs),
@@ -189,6 +192,16 @@ def _secure(runs: Sequence[RunData]) -> Section | None:
     rows = secure_rows(runs)
     note = "The server saw sums over the clients of a round, and no client's own update, loss or weight."
     return Section("Secure sums", tables=[Table(HEAD, rows)], note=note) if rows else None
+
+
+def _privacy(runs: Sequence[RunData]) -> Section | None:
+    rows = privacy_rows(runs)
+    note = "Epsilon is of the models; the figures of this report are exact, and outside it."
+    return (
+        Section("Differential privacy", tables=[Table(PRIVACY_HEAD, rows)], note=note)
+        if rows
+        else None
+    )
 
 
 def _costs(runs: Sequence[RunData]) -> Section | None:

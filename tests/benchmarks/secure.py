@@ -5,14 +5,16 @@
 """
 
 import argparse
+import os
 import secrets
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from fedhubert.federation.secure.opening import Opening
+from fedhubert.federation.secure.opening import LIMIT, Opening, largest_entry
 from fedhubert.federation.secure.participant import Dealt
 from fedhubert.federation.updates.exact_sum import ExactSum
 from tests.benchmarks.figures import figure
@@ -39,10 +41,27 @@ def fold_s(numel: int) -> float:
     return seconds(add)
 
 
+def stream_s(num_bytes: int) -> float:
+    """A plain AES-256-CTR stream of so many bytes, added to nothing: what this machine does now."""
+    stream = Cipher(algorithms.AES256(os.urandom(32)), modes.CTR(bytes(16))).encryptor()
+    zeros, buffer = bytes(2**18), bytearray(2**18 + 15)
+
+    def run() -> None:
+        for _ in range(num_bytes // len(zeros)):
+            stream.update_into(zeros, buffer)
+
+    return seconds(run)
+
+
 def site_s(cohort: Cohort, numel: int) -> float:
-    """A client agrees on masks, masks its vector, and deals its shares."""
+    """A client looks whether its vector fits, agrees on masks, masks it, and deals its shares."""
     vector = np.ones(numel, np.int64)  # memory that is there already
-    return seconds(lambda: cohort.part(cohort.numbers[0]).mask([vector]))
+
+    def work() -> None:
+        assert largest_entry(vector) < LIMIT // cohort.size
+        cohort.part(cohort.numbers[0]).mask([vector])
+
+    return seconds(work)
 
 
 def shares_s(cohort: Cohort) -> float:
@@ -51,7 +70,8 @@ def shares_s(cohort: Cohort) -> float:
 
 
 def server_s(cohort: Cohort, numel: int, dropped: int) -> float:
-    """The server adds the masked vectors of all but ``dropped`` clients, checks and joins shares, and takes the masks off."""
+    """The server adds the masked vectors of all but ``dropped`` clients, checks and joins shares, takes the masks off, and looks
+    whether the total can be one."""
     included = cohort.numbers[: cohort.size - dropped]
     dealt: dict[int, Dealt] = {
         number: cohort.part(number).mask([np.zeros(1, np.int64)]) for number in included
@@ -71,6 +91,7 @@ def server_s(cohort: Cohort, numel: int, dropped: int) -> float:
         for helper, shares in opened.items():
             opening.take(helper, shares)
         opening.unmask([total])
+        largest_entry(total)
 
     return seconds(work)
 
@@ -82,6 +103,7 @@ def compare(numel: int, peer_numel: int, sizes: list[int]) -> None:
         cohort = Cohort(size)
         named = f"{size} clients"
         figure(f"secure: keys and shares of a client, {named}", shares_s(cohort), None, "CPU s")
+        figure(f"a bare AES-CTR stream of {size} masks", stream_s(8 * numel * size), None, "CPU s")
         figure(f"secure: a site, {named}, {numel / 1e6:g} M", site_s(cohort, numel), None, "CPU s")
         for dropped in (0, 1) if size - 1 >= cohort.terms.threshold else (0,):
             what = f"secure: the server, {named}, {dropped} dropped, {numel / 1e6:g} M"

@@ -47,3 +47,11 @@ def mp3_without_xing(path: Path, samples: Samples, rate_hz: int = 16000) -> None
     stream = mpeg.stream_of(content)
     assert stream is not None and stream.stated == len(stream.frames)
     path.write_bytes(content[stream.frames[0].start :])
+
+
+def in_wav(path: Path, mp3: bytes, rate_hz: int = 16000) -> None:
+    """Write an mp3 as the data of a wav."""
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, rate_hz, 4000, 1, 0, 12, 1, 2, 576, 1, 1393)
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form
+    body += b"data" + struct.pack("<I", len(mp3)) + mp3 + bytes(len(mp3) % 2)
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)

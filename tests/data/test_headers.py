@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from fedhubert.data import mpeg
 from fedhubert.data.audio import Recording, audio_info, read_audio
+from fedhubert.data.headers import layout_of
 from fedhubert.data.ranges import Ranges
 from fedhubert.errors import DataError
 from tests.data import liars
@@ -56,7 +58,7 @@ def test_a_wav_with_more_data_than_its_header_counts_is_refused(
 
 def test_chunks_tags_and_zeros_after_a_wavs_data_are_no_lie(tmp_path: Path, sound: Samples) -> None:
     path = tmp_path / "tagged.wav"
-    for rest in (b"LIST\x04\0\0\0INFO", b"TAG" + bytes(125), bytes(512)):
+    for rest in (b"LIST\x04\0\0\0INFO", b"TAG" + bytes(125), b"ID3\4" + bytes(20), bytes(512)):
         liars.wav(path, sound, None)
         path.write_bytes(path.read_bytes() + rest)
         assert audio_info(path) == (len(sound), 16000)
@@ -228,3 +230,52 @@ def test_ranges_read_as_the_bytes_that_they_name(tmp_path: Path) -> None:
         for start, count in ((0, 3), (2, 50), (100, 300), (len(expected) - 1, 10)):
             file.seek(start)
             assert file.read(count) == expected[start : start + count]
+
+
+def test_a_wav_by_the_name_of_bw64_is_read(tmp_path: Path, sound: Samples) -> None:
+    soundfile.write(tmp_path / "good.rf64", sound, 16000)
+    content = (tmp_path / "good.rf64").read_bytes()
+    assert content[:4] == b"RF64"
+    (tmp_path / "same.wav").write_bytes(b"BW64" + content[4:])
+    np.testing.assert_array_equal(
+        read_audio(tmp_path / "same.wav"), read_audio(tmp_path / "good.rf64")
+    )
+
+
+def test_an_mp3_inside_a_wav_is_read_whole(tmp_path: Path) -> None:
+    """As ffmpeg and telephone systems write it; libsndfile's guess of its length is wrong."""
+    for mode, seconds in (("CONSTANT", 2.0), ("VARIABLE", 3.0)):
+        liars.mp3_without_xing(tmp_path / "a.mp3", speech(seconds))
+        soundfile.write(tmp_path / "x.mp3", speech(seconds), 16000, bitrate_mode=mode)
+        for name in ("a.mp3", "x.mp3"):
+            liars.in_wav(tmp_path / "in.wav", (tmp_path / name).read_bytes())
+            expected = read_audio(tmp_path / name)
+            np.testing.assert_array_equal(read_audio(tmp_path / "in.wav"), expected)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 22050, 44100])
+def test_an_mp3_of_constant_bit_rate_without_a_header_is_no_damage(
+    tmp_path: Path, rate_hz: int
+) -> None:
+    """libsndfile's guess of the number of frames is one too large, or too small."""
+    for seconds in (1.0, 2.3):
+        path = tmp_path / "cbr.mp3"
+        soundfile.write(path, speech(seconds, rate_hz), rate_hz, bitrate_mode="CONSTANT")
+        content = path.read_bytes()
+        stream = mpeg.stream_of(content)
+        assert stream is not None
+        path.write_bytes(content[stream.frames[0].start :])
+        heard = len(read_audio(path, rate_hz))
+        assert 0 <= stream.num_samples - heard <= stream.frames[0].num_samples
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus", "mp3"])
+def test_what_is_cut_short_is_said(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    kind = {"format": "OGG", "subtype": "OPUS"} if suffix == "opus" else {}
+    soundfile.write(path, speech(4.0), 16000, **kind)
+    assert layout_of(path).remark == ""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert layout_of(path).remark
+    assert 10_000 < len(read_audio(path)) < 60_000

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fedhubert.cli import main
+
 from .conftest import events
 
 Command = Callable[..., list[str]]
@@ -18,7 +20,7 @@ def test_a_sweep_has_a_folder_per_job_and_outlives_a_job_that_fails(
 ) -> None:
     out = tmp_path / "sweep"
     done = subprocess.run(
-        command(out, "-m", "federated.num_rounds=1", "model.num_heads=2,5"),
+        command(out, "-m", "federated.num_rounds=1", "client.lr=1e-3,1e30"),
         env=environment,
         capture_output=True,
         text=True,
@@ -26,11 +28,38 @@ def test_a_sweep_has_a_folder_per_job_and_outlives_a_job_that_fails(
     )
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()[-1]
-    assert "1 jobs of the sweep failed" in said and f"{out}/1" in said and "num_heads" in said
+    assert "1 jobs of the sweep failed" in said and f"{out}/1" in said
     assert events(out / "0")[-1]["event"] == "final"
     page = [*command(out)[:3], "report", str(out), "--out", str(tmp_path / "report.html")]
     reported = subprocess.run(page, env=environment, capture_output=True, text=True, timeout=300)
     assert reported.stdout.startswith("report of 1 runs"), reported.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "said"),
+    [
+        ("model.num_heads", "5", "not a multiple of num_heads 5"),
+        ("data.manifest", "gone.csv", "no such file gone.csv"),
+        ("init_from", "gone.ckpt", "no file or folder"),
+    ],
+)
+def test_no_job_of_a_sweep_begins_where_a_later_one_cannot(
+    command: Command,
+    tmp_path: Path,
+    key: str,
+    wrong: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEDHUBERT_CACHE", str(tmp_path / "cache"))
+    words = command(tmp_path / "sweep", "-m", "init_from=null")[3:]
+    before = next(word for word in reversed(words) if word.startswith(f"{key}="))
+    words = [word for word in words if not word.startswith(f"{key}=")]
+    assert main([*words, f"{before},{wrong}"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"job 1: {key}={wrong}: " in last and said in last
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.slow

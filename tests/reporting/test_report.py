@@ -383,6 +383,22 @@ def test_of_a_sweep_the_jobs_are_read_in_order(
     assert "report of 3 runs" in capsys.readouterr().out
 
 
+def test_privacy_is_shown_where_a_run_has_it(run: Path, tmp_path: Path) -> None:
+    spent = {"epsilon": 2.5, "delta": 1e-5, "clip_norm": 0.5, "noise_std": 0.125}
+    central = [round_event(1, privacy={**spent, "epsilon": None})]
+    write(tmp_path / "central", [*central, round_event(2, privacy={**spent, "clip_norm": 0.25})])
+    write(tmp_path / "distributed", [round_event(1, privacy={**spent, "honest_clients": 4})])
+    html, page = report(tmp_path, run, tmp_path / "central", tmp_path / "distributed")
+    assert html.count("Differential privacy") == 1
+    rows = [row for row in page.rows if row[1:2] in (["the server"], ["the clients"])]
+    assert rows == [
+        ["central", "the server", "2.5", "1e-05", "0.5, 0.25", "0.125", ""],
+        ["distributed", "the clients", "2.5", "1e-05", "0.5, 0.5", "0.125", "4"],
+    ]
+    html, _ = report(tmp_path, run)
+    assert "Differential privacy" not in html
+
+
 def test_secure_sums_are_shown_where_a_run_has_them(run: Path, tmp_path: Path) -> None:
     opened = {"masked": 4, "dropped": [2], "helpers": 4, "bytes_down": 3000, "bytes_up": 1000}
     events = [

@@ -76,6 +76,15 @@ def train_here(config: Config) -> float:
     return _summarise(results[0])
 
 
+def check_here(config: Config) -> None:
+    """Raise :class:`FedhubertError` for what can be known to be wrong with a run on this host before
+    it begins; nothing where it is finished."""
+    config = with_absolute_data(config)
+    if not is_finished(config):
+        check_machine(config)
+        check_models(config)
+
+
 def _dry_run(config: Config, console: Console) -> float:
     """Print what a run's preflight finds; there is no loss to return."""
     check_machine(config)

@@ -39,7 +39,7 @@ def epsilon_of(spent: tuple[Spent, ...], delta: float) -> float:
         from dp_accounting.pld import PLDAccountant
     except ImportError:
         raise ConfigError(
-            "privacy.mechanism=central needs dp-accounting: pip install 'fedhubert[privacy]'",
+            "differential privacy needs dp-accounting: pip install 'fedhubert[privacy]'",
             setting="privacy.mechanism",
         ) from None
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, _interval(spent))

@@ -35,7 +35,7 @@ def open_privacy(
     """
     if not config.privacy.enabled:
         return None
-    ledger, clip_norm = _ledger(config, state or {}, releases), (state or {}).get("clip_norm")
+    ledger, clip_norm = ledger_of(config, state or {}, releases), (state or {}).get("clip_norm")
     if not config.privacy.central:
         return DistributedPrivacy(config, ledger, clip_norm)
     begun = state is not None or bool(releases()) or (folder / FILE_NAME).exists()
@@ -43,7 +43,12 @@ def open_privacy(
     return CentralPrivacy(config, secret, ledger, clip_norm)
 
 
-def _ledger(config: Config, state: Mapping[str, Any], releases: Releases) -> Ledger:
+def ledger_of(
+    config: Config, state: Mapping[str, Any] | None = None, releases: Releases = dict
+) -> Ledger:
+    """Return what a run has spent by ``state``, what its last checkpoint says of its privacy, and its
+    journal's ``releases``; without either, nothing."""
+    state = state or {}
     before = [
         (float(sampling), float(noise), int(rounds))
         for sampling, noise, rounds in state.get("before", ())
@@ -82,7 +87,7 @@ def fork_privacy(
             f"start anew with privacy={config.privacy.mechanism}",
             setting="privacy.mechanism",
         )
-    ledger = _ledger(source, state, releases)
+    ledger = ledger_of(source, state, releases)
     clip_norm = (
         state["clip_norm"]
         if source.privacy.clip_norm == config.privacy.clip_norm

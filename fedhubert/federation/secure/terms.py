@@ -51,7 +51,7 @@ class SumTerms:
     @cached_property
     def context(self) -> bytes:
         """SHA-256 over all of it."""
-        digest = hashlib.sha256(b"fedhubert secure sum 1\0")
+        digest = hashlib.sha256(b"fedhubert secure sum 2\0")
         for field in self._fields():
             digest.update(len(field).to_bytes(8) + field)
         return digest.digest()

@@ -11,17 +11,20 @@ from hypothesis import strategies as st
 from fedhubert.federation.secure.masks import add_masks
 from fedhubert.federation.secure.shares import PRIME, commitment, join, split, weights_of
 
-LONG = 300_001
-"""More than two chunks of 8-byte words, and no whole number of blocks."""
+LONG = 2**21 + 300_001
+"""More than a segment of 8-byte words, then more than two chunks, and no whole number of blocks."""
 
 
 def test_a_mask_is_the_key_stream_of_aes_in_counter_mode() -> None:
     seed, vector = secrets.token_bytes(32), np.arange(LONG)
     add_masks(vector, [seed], part=1)
-    counter = (1).to_bytes(8, "big") + bytes(8)
-    stream = Cipher(algorithms.AES256(seed), modes.CTR(counter)).encryptor()
-    expected = np.frombuffer(stream.update(bytes(8 * LONG)), "<u8")
-    assert (vector.view(np.uint64) == np.arange(LONG, dtype=np.uint64) + expected).all()
+    expected = []
+    for segment, length in enumerate([2**24, 8 * LONG - 2**24]):
+        first = (1).to_bytes(4, "big") + segment.to_bytes(8, "big") + (2).to_bytes(4, "big")
+        stream = Cipher(algorithms.AES256(seed), modes.CTR(first)).encryptor()
+        expected.append(np.frombuffer(stream.update(bytes(length)), "<u8"))
+    expected_words = np.arange(LONG, dtype=np.uint64) + np.concatenate(expected)
+    assert (vector.view(np.uint64) == expected_words).all()
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.uint16, np.uint8])
