@@ -97,7 +97,8 @@ def test_what_arrives_is_what_was_sent(
     assert size_on_wire(came) == len(Array(values).data)
     assert np.array_equal(came.numpy(), values) and came.numpy().dtype == values.dtype
     assert came.numpy().flags.writeable and came.numpy().flags.aligned
-    assert RecordDict({"arrays": record}).object_id == sent.object_id  # it can be sent on
+    if values.flags.c_contiguous:  # it can be sent on
+        assert RecordDict({"arrays": record}).object_id == sent.object_id
 
 
 def written(values: npt.NDArray[np.generic], version: tuple[int, int] = (1, 0)) -> bytes:
