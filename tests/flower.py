@@ -275,3 +275,23 @@ def kinds_that_arrive() -> dict[str, Any]:
     from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
 
     return inflatable_class_registry
+
+
+def pulled_by() -> dict[Any, list[str]]:
+    """Return the modules of Flower whose waits are shortened, and what is replaced in them."""
+    import flwr.superlink.grid.http_grid as grid
+    import flwr.supernode.runtime.run_clientapp as site
+    import flwr.supernode.start_client_internal as supernode
+
+    return {
+        grid: ["pull_objects"],
+        site: ["pull_and_inflate_object_from_tree"],
+        supernode: ["pull_objects", "time"],
+    }
+
+
+def unavailable(name: str) -> Exception:
+    """Return what Flower raises for an object that is known and not there yet."""
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+
+    return ObjectUnavailableError(name)
