@@ -33,6 +33,7 @@ VERBS = {
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
     "state": "what a site keeps between rounds and runs, and how to remove it",
     "site": "a site of a federation: takes the coordinator's messages and answers them with the installed code, until stopped",
+    "superlink": "flower-superlink with its flags, for large models: arrays in transit lie in files beside its database, not in it",
     "doctor": "versions, cores, GPUs, room and extras of this installation; what would fail, and what to do",
     "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
@@ -111,6 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return plan(arguments[1:])
         if arguments[:1] == ["recipe"]:
             return recipe(arguments[1:])
+        if arguments[:1] == ["superlink"]:
+            from fedhubert.federation.wire.flower.superlink import main as superlink
+
+            superlink(arguments[1:])
+            return 0
         parser = _parser()
         parsed = parser.parse_args(arguments)
         if not hasattr(parsed, "run"):
@@ -169,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
-    for name in ("train", "recipe", "central", "compare", "plan"):
+    for name in ("train", "recipe", "central", "compare", "plan", "superlink"):
         verbs.add_parser(name, help=VERBS[name], add_help=False)
     forked = verbs.add_parser(
         "fork",

@@ -242,3 +242,56 @@ def secagg_unmask(numel: int, seeds: list[bytes]) -> Any:
     for seed in seeds:
         total = parameters_subtraction(total, pseudo_rand_gen(seed, 1 << 32, [(numel,)]))
     return dequantize(parameters_mod(total, 1 << 32), 8.0, 1 << 22)
+
+
+def flowers_store(database: str) -> Any:
+    """Return the object store that Flower's SuperLink has over a database."""
+    from flwr.supercore.object_store import ObjectStoreFactory
+
+    return ObjectStoreFactory(database).store()
+
+
+def object_tree(record: RecordDict) -> Any:
+    """Return which objects a record is made of, as it is said before they travel."""
+    from flwr.supercore.inflatable.inflatable_object import get_object_tree
+
+    return get_object_tree(record)
+
+
+def pieces_of(array: Array, piece_bytes: int) -> list[tuple[str, bytes]]:
+    """Return the ids and bytes of the pieces of an array, in pieces of that length where they are Flower's."""
+    import flwr.app.message.array as module
+
+    before = module.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+    module.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE = piece_bytes
+    try:
+        return [(name, piece.deflate()) for name, piece in array.slice_array()]
+    finally:
+        module.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE = before
+
+
+def kinds_that_arrive() -> dict[str, Any]:
+    """Return Flower's table of the classes of what travels, by their names; it may be changed."""
+    from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry
+
+    return inflatable_class_registry
+
+
+def pulled_by() -> dict[Any, list[str]]:
+    """Return the modules of Flower whose waits are shortened, and what is replaced in them."""
+    import flwr.superlink.grid.http_grid as grid
+    import flwr.supernode.runtime.run_clientapp as site
+    import flwr.supernode.start_client_internal as supernode
+
+    return {
+        grid: ["pull_objects"],
+        site: ["pull_and_inflate_object_from_tree"],
+        supernode: ["pull_objects", "time"],
+    }
+
+
+def unavailable(name: str) -> Exception:
+    """Return what Flower raises for an object that is known and not there yet."""
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+
+    return ObjectUnavailableError(name)

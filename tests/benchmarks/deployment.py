@@ -1,8 +1,9 @@
-"""What a round on real sites costs besides training: SuperLink and two SuperNodes as processes on the loopback, TLS and node keys, HuBERT base.
+"""What a round on real sites costs besides training: a SuperLink and two sites as processes on the loopback, TLS and node keys, HuBERT base.
 
-Ours is the product: a run whose clients take one step on a second of audio, which is taken off its rounds. Beside it, on the same SuperLink, a
-stock Flower app that trains nothing: load the weights, send them back, and evaluate, as quickstarts do. ``python -m tests.benchmarks.deployment``
-prints wall time.
+Ours is the product (`fedhubert site`): a run whose clients take one step on a second of audio, which is taken off its rounds. Beside it, on a
+`flower-superlink` with `flower-supernode`s, a process for each message: the same run, and a stock Flower app that trains nothing: load the
+weights, send them back, and evaluate, as quickstarts do. ``python -m tests.benchmarks.deployment`` prints wall time, the CPU seconds of each
+kind of process, and for how many seconds of a round all of them slept.
 """
 
 import argparse
@@ -12,14 +13,24 @@ import json
 import statistics
 import tempfile
 import wave
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tests.benchmarks.figures import figure, run
+from tests.benchmarks.processes import Watch, lines_with
 from tests.deployment.conftest import Deployment, write_site
 
 NUM_SITES = 2
+SIDES = {
+    "ours": "fedhubert site, float32",
+    "codecs": "fedhubert site, int8 up, bf16 down",
+    "processes": "a process per message, float32",
+    "stock": "stock Flower",
+}
+CODECS = ["federated.update_codec=int8", "federated.broadcast_codec=bf16"]
 STOCK = {
     "pyproject.toml": """[project]
 name = "stock"
@@ -61,12 +72,13 @@ app = ServerApp()
 
 @app.main()
 def main(grid, context):
-    seconds, started = [], time.monotonic()
+    started = time.monotonic()
 
     def after(server_round, arrays):
         nonlocal started
         if server_round:
-            seconds.append(time.monotonic() - started)
+            with open(config["out"], "a") as file:
+                print(json.dumps({"event": "round", "seconds": time.monotonic() - started}), file=file)
         started = time.monotonic()
 
     config = context.run_config
@@ -74,8 +86,6 @@ def main(grid, context):
     strategy = FedAvg(min_train_nodes=2, min_evaluate_nodes=2, min_available_nodes=2)
     initial = ArrayRecord(build(config["layers"]).state_dict())
     strategy.start(grid, initial, num_rounds=config["rounds"], timeout=900, train_config=sent, evaluate_config=sent, evaluate_fn=after)
-    with open(config["out"], "w") as file:
-        json.dump(seconds, file)
 """,
     "stock/client.py": """from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -105,9 +115,17 @@ def evaluate(message, context):
 }
 
 
-def ours(deployed: Deployment, rounds: int, layers: int) -> list[float]:
-    """Return the seconds of each round, without its slowest client's training."""
-    out = deployed.folder / "ours"
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of each round besides training, and what :meth:`Watch.per_round` says."""
+
+    seconds: list[float]
+    more: dict[str, object]
+
+
+def ours(deployed: Deployment, rounds: int, layers: int, more: Sequence[str] = ()) -> Measured:
+    """Play a run; its rounds are counted without their slowest client's training."""
+    out = deployed.folder / f"ours-{deployed.started}"
     base = [
         "model=hubert_base",
         f"model.num_layers={layers}",
@@ -134,78 +152,107 @@ def ours(deployed: Deployment, rounds: int, layers: int) -> list[float]:
         "data.min_seconds=0.5",
         "data.max_seconds=1.5",
     ]
-    text = " ".join(
-        [*settings, *labels, "client.local_steps=1", f"federated.num_rounds={rounds}", f"out={out}"]
-    )
-    ended = deployed.finish(deployed.submit(Path(__file__).parents[2], f'overrides="{text}"'), 1800)
+    asked = ["client.local_steps=1", f"federated.num_rounds={rounds}", f"out={out}", *more]
+    text = " ".join([*settings, *labels, *asked])
+    metrics = out / "metrics.jsonl"
+    with Watch(deployed.mark, lambda: lines_with(metrics, "event", "round")) as watch:
+        run = deployed.submit(Path(__file__).parents[2], f'overrides="{text}"')
+        ended = deployed.finish(run, 1800)
     assert ended == "finished:completed", deployed.logs()
-    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    played = [event for event in events if event["event"] == "round"]
-    return [
-        event["seconds"]["round"] - max(client["train_seconds"] for client in event["clients"])
-        for event in played
-    ]
+    events = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return Measured(
+        [
+            event["seconds"]["round"] - max(client["train_seconds"] for client in event["clients"])
+            for event in events
+            if event["event"] == "round"
+        ],
+        watch.per_round(),
+    )
 
 
-def stock(deployed: Deployment, rounds: int, layers: int) -> list[float]:
-    """Return the seconds of each round of a stock app."""
-    app, out = deployed.folder / "app", deployed.folder / "stock.json"
+def stock(deployed: Deployment, rounds: int, layers: int) -> Measured:
+    """Play the rounds of a stock app."""
+    app, out = deployed.folder / "app", deployed.folder / "stock.jsonl"
     for name, text in STOCK.items():
         (app / name).parent.mkdir(parents=True, exist_ok=True)
         (app / name).write_text(text)
-    deployed.finish(deployed.submit(app, f'out="{out}" rounds={rounds} layers={layers}'), 1800)
+    with Watch(deployed.mark, lambda: lines_with(out, "event", "round")) as watch:
+        run = deployed.submit(app, f'out="{out}" rounds={rounds} layers={layers}')
+        deployed.finish(run, 1800)
     assert out.is_file(), deployed.logs()
-    seconds: list[float] = json.loads(out.read_text())
-    return seconds
+    seconds = [json.loads(line)["seconds"] for line in out.read_text().splitlines()]
+    return Measured(seconds, watch.per_round())
 
 
-def deploy(folder: Path) -> Deployment:
-    """Start a SuperLink and two SuperNodes with a speaker's audio each."""
-    rng = np.random.default_rng(0)
-    for number in range(NUM_SITES):
-        speaker = folder / "tones" / f"speaker{number}"
-        speaker.mkdir(parents=True)
-        for place in range(4):
-            with wave.open(str(speaker / f"{place}.wav"), "wb") as file:
-                file.setparams((1, 2, 16000, 0, "NONE", ""))
-                file.writeframes((3000 * rng.standard_normal(20000)).astype("<i2").tobytes())
-    with contextlib.redirect_stdout(io.StringIO()):  # what to do with the keys
-        deployed = Deployment(folder / "deployment", NUM_SITES)
-    for number in range(NUM_SITES):
-        write_site(folder / "tones", deployed.folder / f"site-{number}", [f"speaker{number}"])
-    deployed.start_superlink()
-    for number in range(NUM_SITES):
-        deployed.register(number)
-    for node in [deployed.start_node(number) for number in range(NUM_SITES)]:
-        node.wait_for("SuperNode ID:")
-    return deployed
-
-
-def compare(rounds: int, layers: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="fedhubert-deployment-") as folder:
-        deployed = deploy(Path(folder))
+@contextlib.contextmanager
+def deployment(resident: bool) -> Iterator[Deployment]:
+    """Start a SuperLink and two sites with a speaker's audio each."""
+    with tempfile.TemporaryDirectory(prefix="fedhubert-deployment-") as name:
+        folder = Path(name)
+        rng = np.random.default_rng(0)
+        for number in range(NUM_SITES):
+            speaker = folder / "tones" / f"speaker{number}"
+            speaker.mkdir(parents=True)
+            for place in range(4):
+                with wave.open(str(speaker / f"{place}.wav"), "wb") as file:
+                    file.setparams((1, 2, 16000, 0, "NONE", ""))
+                    file.writeframes((3000 * rng.standard_normal(20000)).astype("<i2").tobytes())
+        with contextlib.redirect_stdout(io.StringIO()):  # what to do with the keys
+            deployed = Deployment(folder / "deployment", NUM_SITES)
+        for number in range(NUM_SITES):
+            write_site(folder / "tones", deployed.folder / f"site-{number}", [f"speaker{number}"])
         try:
-            mine, theirs = ours(deployed, rounds, layers), stock(deployed, rounds, layers)
+            deployed.start_superlink(*(["fedhubert", "superlink"] if resident else []))
+            for number in range(NUM_SITES):
+                deployed.register(number)
+            start, words = (
+                (deployed.start_site, "ready:")
+                if resident
+                else (deployed.start_node, "SuperNode ID:")
+            )
+            for site in [start(number) for number in range(NUM_SITES)]:
+                site.wait_for(words)
+            yield deployed
         finally:
             deployed.end()
-    all_rounds = {
-        "rounds": [round(seconds, 1) for seconds in mine],
-        "peer_rounds": [round(seconds, 1) for seconds in theirs],
-    }
-    figure(
-        "deployment: overhead of a round, 2 SuperNodes",
-        statistics.median(mine),
-        statistics.median(theirs),
-        "s",
-        **all_rounds,
-    )
+
+
+def compare(sides: Sequence[str], rounds: int, layers: int) -> None:
+    found: dict[str, Measured] = {}
+    if {"ours", "codecs"} & set(sides):
+        with deployment(resident=True) as deployed:
+            if "ours" in sides:
+                found["ours"] = ours(deployed, rounds, layers)
+            if "codecs" in sides:
+                found["codecs"] = ours(deployed, rounds, layers, CODECS)
+    if {"processes", "stock"} & set(sides):
+        with deployment(resident=False) as deployed:
+            if "processes" in sides:
+                found["processes"] = ours(deployed, rounds, layers)
+            if "stock" in sides:
+                found["stock"] = stock(deployed, rounds, layers)
+    theirs = found.get("stock")
+    for name, side in found.items():
+        figure(
+            f"deployment: overhead of a round, 2 sites: {SIDES[name]}",
+            statistics.median(side.seconds),
+            None if theirs is None or side is theirs else statistics.median(theirs.seconds),
+            "s",
+            rounds=[round(seconds, 1) for seconds in side.seconds],
+            **side.more,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--layers", type=int, default=12)
-    run(parser, None, lambda arguments: compare(arguments.rounds, arguments.layers))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    run(
+        parser,
+        None,
+        lambda arguments: compare(arguments.sides, arguments.rounds, arguments.layers),
+    )
 
 
 if __name__ == "__main__":

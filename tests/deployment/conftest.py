@@ -196,7 +196,8 @@ class Deployment:
         environment = self.environment | ({"PYTHONPATH": path} if path else {})
         return Running(name, [*prefix, str(BIN / command[0]), *command[1:]], environment, log)
 
-    def start_superlink(self) -> Running:
+    def start_superlink(self, *command: str) -> Running:
+        """Start it by Flower's command, or another."""
         tls = [f"--ssl-{kind}file={self.certs / file}" for kind, file in TLS_FILES]
         where = [
             "--host=127.0.0.1",
@@ -204,7 +205,11 @@ class Deployment:
             f"--database={self.folder / 'superlink.db'}",
         ]
         superlink = self.start(
-            "superlink", "flower-superlink", *tls, *where, "--enable-supernode-auth"
+            "superlink",
+            *(command or ["flower-superlink"]),
+            *tls,
+            *where,
+            "--enable-supernode-auth",
         )
         superlink.wait_for("Uvicorn running on https://")
         self.superlink = superlink

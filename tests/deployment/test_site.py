@@ -25,7 +25,7 @@ def sites(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     try:
         for number in range(NODES):
             write_site(tone_folder, deployed.folder / f"site-{number}", [f"speaker{number}"])
-        deployed.start_superlink()
+        deployed.start_superlink("fedhubert", "superlink")
         for number in range(NODES):
             deployed.register(number)
         deployed.node = {number: deployed.start_site(number) for number in range(NODES)}
@@ -137,7 +137,7 @@ def test_a_site_ends_when_it_is_told_to_and_its_processes_with_it(sites: Deploym
     ):
         site = sites.node[1]
         started = children(site)
-        assert any("flower-supernode" in command for command in started.values())
+        assert any("supernode_process" in command for command in started.values())
         site.popen.send_signal(number)
         assert site.wait() == code, site.text()
         wait_until(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedhubert.federation.updates import exact_sum
 from fedhubert.federation.updates.exact_sum import (
     GRID_BITS,
     MAX_WEIGHT,
@@ -101,6 +102,22 @@ def test_one_entry_that_is_not_finite_makes_a_magnitude_so(where: int) -> None:
         ), value
     assert magnitude_of(torch.full((5000,), 1e25)).norm == math.inf  # squares are float32
     assert magnitude_of(torch.empty(0)).peak == magnitude_of(torch.empty(0)).norm == 0.0
+
+
+def test_two_threads_give_the_bits_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, found = updates(3, numel=200_001), []
+    for large, threads in ((2**30, 1), (1, 1), (1, 2)):
+        monkeypatch.setattr(exact_sum, "_LARGE", large)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        total = total_of(parts)
+        found.append(
+            (
+                total.mean().numpy().tobytes(),
+                total.partial().total.numpy().tobytes(),
+                [magnitude_of(update) for update, _ in parts],
+            )
+        )
+    assert found[0] == found[1] == found[2]
 
 
 def test_mean_agrees_with_float64() -> None:

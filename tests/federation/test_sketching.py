@@ -12,6 +12,7 @@ from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.strategies.strategy import client_job
+from fedhubert.federation.updates import sketches as sketching
 from fedhubert.federation.updates.sketches import NUM_SUMS, sketch_of, sketched_cosine
 from fedhubert.federation.wire import reading
 from fedhubert.federation.wire.messages.rounds import Train, Trained
@@ -187,3 +188,15 @@ def test_no_sketch_is_sent_where_none_is_wanted(settings: list[str], tmp_path: P
     assert not any("cosine_to_mean" in client for client in events[0]["clients"])
     off = compose([*settings, "federated.client_cosines=false"])
     assert client_job(compose(settings)).sends_sketches and not client_job(off).sends_sketches
+
+
+def test_signs_that_are_kept_for_a_round_are_those_that_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vectors = [torch.randn(numel) for numel in (1, NUM_SUMS + 1, 64 * NUM_SUMS + 1)]
+    found = []
+    for small in (0, 2**22, 2**22):
+        monkeypatch.setattr(sketching, "_SMALL", small)
+        found.append([sketch_of(vector, 7, 2).tobytes() for vector in vectors])
+    assert found[0] == found[1] == found[2]
+    assert sketch_of(vectors[-1], 7, 3).tobytes() != found[0][-1]

@@ -10,7 +10,9 @@ from fedhubert.compose import compose
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.server.session import run_federation
+from fedhubert.federation.wire.arrays import put_together_once
 from fedhubert.federation.wire.flower import is_simulated
+from fedhubert.federation.wire.flower.waits import shorten_waits
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, messages_in_flight
 from fedhubert.reporting.console import log_to_terminal
 from fedhubert.reporting.summary import plot_curves
@@ -27,11 +29,11 @@ def run_app(grid: Grid, context: Context) -> None:
         if config.dry_run:
             console.print(describe_federation(grid, check_models(config)))
             return
-        window = (
-            messages_in_flight(config.simulation.num_workers)
-            if is_simulated(grid)
-            else SITES_IN_FLIGHT
-        )
+        simulated = is_simulated(grid)
+        if not simulated:
+            shorten_waits("grid")
+            put_together_once()
+        window = messages_in_flight(config.simulation.num_workers) if simulated else SITES_IN_FLIGHT
         result = run_federation(grid, config, window=window)
     except FedhubertError as error:
         log.error("error: %s", error)

@@ -14,8 +14,10 @@ import numpy as np
 from fedhubert.clients.settings import log_on_site
 from fedhubert.federation.site.context import SiteOptions, site_context
 from fedhubert.federation.site.worker import Event, Job, Say
+from fedhubert.federation.wire.arrays import put_together_once
 from fedhubert.federation.wire.flower import Message, RecordDict
 from fedhubert.federation.wire.flower.supernode import SuperNodeApi, Task, error_reply
+from fedhubert.federation.wire.flower.waits import shorten_waits
 
 LOST = "the site could not answer"
 """All that the coordinator is told of a worker that died or hung."""
@@ -64,6 +66,8 @@ class SiteWork:
 
         log_on_site(self.options.state_dir)
         site_context(self.options)
+        shorten_waits("site")
+        put_together_once()
 
     def __call__(self, job: Job, say: Say) -> None:
         """Answer the message of ``job``; that its task is over is for who beats for it to say, or a last beat would find it gone.

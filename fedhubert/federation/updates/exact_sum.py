@@ -9,9 +9,12 @@ at most 28, so the product is exact in float64 and the one rounding is all the e
 most 2**-34 per client, before division by the total weight.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,12 +39,17 @@ MAX_WEIGHT = 2**28
 _ROW = 2**12  # short enough that BLAS takes one thread for its product with itself
 # fits the processor's cache, in NumPy, whose integer sums take less time than torch's
 _CHUNK = 16 * _ROW
+# from here on a thread's start is nothing beside the work, and more than two wait for one memory
+_LARGE = 2**22
 # updates in one pass: reading and writing the sum takes the memory longer than reading an update
 _TOGETHER = 2
 # x + _MAGIC rounds x to an integer (ties to even) that sits in the low bits, for |x| < 2**51
 _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = 0x4338000000000000
 _LIMIT = 2.0**62  # of the sum of bounds, one bit below int64
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -122,18 +130,23 @@ class ExactSum:
             self._add_waiting()
 
     def _add_waiting(self) -> None:
-        total, buffer = self._total.numpy(), _buffer(self.numel)
+        total = self._total.numpy()
         waiting = [(update.numpy(), scale, small) for update, scale, small in self._waiting]
-        for part in _chunks(self.numel):
-            scaled, target = buffer[: part.stop - part.start], total[part]
-            for values, scale, small in waiting:
-                scaled[:] = values[part]
-                scaled *= scale
-                if small:  # the same integers as rint(), several times faster
-                    scaled += _MAGIC
-                    target += scaled.view(np.int64)
-                else:
-                    target += np.rint(scaled, out=scaled).astype(np.int64)
+
+        def add(parts: Sequence[slice]) -> None:
+            buffer = _buffer(self.numel)
+            for part in parts:
+                scaled, target = buffer[: part.stop - part.start], total[part]
+                for values, scale, small in waiting:
+                    scaled[:] = values[part]
+                    scaled *= scale
+                    if small:  # the same integers as rint(), several times faster
+                        scaled += _MAGIC
+                        target += scaled.view(np.int64)
+                    else:
+                        target += np.rint(scaled, out=scaled).astype(np.int64)
+
+        _in_threads(add, self.numel)
         self._magics += sum(small for _, _, small in waiting)
         self._waiting.clear()
 
@@ -194,25 +207,41 @@ class ExactSum:
             raise ValueError("mean of no updates")
         self._settle()
         mean = torch.empty(self.numel)
-        means, total, buffer = mean.numpy(), self._total.numpy(), _buffer(self.numel)
+        means, total = mean.numpy(), self._total.numpy()
         divisor = float(self.weight if denominator is None else denominator) / self._unit
-        for part in _chunks(self.numel):
-            means[part] = np.divide(total[part], divisor, out=buffer[: part.stop - part.start])
+
+        def divide(parts: Sequence[slice]) -> None:
+            buffer = _buffer(self.numel)
+            for part in parts:
+                means[part] = np.divide(total[part], divisor, out=buffer[: part.stop - part.start])
+
+        _in_threads(divide, self.numel)
         return mean
 
 
 def magnitude_of(vector: torch.Tensor) -> Magnitude:
     """Return the magnitude of a float32 vector in one pass, the same with any number of threads:
     squares of rows in float32, their sum in float64."""
-    values, square, peak = vector.numpy(), 0.0, 0.0
-    for part in _chunks(len(values)):
-        chunk = values[part]
-        rows = chunk[: len(chunk) // _ROW * _ROW].reshape(-1, _ROW)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite is an answer
-            for each in (rows, chunk[rows.size :][None]):
-                square += float(np.matmul(each[:, None, :], each[:, :, None]).sum(dtype=np.float64))
+    values = vector.numpy()
+
+    def measure(parts: Sequence[slice]) -> list[tuple[float, float, float]]:
+        found = []
+        for part in parts:
+            chunk = values[part]
+            rows = chunk[: len(chunk) // _ROW * _ROW].reshape(-1, _ROW)
+            with np.errstate(over="ignore", invalid="ignore"):  # infinite is an answer
+                whole, rest = (
+                    float(np.matmul(each[:, None, :], each[:, :, None]).sum(dtype=np.float64))
+                    for each in (rows, chunk[rows.size :][None])
+                )
+            found.append((whole, rest, max(chunk.max(), -chunk.min())))
+        return found
+
+    square, peak = 0.0, 0.0
+    for whole, rest, largest in itertools.chain(*_in_threads(measure, len(values))):
+        square = square + whole + rest  # in the order of the entries, whoever has measured them
         # np.maximum keeps a NaN, and so do NumPy's max and min
-        peak = float(np.maximum(peak, max(chunk.max(), -chunk.min())))
+        peak = float(np.maximum(peak, largest))
     return Magnitude(float(f"{math.sqrt(square):.6g}"), peak)
 
 
@@ -226,6 +255,18 @@ def _peak_of_integers(vector: torch.Tensor) -> float:
 
 def _chunks(numel: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK, numel)) for start in range(0, numel, _CHUNK))
+
+
+def _in_threads(work: Callable[[Sequence[slice]], T], numel: int) -> list[T]:
+    """Do ``work`` on the parts of a vector of ``numel`` entries, in two threads where it is large
+    and torch may have them too; return what came of them, in order."""
+    parts = list(_chunks(numel))
+    if numel < _LARGE or torch.get_num_threads() < 2:
+        return [work(parts)]
+    half = len(parts) // 2
+    with ThreadPoolExecutor(1) as second:
+        later = second.submit(work, parts[half:])
+        return [work(parts[:half]), later.result()]
 
 
 def _buffer(numel: int) -> npt.NDArray[np.float64]:

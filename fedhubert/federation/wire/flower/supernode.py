@@ -1,6 +1,5 @@
 """A SuperNode that runs no code: its command, and the API by which it hands out messages."""
 
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 from flwr.app import Error, Message
 
 from fedhubert.errors import FedhubertError
-from fedhubert.federation.wire.flower.private import UnsupportedFlower, lacks, private
+from fedhubert.federation.wire.flower.private import UnsupportedFlower, private
 
 NODE_IS_ONLINE = "SuperNode ID:"
 KEY_IS_NOT_TAKEN = "[code: 2004]"
@@ -175,16 +174,11 @@ def supernode_command(
 ) -> list[str]:
     """Return the command of a SuperNode that runs no code: it hands out messages on this host's
     loopback to who has the secret.
-
-    Raises:
-        UnsupportedFlower: the command is not installed.
     """
-    beside = Path(sys.executable).with_name("flower-supernode")
-    program = str(beside) if beside.is_file() else shutil.which("flower-supernode")
-    if program is None:
-        raise lacks("command flower-supernode beside this Python")
     command = [
-        program,
+        sys.executable,
+        "-m",
+        "fedhubert.federation.wire.flower.supernode_process",
         f"--superlink={superlink}",
         "--isolation=process",
         "--host=127.0.0.1",
