@@ -11,6 +11,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert import live
 from fedhubert.clients import statistics as site_figures
 from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.partitions import Partition
@@ -117,10 +118,13 @@ class Pool:
             self.centroids = self._fit(on_event) if centroids is None else centroids
             self.key = kmeans.targets_key(self.centroids, self.site.source(self._extractor).key)
         counts: dict[str, npt.NDArray[np.int64]] = {}
+        live.doing("labelling every client's audio")
+        live.counting(len(self.clients), "clients")
         for part in self.clients:
             store = self.site.labels(part, self.key, self.centroids, self._extractor)
             for name, counted in site_figures.label_counts(self.site, part, store).items():
                 counts[name] = counts.get(name, 0) + counted
+            live.done()
         release_extractor()
         found = agreement(counts["contingency"]) if targets.label_column else None
         about = {"key": self.key, "agreement": None if found is None else asdict(found)}
@@ -153,18 +157,24 @@ class Pool:
         solver = kmeans.FederatedKMeans(
             settings.num_clusters, seed, settings.max_iterations, settings.tolerance
         )
+        live.doing("k-means: features and first centroids")
         solver.seed(self._seeds())
         while not solver.done:
             assert solver.centroids is not None
-            parts = [
-                site_figures.statistics(self.site, part, solver.centroids, self._extractor)
-                for part in self.clients
-            ]
+            iteration, most = len(solver.history) + 1, settings.max_iterations
+            live.doing(f"k-means: iteration {iteration}/{most}", iteration, most)
+            live.counting(len(self.clients), "clients")
+            parts = []
+            for part in self.clients:
+                parts.append(
+                    site_figures.statistics(self.site, part, solver.centroids, self._extractor)
+                )
+                live.done()
             statistics, total = reduce(operator.add, (part for part, _ in parts)), Counter[str]()
             for _, metrics in parts:
                 total.update(metrics)
             solver.step(statistics)
-            iteration, inertia = len(solver.history), solver.history[-1]
+            inertia = solver.history[-1]
             log.info(
                 "k-means: iteration %d/%d, inertia per frame %.4g",
                 iteration,
@@ -198,7 +208,9 @@ class Pool:
             )
             return batch if alone else replace(batch, position=position * count + number)
 
-        return map_in_order(load, range(len(order)), self.job.data.num_workers)
+        for batch in map_in_order(load, range(len(order)), self.job.data.num_workers):
+            yield batch
+            live.done()
 
     def score(
         self, model: HubertModel, clients: Iterable[int], num_batches: int = 0

@@ -107,10 +107,8 @@ def compare(arguments: Sequence[str]) -> int:
     )
     configs = {seed: compose([*overrides, f"seed={seed}"]) for seed in range(seeds)}
     probing = None if flags.manifest is None else probing_of(flags)
-    console = log_to_terminal()
-    results = compare_systems(
-        Comparison(configs, out, probing, flags.local_clients), train_here, console
-    )
+    log_to_terminal()
+    results = compare_systems(Comparison(configs, out, probing, flags.local_clients), train_here)
     output = output_console(140)
     output.print(comparison_table(results["summary"]))
     output.print(f"results: {out / 'compare.json'}", soft_wrap=True, highlight=False)

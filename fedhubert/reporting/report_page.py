@@ -8,8 +8,8 @@ from statistics import median
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedhubert.durations import duration
 from fedhubert.reporting import report_plots
-from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_data import RunData
 from fedhubert.reporting.report_files import config_differences

@@ -3,8 +3,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedhubert.reporting.learning import Levels, verdict
@@ -21,6 +23,27 @@ def validation_by_round(events: list[Event]) -> dict[int, Event]:
     }
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended, in words: loss and :func:`second_figure` of its last model on the held-out
+    audio, and whether it has learned; empty where it has not come to its end."""
+
+    loss: str = ""
+    second: str = ""
+    learned: str = ""
+
+
+def how_it_ended(metrics_file: Path) -> Ending:
+    """Return how the run of ``metrics.jsonl`` ended."""
+    events = list(read_events(metrics_file))
+    scored = final_event(metrics_file).get("validation") or {}
+    if not scored:
+        return Ending()
+    return Ending(
+        _figure(scored.get("loss")), _figure(scored.get(second_figure(events)[0])), _learned(events)
+    )
+
+
 def rounds_table(metrics_file: Path) -> Table:
     """Return one row per round: training and validation loss and masked accuracy of the round's
     model (of a student: its distance to the teacher), clients, seconds. Of many rounds only every
@@ -28,7 +51,7 @@ def rounds_table(metrics_file: Path) -> Table:
     events = list(read_events(metrics_file))
     validation = validation_by_round(events)
     second, _, short = second_figure(events)
-    table = Table(title="Rounds")
+    table = Table(title="Rounds", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in (
         "round",
         "train loss",
@@ -40,7 +63,7 @@ def rounds_table(metrics_file: Path) -> Table:
         "audio s",
         "seconds",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=" " not in name)
     rounds = [event for event in events if event.get("event") == "round"]
     every = -(-len(rounds) // _MOST_ROWS) if rounds else 1
     for event in rounds:
@@ -59,13 +82,17 @@ def rounds_table(metrics_file: Path) -> Table:
             f"{train['audio_s']:.0f}",
             f"{event['seconds']['round']:.1f}",
         )
-    final = final_event(metrics_file)
-    scores = [event.get("validation") or {} for event in [*rounds, *([final] if final else [])]]
-    levels = Levels.of(targets_of(events))
-    number = final.get("num_rounds", len(rounds))
-    if learned := verdict(scores, levels, number):
-        table.caption = f"{levels} by ignoring the input; {learned}"
+    if learned := _learned(events):
+        table.caption = f"{Levels.of(targets_of(events))} by ignoring the input; {learned}"
     return table
+
+
+def _learned(events: list[Event]) -> str:
+    """Return the verdict on a run from its events."""
+    told = [event for event in events if event.get("event") in ("round", "final")]
+    scores = [event.get("validation") or {} for event in told]
+    number = next((event["num_rounds"] for event in told if event["event"] == "final"), len(told))
+    return verdict(scores, Levels.of(targets_of(events)), number)
 
 
 def second_figure(events: list[Event]) -> tuple[str, str, str]:

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert import live
 from fedhubert.federation.phases.counts import StatisticsReader, ask_all, read_moments, read_seeds
 from fedhubert.federation.phases.secure_counts import sum_over_all
 from fedhubert.federation.roster.bounds import feature_frames
@@ -69,6 +70,7 @@ def fit(
         solver.load_state_dict(state)
         log.info("k-means: going on after iteration %d", len(solver.history))
     else:
+        live.doing("k-means: features and first centroids")
         solver.seed(
             _seeds(federation, extractor, source.dimension)
             if settings.seeding == "local"
@@ -78,10 +80,15 @@ def fit(
     while not solver.done:
         assert solver.centroids is not None
         step = StepKMeans(extractor=extractor, arrays={"centroids": solver.centroids})
-        scale_bits = scale_of(solver.centroids)
+        scale_bits, iteration = scale_of(solver.centroids), len(solver.history) + 1
+        live.doing(
+            f"k-means: iteration {iteration}/{settings.max_iterations}",
+            iteration,
+            settings.max_iterations,
+        )
         statistics, total = _statistics(federation, step, source.dimension, scale_bits)
         solver.step(statistics)
-        iteration, inertia = len(solver.history), solver.history[-1]
+        inertia = solver.history[-1]
         log.info(
             "k-means: iteration %d/%d, inertia per frame %.4g",
             iteration,

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedhubert import live
 from fedhubert.federation.phases.counts import (
     Counts,
     ask_all,
@@ -135,6 +136,7 @@ def prepare_targets(
             federation, "" if extractor is None else extractor.key, source, progress, on_event
         )
     key = PRECOMPUTED if centroids is None else targets_key(centroids, source.key)
+    live.doing("labelling every client's audio")
     log.info(
         "labelling every client's audio%s",
         "" if centroids is None else f" with {len(centroids)} clusters",

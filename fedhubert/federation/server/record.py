@@ -77,14 +77,15 @@ class RunRecord:
         Raises:
             FolderInUse: another process holds it.
         """
-        from fedhubert.reporting.console import log_to_file, stop_logging_to
+        from fedhubert.reporting.console import FILE_ONLY, log_to_file, stop_logging_to
 
         handler = log_to_file(self.folder.log_file)
         try:
             with exclusively(self.folder.checkpoints, setting="out"):
                 yield
         except FedhubertError as error:
-            log.error("run stopped: %s", error)
+            # whoever started the run says it on the terminal
+            logging.getLogger(FILE_ONLY).error("run stopped: %s", error)
             raise
         finally:
             self.close()
