@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from fedhubert import __version__, live
 from fedhubert.commands.again import EXIT_ERROR, EXIT_RESUMABLE, EXIT_USAGE, same_command
 from fedhubert.errors import FedhubertError
+from fedhubert.runs import starts
 
 _SHOWN = ("prepare", "train", "central", "compare", "plan", "recipe", "fork", "evaluate", "export")
 """Verbs that take their time and say on the terminal what they do,"""
@@ -64,6 +65,7 @@ The new run's checkpoints say where it comes from and what was changed. After an
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    starts.typed(arguments)
     try:
         if arguments[:1] and arguments[0] in _SHOWN and not _PRINTS & set(arguments):
             with live.shown(f"fedhubert {arguments[0]}: loading"):

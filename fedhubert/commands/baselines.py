@@ -50,7 +50,8 @@ def central(arguments: Sequence[str]) -> int:
     from fedhubert.baselines.central import train_baseline
     from fedhubert.compose import compose
     from fedhubert.reporting.console import log_to_terminal, output_console
-    from fedhubert.reporting.summary import plot_curves, rounds_table
+    from fedhubert.reporting.curves import plot_curves
+    from fedhubert.reporting.summary import rounds_table
 
     overrides, options = take_options(arguments)
     log_to_terminal()

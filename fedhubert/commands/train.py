@@ -37,9 +37,12 @@ All keys with their values: fedhubert train --cfg job; what a key means: fedhube
 """
 
 DEMO_ON_OWN_AUDIO = """\
-fedhubert: no experiment=... was given, so the demo's settings hold: model {model}, a toy that learns something in minutes on two cores.
-For audio of your own take experiment=speech_mini (tiny, by speaker), experiment=accelerator_small (hubert_small, one GPU) or
-experiment=research_standard_pretraining (hubert_base)."""
+fedhubert: no experiment=... was given, so the demo's settings hold:
+model={model}, a toy that learns something in minutes on two cores.
+For audio of your own take
+  experiment=speech_mini                    tiny, by speaker, for two cores
+  experiment=accelerator_small              model=hubert_small, for one GPU
+  experiment=research_standard_pretraining  model=hubert_base, for several"""
 
 
 def train(arguments: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.wire.flower import is_simulated
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, messages_in_flight
 from fedhubert.reporting.console import log_to_terminal
-from fedhubert.reporting.summary import plot_curves
+from fedhubert.reporting.curves import plot_curves
 
 log = logging.getLogger("fedhubert")
 

@@ -28,7 +28,8 @@ from fedhubert.federation.server.space import check_site_space
 from fedhubert.federation.wire.grid import RunInterrupted, StreamingGrid, messages_in_flight
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.reporting.console import FILE_ONLY, log_to_terminal, near, output_console
-from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
+from fedhubert.reporting.curves import plot_curves
+from fedhubert.reporting.summary import final_event, rounds_table
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.store import RoundStore
 

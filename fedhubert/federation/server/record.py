@@ -29,6 +29,7 @@ from fedhubert.files import (
 from fedhubert.formats.content import load_plain, plain, saving
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event, append_event, keep_events, read_events
+from fedhubert.runs.starts import note_start
 from fedhubert.runs.store import RoundStore
 from fedhubert.runs.trackers import Trackers, require_packages
 
@@ -82,6 +83,7 @@ class RunRecord:
         handler = log_to_file(self.folder.log_file)
         try:
             with exclusively(self.folder.checkpoints, setting="out"):
+                note_start(self.folder.path)
                 yield
         except FedhubertError as error:
             # whoever started the run says it on the terminal
