@@ -26,14 +26,15 @@ shown."""
 
 def render(runs: Sequence[RunData]) -> str:
     """Return the page of one or more runs; what runs lack is left out."""
+    trained = [run for run in runs if run.events]  # a comparison's folder is none itself
     sections = (
-        _summary(runs),
-        _curves(runs),
-        _clients(runs),
-        _drift(runs),
-        _participation(runs),
-        _secure(runs),
-        _costs(runs),
+        _summary(trained),
+        _curves(trained),
+        _clients(trained),
+        _drift(trained),
+        _participation(trained),
+        _secure(trained),
+        _costs(trained),
         evaluations(runs),
         comparisons(runs),
         starts(runs),
@@ -50,7 +51,7 @@ def render(runs: Sequence[RunData]) -> str:
 def _summary(runs: Sequence[RunData]) -> Section:
     students = any(run.validation("cosine_distance") for run in runs)
     rows = []
-    for run in (run for run in runs if run.events):
+    for run in runs:
         loss, accuracy = run.validation("loss"), run.validation("masked_accuracy")
         labels = run.targets.get("validation_labels") or {}
         down, up = run.bytes_sent()
