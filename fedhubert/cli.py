@@ -11,7 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fedhubert import __version__, live
-from fedhubert.commands.again import EXIT_ERROR, EXIT_RESUMABLE, EXIT_USAGE, same_command
+from fedhubert.commands.again import (
+    EXIT_ERROR,
+    EXIT_RESUMABLE,
+    EXIT_USAGE,
+    same_command,
+    with_command,
+)
 from fedhubert.errors import FedhubertError
 from fedhubert.runs import starts
 
@@ -68,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     starts.typed(arguments)
     try:
         if arguments[:1] and arguments[0] in _SHOWN and not _PRINTS & set(arguments):
-            with live.shown(f"fedhubert {arguments[0]}: loading"):
+            with live.shown(f"fedhubert {arguments[0]}: loading"), with_command(arguments):
                 return _run(arguments)
         return _run(arguments)
     except FedhubertError as error:

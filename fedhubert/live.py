@@ -43,6 +43,7 @@ class _Series:
 
     name: str = ""
     first: int = 1
+    last: int = 0
     started: float = 0.0
 
 
@@ -94,8 +95,10 @@ def doing(words: str, part: int = 0, parts: int = 0) -> None:
     """Say what is done from now on; of a series, which part of how many it is."""
     global _line
     name = re.sub(r"\d+", "", words)
-    if parts and _series.name != name:
-        _series.name, _series.first, _series.started = name, part, time.monotonic()
+    if parts:
+        if _series.name != name or part <= _series.last:  # another job of a sweep has the same
+            _series.name, _series.first, _series.started = name, part, time.monotonic()
+        _series.last = part
     _line = _Line(words, part=part, parts=parts)
     _show()
 
@@ -202,10 +205,14 @@ def libraries_write_to(path: Path) -> Iterator[None]:
     if not ours or _apart:
         yield
         return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except OSError:  # no place for it: it is seen
+        yield
+        return
     kept = [os.dup(number) for number in (1, 2)]
     out = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="replace", buffering=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     _flush()
     terminal().file, _apart = out, True
     for number in (1, 2):

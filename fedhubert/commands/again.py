@@ -28,10 +28,11 @@ def same_command(arguments: Sequence[str], out: str | None = None) -> str:
 
 @contextmanager
 def with_command(arguments: Sequence[str], out: str | None = None) -> Iterator[None]:
-    """Have the error of a run that was asked to stop say how it goes on."""
+    """Have the error of a run that was asked to stop say how it goes on, unless it does."""
     try:
         yield
     except FedhubertError as error:
-        if error.code != "interrupted":
+        if error.code != "interrupted" or error.setting == "resume":
             raise
-        raise type(error)(f"stopped; go on with: {same_command(arguments, out)}") from None
+        said = f"stopped; go on with: {same_command(arguments, out)}"
+        raise type(error)(said, setting="resume") from None

@@ -80,8 +80,7 @@ def train(arguments: Sequence[str]) -> int:
             return 0
         from fedhubert.commands.sweep import run_sweep
 
-        with with_command(["train", *arguments]):
-            return run_sweep(overrides)
+        return run_sweep(overrides)
 
     for name in recipe_names():
         if f"experiment={name}_recipe" in overrides and not flags:
