@@ -34,7 +34,16 @@ demo: $(VENV)/.installed
 	$(BIN)/fedhubert prepare sample
 	$(BIN)/fedhubert train experiment=demo out=$(OUT) resume=auto
 	@test -f $(OUT)/huggingface/config.json || $(BIN)/fedhubert export --checkpoint $(OUT) --format huggingface --out $(OUT)/huggingface
-	@echo "HuggingFace export: $(OUT)/huggingface"
+	$(BIN)/fedhubert report $(OUT) --out $(OUT)/report.html
+	@printf '%s\n' '' 'Done. To look at: $(OUT)/report.html, in a browser.' 'To use: $(OUT)/huggingface, by HubertModel.from_pretrained.' \
+	  'Three things to do next, after `. $(VENV)/bin/activate`:' \
+	  '  what it tells of speakers  pip install ".[eval]" && fedhubert evaluate \' \
+	  '                               --checkpoint $(OUT) --probe speaker \' \
+	  '                               --manifest ~/.cache/fedhubert/sample/manifest.csv' \
+	  '  your own audio             fedhubert prepare folder --root DIR --out mine.csv' \
+	  '                             fedhubert train experiment=speech_mini \' \
+	  '                               data.manifest=mine.csv data.root=DIR' \
+	  '  6.6 times smaller          fedhubert train experiment=demo_distill'
 
 docker-demo:
 	docker/demo.sh

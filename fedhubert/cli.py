@@ -9,15 +9,22 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from fedhubert import __version__
+from fedhubert import __version__, live
+from fedhubert.commands.again import (
+    EXIT_ERROR,
+    EXIT_RESUMABLE,
+    EXIT_USAGE,
+    same_command,
+    with_command,
+)
 from fedhubert.errors import FedhubertError
+from fedhubert.runs import starts
 
-if TYPE_CHECKING:
-    from fedhubert.config import Config
-
-EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
+_SHOWN = ("prepare", "train", "central", "compare", "plan", "recipe", "fork", "evaluate", "export")
+"""Verbs that take their time and say on the terminal what they do,"""
+_PRINTS = {"-h", "--help", "--cfg", "--cfg=job"}
+"""but for those that only print."""
 
 VERBS = {
     "prepare": "make a manifest: of any folder of audio, LibriSpeech, Kaldi, Common Voice, lhotse, HuggingFace, archives, or the sample speech",
@@ -37,38 +44,6 @@ VERBS = {
     "doctor": "versions, cores, GPUs, room and extras of this installation; what would fail, and what to do",
     "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
-
-TRAIN_HELP = """\
-usage: fedhubert train [KEY=VALUE ...] [--cfg job [--explain]] [-m]
-
-Train federated on this host: Flower's simulation engine plays every client. KEY=VALUE are Hydra overrides.
-
-  fedhubert train                                            the demo: five languages, five clients
-  fedhubert train experiment=E out=DIR resume=auto           go on where DIR was left
-  fedhubert train experiment=speech_mini data.manifest=PATH  your own audio (see `fedhubert prepare folder`), tiny model, by speaker
-  fedhubert train experiment=accelerator_small data.manifest=PATH           the same with model=hubert_small, for one GPU
-  fedhubert train experiment=research_standard_pretraining data.manifest=PATH   HuBERT base
-  fedhubert train -m seed=1,2,3                              a sweep: one folder per job
-  fedhubert train experiment=full_recipe ...                 the same as `fedhubert recipe full ...`
-
-options:
-  --cfg job          print the resolved configuration (with -m: of every job) and exit
-  --explain          with --cfg job: each key's description, type, unit, default and what resuming asks of it as a comment
-  -m, --multirun     run every combination of comma-separated values
-  -h, --help         this text
-
-stopping: Ctrl-C (or SIGTERM, or SIGUSR1) ends the run after the round in flight is dropped, with its last finished round
-saved, and exit code 75; the same command with resume=auto goes on.
-
-choices:
-{choices}
-All keys with their values: fedhubert train --cfg job; what a key means: fedhubert config KEY
-"""
-
-DEMO_ON_OWN_AUDIO = """\
-fedhubert: no experiment=... was given, so the demo's settings hold: model {model}, a toy that learns something in minutes on two cores.
-For audio of your own take experiment=speech_mini (tiny, by speaker), experiment=accelerator_small (hubert_small, one GPU) or
-experiment=research_standard_pretraining (hubert_base)."""
 
 RECIPE_HELP = """\
 usage: fedhubert recipe NAME [out=DIR] [KEY=VALUE ...] [STAGE:KEY=VALUE ...]
@@ -97,41 +72,49 @@ The new run's checkpoints say where it comes from and what was changed. After an
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    starts.typed(arguments)
     try:
-        if arguments[:1] == ["train"]:
-            return train(arguments[1:])
-        if arguments[:1] in (["central"], ["compare"]):
-            from fedhubert.commands import baselines as command
-
-            return (command.central if arguments[0] == "central" else command.compare)(
-                arguments[1:]
-            )
-        if arguments[:1] == ["plan"]:
-            from fedhubert.commands.plan import plan
-
-            return plan(arguments[1:])
-        if arguments[:1] == ["recipe"]:
-            return recipe(arguments[1:])
-        if arguments[:1] == ["superlink"]:
-            from fedhubert.federation.wire.flower.superlink import main as superlink
-
-            superlink(arguments[1:])
-            return 0
-        parser = _parser()
-        parsed = parser.parse_args(arguments)
-        if not hasattr(parsed, "run"):
-            parser.print_help()
-            return EXIT_USAGE
-        run: Callable[[argparse.Namespace], int] = parsed.run
-        return run(parsed)
+        if arguments[:1] and arguments[0] in _SHOWN and not _PRINTS & set(arguments):
+            with live.shown(f"fedhubert {arguments[0]}: loading"), with_command(arguments):
+                return _run(arguments)
+        return _run(arguments)
     except FedhubertError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        print("fedhubert: interrupted", file=sys.stderr)
+        print(f"fedhubert: interrupted; go on with: {same_command(arguments)}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # for example `fedhubert train --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["train"]:
+        from fedhubert.commands.train import train
+
+        return train(arguments[1:])
+    if arguments[:1] in (["central"], ["compare"]):
+        from fedhubert.commands import baselines as command
+
+        return (command.central if arguments[0] == "central" else command.compare)(arguments[1:])
+    if arguments[:1] == ["plan"]:
+        from fedhubert.commands.plan import plan
+
+        return plan(arguments[1:])
+    if arguments[:1] == ["recipe"]:
+        return recipe(arguments[1:])
+    if arguments[:1] == ["superlink"]:
+        from fedhubert.federation.wire.flower.superlink import main as superlink
+
+        superlink(arguments[1:])
+        return 0
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if not hasattr(parsed, "run"):
+        parser.print_help()
+        return EXIT_USAGE
+    run: Callable[[argparse.Namespace], int] = parsed.run
+    return run(parsed)
 
 
 def _fail(error: FedhubertError) -> int:
@@ -205,67 +188,6 @@ def _fork(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def train(arguments: Sequence[str]) -> int:
-    """``fedhubert train``: see :data:`TRAIN_HELP`."""
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    if "--cfg" in flags:
-        overrides = [argument for argument in overrides if argument != "job"]
-    unknown = [
-        flag
-        for flag in flags
-        if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job", "--explain")
-    ]
-    if unknown:
-        print(
-            f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, see --help",
-            file=sys.stderr,
-        )
-        return EXIT_USAGE
-    if {"-h", "--help"} & set(flags):
-        from fedhubert.compose import group_choices
-
-        choices = "".join(
-            f"  {group + '=':13s}{', '.join(names)}\n" for group, names in group_choices().items()
-        )
-        print(TRAIN_HELP.format(choices=choices))
-        return 0
-    from fedhubert.compose import compose
-    from fedhubert.compose.recipes import recipe_names
-    from fedhubert.compose.sweeps import describe_sweep
-
-    if {"-m", "--multirun"} & set(flags):
-        if {"--cfg", "--cfg=job"} & set(flags):
-            print(describe_sweep(overrides, lambda config: _shown(config, flags)), end="")
-            return 0
-        return _multirun(overrides)
-
-    for name in recipe_names():
-        if f"experiment={name}_recipe" in overrides and not flags:
-            return recipe(
-                [name, *(text for text in overrides if text != f"experiment={name}_recipe")]
-            )
-    config = compose(overrides)
-    if flags:
-        print(_shown(config, flags), end="")
-        return 0
-    from fedhubert.federation.engine.run import train_here
-
-    chosen = any(text.startswith("experiment=") for text in overrides)
-    if config.data.manifest != "sample" and not chosen:
-        print(DEMO_ON_OWN_AUDIO.format(model=config.model.name), file=sys.stderr)
-    train_here(config)
-    return 0
-
-
-def _shown(config: "Config", flags: Sequence[str]) -> str:
-    """What ``--cfg job`` prints of a configuration, commented under ``--explain``."""
-    from fedhubert.compose import to_yaml
-    from fedhubert.config.explain import with_comments
-
-    return with_comments(to_yaml(config)) if "--explain" in flags else to_yaml(config)
-
-
 def recipe(arguments: Sequence[str]) -> int:
     """``fedhubert recipe``: see :data:`RECIPE_HELP`."""
     if {"-h", "--help"} & set(arguments):
@@ -282,31 +204,6 @@ def recipe(arguments: Sequence[str]) -> int:
     from fedhubert.federation.engine.recipe import run_recipe
 
     run_recipe(arguments[0], arguments[1:])
-    return 0
-
-
-def _multirun(overrides: Sequence[str]) -> int:
-    """Run a sweep: all of its jobs are checked before the first begins; one that fails later is
-    reported and does not stop the others."""
-    from fedhubert.compose.sweeps import multirun
-    from fedhubert.federation.engine.run import check_here
-
-    failures: list[str] = []
-
-    def job(out: str, configuration: Callable[[], "Config"]) -> float:
-        from fedhubert.federation.engine.run import train_here
-
-        try:
-            return train_here(configuration())
-        except FedhubertError as error:
-            if error.code == "interrupted":
-                raise
-            failures.append(f"{out}: {error}")
-            return float("inf")  # worse than any loss; Optuna ends a search at a NaN
-
-    multirun(overrides, job, check_here)
-    if failures:
-        raise FedhubertError(f"{len(failures)} jobs of the sweep failed; {'; '.join(failures)}")
     return 0
 
 

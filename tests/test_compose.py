@@ -340,7 +340,10 @@ def test_a_search_without_optuna_says_which_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "optuna" else found(name, *a)
     )
-    for attempt in (compose, lambda overrides: multirun(overrides, lambda out, config: None)):
+    for attempt in (
+        compose,
+        lambda overrides: multirun(overrides, lambda out, given, config: None),
+    ):
         with pytest.raises(ConfigError, match=r"pip install 'fedhubert\[sweep\]'"):
             attempt(["+sweep=optuna"])
 

@@ -22,8 +22,8 @@ OF_OUR_TESTS = (
 """What tests touch of Flower's insides; the second runs as another site's process, without the rest of the tests."""
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
 FLOORS = (
-    {"errors", "seeding", "registry"},
-    {"files", "config"},
+    {"errors", "seeding", "registry", "durations"},
+    {"files", "config", "live"},
     {"compose", "models", "disk_cache"},
     {"data"},
     {"objectives", "formats"},

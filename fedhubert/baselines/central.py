@@ -23,6 +23,7 @@ from fedhubert.reporting.console import log_to_file, stop_logging_to
 from fedhubert.reporting.summary import final_event
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import append_event, read_events
+from fedhubert.runs.starts import note_start
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.central import plan_rounds
 from fedhubert.training.device import resolve_device
@@ -131,6 +132,7 @@ def _begin(folder: RunFolder, config: Config, options: BaselineOptions) -> None:
         file.unlink()
     folder.metrics_file.unlink(missing_ok=True)
     folder.config_file.write_text(to_yaml(config))
+    note_start(folder.path)
     plain = config.model_dump(mode="json")
     about = {"kind": options.kind, "reset_each_round": options.reset_each_round, "config": plain}
     append_event(folder.metrics_file, {"event": "baseline", **about})

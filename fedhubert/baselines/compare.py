@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from fedhubert.baselines.central import BaselineOptions, client_folder, train_baseline
@@ -52,7 +51,7 @@ class Comparison:
     local_clients: int = 1
 
 
-def compare(comparison: Comparison, train_federated: Train, console: Console) -> dict[str, Any]:
+def compare(comparison: Comparison, train_federated: Train) -> dict[str, Any]:
     """Train what is not there yet, evaluate, and return the figures of each seed and their summary.
 
     Every training goes into its own folder below ``out`` and is skipped once it is finished;
@@ -63,9 +62,9 @@ def compare(comparison: Comparison, train_federated: Train, console: Console) ->
     """
     seeds: dict[str, Any] = {}
     for seed, config in comparison.configs.items():
-        log.info("seed %d", seed)
+        log.info("seed %d: %d of %d", seed, len(seeds) + 1, len(comparison.configs))
         seeds[str(seed)] = _one_seed(
-            comparison, config, comparison.out / f"seed_{seed}", train_federated, console
+            comparison, config, comparison.out / f"seed_{seed}", train_federated
         )
         results = {"seeds": seeds, "summary": summarise(list(seeds.values()))}
         write_results(comparison.out / "compare.json", results)
@@ -73,15 +72,18 @@ def compare(comparison: Comparison, train_federated: Train, console: Console) ->
 
 
 def _one_seed(
-    comparison: Comparison, config: Config, out: Path, train_federated: Train, console: Console
+    comparison: Comparison, config: Config, out: Path, train_federated: Train
 ) -> dict[str, Any]:
     def placed(name: str) -> Config:
         return config.model_copy(
             update={"out": str(out / name), "checkpoint_dir": None, "resume": "auto"}
         )
 
+    log.info("federated")
     train_federated(placed("federated"))
+    log.info("central")
     central = train_baseline(placed("central"), BaselineOptions())
+    log.info("each client alone")
     local = train_baseline(placed("local_only"), BaselineOptions(local_only=True))
     federated = RunFolder.of(placed("federated"))
     _check_same_labels(federated, central, local)
@@ -109,7 +111,6 @@ def _one_seed(
                 name,
                 [(str(folder.path), folder.path / "results.json") for folder in folders],
                 comparison.probing,
-                console,
             )
         taught = spec_of(config.task).taught
         if taught is not None:
@@ -120,7 +121,6 @@ def _one_seed(
                 TEACHER,
                 [(source, comparison.out / "teacher.json")],
                 comparison.probing,
-                console,
             )
     return systems
 
@@ -134,13 +134,12 @@ def _probe(
     name: str,
     sources: Sequence[tuple[str, Path]],
     probing: Probing,
-    console: Console,
 ) -> None:
     """Add a system's probes (mean over ``sources``: an encoder, and where its results are kept),
     its size and its speed."""
     # once for all systems
     asked = replace(probing, settings=replace(probing.settings, references=name == FEDERATED))
-    studies = [_study(source, path, asked, console) for source, path in sources]
+    studies = [_study(source, path, asked) for source, path in sources]
     best = [best_layers(study) for study in studies]
     for measured, values in best[0].items():
         systems[name][measured] = statistics.fmean(
@@ -188,10 +187,10 @@ def _check_same_labels(*folders: RunFolder) -> None:
         )
 
 
-def _study(source: str, path: Path, probing: Probing, console: Console) -> dict[str, Any]:
+def _study(source: str, path: Path, probing: Probing) -> dict[str, Any]:
     """Return the evaluation of an encoder (of a run: its last checkpoint), from ``path`` where the
     same was asked before."""
-    asked = {"source": source, "probing": repr(replace(probing, cache_gb=0.0))}
+    asked = {"source": source, "probing": repr(replace(probing, cache_gb=0.0, threads=0))}
     newest = max(
         (file.stat().st_mtime for file in Path(source).glob("checkpoints/round_*_checkpoint.pt")),
         default=0.0,
@@ -202,7 +201,7 @@ def _study(source: str, path: Path, probing: Probing, console: Console) -> dict[
             return known
     except (OSError, ValueError):
         pass
-    results = {**evaluate_checkpoint(source, probing, console), "asked": asked}
+    results = {**evaluate_checkpoint(source, probing), "asked": asked}
     write_results(path, results)
     return results
 

@@ -11,6 +11,7 @@ from functools import reduce
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert import live
 from fedhubert.clients import statistics as site_figures
 from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.partitions import Partition
@@ -116,10 +117,13 @@ class Pool:
             self.centroids = centroids or self._fit(on_event)
             self.key = targets_key(self.centroids, self.site.source(self._extractor).key)
         counts: dict[str, npt.NDArray[np.int64]] = {}
+        live.doing("labelling every client's audio")
+        live.counting(len(self.clients), "clients")
         for part in self.clients:
             store = self.site.labels(part, self.key, self.centroids, self._extractor)
             for name, counted in site_figures.label_counts(self.site, part, store).items():
                 counts[name] = counts.get(name, 0) + counted
+            live.done()
         release_extractor()
         found = agreement(counts["contingency"]) if targets.label_column else None
         about = {"key": self.key, "agreement": None if found is None else asdict(found)}
@@ -152,13 +156,16 @@ class Pool:
         """Lloyd's algorithm over everyone's frames from the federation's own seeds: to the bit what
         the federation finds."""
         solvers = SetsKMeans(self.config.targets, self.config.seed)
+        live.doing("k-means: features and first centroids")
         solvers.seed(self._seeds())
         while not solvers.done:
             asked = solvers.asked
-            parts = [
-                site_figures.statistics(self.site, part, asked, self._extractor)
-                for part in self.clients
-            ]
+            live.doing(*solvers.doing)
+            live.counting(len(self.clients), "clients")
+            parts = []
+            for part in self.clients:
+                parts.append(site_figures.statistics(self.site, part, asked, self._extractor))
+                live.done()
             total = Counter[str]()
             for _, metrics in parts:
                 total.update(metrics)
@@ -194,7 +201,9 @@ class Pool:
             )
             return batch if alone else replace(batch, position=position * count + number)
 
-        return map_in_order(load, range(len(order)), self.job.data.num_workers)
+        for batch in map_in_order(load, range(len(order)), self.job.data.num_workers):
+            yield batch
+            live.done()
 
     def score(
         self, model: HubertModel, clients: Iterable[int], num_batches: int = 0

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from fedhubert import live
 from fedhubert.baselines.pool import ClientScore, Pool, figures
 from fedhubert.config import Config
 from fedhubert.federation.rounds.metrics import said
@@ -82,10 +83,13 @@ class BaselineRun:
             getattr(batches, "close", lambda: None)()
 
     def _round(self, plan: RoundPlan, batches: Any) -> None:
-        started = time.monotonic()
+        started, last = time.monotonic(), self._config.federated.num_rounds
+        name = self._kind.replace("_", " ") if self._alone is None else f"client {self._alone}"
         asked = sorted(self._asked[plan.number])
+        live.doing(f"{name}: round {plan.number}/{last}", plan.number, last)
         scores = self._pool.score(self.model, asked, self._config.client.validation_batches)
         validated = time.monotonic()
+        live.counting(sum(map(len, plan.steps)), "batches")
         result = self._trainer.train_round(plan, batches, self._config.federated.num_rounds)
         ended = time.monotonic()
         event: Event = {

@@ -50,7 +50,8 @@ def central(arguments: Sequence[str]) -> int:
     from fedhubert.baselines.central import train_baseline
     from fedhubert.compose import compose
     from fedhubert.reporting.console import log_to_terminal, output_console
-    from fedhubert.reporting.summary import plot_curves, rounds_table
+    from fedhubert.reporting.curves import plot_curves
+    from fedhubert.reporting.summary import rounds_table
 
     overrides, options = take_options(arguments)
     log_to_terminal()
@@ -107,10 +108,8 @@ def compare(arguments: Sequence[str]) -> int:
     )
     configs = {seed: compose([*overrides, f"seed={seed}"]) for seed in range(seeds)}
     probing = None if flags.manifest is None else probing_of(flags)
-    console = log_to_terminal()
-    results = compare_systems(
-        Comparison(configs, out, probing, flags.local_clients), train_here, console
-    )
+    log_to_terminal()
+    results = compare_systems(Comparison(configs, out, probing, flags.local_clients), train_here)
     output = output_console(140)
     output.print(comparison_table(results["summary"]))
     output.print(f"results: {out / 'compare.json'}", soft_wrap=True, highlight=False)

@@ -132,6 +132,12 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
         help="of what is drawn, and of k-means (default: %(default)s)",
     )
     parser.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="threads of torch (default: as many as there are processors); speed is measured with one",
+    )
+    parser.add_argument(
         "--cache-gb",
         type=float,
         default=2.0,
@@ -142,12 +148,16 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the flags say, print tables; returns 0."""
+    from fedhubert import live
     from fedhubert.commands.evaluation_tables import print_results
+    from fedhubert.data.corpora import cache_folder
     from fedhubert.evaluation.checkpoint import evaluate_checkpoint, write_results
     from fedhubert.reporting.console import log_to_terminal, output_console
 
-    console = log_to_terminal()
-    results = evaluate_checkpoint(args.checkpoint, probing_of(args), console)
+    log_to_terminal()
+    probing = probing_of(args)
+    with live.libraries_write_to(cache_folder() / "evaluate.log"):
+        results = evaluate_checkpoint(args.checkpoint, probing)
     output = output_console(110)
     print_results(output, results)
     if args.out:
@@ -207,6 +217,7 @@ def probing_of(args: argparse.Namespace) -> "Probing":
         settings,
         fitted_on,
         args.cache_gb,
+        args.threads or 0,
     )
 
 

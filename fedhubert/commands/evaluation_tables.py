@@ -11,7 +11,7 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
     """Print one table per measurement."""
     encoder, masked = results["encoder"], results["masked"]
     console.print(
-        f"encoder: {encoder['parameters'] / 1e6:.2f} M parameters, {encoder['audio_s_per_s']:.0f} s of audio per CPU-second (per second on a GPU)",
+        f"encoder: {encoder['parameters'] / 1e6:.2f} M parameters, {encoder['audio_s_per_s']:.0f} s of audio a CPU second",
         highlight=False,
         soft_wrap=True,
     )
@@ -64,6 +64,11 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
         for row in part["rows"]:
             _add_row(table, row, row["pnmi"], row["label_purity"], row["cluster_purity"])
         console.print(table)
+    if spent := results.get("seconds"):
+        console.print(
+            f"took {spent['cpu']:.0f} CPU seconds, {spent['clock']:.0f} by the clock, with {spent['threads']} threads",
+            highlight=False,
+        )
 
 
 def _table(table: Table, *names: str) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from fedhubert.reporting.durations import duration
+from fedhubert.durations import duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,6 +58,7 @@ def plan(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    from fedhubert import live
     from fedhubert.planning.rounds import plan as played
     from fedhubert.planning.words import read_words
     from fedhubert.reporting.console import output_console
@@ -65,6 +66,7 @@ def plan(arguments: Sequence[str]) -> int:
     inputs, said, as_json = read_words(arguments)
     found = played(inputs)
     if as_json:
+        live.hide()
         print(json.dumps(report(inputs, found, said)))
         return 0
     output = output_console(120)

@@ -200,11 +200,13 @@ def _choices(args: argparse.Namespace) -> Choices:
             setting="--cut",
         )
     settings = Settings(args.verify == "full" or args.cut is not None, args.channel, args.cut)
-    keep = args.duplicates == "keep" or args.kind == "sample"
-    return Choices(args.min_seconds, args.num_workers, settings, keep)
+    keep = args.duplicates == "keep"
+    briefly = args.kind == "sample"
+    return Choices(args.min_seconds, args.num_workers, settings, keep or briefly, briefly)
 
 
 def _sample(args: argparse.Namespace, choices: Choices) -> int:
+    from fedhubert import live
     from fedhubert.data import corpora
     from fedhubert.data.prepare import write_manifest
 
@@ -214,6 +216,7 @@ def _sample(args: argparse.Namespace, choices: Choices) -> int:
         print(f"the sample speech is there: {out}")
         return 0
     print(f"fetching the sample speech into {root}", file=sys.stderr)
+    live.doing("fetching the sample speech")
     write_manifest(out, corpora.fetch_sample(root), choices)
     return 0
 

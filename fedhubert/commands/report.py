@@ -25,17 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns 0."""
     from fedhubert.errors import ConfigError
+    from fedhubert.reporting.report_comparison import as_csv
     from fedhubert.reporting.report_files import read_runs
     from fedhubert.reporting.report_page import render
 
     runs = read_runs(args.runs)
-    page = render(runs)
+    page, table = render(runs), as_csv(runs)
+    beside = args.out.with_suffix(".csv")
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(page, encoding="utf-8")
+        if table:
+            beside.write_text(table, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"cannot write {args.out}: {error.strerror}; choose another --out", setting="--out"
         ) from None
-    print(f"report of {len(runs)} runs: {args.out} ({len(page) / 1e3:.0f} kB)")
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    print(f"report of {count}: {args.out} ({len(page) / 1e3:.0f} kB)")
+    if table:
+        print(f"figures of each seed: {beside}")
     return 0

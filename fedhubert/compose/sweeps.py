@@ -72,14 +72,14 @@ def describe_sweep(overrides: Sequence[str], show: Callable[[Config], str]) -> s
 
 def multirun(
     overrides: Sequence[str],
-    job: Callable[[str, Callable[[], Config]], object],
+    job: Callable[[str, list[str], Callable[[], Config]], object],
     check: Callable[[Config], object] = lambda config: None,
 ) -> None:
     """Run Hydra's multirun: ``job`` once per combination, each with a folder of its own below
     ``out``, or the sweep's folder; before the first of them, ``check`` all configurations.
 
-    ``job`` is given the folder and a function that returns the configuration, or raises
-    :class:`ConfigError`.
+    ``job`` is given the folder, the overrides and a function that returns the configuration, or
+    raises :class:`ConfigError`.
 
     Raises:
         ConfigError: overrides that Hydra cannot read or does not know, or a search without its
@@ -93,7 +93,8 @@ def multirun(
     def one(composed: DictConfig) -> object:
         sweep, given = HydraConfig.get().sweep, OmegaConf.select(composed, "out")
         out = str(Path(given, sweep.subdir) if given else Path(sweep.dir, sweep.subdir).absolute())
-        return job(out, lambda: to_config(composed).model_copy(update={"out": out}))
+        task = list(HydraConfig.get().overrides.task)
+        return job(out, task, lambda: to_config(composed).model_copy(update={"out": out}))
 
     program, arguments = sys.argv[0], sys.argv
     sys.argv = [program, "--multirun", *overrides]

@@ -12,9 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from fedhubert import live
 from fedhubert.data.audio import MAX_READ_S, Recording
 from fedhubert.data.checked import Checked
 from fedhubert.data.checking import Heard, Settings, listen
@@ -22,7 +21,7 @@ from fedhubert.data.folders import Candidate, Found
 from fedhubert.data.lists import check_out, write_list
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, seconds
-from fedhubert.data.summary import say, say_rejected
+from fedhubert.data.summary import say, say_how_much, say_rejected
 from fedhubert.data.threads import map_in_order
 from fedhubert.errors import DataError
 
@@ -41,12 +40,14 @@ class Choices:
 
     Attributes:
         keep_duplicates: Name the same audio as often as it is there.
+        briefly: Say no more than how much there is: the audio is known.
     """
 
     min_seconds: float
     num_workers: int
     settings: Settings = field(default_factory=Settings)
     keep_duplicates: bool = False
+    briefly: bool = False
 
 
 @dataclass
@@ -83,7 +84,8 @@ def write_manifest(out: Path, found: Found, choices: Choices) -> None:
             _add(rows, item, result, choices)
     write_list(out.with_suffix(".rejected.csv"), ("path", "reason"), rows.rejected)
     write_list(out.with_suffix(".warnings.csv"), ("path", "warning", "detail"), rows.warnings)
-    say_rejected(out, rows.rejected)
+    if not choices.briefly:
+        say_rejected(out, rows.rejected)
     if not rows.kept:
         for remark in found.remarks:
             print(remark, file=sys.stderr)
@@ -95,7 +97,10 @@ def write_manifest(out: Path, found: Found, choices: Choices) -> None:
     manifest = _manifest(found.root, rows)
     manifest.write(out)
     Checked.done(out)
-    say(out, manifest, rows.rejected, rows.warnings, found)
+    if choices.briefly:
+        say_how_much(out, manifest, rows.rejected)
+    else:
+        say(out, manifest, rows.rejected, rows.warnings, found)
 
 
 def _nothing(found: Found) -> str:
@@ -135,18 +140,24 @@ def _listened(
         reason = _unwritable(key[0].replace("\0", "/"), tsv=tsv)
         return reason or _hear(found.root, files[key][0], choices, checked)
 
-    console = Console(stderr=True)
+    console = live.terminal()
     results = map_in_order(hear, keys, choices.num_workers, 4 * choices.num_workers)
-    described = "listening" if choices.settings.whole else "listening to the ends"
-    bar = track(results, described, len(keys), console=console, disable=not console.is_terminal)
     said, hours = time.monotonic(), 0.0
-    with checked:
-        for number, (key, result) in enumerate(zip(keys, bar, strict=True), 1):
+    live.doing("listening" if choices.settings.whole else "listening to the ends")
+    live.counting(len(keys), "files")
+    decoders = out.with_suffix(".decoders.log")
+    decoders.unlink(missing_ok=True)
+    with checked, live.libraries_write_to(decoders):
+        for number, (key, result) in enumerate(zip(keys, results, strict=True), 1):
             hours += 0 if isinstance(result, str) else result.num_samples / result.rate_hz / 3600
+            live.done()
             if not console.is_terminal and time.monotonic() - said > _SAID_EVERY_S:
                 said = time.monotonic()
-                print(f"listened to {number} of {len(keys)} files, {hours:.1f} h", file=sys.stderr)
+                print(
+                    f"listened to {number} of {len(keys)} files, {hours:.1f} h", file=console.file
+                )
             yield key, files[key], result
+    live.hide()
 
 
 def _unwritable(name: str, *, tsv: bool) -> str:

@@ -36,16 +36,21 @@ def printable(text: str) -> str:
     return plain.replace("\r", "\\r").replace("\n", "\\n")
 
 
+def say_how_much(out: Path, manifest: Manifest, rejected: Rejected) -> None:
+    """Print the counts."""
+    hours = float((manifest.num_samples / manifest.sample_rates_hz).sum()) / 3600
+    print(
+        f"{out}: {len(manifest)} utterances, {hours:.2f} h, {len(set(manifest.speakers))} speakers; "
+        f"{len(rejected)} files left out"
+    )
+
+
 def say(
     out: Path, manifest: Manifest, rejected: Rejected, warnings: Warnings, found: Found
 ) -> None:
     """Print what came of it: counts, what is odd, and how much an epoch hears."""
-    hours = float((manifest.num_samples / manifest.sample_rates_hz).sum()) / 3600
+    say_how_much(out, manifest, rejected)
     speakers = Counter(manifest.speakers)
-    print(
-        f"{out}: {len(manifest)} utterances, {hours:.2f} h, {len(speakers)} speakers; "
-        f"{len(rejected)} files left out"
-    )
     same = sum(reason.startswith("the same audio as ") for _, reason in rejected)
     if same:
         print(f"  {same} files left out hold the same audio as others (--duplicates keep)")

@@ -116,8 +116,9 @@ def _content(path: Path, changed_ns: int) -> str:
 def audio_s_per_s(
     encoder: Encoder, manifest: Manifest, device: torch.device, *, audio_s: float = 60.0
 ) -> float:
-    """Return how many seconds of audio the encoder takes per second: of CPU time over all threads,
-    or on a GPU of time on the clock.
+    """Return how many seconds of audio the encoder takes per second: of CPU time, with one thread,
+    so that neither others on the machine nor the number of its processors count; or on a GPU of
+    time on the clock.
 
     Measured on the first ``audio_s`` seconds of the manifest, an utterance at a time, after one to
     warm up. 0 without an utterance of a frame.
@@ -129,10 +130,16 @@ def audio_s_per_s(
     enough = int(np.searchsorted(np.cumsum(lengths), audio_s * SAMPLE_RATE_HZ)) + 1
     rows = [row for row in range(min(enough, len(lengths))) if lengths[row] >= RECEPTIVE_SAMPLES]
     waveforms = [manifest.waveform(row, SAMPLE_RATE_HZ, 0, int(lengths[row])) for row in rows]
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    for waveform in waveforms[:1]:
-        encoder.forward(waveform)
-    started = clock()
-    for waveform in waveforms:
-        encoder.forward(waveform)
-    return sum(map(len, waveforms)) / SAMPLE_RATE_HZ / (clock() - started)
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for waveform in waveforms[:1]:
+            encoder.forward(waveform)
+        started = clock()
+        for waveform in waveforms:
+            encoder.forward(waveform)
+        spent_s = clock() - started
+    finally:
+        torch.set_num_threads(threads)
+    return sum(map(len, waveforms)) / SAMPLE_RATE_HZ / spent_s

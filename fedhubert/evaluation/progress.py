@@ -1,75 +1,30 @@
-"""Progress over utterances: a bar on a terminal, plain lines elsewhere."""
+"""Progress over utterances: the live line on a terminal, plain lines elsewhere."""
 
 import time
-from types import TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from fedhubert import live
 from fedhubert.evaluation.study import ProgressBar
 
 _LINE_EVERY_S = 10.0
 
 
-class ProgressBars:
-    """Passes over utterances, one after the other, each with its own bar or lines."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=console, transient=True)
-
-    def __enter__(self) -> "ProgressBars":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def start(self, name: str, total: int) -> ProgressBar:
-        """Begin a pass over ``total`` utterances."""
-        return (
-            _TerminalBar(self._bar, name, total)
-            if self._bar
-            else _LoggedProgress(self._console, name, total)
-        )
+def say_progress(name: str, total: int) -> ProgressBar:
+    """Begin a pass over ``total`` utterances."""
+    live.doing(name)
+    live.counting(total, "utterances")
+    return _Passed() if live.terminal().is_terminal else _LoggedProgress(name, total)
 
 
-class _TerminalBar(ProgressBar):
-    def __init__(self, bar: Progress, name: str, total: int) -> None:
-        self._bar, self._task = bar, bar.add_task(name, total=total)
-
+class _Passed(ProgressBar):
     def __call__(self) -> None:
-        self._bar.advance(self._task)
+        live.done()
 
 
 class _LoggedProgress(ProgressBar):
     """A line at the start, and one every ten seconds."""
 
-    def __init__(self, console: Console, name: str, total: int) -> None:
-        self._console, self._name, self._total, self._done = console, name, total, 0
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total, self._done = name, total, 0
         self._last = time.monotonic()
         self._say()
 
@@ -80,7 +35,7 @@ class _LoggedProgress(ProgressBar):
             self._say()
 
     def _say(self) -> None:
-        self._console.print(
+        live.terminal().print(
             f"{self._name}: {self._done} of {self._total} utterances",
             highlight=False,
             soft_wrap=True,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedhubert import live
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import Rows
 from fedhubert.disk_cache import DiskCache
@@ -128,6 +129,7 @@ def run_study(
         )
     segments = evaluated.segments
     abx = {} if segments is None else study.abx(segments, evaluated.manifest)
+    live.doing("timing the encoder")
     speed = audio_s_per_s(trained, evaluated.manifest, device)
     about = {
         "source": str(source),
@@ -266,6 +268,7 @@ class _Study:
                 [part.features(encoder, layers, self._cache, tick) for part in parts], axis=1
             )
             for place, layer in enumerate(layers):
+                live.doing(f"{task}: {encoder.name}, layer {place + 1}", place + 1, len(layers))
                 yield encoder.name, layer if encoder.key else None, features[place]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedhubert import live
 from fedhubert.clients.data import Site
 from fedhubert.config import Config
 from fedhubert.data.batching import SAMPLE_RATE_HZ, Batch
@@ -54,6 +55,7 @@ def measure_speed(
     would take too long, utterances come one by one. A distillation runs its teacher, as in the
     first epoch. ``clock``: ``time.process_time`` where other work on the machine would disturb.
     """
+    live.doing(f"measuring this host for {budget_s:.0f} s")
     config, teacher = with_teacher(config)
     device, threads = resolve_device(config.client.device), torch.get_num_threads()
     objective = server_objective(config, teacher, device)

@@ -1,34 +1,37 @@
-"""What a person sees of a run: log lines in the terminal and in the run's log file, and a progress
-bar where there is a terminal."""
+"""What a person sees of a run: log lines in the terminal and in the run's log file, and results."""
 
 import logging
-import sys
+import os
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
 
-LOGGER, TERMINAL_ONLY = "fedhubert", "fedhubert.terminal"
-"""Loggers of all lines, and of those that the run's log file does not get: it is passed on."""
+from fedhubert import live
+
+LOGGER, TERMINAL_ONLY, FILE_ONLY = "fedhubert", "fedhubert.terminal", "fedhubert.file"
+"""Loggers of all lines; of those that the run's log file does not get, which is passed on; and of
+those that only it gets."""
+
+
+class _PlainHandler(logging.Handler):
+    """Lines where there is no terminal, to wherever standard error leads."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=live.terminal().file, flush=True)
+        except OSError:  # whoever read them has gone: the run goes on
+            self.handleError(record)
 
 
 def log_to_terminal(*, verbose: bool = False) -> Console:
-    """Send the project's log lines to standard error; returns the console that progress bars must
-    share."""
-    console = Console(stderr=True)
+    """Send the project's log lines to standard error; returns its console."""
+    console = live.terminal()
     logger = logging.getLogger(LOGGER)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate, logger.disabled = False, False  # Hydra's sweeps disable loggers that exist
-    logging.getLogger(TERMINAL_ONLY).disabled = False
+    for name in (TERMINAL_ONLY, FILE_ONLY):
+        logging.getLogger(name).disabled = False
     handler: logging.Handler
     if console.is_terminal:
         handler = RichHandler(
@@ -40,17 +43,26 @@ def log_to_terminal(*, verbose: bool = False) -> Console:
         )
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _PlainHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.addFilter(lambda record: record.name != FILE_ONLY)
     logger.handlers = [handler]
     return console
 
 
 def output_console(width: int) -> Console:
     """Return a console for results on standard output, ``width`` columns wide where that is no
-    terminal."""
+    terminal; the live line makes room for them."""
+    live.hide()
     console = Console()
     return console if console.is_terminal else Console(width=width)
+
+
+def near(path: Path) -> str:
+    """Return a path as it is named from here, where that is shorter."""
+    absolute = str(path.absolute())
+    below = os.path.relpath(absolute)
+    return below if len(below) < len(absolute) and not below.startswith("..") else absolute
 
 
 def log_to_file(path: Path) -> logging.Handler:
@@ -71,44 +83,3 @@ def log_to_file(path: Path) -> logging.Handler:
 def stop_logging_to(handler: logging.Handler) -> None:
     logging.getLogger(LOGGER).removeHandler(handler)
     handler.close()
-
-
-class RoundProgress:
-    """A bar of the clients done in the current round, on a terminal; silent otherwise (each round
-    logs a line anyway)."""
-
-    def __init__(self, console: Console | None) -> None:
-        self._bar: Progress | None = None
-        if console is not None and console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("clients"),
-                TimeElapsedColumn(),
-            )
-            self._bar = Progress(*columns, console=console, transient=True)
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "RoundProgress":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def __call__(self, round_number: int, done: int, asked: int) -> None:
-        if not self._bar:
-            return
-        if self._task is None:
-            self._task = self._bar.add_task("", total=asked)
-        self._bar.update(
-            self._task, description=f"round {round_number}", total=asked, completed=done
-        )

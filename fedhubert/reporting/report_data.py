@@ -2,7 +2,7 @@
 is left out."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ class RunData:
     config: Mapping[str, object]
     results: Mapping[str, object]
     comparison: Mapping[str, object]
+    starts: Sequence[Mapping[str, object]] = ()
 
     @cached_property
     def rounds(self) -> list[Event]:

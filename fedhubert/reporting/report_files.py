@@ -3,6 +3,7 @@ comparisons."""
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -12,34 +13,65 @@ from fedhubert.config.catalog import rules_for
 from fedhubert.errors import DataError
 from fedhubert.reporting.report_data import RunData
 from fedhubert.runs.metrics import read_events
+from fedhubert.runs.starts import read_starts
 
 
 def read_runs(folders: list[Path]) -> list[RunData]:
-    """Read run folders, under names that tell them apart; of a sweep's folder, the runs of its
-    jobs.
+    """Read run folders, under names that tell them apart; of a sweep's folder the runs of its jobs,
+    named by the settings in which they differ; of a comparison's, those of its seeds, too.
 
     Raises:
         DataError: a folder that holds no run.
     """
-    folders = [run for folder in folders for run in _jobs(folder) or [folder]]
-    names = _names(folders)
-    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    runs: dict[Path, RunData] = {}
+    jobs: dict[Path, str] = {}
+    for folder in folders:
+        found = _jobs(folder)
+        below = {path: _read(path, "") for path in found or [folder, *_of_seeds(folder)]}
+        jobs |= zip(found, _by_settings(list(below.values())), strict=False)
+        runs |= below
+    names = [jobs.get(path) or name for path, name in zip(runs, _names(list(runs)), strict=True)]
+    if len(set(names)) < len(names):
+        names = _names(list(runs))
+    return [replace(run, name=name) for run, name in zip(runs.values(), names, strict=True)]
+
+
+def _by_settings(runs: list[RunData]) -> list[str]:
+    """Return what differs between the jobs of a sweep as names: ``strategy=FedAdam``; empty where
+    that does not tell them apart, or takes more than three settings."""
+    differing = config_differences(runs)
+    if not 0 < len(differing) <= 3:
+        return [""] * len(runs)
+    said = [
+        ", ".join(f"{key.rpartition('.')[2]}={values[place]}" for key, values in differing)
+        for place in range(len(runs))
+    ]
+    return said if len(set(said)) == len(said) else [""] * len(runs)
+
+
+def _of_seeds(folder: Path) -> list[Path]:
+    """Return the runs of a comparison: federated and central, of each seed."""
+    if not (folder / "compare.json").is_file():
+        return []
+    found = [path for kind in ("federated", "central") for path in folder.glob(f"seed_*/{kind}")]
+    return sorted(path for path in found if (path / "metrics.jsonl").is_file())
 
 
 def config_differences(runs: list[RunData]) -> list[tuple[str, list[str]]]:
     """Return (dotted key, value of each run) of the settings in which runs differ; where a run is
     kept is no setting."""
+    return [(key, values) for key, values in all_settings(runs) if len(set(values)) > 1]
+
+
+def all_settings(runs: list[RunData]) -> list[tuple[str, list[str]]]:
+    """Return (dotted key, value of each run) of the configurations; where a run is kept is no
+    setting."""
     flat = [dict(_flatten(run.config)) for run in runs]
-    keys = sorted(
-        key
-        for key in {key for values in flat for key in values}
-        if rules_for(key).get("in_report", True)
-    )
-    rows = [
+    return [
         (key, [_text(values[key]) if key in values else "not set" for values in flat])
-        for key in keys
+        for key in sorted({key for values in flat for key in values})
+        if rules_for(key).get("in_report", True)
     ]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
 def _read(folder: Path, name: str) -> RunData:
@@ -57,6 +89,7 @@ def _read(folder: Path, name: str) -> RunData:
         _yaml(folder / "config.yaml"),
         _json(folder / "results.json"),
         comparison,
+        read_starts(folder),
     )
 
 

@@ -8,17 +8,18 @@ from statistics import median
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fedhubert.durations import duration
 from fedhubert.reporting import report_plots
-from fedhubert.reporting.durations import duration
+from fedhubert.reporting.curves import MANY_ROUNDS
 from fedhubert.reporting.fairness import fairness
+from fedhubert.reporting.report_about import settings, starts
+from fedhubert.reporting.report_comparison import comparisons
 from fedhubert.reporting.report_data import RunData
-from fedhubert.reporting.report_files import config_differences
 from fedhubert.reporting.report_parts import Section, Table, decimal
 from fedhubert.reporting.report_privacy import HEAD as PRIVACY_HEAD
 from fedhubert.reporting.report_privacy import privacy_rows
-from fedhubert.reporting.report_results import comparisons, evaluations
+from fedhubert.reporting.report_results import evaluations
 from fedhubert.reporting.report_secure import HEAD, secure_rows
-from fedhubert.reporting.summary import MANY_ROUNDS
 
 MAX_CLIENTS = 40
 """Rows of a table of clients; of more, those with most failures and then the lowest accuracy are
@@ -27,18 +28,20 @@ shown."""
 
 def render(runs: Sequence[RunData]) -> str:
     """Return the page of one or more runs; what runs lack is left out."""
+    trained = [run for run in runs if run.events]  # a comparison's folder is none itself
     sections = (
-        _summary(runs),
-        _curves(runs),
-        _clients(runs),
-        _drift(runs),
-        _participation(runs),
-        _secure(runs),
-        _privacy(runs),
-        _costs(runs),
-        _settings(runs),
+        _summary(trained),
+        _curves(trained),
+        _clients(trained),
+        _drift(trained),
+        _participation(trained),
+        _secure(trained),
+        _privacy(trained),
+        _costs(trained),
         evaluations(runs),
         comparisons(runs),
+        starts(runs),
+        settings(runs),
     )
     templates = Environment(
         loader=PackageLoader("fedhubert.reporting"), autoescape=True, undefined=StrictUndefined
@@ -51,7 +54,7 @@ def render(runs: Sequence[RunData]) -> str:
 def _summary(runs: Sequence[RunData]) -> Section:
     students = any(run.validation("cosine_distance") for run in runs)
     rows = []
-    for run in (run for run in runs if run.events):
+    for run in runs:
         loss, accuracy = run.validation("loss"), run.validation("masked_accuracy")
         labels = run.targets.get("validation_labels") or {}
         down, up = run.bytes_sent()
@@ -82,7 +85,20 @@ def _summary(runs: Sequence[RunData]) -> Section:
         "Loss (nats) and masked accuracy are of the last model that was scored, on the clients' validation splits. "
         "A model that ignores its input has the unigram entropy and the most frequent label."
     )
-    return Section("Summary", tables=[Table(head, rows)], note=note)
+    tables = [Table(head, rows)] if rows else []
+    return Section("Summary", tables=tables, note=note, warnings=_other_clusters(runs))
+
+
+def _other_clusters(runs: Sequence[RunData]) -> list[str]:
+    """Warn of runs whose labels are not those of the first that has any."""
+    keys = {run.name: str(run.targets["key"]) for run in runs if run.targets.get("key")}
+    first = next(iter(keys), "")
+    others = [name for name, key in keys.items() if key != keys[first]]
+    if not others:
+        return []
+    return [
+        f"{', '.join(others)}: other clusters than {first}. Losses and accuracies under different pseudo-labels cannot be compared."
+    ]
 
 
 def _first_and_last(series: Sequence[tuple[int, float]]) -> str:
@@ -96,9 +112,9 @@ def _curves(runs: Sequence[RunData]) -> Section | None:
         "Solid: on the clients' validation splits, by the round of the model. Dashed: while training. Dotted: what ignoring the input gives. "
         f"Curves of more than {MANY_ROUNDS} rounds are running means, with the values themselves behind them."
     )
-    figures = [report_plots.curves(runs)]
+    figures = report_plots.curves(runs)
     if any(run.validation("cosine_distance") for run in runs):
-        figures.append(report_plots.distances(runs))
+        figures += report_plots.distances(runs)
     return Section("Curves", figures, note=note)
 
 
@@ -128,19 +144,19 @@ def _clients(runs: Sequence[RunData]) -> Section | None:
         *("run", "clients", "median accuracy", "mean", "mean of the worst tenth"),
         *("standard deviation", "worst client", "its loss", "best client", "gap"),
     ]
-    return Section("Clients", [report_plots.clients(runs)], [Table(head, rows)]) if rows else None
+    return Section("Clients", report_plots.clients(runs), [Table(head, rows)]) if rows else None
 
 
 def _drift(runs: Sequence[RunData]) -> Section | None:
     if not any(run.drift("update_norm") or run.cosines() for run in runs):
         return None
     note = (
-        "Left: the norm of clients' updates (solid, weighted mean) and of their mean (dashed). Right: the mean cosine of two clients' updates in a "
+        "First: the norm of clients' updates (solid, weighted mean) and of their mean (dashed). Second: the mean cosine of two clients' updates in a "
         "round, weighted by their norms (solid): 1, they agree; 0, the mean is as short as that of unrelated directions. The cosine of each update "
         "to the mean (from sketches, give or take 0.016): mean over clients (dashed), lowest to highest (shaded); n unrelated updates of one length "
         "have 1/sqrt(n). Each client's own is in the next table."
     )
-    return Section("Drift", [report_plots.drift(runs)], note=note)
+    return Section("Drift", report_plots.drift(runs), note=note)
 
 
 def _participation(runs: Sequence[RunData]) -> Section | None:
@@ -185,7 +201,7 @@ def _participation_of(run: RunData) -> Table | None:
         *("client", "rounds asked", "updates used", "failures", "codes"),
         *("last masked accuracy", "mean update norm", "mean cosine to the mean update"),
     ]
-    return Table(head, rows, heading=f"{run.name}: {total}{note}")
+    return Table(head, rows, heading=f"{run.name}: {total}{note}", folded=not failures)
 
 
 def _secure(runs: Sequence[RunData]) -> Section | None:
@@ -226,14 +242,4 @@ def _costs(runs: Sequence[RunData]) -> Section | None:
         rows.append([run.name, *megabytes, share, phases])
     head = ["run", "MB down a round", "MB up a round", "of what fp32 would send"]
     table = Table([*head, "time of all rounds"], rows)
-    return Section("Bytes and time", [report_plots.costs(runs)], [table]) if rows else None
-
-
-def _settings(runs: Sequence[RunData]) -> Section | None:
-    if len(runs) < 2:
-        return None
-    rows = [[key, *values] for key, values in config_differences(list(runs))]
-    if not rows:
-        return Section("Settings that differ", note="None: the runs have the same configuration.")
-    head = ["setting", *(run.name for run in runs)]
-    return Section("Settings that differ", tables=[Table(head, rows)])
+    return Section("Bytes and time", report_plots.costs(runs), [table]) if rows else None

@@ -1,173 +1,155 @@
-"""The report's figures, as SVG that stands inside the page."""
+"""The report's pictures, as SVG that stands inside the page: one plot each, so that a narrow window
+stacks them."""
 
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING
 
+from fedhubert.reporting.curves import colour, draw_training, label, line
 from fedhubert.reporting.report_data import RunData
-from fedhubert.reporting.summary import MANY_ROUNDS, trend
 
 if TYPE_CHECKING:  # matplotlib takes a second, and is imported when a figure is drawn
     from matplotlib.axes import Axes
 
-
-class Style(TypedDict, total=False):
-    """How a curve is drawn, in matplotlib's words."""
-
-    linestyle: str
-    alpha: float
-    marker: str | None
-    label: str
+_LONGEST = 44
+"""Characters of a name in a legend; the middle of a longer one is left out."""
 
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
-"""Okabe and Ito's palette, which readers with colour vision deficiencies can tell apart."""
+def curves(runs: Sequence[RunData]) -> list[str]:
+    """Loss and masked accuracy by round."""
+
+    def loss(axes: "Axes") -> None:
+        draw_training(axes, runs, "loss", "entropy_nats")
+        label(axes, "masked loss", "round", "nats a masked frame")
+
+    def accuracy(axes: "Axes") -> None:
+        draw_training(axes, runs, "masked_accuracy", "most_frequent_share")
+        label(axes, "masked accuracy", "round", "share of masked frames")
+
+    return _pictures("Loss and masked accuracy by round", loss, accuracy)
 
 
-def curves(runs: Sequence[RunData]) -> str:
-    """Loss and masked accuracy by round: dashed while training, solid on validation splits; dotted,
-    what ignoring the input gives."""
+def distances(runs: Sequence[RunData]) -> list[str]:
+    """How far students are from their teachers, by round."""
 
-    def draw(left: "Axes", right: "Axes") -> None:
-        for axes, figure, level, title in (
-            (left, "loss", "entropy_nats", "masked loss (nats)"),
-            (right, "masked_accuracy", "most_frequent_share", "masked accuracy"),
-        ):
-            for number, run in enumerate(runs):
-                _line(axes, run.training(figure), number, linestyle="--", alpha=0.6)
-                _line(axes, run.validation(figure), number, marker="o", label=run.name)
-                labels = run.targets.get("validation_labels") or {}
-                if level in labels:
-                    axes.axhline(labels[level], color=_colour(number), linestyle=":", linewidth=1)
-            _finish(axes, title, "round")
-            _legend(axes)
+    def cosine(axes: "Axes") -> None:
+        draw_training(axes, runs, "cosine_distance")
+        label(axes, "cosine distance", "round", "1 - cosine")
 
-    return _figure("Loss and masked accuracy by round", draw)
+    def relative(axes: "Axes") -> None:
+        draw_training(axes, runs, "relative_l2")
+        label(axes, "relative L2 distance", "round", "of the teacher's norm")
+
+    return _pictures("Distance to the teacher by round", cosine, relative)
 
 
-def distances(runs: Sequence[RunData]) -> str:
-    """How far students are from their teachers, by round: dashed while training, solid on
-    validation splits."""
-
-    def draw(left: "Axes", right: "Axes") -> None:
-        for axes, figure, title in (
-            (left, "cosine_distance", "1 - cosine"),
-            (right, "relative_l2", "relative L2 distance"),
-        ):
-            for number, run in enumerate(runs):
-                _line(axes, run.training(figure), number, linestyle="--", alpha=0.6)
-                _line(axes, run.validation(figure), number, marker="o", label=run.name)
-            _finish(axes, title, "round")
-            _legend(axes)
-
-    return _figure("Distance to the teacher by round", draw)
-
-
-def clients(runs: Sequence[RunData]) -> str:
+def clients(runs: Sequence[RunData]) -> list[str]:
     """Each client's masked accuracy under the last model, sorted; and the worst and best client of
     each round."""
 
-    def draw(left: "Axes", right: "Axes") -> None:
+    def sorted_clients(axes: "Axes") -> None:
         for number, run in enumerate(runs):
             last = sorted(score.masked_accuracy for score in run.last_scores().values())
             if last:
                 share = [(place + 0.5) / len(last) for place in range(len(last))]
-                left.plot(last, share, "o-", ms=3, color=_colour(number), label=run.name)
-            spread = {
+                axes.plot(last, share, "o-", ms=3, color=colour(number), label=run.name)
+        title = "clients at or below an accuracy (last model)"
+        label(axes, title, "masked accuracy", "share of clients", whole=False)
+
+    def spread(axes: "Axes") -> None:
+        for number, run in enumerate(runs):
+            between = {
                 model: (min(values), max(values))
                 for model, scores in run.client_scores()
                 if (values := [score.masked_accuracy for score in scores.values()])
             }
-            rounds = sorted(spread)
+            rounds = sorted(between)
             if rounds:
-                low, high = zip(*(spread[model] for model in rounds), strict=True)
-                right.fill_between(
-                    rounds, low, high, color=_colour(number), alpha=0.15, linewidth=0
-                )
-                right.plot(
-                    rounds,
-                    low,
-                    color=_colour(number),
-                    linewidth=1.5,
-                    label=f"{run.name}: worst client",
-                )
-        _finish(
-            left, "clients at or below an accuracy (last model)", "masked accuracy", whole=False
-        )
-        _finish(right, "worst to best client of each round", "round")
-        _legend(left)
-        _legend(right)
+                low, high = zip(*(between[model] for model in rounds), strict=True)
+                tint = colour(number)
+                axes.fill_between(rounds, low, high, color=tint, alpha=0.15, linewidth=0)
+                axes.plot(rounds, low, color=tint, linewidth=1.5, label=f"{run.name}: worst client")
+        label(axes, "worst to best client of each round", "round", "masked accuracy")
 
-    return _figure("Distribution over clients", draw)
+    return _pictures("Distribution over clients", sorted_clients, spread)
 
 
-def drift(runs: Sequence[RunData]) -> str:
+def drift(runs: Sequence[RunData]) -> list[str]:
     """By round: norms of clients' updates (solid) and of their mean (dashed); cosines of two
     clients' updates (solid), and of each client's to the mean (dashed: the mean over clients;
     shaded: from the lowest to the highest)."""
 
-    def draw(left: "Axes", right: "Axes") -> None:
+    def norms(axes: "Axes") -> None:
         for number, run in enumerate(runs):
-            _line(left, run.drift("update_norm"), number, label=run.name)
-            _line(left, run.drift("mean_update_norm"), number, linestyle="--")
-            _line(right, run.drift("pairwise_cosine"), number, label=run.name)
-            _line(right, run.drift("cosine_to_mean"), number, linestyle="--")
-            if cosines := run.cosines():
-                rounds, values = zip(*cosines, strict=True)
-                low, high = map(min, values), map(max, values)
-                right.fill_between(
-                    rounds, list(low), list(high), color=_colour(number), alpha=0.15, linewidth=0
-                )
-        _finish(left, "norm of updates and of their mean", "round")
-        _finish(right, "cosines: two clients' updates, each to the mean", "round")
-        _legend(left)
-        _legend(right)
+            line(axes, run.drift("update_norm"), number, label=run.name)
+            line(axes, run.drift("mean_update_norm"), number, linestyle="--")
+        label(axes, "norm of updates and of their mean", "round", "L2 norm")
 
-    return _figure("Drift of the clients by round", draw)
+    def cosines(axes: "Axes") -> None:
+        for number, run in enumerate(runs):
+            line(axes, run.drift("pairwise_cosine"), number, label=run.name)
+            line(axes, run.drift("cosine_to_mean"), number, linestyle="--")
+            if found := run.cosines():
+                rounds, values = zip(*found, strict=True)
+                low, high = list(map(min, values)), list(map(max, values))
+                axes.fill_between(rounds, low, high, color=colour(number), alpha=0.15, linewidth=0)
+        label(axes, "two clients' updates, each to the mean", "round", "cosine")
+
+    return _pictures("Drift of the clients by round", norms, cosines)
 
 
-def costs(runs: Sequence[RunData]) -> str:
+def costs(runs: Sequence[RunData]) -> list[str]:
     """Bytes sent so far, and seconds by phase."""
 
-    def draw(left: "Axes", right: "Axes") -> None:
+    def sent(axes: "Axes") -> None:
         for number, run in enumerate(runs):
             down, up = run.bytes_sent()
-            _line(left, [(x, y / 1e6) for x, y in down], number, label=f"{run.name}: down")
-            _line(
-                left, [(x, y / 1e6) for x, y in up], number, linestyle="--", label=f"{run.name}: up"
-            )
+            line(axes, [(x, y / 1e6) for x, y in down], number, label=f"{run.name}: down")
+            ups = [(x, y / 1e6) for x, y in up]
+            line(axes, ups, number, linestyle="--", label=f"{run.name}: up")
+        label(axes, "sent so far", "round", "MB")
+
+    def spent(axes: "Axes") -> None:
         phases = list(dict.fromkeys(phase for run in runs for phase in run.seconds()))
-        begun = [0.0] * len(runs)
+        names, begun = [_short(run.name) for run in runs], [0.0] * len(runs)
         for place, phase in enumerate(phases):
-            spent = [run.seconds().get(phase, 0.0) for run in runs]
-            right.barh(
-                [run.name for run in runs],
-                spent,
-                left=begun,
-                color=_colour(place),
-                height=0.6,
-                label=phase.replace("_", " "),
-            )
-            begun = [before + more for before, more in zip(begun, spent, strict=True)]
-        right.invert_yaxis()
-        _finish(left, "sent so far (MB)", "round")
-        _finish(right, "time of all rounds by phase", "seconds", whole=False)
-        _legend(left)
-        if phases:  # below, since bars fill the panel
-            right.legend(
-                fontsize=8,
-                frameon=False,
-                ncol=len(phases),
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.15),
-            )
+            seconds = [run.seconds().get(phase, 0.0) for run in runs]
+            named = phase.replace("_", " ")
+            axes.barh(names, seconds, left=begun, color=colour(place), height=0.6, label=named)
+            begun = [before + more for before, more in zip(begun, seconds, strict=True)]
+        axes.invert_yaxis()
+        label(axes, "time of all rounds by phase", "seconds", "run", whole=False)
 
-    return _figure("Bytes and time", draw)
+    return _pictures("Bytes and time", sent, spent)
 
 
-def _figure(title: str, draw: Callable[["Axes", "Axes"], None]) -> str:
-    """Draw two panels and return them as an SVG that scales with the page."""
+def points(figure: str, systems: Sequence[tuple[str, Sequence[float], float, float]]) -> str:
+    """Draw a figure of a comparison: each model's value with every seed, their mean and its
+    interval.
+
+    Args:
+        systems: Name, values by seed, mean, half the interval.
+    """
+
+    def draw(axes: "Axes") -> None:
+        for place, (_, values, mean, half) in enumerate(systems):
+            axes.errorbar(place, mean, half, color=colour(0), marker="_", ms=14, capsize=4)
+            axes.plot([place + 0.18] * len(values), values, "o", ms=4, color=colour(1), alpha=0.7)
+        axes.set_xticks(
+            range(len(systems)), [name for name, *_ in systems], rotation=20, ha="right"
+        )
+        label(axes, figure, "model", figure, whole=False)
+
+    return _pictures(f"Comparison: {figure}", draw)[0]
+
+
+def _pictures(title: str, *draws: Callable[["Axes"], None]) -> list[str]:
+    return [_picture(f"{title} ({number})", draw) for number, draw in enumerate(draws, start=1)]
+
+
+def _picture(title: str, draw: Callable[["Axes"], None]) -> str:
+    """Draw a plot, its legend below it, and return it as an SVG that scales with the page."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -183,8 +165,19 @@ def _figure(title: str, draw: Callable[["Axes", "Axes"], None]) -> str:
             "text.parse_math": False,
         }
     ):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-        draw(left, right)
+        figure, axes = pyplot.subplots(figsize=(5.4, 3.7), constrained_layout=True)
+        draw(axes)
+        handles, names = axes.get_legend_handles_labels()
+        if handles:
+            columns = 1 if max(map(len, names)) > _LONGEST // 2 else 3
+            figure.legend(
+                handles,
+                [_short(name) for name in names],
+                loc="outside lower center",
+                ncols=columns,
+                fontsize=8,
+                frameon=False,
+            )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
@@ -198,34 +191,6 @@ def _figure(title: str, draw: Callable[["Axes", "Axes"], None]) -> str:
     )
 
 
-def _line(
-    axes: "Axes", points: Sequence[tuple[float, float]], number: int, **style: Unpack[Style]
-) -> None:
-    """Draw a curve; of many rounds as a running mean, over the values themselves where the line is
-    solid."""
-    if len(points) > MANY_ROUNDS:
-        if "linestyle" not in style:
-            axes.plot(*zip(*points, strict=True), color=_colour(number), linewidth=0.5, alpha=0.25)
-        points = trend(points)
-        style["marker"] = None
-    if points:
-        axes.plot(*zip(*points, strict=True), color=_colour(number), ms=3, linewidth=1.3, **style)
-
-
-def _finish(axes: "Axes", title: str, label: str, *, whole: bool = True) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(label)
-    axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    if whole:
-        axes.locator_params(axis="x", integer=True)
-
-
-def _legend(axes: "Axes") -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, frameon=False)
-
-
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
+def _short(name: str) -> str:
+    half = _LONGEST // 2 - 1
+    return name if len(name) <= _LONGEST else f"{name[:half]}…{name[-half:]}"

@@ -10,17 +10,17 @@ def evaluations(runs: Sequence[RunData]) -> Section | None:
     """Return the tables of probes, ABX and clusters of the runs that have any."""
     tables = []
     for run in runs:
-        for task, probe in _entries(run.results.get("probes")):
+        for task, probe in entries(run.results.get("probes")):
             rows = _rows_of(probe, "accuracy", "majority")
             caption = f"{run.name}: probe for {task} ({probe.get('split', '')})"
             head = ["features", "layer", "accuracy", "majority"]
             tables.append(Table(head, rows, caption=caption))
-        for measure, section in _entries(run.results.get("abx")):
+        for measure, section in entries(run.results.get("abx")):
             rows = _rows_of(section, "within", "across", say=_abx)
             caption = f"{run.name}: ABX error, {measure} ({section.get('context', '')} context)"
             head = ["features", "layer", "within speakers", "across speakers"]
             tables.append(Table(head, rows, caption=caption))
-        for task, clusters in _entries(run.results.get("clusters")):
+        for task, clusters in entries(run.results.get("clusters")):
             rows = _rows_of(clusters, "pnmi", "label_purity", "cluster_purity")
             caption = f"{run.name}: {clusters.get('k', '')} clusters against {task}"
             head = ["features", "layer", "PNMI", "label purity", "cluster purity"]
@@ -28,28 +28,7 @@ def evaluations(runs: Sequence[RunData]) -> Section | None:
     return Section("Probes and clusters", tables=tables) if tables else None
 
 
-def comparisons(runs: Sequence[RunData]) -> Section | None:
-    """Return the tables of comparisons with baselines of the runs that have any."""
-    tables = []
-    for run in runs:
-        summary = {
-            system: dict(_entries(figures))
-            for system, figures in _entries(run.comparison.get("summary"))
-            if figures
-        }
-        names = list(dict.fromkeys(name for figures in summary.values() for name in figures))
-        rows = [
-            [system, *(_mean_and_sd(figures.get(name, {})) for name in names)]
-            for system, figures in summary.items()
-        ]
-        if rows:
-            head = ["model", *(name.replace("_", " ") for name in names)]
-            caption = f"{run.name}: mean and standard deviation over seeds"
-            tables.append(Table(head, rows, caption=caption))
-    return Section("Comparison", tables=tables) if tables else None
-
-
-def _entries(values: object) -> Iterator[tuple[str, Mapping[str, object]]]:
+def entries(values: object) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Yield the entries of what a file should hold as name -> mapping; whatever else is there is
     left out."""
     for name, entry in values.items() if isinstance(values, Mapping) else ():
@@ -79,7 +58,3 @@ def _abx(score: object) -> str:
     found = score if isinstance(score, Mapping) else {}
     between = [decimal(bound) for bound in found.get("interval") or ()]
     return " ".join([decimal(found.get("error")), " to ".join(between)]).strip()
-
-
-def _mean_and_sd(figure: Mapping[str, object]) -> str:
-    return f"{decimal(figure.get('mean'))} ± {decimal(figure.get('sd'))}" if figure else ""

@@ -1,10 +1,9 @@
-"""The end of a run: a table of its rounds and a plot of its curves, both made from
-``metrics.jsonl`` alone."""
+"""The end of a run: a table of its rounds, made from ``metrics.jsonl`` alone."""
 
-import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fedhubert.reporting.learning import Levels, verdict
@@ -21,6 +20,27 @@ def validation_by_round(events: list[Event]) -> dict[int, Event]:
     }
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended, in words: loss and :func:`second_figure` of its last model on the held-out
+    audio, and whether it has learned; empty where it has not come to its end."""
+
+    loss: str = ""
+    second: str = ""
+    learned: str = ""
+
+
+def how_it_ended(metrics_file: Path) -> Ending:
+    """Return how the run of ``metrics.jsonl`` ended."""
+    events = list(read_events(metrics_file))
+    scored = final_event(metrics_file).get("validation") or {}
+    if not scored:
+        return Ending()
+    return Ending(
+        _figure(scored.get("loss")), _figure(scored.get(second_figure(events)[0])), _learned(events)
+    )
+
+
 def rounds_table(metrics_file: Path) -> Table:
     """Return one row per round: training and validation loss and masked accuracy of the round's
     model (of a student: its distance to the teacher), clients, seconds. Of many rounds only every
@@ -28,7 +48,7 @@ def rounds_table(metrics_file: Path) -> Table:
     events = list(read_events(metrics_file))
     validation = validation_by_round(events)
     second, _, short = second_figure(events)
-    table = Table(title="Rounds")
+    table = Table(title="Rounds", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in (
         "round",
         "train loss",
@@ -40,7 +60,7 @@ def rounds_table(metrics_file: Path) -> Table:
         "audio s",
         "seconds",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=" " not in name)
     rounds = [event for event in events if event.get("event") == "round"]
     every = -(-len(rounds) // _MOST_ROWS) if rounds else 1
     for event in rounds:
@@ -59,13 +79,18 @@ def rounds_table(metrics_file: Path) -> Table:
             f"{train['audio_s']:.0f}",
             f"{event['seconds']['round']:.1f}",
         )
-    final = final_event(metrics_file)
-    scores = [event.get("validation") or {} for event in [*rounds, *([final] if final else [])]]
-    levels = Levels.of(targets_of(events))
-    number = final.get("num_rounds", len(rounds))
-    if learned := verdict(scores, levels, number):
-        table.caption = f"{levels} by ignoring the input; {learned}"
+    if learned := _learned(events):
+        table.caption = f"{Levels.of(targets_of(events))} by ignoring the input; {learned}"
     return table
+
+
+def _learned(events: list[Event]) -> str:
+    """Return the verdict on a run from its events."""
+    told = [event for event in events if event.get("event") in ("round", "final")]
+    scores = [event.get("validation") or {} for event in told]
+    final = next((event for event in told if event["event"] == "final"), {})
+    number = final.get("num_rounds", len(told))
+    return verdict(scores, Levels.of(targets_of(events)), number)
 
 
 def second_figure(events: list[Event]) -> tuple[str, str, str]:
@@ -88,57 +113,6 @@ def targets_of(events: list[Event]) -> Event:
 
 
 _MOST_ROWS = 50
-MANY_ROUNDS = 60
-"""Curves of more show their trend."""
-
-
-def trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the running mean of ``points`` (x, y) over a thirtieth of them around each; at the
-    ends over as many as there are."""
-    half = max(1, len(points) // 60)
-    values = [y for _, y in points]
-    around = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
-    return [(x, math.fsum(near) / len(near)) for (x, _), near in zip(points, around, strict=True)]
-
-
-def plot_curves(metrics_file: Path, out: Path) -> None:
-    """Draw loss and masked accuracy per round, with the two levels that a model must pass to have
-    learned anything: the entropy of the labels' unigram distribution and the share of the most
-    frequent label. Of a student: its loss and its distance to the teacher."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    events = list(read_events(metrics_file))
-    rounds = [event for event in events if event.get("event") == "round"]
-    validation = sorted(validation_by_round(events).items())
-    levels = targets_of(events).get("validation_labels", {})
-    second, second_name, _ = second_figure(events)
-    loss_name = "masked loss (nats)" if second == "masked_accuracy" else "distillation loss"
-    figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    for axis, key, level, name, line in (
-        (loss, "loss", "entropy_nats", loss_name, "unigram entropy"),
-        (accuracy, second, "most_frequent_share", second_name, "most frequent label"),
-    ):
-        training = [(event["round"], event["train"].get(key, math.nan)) for event in rounds]
-        scored = [(number, figures.get(key, math.nan)) for number, figures in validation]
-        for points, style, label in (
-            (training, "o-", "train (during the round)"),
-            (scored, "s-", "validation (round's model)"),
-        ):
-            if len(points) > MANY_ROUNDS:
-                points, style, label = trend(points), "-", f"{label}, running mean"
-            axis.plot(*zip(*points, strict=True) if points else ([], []), style, ms=3, label=label)
-        if level in levels and second == "masked_accuracy":
-            axis.axhline(levels[level], color="grey", linestyle=":", label=line)
-        axis.set_xlabel("round")
-        axis.set_title(name)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.savefig(out, dpi=120)
-    pyplot.close(figure)
 
 
 def _figure(value: float | None) -> str:

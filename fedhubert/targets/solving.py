@@ -65,6 +65,12 @@ class SetsKMeans:
         return max(len(solver.history) for solver in self.solvers)
 
     @property
+    def doing(self) -> tuple[str, int, int]:
+        """Words for the next step, its number, and how many there are at most."""
+        number = self.iteration + 1
+        return f"k-means: iteration {number}/{self._most}", number, self._most
+
+    @property
     def centroids(self) -> Centroids:
         """Those of each set."""
         return tuple(solver.centroids for solver in self.solvers if solver.centroids is not None)

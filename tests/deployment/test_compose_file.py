@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from fedhubert.commands.site import add_arguments, plan_of
 from fedhubert.compose import compose as compose_config
@@ -313,6 +315,22 @@ def test_the_images_flower_is_the_oldest_that_the_project_allows() -> None:
     needs = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]["dependencies"]
     (flower,) = (need for need in needs if need.startswith("flwr"))
     assert flower.startswith(f"flwr[simulation]>={said.removeprefix('flwr==')},")
+
+
+def test_the_images_versions_are_those_that_pyproject_asks_for() -> None:
+    about = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]
+    dockerfile = (DOCKER / "Dockerfile").read_text()
+    pins = {
+        name.lower(): version
+        for name, version in re.findall(r"^ARG (TORCH|TORCHAUDIO)=(\S+)$", dockerfile, re.M)
+    }
+    lines = (DOCKER / "requirements.txt").read_text().splitlines()
+    pins |= dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    for need in map(Requirement, about["dependencies"]):
+        if need.name != "flwr":  # docker/flower.py
+            assert need.specifier.contains(pins[need.name]), need
+    python = re.search(r"^FROM python:(\S+?)-", dockerfile, re.M)
+    assert python and SpecifierSet(about["requires-python"]).contains(python[1])
 
 
 def test_the_gpu_file_gives_every_site_a_gpu(compose: dict[str, Any]) -> None:

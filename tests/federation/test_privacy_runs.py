@@ -302,7 +302,8 @@ def test_rounds_that_nobody_is_drawn_for_are_noise_and_reported_as_such(run: Run
     result = run("run", "federated.client_fraction=1e-9")
     assert [event["clients"] for event in rounds(result)] == [[], []]
     assert all(event["privacy"]["epsilon"] < 1e-2 for event in rounds(result))
-    from fedhubert.reporting.summary import plot_curves, rounds_table
+    from fedhubert.reporting.curves import plot_curves
+    from fedhubert.reporting.summary import rounds_table
 
     assert rounds_table(result.folder.metrics_file).row_count == 2
     plot_curves(result.folder.metrics_file, result.folder.plot_file)

@@ -1,6 +1,7 @@
 """What is shipped: the wheel, and the bundle that Flower sends."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -103,6 +104,41 @@ def test_the_installed_wheel_works_beside_another_projects_apps(
     done = run("train", *data, *small)
     assert done.returncode == 0, done.stderr
     assert (project / "run/checkpoints/round_001_checkpoint.pt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_the_wheel_in_a_fresh_environment_trains_and_exports(
+    wheel: Path, tmp_path: Path, tone_folder: Path, version: str
+) -> None:
+    """With what pip gives today: some GB, for every Python that is here."""
+    python = shutil.which(f"python{version}")
+    if python is None:
+        pytest.skip(f"python{version} is not here")
+    subprocess.run([python, "-m", "venv", str(tmp_path / "venv")], check=True)
+    tools = tmp_path / "venv" / "bin"
+    install = [str(tools / "python"), "-m", "pip", "install", "--quiet", str(wheel)]
+    subprocess.run(install, check=True)
+    environment = {**os.environ, "FEDHUBERT_CACHE": str(tmp_path / "cache")}
+    environment.pop("PYTHONPATH", None)
+
+    def fedhubert(*arguments: str) -> str:
+        command = [str(tools / "fedhubert"), *arguments]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert f"python: {version}" in fedhubert("doctor").lower()
+    fedhubert("prepare", "folder", "--root", str(tone_folder), "--out", "tones.csv")
+    data = ["data.manifest=tones.csv", f"data.root={tone_folder}", "data.partition.kind=speaker"]
+    few = ["federated.num_clients=3", "federated.num_rounds=1", "client.local_steps=1"]
+    small = ["targets.num_clusters=4", "data.min_seconds=0.5", "checkpoint.every=1"]
+    assert "Rounds" in fedhubert("train", "experiment=demo", *data, *few, *small, "out=run")
+    fedhubert("export", "--checkpoint", "run", "--format", "huggingface", "--out", "exported")
+    assert (tmp_path / "exported/model.safetensors").is_file()
+    assert "1 run:" in fedhubert("report", "run", "--out", "report.html")
 
 
 def test_flowers_bundle_holds_code_and_configs_only(tmp_path: Path) -> None:

@@ -28,11 +28,12 @@ def test_a_sweep_has_a_folder_per_job_and_outlives_a_job_that_fails(
     )
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()[-1]
-    assert "1 jobs of the sweep failed" in said and f"{out}/1" in said
+    assert "job 2 of 2: client.lr=1e30" in done.stderr and "client.lr=1e-3" in done.stdout
+    assert "1 of 2 jobs of the sweep failed" in said and f"{out}/1" in said
     assert events(out / "0")[-1]["event"] == "final"
     page = [*command(out)[:3], "report", str(out), "--out", str(tmp_path / "report.html")]
     reported = subprocess.run(page, env=environment, capture_output=True, text=True, timeout=300)
-    assert reported.stdout.startswith("report of 1 runs"), reported.stderr
+    assert reported.stdout.startswith("report of 1 run:"), reported.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 
 from fedhubert.compose import compose
 from fedhubert.errors import ConfigError
-from fedhubert.reporting.summary import final_event, plot_curves, rounds_table, trend
+from fedhubert.reporting.curves import plot_curves, trend
+from fedhubert.reporting.summary import final_event, rounds_table
 from fedhubert.runs.folder import RunFolder, resolve_out
 from fedhubert.runs.metrics import append_event, keep_events, read_events
 

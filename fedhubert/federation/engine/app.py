@@ -15,7 +15,7 @@ from fedhubert.federation.wire.flower import is_simulated
 from fedhubert.federation.wire.flower.waits import shorten_waits
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, messages_in_flight
 from fedhubert.reporting.console import log_to_terminal
-from fedhubert.reporting.summary import plot_curves
+from fedhubert.reporting.curves import plot_curves
 
 log = logging.getLogger("fedhubert")
 

@@ -1,6 +1,7 @@
 """``fedhubert train``: one run in this process, from its configuration to a table, a plot and a
 checkpoint."""
 
+import logging
 import math
 import signal
 import threading
@@ -13,9 +14,10 @@ from flwr.serverapp import Grid
 from rich.console import Console
 from rich.table import Table
 
+from fedhubert import live
 from fedhubert.clients.data import Site
 from fedhubert.config import Config
-from fedhubert.data.corpora import with_absolute_data
+from fedhubert.data.corpora import cache_folder, with_absolute_data
 from fedhubert.federation.engine.early import check_machine
 from fedhubert.federation.engine.simulation import federation_config, simulate
 from fedhubert.federation.phases.teacher import with_teacher
@@ -23,12 +25,15 @@ from fedhubert.federation.server.dry_run import check_models, describe_federatio
 from fedhubert.federation.server.resume import check_same_run
 from fedhubert.federation.server.session import Run, RunResult, open_run
 from fedhubert.federation.server.space import check_site_space
-from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
+from fedhubert.federation.wire.grid import RunInterrupted, StreamingGrid, messages_in_flight
 from fedhubert.formats.round_file import load_checkpoint
-from fedhubert.reporting.console import RoundProgress, log_to_terminal
-from fedhubert.reporting.summary import final_event, plot_curves, rounds_table
+from fedhubert.reporting.console import FILE_ONLY, log_to_terminal, near, output_console
+from fedhubert.reporting.curves import plot_curves
+from fedhubert.reporting.summary import final_event, rounds_table
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.store import RoundStore
+
+log = logging.getLogger("fedhubert")
 
 
 def train_here(config: Config) -> float:
@@ -38,6 +43,7 @@ def train_here(config: Config) -> float:
         FedhubertError: see :func:`check_machine`, :func:`open_run` and :meth:`Run.over`.
     """
     console = log_to_terminal()
+    live.doing("reading the configuration and the manifest")
     config = with_absolute_data(config)
     if config.dry_run:
         return _dry_run(config, console)
@@ -47,32 +53,27 @@ def train_here(config: Config) -> float:
         final = final_event(folder.metrics_file)
         checkpoint = last_checkpoint(config)
         check_same_run(load_checkpoint(checkpoint)["config"], config, folder.path)
-        console.print(
-            f"all {final['round']} rounds are done in {folder.path}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        log.info("all %d rounds are done in %s", final["round"], near(folder.path))
         return _summarise(RunResult(folder, checkpoint, final["validation"]))
-    site = check_machine(config)
     results: list[RunResult] = []
-    with (
-        _stop_on_signals(console) as stop,
-        RoundProgress(console) as progress,
-        open_run(config) as run,
-    ):
-        _check_space(run, site)
+    with _stop_on_signals(console) as stop:
+        live.doing("looking at every client's audio")
+        site = check_machine(config)
+        live.doing("opening the run's folder")
+        with open_run(config) as run, live.libraries_write_to(run.record.folder.log_file):
+            _check_space(run, site)
+            logging.getLogger(FILE_ONLY).info(
+                "same federation with Flower's CLI: flwr run . --federation-config '%s'",
+                federation_config(config),
+            )
 
-        def serve(grid: Grid) -> None:
-            window = messages_in_flight(config.simulation.num_workers)
-            results.append(run.over(StreamingGrid(grid, window=window, stop=stop), progress))
+            def serve(grid: Grid) -> None:
+                stop.gently = True
+                window = messages_in_flight(config.simulation.num_workers)
+                results.append(run.over(StreamingGrid(grid, window=window, stop=stop)))
 
-        console.print(
-            f"same federation with Flower's CLI: flwr run . --federation-config '{federation_config(config)}'",
-            style="dim",
-            highlight=False,
-            soft_wrap=True,
-        )
-        simulate(config, serve, stop)
+            live.doing(f"starting {config.simulation.num_workers} workers")
+            simulate(config, serve, stop)
     return _summarise(results[0])
 
 
@@ -87,16 +88,20 @@ def check_here(config: Config) -> None:
 
 def _dry_run(config: Config, console: Console) -> float:
     """Print what a run's preflight finds; there is no loss to return."""
-    check_machine(config)
-    checked = check_models(config)
     tables: list[Table] = []
     with _stop_on_signals(console) as stop:
-        simulate(
-            config,
-            lambda grid: tables.append(describe_federation(grid, checked, stop=stop)),
-            stop,
-        )
-    _print_table(tables[0])
+        live.doing("looking at every client's audio")
+        check_machine(config)
+        checked = check_models(config)
+        live.doing(f"starting {config.simulation.num_workers} workers")
+
+        def serve(grid: Grid) -> None:
+            stop.gently = True
+            tables.append(describe_federation(grid, checked, stop=stop))
+
+        with live.libraries_write_to(cache_folder() / "dry_run.log"):
+            simulate(config, serve, stop)
+    output_console(110).print(tables[0])
     return float("nan")
 
 
@@ -124,23 +129,16 @@ def is_finished(config: Config) -> bool:
 def _summarise(result: RunResult) -> float:
     """Draw the curves, print the table and where things are; return the final validation loss."""
     plot_curves(result.folder.metrics_file, result.folder.plot_file)
-    output = _print_table(rounds_table(result.folder.metrics_file))
+    output = output_console(110)
+    output.print(rounds_table(result.folder.metrics_file))
     for name, path in (
         ("curves", result.folder.plot_file),
         ("metrics", result.folder.metrics_file),
         ("last checkpoint", result.checkpoint),
     ):
-        output.print(f"{name}: {path}", soft_wrap=True, highlight=False)
+        output.print(f"{name}: {near(path)}", soft_wrap=True, highlight=False)
     loss = result.validation.get("loss")
     return loss if isinstance(loss, float) else math.inf
-
-
-def _print_table(table: Table) -> Console:
-    output = Console()
-    if not output.is_terminal:
-        output = Console(width=110)
-    output.print(table)
-    return output
 
 
 def _check_space(run: Run, site: Site) -> None:
@@ -165,29 +163,47 @@ def _check_space(run: Run, site: Site) -> None:
     )
 
 
+class _Stop(threading.Event):
+    """Set when the run was asked to stop. ``gently``: its server looks for it by itself, and has
+    something to save; before, there is nothing to wait for."""
+
+    gently = False
+
+
 @contextmanager
-def _stop_on_signals(console: Console) -> Iterator[threading.Event]:
-    """Turn Ctrl-C, SIGTERM and a scheduler's warning (SIGUSR1) into an event; a second Ctrl-C
-    interrupts at once."""
-    stop = threading.Event()
+def _stop_on_signals(console: Console) -> Iterator[_Stop]:
+    """Turn Ctrl-C, SIGTERM, a terminal that closes and a scheduler's warning (SIGUSR1) into an
+    event; a second Ctrl-C interrupts at once. What was ignored (``nohup``) stays so.
+
+    Raises:
+        RunInterrupted: where what is within was interrupted.
+    """
+    stop = _Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+        if not stop.gently or (stop.is_set() and number == signal.SIGINT):
             raise KeyboardInterrupt
         console.print(
             f"{signal.Signals(number).name}: stopping; the last finished round is kept",
             style="bold",
         )
+        live.doing("stopping")
         stop.set()
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     previous = (
-        {number: signal.signal(number, ask) for number in signals}
+        {
+            number: signal.signal(number, ask)
+            for number in signals
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         if threading.current_thread() is threading.main_thread()
         else {}
     )
     try:
         yield stop
+    except KeyboardInterrupt:
+        raise RunInterrupted("asked to stop") from None
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -6,8 +6,11 @@ code.
 """
 
 import contextlib
+import functools
+import importlib
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -35,6 +38,8 @@ log = logging.getLogger("fedhubert")
 MANY_CLIENTS = 64
 _LEAST_STORE_BYTES = 512 * 2**20
 _LOOK_FOR_DEATHS_S = 1.0
+_STARTS = "ConsolePopen"
+"""What Ray starts its processes by."""
 
 
 def num_supernodes(config: Config) -> int:
@@ -82,6 +87,7 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
                 serve(grid)
         except BaseException as error:  # handed to the caller's thread
             failure.append(error)
+            _end_workers()
 
     from flwr.simulation import run_simulation
 
@@ -92,6 +98,8 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
         try:
             run_simulation(server_app, client_app, num_supernodes(config), backend_config=backend)  # type: ignore[arg-type]
         except Exception as error:
+            if failure:  # Flower lacks the workers that were ended, and nothing else
+                raise failure[0] from None
             stop.set()  # the ServerApp's thread would go on waiting for nodes
             raise FederationError(
                 f"Flower's simulation engine failed: {error.__cause__ or error}",
@@ -132,7 +140,8 @@ def _ray(config: Config, told: Path) -> Iterator[None]:
     # a tip about the variable that is set above
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\b")
     try:
-        ray.init(logging_level=logging.ERROR, **options)
+        with _out_of_our_group(), _our_signals():
+            ray.init(logging_level=logging.ERROR, **options)
     except Exception as error:
         setting = "ray_address" if simulation.ray_address else "num_workers"
         names = ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR")
@@ -158,6 +167,57 @@ def _ray(config: Config, told: Path) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _end_workers() -> None:
+    """End the workers where they are: Flower would wait until each is done with its client, which
+    nobody asks for any more."""
+    import ray
+
+    if not ray.is_initialized():
+        return
+    with contextlib.suppress(Exception):  # Ray is going down, or has this elsewhere: Flower waits
+        kill = importlib.import_module("ray._private.worker").global_worker.core_worker.kill_actor
+        for number in _our_actors():
+            kill(ray.ActorID.from_hex(number), True)
+
+
+def _our_actors() -> dict[str, dict[str, Any]]:
+    """Return id -> what Ray knows of it, of this process's actors."""
+    import ray
+    from ray._private.state import actors
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    found: dict[str, dict[str, Any]] = actors(job_id=job)
+    return found
+
+
+@contextlib.contextmanager
+def _out_of_our_group() -> Iterator[None]:
+    """Start Ray's processes in groups of their own: what a terminal or a scheduler sends to ours is
+    for us, who stop them in order. They end with this process, however it ends."""
+    try:
+        services = importlib.import_module("ray._private.services")
+        popen = getattr(services, _STARTS)
+    except (ImportError, AttributeError):  # Ray has it elsewhere: a run does without
+        yield
+        return
+    setattr(services, _STARTS, functools.partial(popen, process_group=0))
+    try:
+        yield
+    finally:
+        setattr(services, _STARTS, popen)
+
+
+@contextlib.contextmanager
+def _our_signals() -> Iterator[None]:
+    """Keep the handlers of signals that Ray would put its own in the place of, which dump stacks."""
+    names = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in names}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def object_store_bytes(numel: int, num_workers: int, *, sharded: bool) -> int:
@@ -197,9 +257,6 @@ def _check_address(address: str) -> None:
 def _deaths_said() -> Iterator[None]:
     """Warn of every worker process that dies (out of memory, killed): Ray puts another in its place
     and says nothing."""
-    import ray
-    from ray._private.state import actors
-
     over = threading.Event()
 
     def watch() -> None:
@@ -207,14 +264,13 @@ def _deaths_said() -> Iterator[None]:
         while not last:
             last = over.wait(_LOOK_FOR_DEATHS_S)
             try:
-                died = sum(int(actor["NumRestarts"]) for actor in actors(job_id=job).values())
+                died = sum(int(actor["NumRestarts"]) for actor in _our_actors().values())
             except Exception:  # Ray is going down, or has this elsewhere: a run does without
                 return
             if died > said:
                 log.warning("a worker process has died; a new one takes its place")
             said = died
 
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:

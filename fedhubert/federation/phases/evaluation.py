@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedhubert import live
 from fedhubert.config import Config
 from fedhubert.data.batching import BatchPlan
 from fedhubert.data.corpora import resolve_manifest
@@ -65,6 +66,7 @@ class ServerEvaluation:
         """Return the figures of ``model`` (see
         :meth:`~fedhubert.objectives.spec.ObjectiveSpec.metrics`)."""
         config = self._config
+        live.doing("scoring the model on the server's audio")
         positions = range(self._plan.num_batches)
         batches = load_batches(
             self._manifest,

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert import live
 from fedhubert.config.target_sets import of_set
 from fedhubert.federation.phases.counts import StatisticsReader, ask_all, read_moments, read_seeds
 from fedhubert.federation.phases.secure_counts import sum_over_all
@@ -77,6 +78,7 @@ def fit(
         solvers.load_state_dict(state)
         log.info("k-means: going on after iteration %d", solvers.iteration)
     else:
+        live.doing("k-means: features and first centroids")
         solvers.seed(
             _seeds(federation, extractor, source.widths)
             if settings.seeding == "local"
@@ -84,6 +86,7 @@ def fit(
         )
         progress.save(solvers.state_dict())
     while not solvers.done:
+        live.doing(*solvers.doing)
         statistics, said = _statistics(federation, extractor, source.widths, solvers.asked)
         solvers.step(statistics)
         log.info("%s", solvers)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedhubert import live
 from fedhubert.config.target_sets import of_set
 from fedhubert.federation.phases.counts import (
     Counts,
@@ -139,6 +140,7 @@ def prepare_targets(
             federation, "" if extractor is None else extractor.key, source, progress, on_event
         )
     key = targets_key(centroids, source.key) if centroids else PRECOMPUTED
+    live.doing("labelling every client's audio")
     log.info(
         "labelling every client's audio%s",
         f" with {' + '.join(str(len(of_one)) for of_one in centroids)} clusters"

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
+from fedhubert import live
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.agreement import agreed, check_joins, hosted_by, ready
 from fedhubert.federation.roster.nodes import Federation, describe_failures
@@ -43,6 +44,7 @@ def connect(federation: Federation) -> None:
             that differ, data that cannot be used or has changed since the run began; by name.
     """
     federated = federation.config.federated
+    live.doing("waiting for the clients")
     descriptions = _describe_all(federation)
     expected, _ = agreed(federation, descriptions)
     own_data = not any(about.hosts_all for about in descriptions.values())
@@ -60,6 +62,7 @@ def connect(federation: Federation) -> None:
     federation.own_data, federation.num_nodes = own_data, expected
     for node in sorted(descriptions, key=lambda node: descriptions[node].node):
         federation.hosts[node] = hosted_by(federation, descriptions[node])
+    live.doing("clients describe their audio")
     failures = describe_partitions(federation, federation.hosts, federated.connect_timeout_s)
     if failures:
         federation.leave_out(failures, "not every client is ready")

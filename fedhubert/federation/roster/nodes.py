@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from fedhubert import live
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.errors import FederationError
@@ -173,7 +174,11 @@ class Federation:
             )
             for node, partitions in shares.items()
         )
+        if shares:
+            unit = "clients" if any(shares.values()) else "nodes"
+            live.counting(sum(len(each) or 1 for each in shares.values()), unit)
         for message in self.grid.send_and_receive(messages, timeout=timeout_s):
+            live.done(len(shares.get(message.metadata.src_node_id, ())) or 1)
             yield self.read(
                 message, kind, Asked(shares.get(message.metadata.src_node_id, ()), num_bytes or {})
             )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from fedhubert import live
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.broadcast import Broadcast
 from fedhubert.federation.rounds.journal import Journal
@@ -74,6 +75,8 @@ def score_everywhere(
 ) -> RoundOutcome:
     """Have every connected client score ``model`` [P], that of round ``number``, on its whole
     validation split; ``journal`` has the attempts of secure sums."""
+    live.doing("scoring the last model on every client's held-out audio")
+    live.counting(len(federation.connected), "clients")
     if federation.config.secure.enabled:
         return score_masked(federation, targets_key, state, model, number, journal)
     outcome = RoundOutcome(number, sorted(federation.connected))
@@ -91,6 +94,7 @@ def score_everywhere(
         scores, failures = usable_scores(reply, asked, limits)
         outcome.clients.update(scores)
         outcome.failures += failures
+        live.reached(len(outcome.clients))
     for node in federation.grid.unanswered:
         outcome.failures += [Failure(partition, "no_answer") for partition in shares.get(node, ())]
     return outcome

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedhubert.clients import Metrics
+from fedhubert.durations import duration
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.secure.figures import LOSS, LOSS_SQUARED, SCORED
 from fedhubert.objectives.spec import ObjectiveSpec
-from fedhubert.reporting.durations import duration
 from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.learning import Levels
 from fedhubert.runs.metrics import Event
@@ -229,7 +229,7 @@ def round_line(
     """Return the line that the log has for a round; ``learned`` is the verdict on the run so
     far."""
     train, validation, seconds = event["train"], event["validation"], event["seconds"]["round"]
-    heard = "no validation"
+    heard, ahead = "no validation", num_rounds - event["round"]
     if validation:
         beside = f" ({levels})" if levels else ""
         heard = (
@@ -237,8 +237,8 @@ def round_line(
         )
     return (
         f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
-        f"{len(event['clients'])} of {len(event['asked'])} clients | {_opened(event)}{_spent(event)}{_unreadable(event)}{seconds:.1f} s, "
-        f"about {duration(seconds * (num_rounds - event['round']))} left"
+        f"{len(event['clients'])} of {len(event['asked'])} clients | {_opened(event)}{_spent(event)}{_unreadable(event)}{seconds:.1f} s"
+        f"{f', about {duration(seconds * ahead)} left' if ahead > 0 else ''}"
         f"{f' | {learned}' if learned else ''}"
     )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from fedhubert import live
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.connect import refresh
 from fedhubert.federation.roster.nodes import describe_failures
@@ -64,6 +65,9 @@ class Round:
 
     def messages(self) -> Iterator[Message]:
         """Return one message per node that hosts some of those who are asked first."""
+        last = self._federated.num_rounds
+        live.doing(f"round {self._outcome.number}/{last}", self._outcome.number, last)
+        live.counting(self._wanted, "clients")
         return self._ask(
             self._wanted
             if self._replayed
@@ -216,9 +220,7 @@ class Round:
             )
             unheard.discard(reply.node_id)
             self._fold.add(reply)
-            self.rounds.on_client(
-                outcome.number, min(len(outcome.clients), self._wanted), self._wanted
-            )
+            live.reached(min(len(outcome.clients), self._wanted))
             if len(outcome.clients) >= self._wanted and unheard:
                 close = getattr(replies, "close", None)
                 if close is not None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
+from fedhubert import live
 from fedhubert.errors import FederationError
 from fedhubert.federation.roster.connect import refresh
 from fedhubert.federation.roster.nodes import describe_failures
@@ -185,7 +186,7 @@ class SecureRound(Round):
                 outcome.clients.update(clear)
                 used = set(clear)
             failures += reply.failures_of((p for p in asked if p not in used), code)
-            self.rounds.on_client(outcome.number, len(outcome.clients), self._wanted)
+            live.reached(len(outcome.clients))
         outcome.failures += failures
         self._note_silent(unheard)
 

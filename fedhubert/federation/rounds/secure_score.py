@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from fedhubert import live
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.sampling import assign_to_nodes
 from fedhubert.federation.rounds.broadcast import Broadcast
@@ -55,6 +56,7 @@ def score_masked(
             asked = shares.get(message.metadata.src_node_id, [])
             reply = federation.read(message, Masked, total.asked_for(asked))
             used = set(reply.metrics) if total.take(reply) else set()
+            live.done(len(used))
             outcome.failures += reply.failures_of(p for p in asked if p not in used)
         outcome.failures += [
             Failure(partition, "no_answer")

@@ -15,9 +15,6 @@ from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.strategies.strategy import ServerStrategy, client_job
 from fedhubert.federation.updates.exact_sum import ExactSum
 
-ClientsDone = Callable[[int, int, int], None]
-"""Told after every reply: the round, the clients done, the clients asked."""
-
 
 class StepNotFinite(FederationError):
     """The server optimiser's step failed: its state is ahead of the model, and nothing may be saved
@@ -48,7 +45,6 @@ class Rounds:
         checkpoints: Returns the rounds that a resume may go back to, for which sites keep their
             state.
         privacy: Draws the cohorts and adds the noise; None: no differential privacy.
-        on_client: Progress callback.
     """
 
     federation: Federation
@@ -58,7 +54,6 @@ class Rounds:
     targets_key: str = ""
     checkpoints: Callable[[], list[int]] = list
     privacy: Mechanism | None = None
-    on_client: ClientsDone = lambda round_number, done, asked: None
     silent_rounds: int = 0
     """Rounds in a row in which clients were asked and none answered, or could be read."""
 

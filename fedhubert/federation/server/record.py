@@ -30,6 +30,7 @@ from fedhubert.files import (
 from fedhubert.formats.content import load_plain, plain, saving
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event, append_event, keep_events, read_events
+from fedhubert.runs.starts import note_start
 from fedhubert.runs.store import RoundStore
 from fedhubert.runs.trackers import Trackers, require_packages
 
@@ -78,14 +79,16 @@ class RunRecord:
         Raises:
             FolderInUse: another process holds it.
         """
-        from fedhubert.reporting.console import log_to_file, stop_logging_to
+        from fedhubert.reporting.console import FILE_ONLY, log_to_file, stop_logging_to
 
         handler = log_to_file(self.folder.log_file)
         try:
             with exclusively(self.folder.checkpoints, setting="out"):
+                note_start(self.folder.path)
                 yield
         except FedhubertError as error:
-            log.error("run stopped: %s", error)
+            # whoever started the run says it on the terminal
+            logging.getLogger(FILE_ONLY).error("run stopped: %s", error)
             raise
         finally:
             self.close()

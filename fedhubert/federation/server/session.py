@@ -27,7 +27,7 @@ from fedhubert.federation.roster.node_keys import key_folders
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.rounds.loop import run_rounds, score_everywhere
 from fedhubert.federation.rounds.metrics import data_summary
-from fedhubert.federation.rounds.shared import ClientsDone, Rounds, StepNotFinite
+from fedhubert.federation.rounds.shared import Rounds, StepNotFinite
 from fedhubert.federation.server.bookkeeping import Bookkeeper
 from fedhubert.federation.server.newcomers import Equipment
 from fedhubert.federation.server.record import RunRecord
@@ -59,7 +59,6 @@ def run_federation(
     *,
     window: int = SITES_IN_FLIGHT,
     stop: threading.Event | None = None,
-    on_client: ClientsDone | None = None,
 ) -> RunResult:
     """Run a whole federation over ``grid``, with up to ``window`` messages in flight.
 
@@ -68,7 +67,7 @@ def run_federation(
         FedhubertError: with the reason; checkpoints of finished rounds stay as they are.
     """
     with open_run(config) as run:
-        return run.over(StreamingGrid(grid, window=window, stop=stop), on_client)
+        return run.over(StreamingGrid(grid, window=window, stop=stop))
 
 
 @contextmanager
@@ -124,10 +123,9 @@ class Run:
     feature_width: int
     kept_bytes: int
 
-    def over(self, grid: StreamingGrid, on_client: ClientsDone | None = None) -> RunResult:
+    def over(self, grid: StreamingGrid) -> RunResult:
         """Play the run's phases over ``grid``; raises what :func:`run_federation` raises."""
-        on_client = on_client or (lambda number, done, asked: None)
-        return _phases(grid, self.record, self.state, self.teacher, on_client)
+        return _phases(grid, self.record, self.state, self.teacher)
 
 
 def _phases(
@@ -135,7 +133,6 @@ def _phases(
     record: RunRecord,
     state: RunState,
     teacher: ServerTeacher | None,
-    on_client: ClientsDone,
 ) -> RunResult:
     """Connect, prepare the sites, train what is left, score."""
     config = record.config
@@ -165,7 +162,7 @@ def _phases(
         if config.evaluation.manifest:
             objective = server_objective(config, teacher)
             books.evaluation = ServerEvaluation(config, targets, objective)
-        _train(federation, record, state, books, on_client)
+        _train(federation, record, state, books)
 
     number = int(record.history[-1]["round"])
     model = state.layout.to_vector(state.model)
@@ -221,7 +218,6 @@ def _train(
     record: RunRecord,
     state: RunState,
     books: Bookkeeper,
-    on_client: ClientsDone,
 ) -> None:
     """Play the rounds that are left; the last finished one is saved, however they end."""
     rounds = Rounds(
@@ -232,7 +228,6 @@ def _train(
         targets_key=state.targets_key,
         checkpoints=record.checkpoints,
         privacy=state.privacy,
-        on_client=on_client,
     )
     model, last = state.layout.to_vector(state.model), federation.config.federated.num_rounds
     try:

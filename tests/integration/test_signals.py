@@ -1,0 +1,82 @@
+"""A run that is stopped at a terminal or by a scheduler: at once, without a stack dump, and with the command that goes on."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.terminal import on_terminal
+
+from .conftest import events
+
+Command = Callable[..., list[str]]
+DUMPS = ("Traceback", "*** SIG", "core_worker", "raylet", "ActorPool", "empty!")
+LONG = ["client.local_steps=3000"]
+"""A client of such a run is at work for minutes: nobody may wait for it."""
+
+
+def left_behind(out: Path) -> list[str]:
+    """Processes of Ray that this run started: their environment names its state folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if str(out).encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("at", "press"),
+    [
+        ("starting 2 workers", "^C"),
+        ("waiting for the clients", "^C"),
+        ("k-means: ", "^C"),
+        (r"round 1/3 .* 0/3", "^C"),
+        (r"round 1/3 .* 0/3", "TERM"),
+    ],
+)
+def test_it_stops_at_once_and_says_how_it_goes_on(
+    command: Command, environment: dict[str, str], tmp_path: Path, at: str, press: str
+) -> None:
+    out = tmp_path / "run"
+    marked = {**environment, "FEDHUBERT_TEST_RUN": str(out)}
+    seen = on_terminal(command(out, *LONG), marked, at=at, press=press, timeout_s=300)
+    assert seen.code == 75, seen.text
+    assert seen.stopped_s < (5 if (os.cpu_count() or 1) > 2 else 15)  # beside other tests
+    assert not [dump for dump in DUMPS if dump in seen.text]
+    words = shlex.split(seen.lines[-1].partition("go on with: ")[2])
+    assert words[:2] == ["fedhubert", "train"] and words[-1] == "resume=auto"
+    assert f"out={out}" in words
+    assert left_behind(out) == []
+
+
+@pytest.mark.slow
+def test_the_command_that_is_said_goes_on(
+    command: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    asked = command(out, "federated.num_rounds=40")
+    seen = on_terminal(asked, environment, at="round 2/40: train", press="^C", timeout_s=300)
+    saved = [event["round"] for event in events(out) if event["event"] == "round"]
+    assert seen.code == 75 and saved
+    words = shlex.split(seen.lines[-1].partition("go on with: fedhubert ")[2])
+    shorter = [*asked[:3], *words, f"federated.num_rounds={saved[-1] + 1}"]
+    done = subprocess.run(shorter, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming after round {saved[-1]}" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_starts_no_other_job(
+    command: Command, environment: dict[str, str], tmp_path: Path
+) -> None:
+    asked = command(tmp_path / "sweep", *LONG, "-m", "seed=0,1")
+    seen = on_terminal(asked, environment, at="round 1/3", press="^C", timeout_s=300)
+    assert seen.code == 75 and "job 1 of 2: seed=0" in seen.text and "job 2 of 2" not in seen.text
+    assert "go on with: fedhubert train" in seen.lines[-1] and " -m " in seen.lines[-1]
