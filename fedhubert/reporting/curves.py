@@ -32,10 +32,10 @@ def draw_training(axes: "Axes", runs: Sequence[RunData], figure: str, level: str
     ``level`` of the labels, what ignoring the input gives."""
     alone = len(runs) == 1
     for number, run in enumerate(runs):
-        held_out: Style = {"label": "held out" if alone else run.name}
-        meanwhile: Style = {"label": "while training"} if alone else {}
-        line(axes, run.training(figure), number, linestyle="--", alpha=0.6, **meanwhile)
-        line(axes, run.validation(figure), number, marker="o", **held_out)
+        meanwhile = "while training" if alone else "_"  # which no legend has
+        line(axes, run.training(figure), number, linestyle="--", alpha=0.6, label=meanwhile)
+        held_out = "held out" if alone else run.name
+        line(axes, run.validation(figure), number, marker="o", label=held_out)
         labels = run.targets.get("validation_labels") or {}
         if level in labels:
             axes.axhline(
@@ -107,7 +107,8 @@ def plot_curves(metrics_file: Path, out: Path) -> None:
     label(right, name, "round", "1 - cosine" if student else "share of masked frames")
     handles, labels = left.get_legend_handles_labels()
     if handles:
-        place = "outside lower center"
-        figure.legend(handles, labels, loc=place, ncols=3, fontsize=8, frameon=False)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False
+        )
     figure.savefig(out, dpi=120)
     pyplot.close(figure)

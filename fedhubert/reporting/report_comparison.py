@@ -10,8 +10,10 @@ from fedhubert.reporting.report_data import RunData
 from fedhubert.reporting.report_parts import Section, Table, decimal
 from fedhubert.reporting.report_results import entries
 
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179)
-_T_975 += (2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064)
+_T_975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179),
+    *(2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064),
+)
 """The 97.5 % quantile of Student's t distribution with 1, 2, ... degrees of freedom."""
 _SIZES = ("parameters", "audio_s_per_s")
 """Figures that are of a model's size, and no result."""
@@ -36,21 +38,24 @@ def comparisons(runs: Sequence[RunData]) -> Section | None:
         head = ["model", *(name.replace("_", " ") for name in names)]
         caption = f"{run.name}: mean ± standard deviation over seeds (95 % interval of the mean)"
         tables.append(Table(head, rows, caption=caption))
-        seeds = [[*each] for each in each_seed([run])]
+        seeds = list(each_seed([run]))
         head = ["seed", "model", "figure", "value"]
         seen = [[seed, model, name, decimal(value)] for _, seed, model, name, value in seeds]
         if seen:
             tables.append(Table(head, seen, heading=f"{run.name}: each seed", folded=True))
+        values: dict[tuple[str, str], list[float]] = {}
+        for _, _, model, of, value in seeds:
+            values.setdefault((model, of), []).append(value)
         for name in (name for name in names if name not in _SIZES):
-            found = [
-                (system, [value for *_, model, of, value in seeds if (model, of) == (system, name)])
-                for system in summary
-            ]
             drawn = [
-                (system, values, _number(summary[system][name], "mean"), half)
-                for system, values in found
-                if name in summary[system]
-                for half in [_half_interval(summary[system][name]) or 0.0]
+                (
+                    system,
+                    values.get((system, name), []),
+                    _number(figures[name], "mean"),
+                    _half_interval(figures[name]) or 0.0,
+                )
+                for system, figures in summary.items()
+                if name in figures
             ]
             pictures.append(report_plots.points(name.replace("_", " "), drawn))
     note = (

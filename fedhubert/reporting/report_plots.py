@@ -170,8 +170,14 @@ def _picture(title: str, draw: Callable[["Axes"], None]) -> str:
         handles, names = axes.get_legend_handles_labels()
         if handles:
             columns = 1 if max(map(len, names)) > _LONGEST // 2 else 3
-            named, place = [_short(name) for name in names], "outside lower center"
-            figure.legend(handles, named, loc=place, ncols=columns, fontsize=8, frameon=False)
+            figure.legend(
+                handles,
+                [_short(name) for name in names],
+                loc="outside lower center",
+                ncols=columns,
+                fontsize=8,
+                frameon=False,
+            )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         pyplot.close(figure)
