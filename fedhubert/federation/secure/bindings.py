@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from fedhubert.federation.secure.errors import SecureError
+from fedhubert.federation.secure.keys import signer_of
 from fedhubert.federation.secure.terms import SumTerms, digest_of
 
 _CHUNK = 2**20
@@ -54,7 +55,14 @@ class Subject:
         }
         if self.start is not None:
             named[f"batches {self.seed} {self.start}"] = f"{self.settings} {self.places}"
-        return {digest_of(name): digest_of(terms.cohort, alike) for name, alike in named.items()}
+        return {digest_of(name): digest_of(parties(terms), alike) for name, alike in named.items()}
+
+
+def parties(terms: SumTerms) -> str:
+    """Return the digest of a cohort: numbers and, with a roster, the long-term keys behind them. In
+    another roster a number may be another site's, and the sums of the two differ by one part."""
+    keys = [signer_of(row) for row in terms.keys] if terms.roster else []
+    return digest_of(terms.cohort, *keys)
 
 
 class Bound(BaseModel):

@@ -17,10 +17,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fedhubert.federation.secure.bindings import Models, Subject
+from fedhubert.federation.secure.bindings import Models, Subject, parties
 from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.secure.records import KeptTerms, Sum, Sums
-from fedhubert.federation.secure.terms import SumTerms, digest_of, least_in_sum
+from fedhubert.federation.secure.terms import SumTerms, least_in_sum
 from fedhubert.files import exclusively, sync_folders, temporary_path, write_temporary
 
 StateT = TypeVar("StateT", bound=BaseModel)
@@ -56,7 +56,7 @@ class SumLedger:
             SecureError: ``secure_replay`` (rules 2 and 4), ``secure_cohort`` (4), ``secure_model``
                 (5), ``secure_positions`` (6), ``secure_ledger``.
         """
-        cohort, asked, start = digest_of(terms.cohort), subject.bound(terms), subject.start or 0
+        cohort, asked, start = parties(terms), subject.bound(terms), subject.start or 0
         with self._changing() as (state, models):
             rounds = state.sums.setdefault(terms.kind, {})
             known, newest = rounds.get(terms.round), max(rounds, default=-1)
@@ -148,7 +148,7 @@ class SumLedger:
             SecureError: ``secure_cohort``: other such sums of the run are of another cohort;
                 ``secure_replay``: the same was asked for before, and was something else then.
         """
-        cohort, context = digest_of(terms.cohort), terms.context.hex()
+        cohort, context = parties(terms), terms.context.hex()
         with self._changing() as (state, _):
             if state.all_of not in ("", cohort):
                 raise SecureError(

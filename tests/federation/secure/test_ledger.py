@@ -214,6 +214,23 @@ def test_a_model_is_not_summed_over_two_cohorts_also_not_in_two_runs(site: Site)
     other.round(1, model="one")
 
 
+def test_a_number_that_is_another_site_in_another_roster_is_another_cohort(site: Site) -> None:
+    """The one who came for it knows its own part, and so what the one before had sent."""
+    old = {"roster": "old"}
+    site.round(1, **old)
+    site.open(1)
+    keys = (*COHORT.terms.keys[:4], Cohort(5).terms.keys[4])
+    later = site.in_run("later")
+    with refusal("secure_model"):
+        later.round(1, roster="new", keys=keys)
+    later.round(1, roster="new")  # the same sites under another name
+    later.open(1)
+    once = replace(COHORT.terms, **old, kind="train.label", run="labels")
+    site.ledger.answer_once(once, "counts")
+    with refusal("secure_cohort"):
+        site.ledger.answer_once(replace(once, roster="new", keys=keys), "counts")
+
+
 def test_a_model_is_not_opened_over_two_sets_of_one_cohort(site: Site) -> None:
     """The difference of the two would be who is in one alone: in another run, or in the next round after one that was skipped."""
     site.round(1, model="one")
