@@ -21,6 +21,7 @@ KINDS = {
     "supernode": "SuperNodes",
     "spawn_main": "site workers",
     "fedhubert site": "sites",
+    "benchmarks.transport": "sites",
 }
 """Words in a command line -> what the process is; the first that fits."""
 
