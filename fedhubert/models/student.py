@@ -57,16 +57,16 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
     """Return the teacher's sizes.
 
     Raises:
-        ConfigError: the teacher's are not known yet; it lacks a layer, or has other convolutions,
-            another width (``init=prefix``), or other classes (``logits``) than the student; by the
-            key.
+        ConfigError: the teacher's are not known yet; it lacks a layer, or has other convolutions
+            (``init=none``: other kernels or strides), another width (``init=prefix``), or other
+            classes (``logits``) than the student; by the key.
     """
     teacher = task.teacher_model
     if teacher is None:
         raise ConfigError(
             "the teacher's sizes are not known: give task.teacher", setting="task.teacher"
         )
-    names = ["conv_layers", "conv_norm", "conv_bias"]
+    names = [] if task.init == "none" else ["conv_layers", "conv_norm", "conv_bias"]
     if task.init == "prefix":
         names += [
             "embed_dim",
@@ -86,10 +86,18 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
                 if name == "num_classes"
                 else f"set model.{name} to the teacher's"
             )
+            if name == "conv_layers":
+                remedy += ", or let the student learn its own (task.init=none)"
             raise ConfigError(
                 f"model.{name} is {ours}, but the teacher's is {theirs}: {remedy}",
                 setting=f"model.{name}",
             )
+    if _steps(student) != _steps(teacher):
+        raise ConfigError(
+            f"model.conv_layers has kernels and strides {_steps(student)}, the teacher {_steps(teacher)}: their frames would not meet; "
+            "the student may have other channels alone",
+            setting="model.conv_layers",
+        )
     deepest = max(task.teacher_layers, default=0)
     if deepest > teacher.num_layers or (
         task.init == "prefix" and student.num_layers > teacher.num_layers
@@ -101,6 +109,11 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
     return teacher
 
 
+def _steps(config: ModelConfig) -> list[tuple[int, int]]:
+    """Kernel and stride of each convolution."""
+    return [(kernel, stride) for _, kernel, stride in config.conv_layers]
+
+
 def init_from_teacher(
     model: HubertModel, state: Mapping[str, Tensor], task: DistillConfig
 ) -> list[str]:
@@ -110,7 +123,7 @@ def init_from_teacher(
     Raises:
         ConfigError: a tensor that the teacher lacks or has in another shape, by name.
     """
-    wanted = _BEFORE_LAYERS if task.init == "prefix" else (_CONV,)
+    wanted = {"none": (), "conv": (_CONV,), "prefix": _BEFORE_LAYERS}[task.init]
     own = model.state_dict()
     names = [
         name

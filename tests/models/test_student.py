@@ -34,6 +34,7 @@ def student_of(config: ModelConfig, task: DistillConfig, **changes: Any) -> Hube
         ("student_384x6", 16_226_176, 5.8),
         ("student_384x10", 23_324_032, 4.0),
         ("student_768x2", 23_492_224, 4.0),
+        ("student_fast", 12_558_464, 7.5),
     ],
 )
 def test_shipped_students_have_the_stated_sizes(name: str, parameters: int, ratio: float) -> None:
@@ -86,6 +87,30 @@ def test_the_convolutions_are_the_teachers(tiny_model_config: ModelConfig) -> No
     assert torch.equal(model.eval().convolve(waveforms), teacher.eval().convolve(waveforms))
 
 
+def test_a_student_with_convolutions_of_its_own_takes_nothing_over(
+    tiny_model_config: ModelConfig,
+) -> None:
+    narrow = {"conv_layers": ((8, 10, 5), *[(12, 3, 2)] * 4, *[(16, 2, 2)] * 2)}
+    task = task_of(tiny_model_config, init="none", layers=(2,))
+    model = student_of(tiny_model_config, task, **narrow)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert init_from_teacher(model, build_hubert(tiny_model_config, 0).state_dict(), task) == []
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    waveforms = torch.randn(2, 6400)
+    theirs = build_hubert(tiny_model_config, 0).extract_features(waveforms)[-1]
+    assert model.extract_features(waveforms)[-1].shape[:2] == theirs.shape[:2]
+    assert "wav2vec2.feature_extractor.conv_layers.0.conv.weight" in ParameterLayout.of(model).names
+    with pytest.raises(ConfigError, match=r"task\.init=none"):  # says the remedy
+        student_of(tiny_model_config, task_of(tiny_model_config), **narrow)
+
+
+def test_convolutions_of_ones_own_cannot_be_the_teachers() -> None:
+    with pytest.raises(ValueError, match=r"task\.init=none takes none over"):
+        DistillConfig(init="none", freeze_conv=True, teacher="x").check_model(
+            compose(["model=student_fast"]).model, None
+        )
+
+
 def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(
     tiny_model_config: ModelConfig,
 ) -> None:
@@ -108,6 +133,11 @@ def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(
             "model.conv_layers",
         ),
         ({"conv_norm": "layer_norm"}, {}, "model.conv_norm"),
+        (
+            {"conv_layers": ((16, 10, 5), *[(16, 3, 2)] * 3, (16, 4, 2), *[(16, 2, 2)] * 2)},
+            {"init": "none"},
+            "other channels alone",
+        ),
         ({}, {"init": "prefix"}, "model.embed_dim"),
         ({"num_classes": 54}, {"objectives": {"logits": 1.0}}, "targets.num_clusters"),
     ],
