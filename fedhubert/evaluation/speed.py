@@ -159,7 +159,14 @@ class _Worker:
     """A process of :mod:`fedhubert.evaluation.speed_worker`."""
 
     def __init__(self, run: str, file: Path, threads: int) -> None:
-        command = [sys.executable, "-m", f"{__package__}.speed_worker", run, file, str(threads)]
+        command = [
+            sys.executable,
+            "-m",
+            f"{__package__}.speed_worker",
+            run,
+            str(file),
+            str(threads),
+        ]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -194,7 +201,7 @@ class _Worker:
 
     def _line(self) -> str:
         assert self.process.stdout is not None and self.process.stderr is not None
-        line = self.process.stdout.readline()
+        line: str = self.process.stdout.readline()
         if not line:
             words = self.process.stderr.read().strip().splitlines() or ["it said nothing"]
             raise FedhubertError(

@@ -53,7 +53,7 @@ def write_onnx(source: Source, folder: Path, settings: ProgramSettings) -> list[
     batches = [*made, *audio]
     words = ["float32 " + must_be_equal(agreement(encoder, runner(model), batches), batches)]
     if settings.int8:
-        quantize(model)
+        quantize(model, model)
         found = agreement(encoder, runner(model), audio or made)
         on = f"{len(audio)} utterances" if audio else "made sounds (--manifest M: on speech)"
         words += [
@@ -110,15 +110,15 @@ def _quiet() -> Iterator[None]:
         root.removeFilter(no_advice)
 
 
-def quantize(path: Path) -> None:
-    """Let a graph's matrix products with weights run in 8 bits, its activations' ranges taken from
-    each input. Convolutions stay as they are: in 8 bits they are slower."""
+def quantize(path: Path, out: Path) -> None:
+    """Write a graph with its matrix products with weights in 8 bits, its activations' ranges taken
+    from each input. Convolutions stay as they are: in 8 bits they are slower."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _quiet():
         quantize_dynamic(
             path,
-            path,
+            out,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
