@@ -90,6 +90,25 @@ class ModelConfig(Model):
     """Factor on the gradient that reaches the convolutions; 0.1 in the recipe of base, 1 for large,
     small models and students."""
 
+    trainable: Annotated[str, Field(pattern=r"^(all|head|bias|top:[1-9][0-9]{0,2})$")] = key(
+        "all", fork=["server_optimizer"]
+    )
+    """What is trained, beside mask embedding and heads: all, bias (of the encoder its biases alone),
+    top:N (its last N layers), or head (nothing of it). What is not trained does not travel: sites
+    get it once. For a model that begins with ``init_from``."""
+
+    frozen_part: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    """Names what is not trained, as sites keep it. The run fills it in."""
+
+    @model_validator(mode="after")
+    def _layers_to_train_exist(self) -> Self:
+        layers = int(self.trainable.removeprefix("top:")) if ":" in self.trainable else 0
+        if layers > self.num_layers:
+            raise ValueError(
+                f"trainable={self.trainable} names more layers than there are (num_layers {self.num_layers})"
+            )
+        return self
+
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
         if self.embed_dim % self.num_heads:

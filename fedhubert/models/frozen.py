@@ -59,7 +59,9 @@ class FrozenModel:
     def key(self) -> str:
         """Stands for configuration and weights."""
         digest = self.new_digest()
-        digest.update(self.config.model_dump_json().encode())
+        # what a run trains of a model changes nothing that it computes
+        sizes = self.config.model_dump_json(exclude={"trainable", "frozen_part"})
+        digest.update(sizes.encode())
         for name in sorted(self.state):
             tensor = self.state[name]
             digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
