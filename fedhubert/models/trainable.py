@@ -8,6 +8,7 @@ from torch import nn
 
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError
+from fedhubert.models.adapters import is_adapters
 from fedhubert.models.frozen import ENCODER, FrozenModel, layer_of
 from fedhubert.models.hubert import HubertModel
 
@@ -16,8 +17,9 @@ def freeze(model: HubertModel, trainable: str) -> None:
     """Let only what ``model.trainable`` names be trained, of what is trained now.
 
     Whatever is not the encoder's always is: the mask embedding and the heads. Of the encoder
-    ``head`` trains nothing, ``bias`` the biases (BitFit, Ben Zaken et al. 2022, section 3), and
-    ``top:N`` the last N layers, with the norm that ends a ``layer_norm_first`` encoder.
+    ``head`` trains nothing, ``bias`` the biases (BitFit, Ben Zaken et al. 2022, section 3),
+    ``adapters`` those of :mod:`fedhubert.models.adapters`, and ``top:N`` the last N layers, with the
+    norm that ends a ``layer_norm_first`` encoder.
     """
     if trainable == "all":
         return
@@ -31,6 +33,8 @@ def _is_trained(name: str, trainable: str, config: ModelConfig) -> bool:
         return False
     if trainable == "bias":
         return name.endswith(".bias")
+    if trainable == "adapters":
+        return is_adapters(name)
     first = config.num_layers - int(trainable.removeprefix("top:"))
     ends = f"{ENCODER}encoder.transformer.layer_norm."
     return layer_of(name) >= first or (config.layer_norm_first and name.startswith(ends))

@@ -10,12 +10,15 @@ import torch
 
 from fedhubert.cli import main
 from fedhubert.compose import compose
+from fedhubert.config import TaskConfig
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import incoming
 from fedhubert.formats.round_file import load_checkpoint
+from fedhubert.models.adapters import is_adapters
 from fedhubert.models.hubert import build_hubert
 from fedhubert.models.trainable import FrozenPart, freeze
+from fedhubert.objectives.spec import build_model
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.parameters import ParameterLayout
 from tests.flower import identify
@@ -79,9 +82,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def layout_of(trainable: str, **changes: Any) -> ParameterLayout:
     config = compose(["experiment=demo", *TWO_LAYERS]).model
-    model = build_hubert(config.model_copy(update=changes), 0)
-    freeze(model, trainable)
-    return ParameterLayout.of(model)
+    changed = config.model_copy(update={"trainable": trainable, **changes})
+    return ParameterLayout.of(build_model(changed, TaskConfig(), 0))
 
 
 def test_what_is_trained_is_what_is_named() -> None:
@@ -100,16 +102,22 @@ def test_what_is_trained_is_what_is_named() -> None:
     assert layout_of("bias").numel < 0.25 * layout_of("all").numel
 
 
-@pytest.mark.parametrize("trainable", ["head", "bias", "top:1"])
+@pytest.mark.parametrize("trainable", ["head", "bias", "adapters", "top:1"])
 def test_only_what_is_named_is_trained_and_travels(run: Run, base: Path, trainable: str) -> None:
     result, grid = run("run", f"model.trainable={trainable}", "federated.client_cosines=false")
     before, after = weights(base), weights(result.checkpoint)
     layout = layout_of(trainable)
+    # adapters are read as part of the matrices that they are of
+    moved = {
+        name.replace(".lora_A", ".weight").replace(".lora_B", ".weight") for name in layout.names
+    }
     assert before.keys() == after.keys()
     for name in before:
-        assert torch.equal(before[name], after[name]) is (name not in layout.names), name
+        assert torch.equal(before[name], after[name]) is (name not in moved), name
     assert [event["bytes_up"] for event in events(result, "round")] == [3 * 4 * layout.numel] * 2
-    frozen = sum(tensor.numel() for tensor in before.values()) - layout.numel
+    sizes = zip(layout.names, layout.sizes, strict=True)
+    own = sum(size for name, size in sizes if not is_adapters(name))
+    frozen = sum(tensor.numel() for tensor in before.values()) - own
     (sent,) = events(result, "frozen_part")
     # sites of a simulation share their state
     assert (sent["nodes"], sent["sent_to"], sent["bytes_down"]) == (3, 1, 4 * frozen)
@@ -129,14 +137,15 @@ def test_sites_train_behind_the_encoder_that_the_run_began_with(run: Run) -> Non
     assert grid.kinds["query.extractor"] >= 3
 
 
-def test_a_resumed_run_is_the_same_on_sites_that_lost_the_part(run: Run) -> None:
-    whole, _ = run("whole", "model.trainable=top:1")
+@pytest.mark.parametrize("trainable", ["top:1", "adapters"])
+def test_a_resumed_run_is_the_same_on_sites_that_lost_the_part(run: Run, trainable: str) -> None:
+    whole, _ = run("whole", f"model.trainable={trainable}")
     last = torch.load(whole.checkpoint, weights_only=True)["model"]
     for file in whole.folder.checkpoints.glob("round_002_*"):
         file.unlink()
-    resumed, grid = run("whole", "model.trainable=top:1", "resume=auto", state="emptied")
+    resumed, grid = run("whole", f"model.trainable={trainable}", "resume=auto", state="emptied")
     assert grid.kinds["train.extractor"] == 1
-    again = weights(resumed.checkpoint)
+    again = torch.load(resumed.checkpoint, weights_only=True)["model"]
     assert all(torch.equal(last[name], again[name]) for name in last)
     with pytest.raises(CheckpointError, match=r"model\.trainable"):
         run("whole", "model.trainable=head", "resume=auto")
@@ -179,7 +188,7 @@ def test_another_models_part_is_refused_by_name() -> None:
     assert FrozenPart.of(fresh).key == part.key  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("trainable", ["top:0", "top:3", "some", "top:", "adapters"])
+@pytest.mark.parametrize("trainable", ["top:0", "top:3", "some", "top:", "adapter"])
 def test_what_cannot_be_trained_is_refused(trainable: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.?.*trainable"):
         compose(["experiment=demo", *TWO_LAYERS, f"model.trainable={trainable}"])
