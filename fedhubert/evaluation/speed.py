@@ -167,11 +167,13 @@ class _Worker:
             str(file),
             str(threads),
         ]
+        # a pipe that nobody reads could fill and stop it
+        self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the block that starts workers closes it)
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.words,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
@@ -200,13 +202,13 @@ class _Worker:
             self._line()
 
     def _line(self) -> str:
-        assert self.process.stdout is not None and self.process.stderr is not None
+        assert self.process.stdout is not None
         line: str = self.process.stdout.readline()
         if not line:
-            words = self.process.stderr.read().strip().splitlines() or ["it said nothing"]
-            raise FedhubertError(
-                f"a process that was measured ended with {self.process.wait()}: {words[-1]}"
-            )
+            status = self.process.wait()
+            self.words.seek(0)
+            words = self.words.read().strip().splitlines() or ["it said nothing"]
+            raise FedhubertError(f"a process that was measured ended with {status}: {words[-1]}")
         return line
 
 
@@ -223,5 +225,5 @@ def _workers() -> Iterator[Callable[[str, Path, int], _Worker]]:
         yield start
     finally:
         for worker in started:
-            with worker.process as process:
+            with worker.words, worker.process as process:
                 process.kill()

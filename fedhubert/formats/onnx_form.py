@@ -16,7 +16,7 @@ import torch
 from torch.export import Dim
 
 from fedhubert import __version__
-from fedhubert.errors import ConfigError
+from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.formats.programs import (
     Floats,
     ProgramSettings,
@@ -32,6 +32,8 @@ from fedhubert.models.layers import LayerEncoder
 
 MODEL_FILE, SCRIPT_FILE = "model.onnx", "infer.py"
 WAVEFORMS = "waveforms"
+MOST_BYTES = 2_000_000_000
+"""Of weights in one file: ONNX's format ends at 2 GiB."""
 OPSET = 20
 """The first that has GELU; onnxruntime has it since 1.17."""
 
@@ -74,7 +76,17 @@ def require_onnx() -> None:
 
 def write_graph(encoder: LayerEncoder, path: Path) -> None:
     """Write the encoder as a graph from ``waveforms`` [batch, samples] to ``layer_N`` [batch,
-    frames, width] in float32."""
+    frames, width] in float32.
+
+    Raises:
+        CheckpointError: weights that one ONNX file cannot hold.
+    """
+    num_bytes = sum(parameter.nbytes for parameter in encoder.parameters())
+    if num_bytes > MOST_BYTES:
+        raise CheckpointError(
+            f"{num_bytes / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB: name fewer or earlier --layers, or use --format torch_export",
+            setting="--layers",
+        )
     with _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

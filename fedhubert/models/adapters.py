@@ -7,7 +7,7 @@ names, which checkpoints here could not have.
 Shape suffixes: R rank, I inputs, O outputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import torch

@@ -21,19 +21,12 @@ from fedhubert.models.trainable import FrozenPart, freeze
 from fedhubert.objectives.spec import build_model
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.parameters import ParameterLayout
-from tests.flower import identify
 from tests.integration.conftest import SMALL
 
 from .in_process import InProcessGrid
 
 Run = Callable[..., tuple[RunResult, InProcessGrid]]
 TWO_LAYERS = [*SMALL, "model.num_layers=2", "federated.num_rounds=2"]
-
-
-@pytest.fixture(autouse=True)
-def app_identity() -> None:
-    """Flower sets this when it starts an app."""
-    identify()
 
 
 @pytest.fixture(scope="module")

@@ -281,6 +281,15 @@ def test_what_rounding_makes_is_told_from_what_it_does_not(tiny_model_config: Mo
         agreement(encoder, lambda _: [np.full((1, 27, 48), np.nan)] * 2, [waveforms])
 
 
+def test_more_weights_than_a_file_of_onnx_holds_are_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime()
+    monkeypatch.setattr("fedhubert.formats.onnx_form.MOST_BYTES", 10_000)
+    with pytest.raises(CheckpointError, match=r"ONNX file holds 2 GB: .*--format torch_export"):
+        _run("--checkpoint", checkpoint, "--format", "onnx", "--out", tmp_path / "out")
+
+
 def test_what_onnx_needs_is_named_where_it_is_missing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
