@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedhubert.config import DistillConfig, ModelConfig
 from fedhubert.errors import ConfigError
 from fedhubert.models.hubert import HubertModel
+from fedhubert.models.narrowing import narrowed
 from fedhubert.seeding import derive_seed
 
 HEADS = "distill_heads."
@@ -58,15 +59,18 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
 
     Raises:
         ConfigError: the teacher's are not known yet; it lacks a layer, or has other convolutions
-            (``init=none``: other kernels or strides), another width (``init=prefix``), or other
-            classes (``logits``) than the student; by the key.
+            (``init=channels``: fewer channels; ``init=none``: other kernels or strides), another
+            width (``init=prefix``), or other classes (``logits``) than the student; by the key.
     """
     teacher = task.teacher_model
     if teacher is None:
         raise ConfigError(
             "the teacher's sizes are not known: give task.teacher", setting="task.teacher"
         )
-    names = [] if task.init == "none" else ["conv_layers", "conv_norm", "conv_bias"]
+    own = task.init in ("channels", "none")
+    names = [] if own else ["conv_layers", "conv_norm", "conv_bias"]
+    if task.init == "channels":
+        names += ["conv_norm", "conv_bias"]
     if task.init == "prefix":
         names += [
             "embed_dim",
@@ -87,7 +91,7 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
                 else f"set model.{name} to the teacher's"
             )
             if name == "conv_layers":
-                remedy += ", or let the student learn its own (task.init=none)"
+                remedy += ", or let the student have its own (task.init=channels or none)"
             raise ConfigError(
                 f"model.{name} is {ours}, but the teacher's is {theirs}: {remedy}",
                 setting=f"model.{name}",
@@ -96,6 +100,12 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
         raise ConfigError(
             f"model.conv_layers has kernels and strides {_steps(student)}, the teacher {_steps(teacher)}: their frames would not meet; "
             "the student may have other channels alone",
+            setting="model.conv_layers",
+        )
+    channels = [[out for out, _, _ in config.conv_layers] for config in (student, teacher)]
+    if task.init == "channels" and any(map(int.__gt__, *channels)):
+        raise ConfigError(
+            f"model.conv_layers has {channels[0]} channels, the teacher {channels[1]}: task.init=channels takes some of its; set task.init=none",
             setting="model.conv_layers",
         )
     deepest = max(task.teacher_layers, default=0)
@@ -123,8 +133,12 @@ def init_from_teacher(
     Raises:
         ConfigError: a tensor that the teacher lacks or has in another shape, by name.
     """
-    wanted = {"none": (), "conv": (_CONV,), "prefix": _BEFORE_LAYERS}[task.init]
     own = model.state_dict()
+    if task.init == "channels":
+        taken = narrowed(state, [channels for channels, _, _ in model.config.conv_layers])
+        model.load_state_dict(own | taken)
+        return list(taken)
+    wanted = {"none": (), "conv": (_CONV,), "prefix": _BEFORE_LAYERS}[task.init]
     names = [
         name
         for name in own

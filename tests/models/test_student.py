@@ -100,15 +100,45 @@ def test_a_student_with_convolutions_of_its_own_takes_nothing_over(
     theirs = build_hubert(tiny_model_config, 0).extract_features(waveforms)[-1]
     assert model.extract_features(waveforms)[-1].shape[:2] == theirs.shape[:2]
     assert "wav2vec2.feature_extractor.conv_layers.0.conv.weight" in ParameterLayout.of(model).names
-    with pytest.raises(ConfigError, match=r"task\.init=none"):  # says the remedy
+    with pytest.raises(ConfigError, match=r"task\.init=channels or none"):  # says the remedy
         student_of(tiny_model_config, task_of(tiny_model_config), **narrow)
 
 
-def test_convolutions_of_ones_own_cannot_be_the_teachers() -> None:
-    with pytest.raises(ValueError, match=r"task\.init=none takes none over"):
-        DistillConfig(init="none", freeze_conv=True, teacher="x").check_model(
+@pytest.mark.parametrize("init", ["none", "channels"])
+def test_convolutions_of_ones_own_cannot_be_the_teachers(init: str) -> None:
+    with pytest.raises(ValueError, match=rf"task\.init={init} gives the student others"):
+        DistillConfig(init=init, freeze_conv=True, teacher="x").check_model(
             compose(["model=student_fast"]).model, None
         )
+
+
+@pytest.mark.parametrize("norm", ["group_norm", "layer_norm"])
+def test_channels_that_nobody_reads_are_the_ones_left_out(
+    tiny_model_config: ModelConfig, norm: str
+) -> None:
+    """A teacher of which only some channels reach the next layer: the narrow student's features are the teacher's own."""
+    narrow = ((8, 10, 5), *[(12, 3, 2)] * 4, *[(16, 2, 2)] * 2)
+    teacher_config = tiny_model_config.model_copy(update={"conv_norm": norm})
+    teacher, random = build_hubert(teacher_config, 0).eval(), torch.Generator().manual_seed(2)
+    layers = teacher.wav2vec2.feature_extractor.conv_layers
+    used = [torch.randperm(32, generator=random)[:count].sort().values for count, _, _ in narrow]
+    with torch.no_grad():
+        for kept, after in zip(used, layers[1:], strict=False):
+            unread = torch.ones(32, dtype=torch.bool)
+            unread[kept] = False
+            after.conv.weight[:, unread] = 0.0
+        unread = torch.ones(32, dtype=torch.bool)
+        unread[used[-1]] = False
+        teacher.wav2vec2.encoder.feature_projection.projection.weight[:, unread] = 0.0
+    task = task_of(teacher_config, init="channels", layers=(2,))
+    model = student_of(teacher_config, task, conv_layers=narrow).eval()
+    names = init_from_teacher(model, teacher.state_dict(), task)
+    assert "wav2vec2.encoder.feature_projection.layer_norm.weight" in names
+    waveforms = torch.randn(2, 6400, generator=random)
+    ours, theirs = model.convolve(waveforms), teacher.convolve(waveforms)
+    if norm == "group_norm":  # a norm over channels sees those that nobody reads, too
+        assert torch.allclose(ours, theirs[..., used[-1]], atol=1e-5)
+    assert ours.shape[-1] == 16 and bool(ours.isfinite().all())
 
 
 def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(
@@ -138,6 +168,12 @@ def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(
             {"init": "none"},
             "other channels alone",
         ),
+        (
+            {"conv_layers": ((33, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2)},
+            {"init": "channels"},
+            "takes some of its",
+        ),
+        ({"conv_norm": "layer_norm"}, {"init": "channels"}, "model.conv_norm"),
         ({}, {"init": "prefix"}, "model.embed_dim"),
         ({"num_classes": 54}, {"objectives": {"logits": 1.0}}, "targets.num_clusters"),
     ],
