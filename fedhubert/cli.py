@@ -37,7 +37,8 @@ VERBS = {
     "fork": "a new run from a round of another one, under other settings",
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
     "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
-    "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
+    "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load, or into a program for onnxruntime or torch",
+    "bench-model": "what encoders take to run, beside each other: time, memory, size, products, in torch and onnxruntime, on one thread and all",
     "state": "what a site keeps between rounds and runs, and how to remove it",
     "site": "a site of a federation: takes the coordinator's messages and answers them with the installed code, until stopped",
     "superlink": "flower-superlink with its flags, for large models: arrays in transit lie in files beside its database, not in it",
@@ -124,6 +125,7 @@ def _fail(error: FedhubertError) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from fedhubert.commands import (
+        bench_model,
         certs,
         config,
         doctor,
@@ -145,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         ("prepare", prepare),
         ("export", export),
         ("evaluate", evaluate),
+        ("bench-model", bench_model),
         ("report", report),
         ("state", state),
         ("config", config),

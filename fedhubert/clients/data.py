@@ -27,7 +27,9 @@ from fedhubert.data.partition import Rows
 from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import CheckpointError, ConfigError, TargetsError
 from fedhubert.formats.importing import import_encoder
+from fedhubert.models.hubert import HubertModel
 from fedhubert.models.teacher import TaughtTask, Teacher
+from fedhubert.models.trainable import FrozenPart
 from fedhubert.objectives.spec import spec_of
 from fedhubert.targets.features import FeatureSource
 from fedhubert.targets.kmeans import Centroids, targets_key
@@ -94,13 +96,26 @@ class Site:
 
     @property
     def extractor_folder(self) -> Path:
-        """Where the models that features come from are kept."""
+        """Where the models that features come from are kept, and what runs leave untrained."""
         return self.settings.state_dir / "extractors"
 
     @property
     def teacher_folder(self) -> Path:
         """Where teachers that were sent are kept."""
         return self.settings.state_dir / "teachers"
+
+    def load_frozen_part(self, model: HubertModel, key: str | None) -> None:
+        """Give a model the part that the run does not train (``model.frozen_part``), if there is
+        one; raises :class:`CheckpointError` where it is not here, or another model's."""
+        if key is None:
+            return
+        part = FrozenPart.find(self.extractor_folder, key)
+        if part is None:
+            raise CheckpointError(
+                f"{FrozenPart.file(self.extractor_folder, key)} is missing or damaged; start the run again, which sends it",
+                setting="client.state_dir",
+            )
+        part.load_into(model)
 
     def find_teacher(self, task: MaskedTask) -> Teacher | None:
         """Return the teacher of a task: the site's own (``teacher=PATH`` in the node's

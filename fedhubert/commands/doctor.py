@@ -28,6 +28,7 @@ EXTRAS = {
     "sweep": "searches, +sweep=optuna",
     "hub": "init_from=hf:OWNER/MODEL",
     "lhotse": "`prepare lhotse`",
+    "onnx": "`export --format onnx`, `bench-model`",
     "huggingface": "parquet in `prepare huggingface`",
 }
 """What each extra of the package is for; those for developers are not listed."""

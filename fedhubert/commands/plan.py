@@ -102,6 +102,7 @@ def report(inputs: "Inputs", found: "RunPlan", said: dict[str, str]) -> dict[str
         "update_bytes": sizes.reply_bytes(inputs, 1),
         **_secure(inputs),
         "teacher_bytes": inputs.teacher_bytes,
+        "frozen_bytes": inputs.frozen_bytes,
         "labels_s": found.labels_s,
         "rounds_s": math.fsum(part.seconds for part in rounds),
         "final_s": found.final_s,
@@ -196,12 +197,10 @@ def _wire(inputs: "Inputs", found: "RunPlan") -> Iterator[Row]:
             _bytes(sum(in_rounds)),
             f"{_bytes(min(each))} to {_bytes(max(each))}",
         )
-    if inputs.teacher_bytes:
-        yield (
-            "teacher, once to each site",
-            _bytes(inputs.teacher_bytes * len(inputs.clients)),
-            _bytes(inputs.teacher_bytes),
-        )
+    once = {"teacher": inputs.teacher_bytes, "frozen part": inputs.frozen_bytes}
+    for name, sent in once.items():
+        if sent:
+            yield f"{name}, once to each site", _bytes(sent * len(inputs.clients)), _bytes(sent)
 
 
 def _secure(inputs: "Inputs") -> dict[str, int]:

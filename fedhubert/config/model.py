@@ -100,6 +100,39 @@ class ModelConfig(Model):
     """Factor on the gradient that reaches the convolutions; 0.1 in the recipe of base, 1 for large,
     small models and students."""
 
+    trainable: Annotated[str, Field(pattern=r"^(all|head|bias|adapters|top:[1-9][0-9]{0,2})$")] = (
+        key("all", fork=["server_optimizer"])
+    )
+    """What is trained, beside mask embedding and heads: all, top:N (of the encoder its last N
+    layers), adapters (low-rank ones in each layer), bias (its biases), or head (nothing of it). What
+    is not trained does not travel: sites get it once. For a model that begins with ``init_from``."""
+
+    adapter_rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Rank of the adapters (LoRA): each has rank x (inputs + outputs) numbers."""
+
+    adapter_alpha: Positive = 16.0
+    """What an adapter adds is scaled by alpha / rank."""
+
+    adapter_projections: Annotated[
+        tuple[Literal["query", "key", "value", "output", "feed_forward"], ...], Field(min_length=1)
+    ] = ("query", "value")
+    """Which linear layers get an adapter: query, key, value and output of attention, and the two of
+    the feed-forward part."""
+
+    frozen_part: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    """Names what is not trained, as sites keep it. The run fills it in."""
+
+    @model_validator(mode="after")
+    def _what_is_trained_exists(self) -> Self:
+        if len(set(self.adapter_projections)) < len(self.adapter_projections):
+            raise ValueError("adapter_projections names one twice")
+        layers = int(self.trainable.removeprefix("top:")) if ":" in self.trainable else 0
+        if layers > self.num_layers:
+            raise ValueError(
+                f"trainable={self.trainable} names more layers than there are (num_layers {self.num_layers})"
+            )
+        return self
+
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
         if self.embed_dim % self.num_heads:

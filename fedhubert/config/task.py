@@ -150,9 +150,10 @@ class DistillConfig(MaskedTask):
     teacher_cache_bytes: PositiveInt = key(20_000_000_000, unit="bytes", resume="free")
     """The most that a site's cache of the teacher's outputs takes on its disk."""
 
-    init: Literal["conv", "prefix"] = "conv"
+    init: Literal["conv", "prefix", "channels", "none"] = "conv"
     """What the student takes over of the teacher: its convolutions, or (prefix; same width) also
-    projection, positions and first layers."""
+    projection, positions and first layers; of a teacher with wider ones the channels that matter
+    most; or none."""
 
     freeze_conv: bool = False
     """The convolutions stay the teacher's; they do not travel, and their outputs are cached,
@@ -206,6 +207,10 @@ class DistillConfig(MaskedTask):
         if deepest > model.num_layers:
             raise ValueError(
                 f"task.hints names layer {deepest} of the student, which has {model.num_layers} (model.num_layers)"
+            )
+        if self.freeze_conv and self.init in ("channels", "none"):
+            raise ValueError(
+                f"task.freeze_conv=true keeps the teacher's convolutions, and task.init={self.init} gives the student others: leave one of them out"
             )
         if self.freeze_conv and init_from:
             raise ValueError(

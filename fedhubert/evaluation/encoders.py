@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from fedhubert.config import ModelConfig
 from fedhubert.formats.importing import ImportedEncoder, encoder_sha256, import_encoder
 from fedhubert.formats.starting import load_into
 from fedhubert.models.hubert import HubertModel, build_hubert
+from fedhubert.models.layers import model_layers
 from fedhubert.seeding import derive_seed
 from fedhubert.targets.mfcc import mfcc_features
 
@@ -78,28 +78,6 @@ def mfcc_encoder() -> Encoder:
     return Encoder(
         "mfcc", "", (0,), lambda waveform: [np.ascontiguousarray(mfcc_features(waveform)[::2])]
     )
-
-
-def model_layers(model: HubertModel, waveform_1N: Tensor) -> list[Tensor]:
-    """Return what the first transformer layer receives and what each layer gives, [1, T, D] each,
-    for a model in evaluation mode.
-
-    The last one ends with the norm that closes a ``layer_norm_first`` encoder, as HuggingFace's
-    last hidden state does.
-    """
-    transformer = model.wav2vec2.encoder.transformer
-    x_1TD = model.wav2vec2.encoder.feature_projection(
-        model.wav2vec2.feature_extractor(waveform_1N, None)[0]
-    )
-    x_1TD = x_1TD + transformer.pos_conv_embed(x_1TD)
-    if not model.config.layer_norm_first:
-        x_1TD = transformer.layer_norm(x_1TD)
-    layers = [x_1TD]
-    for layer in transformer.layers:
-        layers.append(layer(layers[-1])[0])
-    if model.config.layer_norm_first:
-        layers[-1] = transformer.layer_norm(layers[-1])
-    return layers
 
 
 def _encoder(

@@ -12,6 +12,7 @@ from fedhubert.config import NUM_SPECIAL_ROWS, ModelConfig, TaskConfig, validate
 from fedhubert.config.target_sets import MAX_SETS
 from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.formats.naming import ENCODER, FAIRSEQ, HEAD, LABELS, MASK, OTHER_HEADS
+from fedhubert.models.adapters import merged
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ def round_fields(run: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[st
     if not isinstance(settings, Mapping) or not any(name.startswith(ENCODER) for name in state):
         return {}
     try:
-        return hubert_local_fields(validate(ModelConfig, settings), state, label_rate_of(run))
+        config = validate(ModelConfig, settings)
+        whole = merged(state, config.adapter_alpha)
+        return hubert_local_fields(config, whole, label_rate_of(run))
     except FedhubertError as error:
         log.warning("this checkpoint will not load in s3prl: %s", error)
         return {}

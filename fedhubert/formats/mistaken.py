@@ -12,6 +12,9 @@ _ARCHIVES = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"(\xb5/\xfd": "zstd",
 }
+_PROGRAM = (
+    "which runs but is no model to train or evaluate: name the checkpoint that it was made of"
+)
 _LOOK_AT = 1024
 _TAR_MARK = slice(257, 262)
 
@@ -39,6 +42,8 @@ def mistaken_for_weights(path: Path) -> str | None:
             "is a web page, not weights: the address that it was downloaded from shows a page about the file, or an error. "
             "Download it by the link to the file itself"
         )
+    if path.suffix == ".onnx":
+        return f"is an ONNX graph, {_PROGRAM}"
     for mark, kind in _ARCHIVES.items():
         if head.startswith(mark):
             return f"is a {kind} archive: unpack it and name what is in it"
@@ -60,6 +65,8 @@ def _zip_of_another_kind(path: Path) -> str | None:
         return None
     if "constants.pkl" in names:
         return "is a TorchScript archive, a program: load it by torch.jit where it is trusted, save its state_dict() by torch.save, and name that"
+    if "archive_format" in names:
+        return f"is a program of torch.export, {_PROGRAM}"
     return None if "data.pkl" in names else "is a zip archive: unpack it and name what is in it"
 
 

@@ -10,7 +10,7 @@ which YAML takes as it is.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from fedhubert import __version__
 from fedhubert.errors import ConfigError
 from fedhubert.files import sha256_of
+from fedhubert.formats import PROGRAMS
 from fedhubert.formats.hub import HUB
 from fedhubert.formats.source import Source
 from fedhubert.formats.sources import BUNDLE
@@ -49,12 +50,25 @@ with torch.no_grad():
 import fairseq
 
 models, cfg, task = fairseq.checkpoint_utils.load_model_ensemble_and_task(["THIS_FOLDER/hubert_fairseq.pt"])""",
+    "onnx": """\
+import numpy as np
+import onnxruntime  # or, for files of audio: python infer.py AUDIO...
+
+session = onnxruntime.InferenceSession("THIS_FOLDER/model.onnx", providers=["CPUExecutionProvider"])
+layers = session.run(None, {"waveforms": np.asarray(waveforms, np.float32)})  # waveforms: [batch, samples] at 16 kHz""",
+    "torch_export": """\
+import torch
+
+program = torch.export.load("THIS_FOLDER/model.pt2").module()
+layers = program(waveforms)  # waveforms: [batch, samples] at 16 kHz""",
 }
 _LIBRARY = {
     "huggingface": "transformers",
     "s3prl": "s3prl",
     "torchaudio": "torchaudio",
     "fairseq": "fairseq",
+    "onnx": "onnx",
+    "torch_export": "pytorch",
 }
 _TRAINING = (
     "experiment",
@@ -92,11 +106,15 @@ Zeros behind a waveform change no frame of it as long as {told} how long it is; 
 _PADDING_ROUNDED = """\
 Zeros behind a waveform change its frames a little: fairseq's code, which s3prl has too, rounds the length to frames in
 such a way that attention may see one frame behind the end. For the same values as alone give waveforms one by one."""
+_PADDING_SEEN = """\
+Attention sees zeros behind a waveform, and the program takes no mask. Give waveforms one by one, or batches of equal
+length."""
 _PADDING = {
     "huggingface": _PADDING_MASKED.format(told="`attention_mask` says"),
     "torchaudio": _PADDING_MASKED.format(told="`lengths` say"),
     "s3prl": _PADDING_ROUNDED,
     "fairseq": _PADDING_ROUNDED,
+    **dict.fromkeys(PROGRAMS, _PADDING_SEEN),
 }
 """What zeros do where the convolutions have layer norms, which see one frame at a time."""
 _LICENSE, _LANGUAGE = re.compile(r"[a-z0-9][a-z0-9.\-]*"), re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
@@ -137,12 +155,17 @@ class Publication:
 
 
 def write_model_card(
-    source: Source, format_name: str, folder: Path, publication: Publication
+    source: Source,
+    format_name: str,
+    folder: Path,
+    publication: Publication,
+    agreement: Sequence[str] = (),
 ) -> None:
-    """Write ``README.md`` to a folder that already holds the export's other files."""
+    """Write ``README.md`` to a folder that already holds the export's other files; ``agreement``:
+    how far a program is from the model, in words."""
     lines = (
         *_front_matter(source, format_name, publication),
-        *_lines(source, format_name, folder),
+        *_lines(source, format_name, folder, agreement),
     )
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -174,12 +197,17 @@ def _base_model(run: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _lines(source: Source, format_name: str, folder: Path) -> Iterator[str]:
+def _lines(
+    source: Source, format_name: str, folder: Path, agreement: Sequence[str]
+) -> Iterator[str]:
     config, metrics = source.config, source.metrics
     yield from (f"# {config.name}, round {source.round}", "")
     yield f"A HuBERT speech encoder, trained with fedhubert {__version__}, in the {format_name} format. 16 kHz waveforms go in as they are, without"
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
     yield from ("", "## Loading", "", "```python", *_LOADING[format_name].splitlines(), "```", "")
+    if agreement:
+        yield from ("Compared with the model when it was written:", "")
+        yield from (*(f"- {words}" for words in agreement), "")
     whole = config.conv_norm == "group_norm"
     yield from ("## Padding", "", _PADDING_CHANGES if whole else _PADDING[format_name], "")
     yield from _table("Model", _model_rows(source))

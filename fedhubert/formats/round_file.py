@@ -2,15 +2,19 @@
 code."""
 
 import logging
+import math
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError
 from fedhubert.files import on_server, sha256_of
 from fedhubert.formats.content import inflates, load_plain, validated
 from fedhubert.formats.mistaken import mistaken_for_weights
+from fedhubert.models.adapters import merged
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Returns:
         ``round``, ``federated_metrics``, ``config`` (plain values), ``model`` (``state_dict``,
-        float32) and ``format_version``.
+        float32, adapters added to what they are of) and ``format_version``.
 
     Raises:
         CheckpointError: no such file, damaged, holding objects other than tensors and plain values,
@@ -86,7 +90,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is damaged ({damage}); use the checkpoint of an earlier round"
         )
-    return validated(path, load_plain(path))
+    content = validated(path, load_plain(path))
+    return content | {"model": merged(content["model"], _alpha(content["config"]))}
+
+
+def _alpha(config: Mapping[str, Any]) -> float:
+    """Return ``model.adapter_alpha`` of a run's configuration, by default what it is there."""
+    model = config.get("model")
+    given = model.get("adapter_alpha") if isinstance(model, dict) else None
+    if isinstance(given, int | float) and math.isfinite(given):
+        return float(given)
+    return float(ModelConfig.model_fields["adapter_alpha"].default)
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError, quoted
+from fedhubert.formats import PROGRAMS
 from fedhubert.formats.foreign_settings import (
     Fields,
     from_fairseq,
@@ -110,7 +111,8 @@ def _folder(path: Path) -> ImportSource:
         return _huggingface(path)
     if any(rounds_in(folder) for folder in checkpoint_folders(path)):
         return _file(find_checkpoint(path))
-    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+    programs = [path / name for _, name in PROGRAMS.values() if (path / name).is_file()]
+    files = programs or sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
     if len(files) == 1:
         return _file(files[0])
     raise CheckpointError(

@@ -7,6 +7,7 @@ from typing import Any
 from fedhubert.errors import CheckpointError
 from fedhubert.formats.importing import ImportedEncoder, import_on_server
 from fedhubert.formats.sizes import STRUCTURE
+from fedhubert.models.adapters import is_adapters
 from fedhubert.models.hubert import HubertModel
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def load_into(model: HubertModel, imported: ImportedEncoder) -> LoadReport:
     model.load_state_dict(state | fitting)
     return LoadReport(
         tuple(name for name in state if name in fitting),
-        tuple(name for name in state if name not in fitting),
+        tuple(name for name in state if name not in fitting and not is_adapters(name)),
     )
 
 

@@ -32,6 +32,15 @@ UNUSED = {
 }
 """Settings that only training uses, at one fixed value each, so that they do not change a kept
 model's key."""
+TRAINED = (
+    "trainable",
+    "frozen_part",
+    "adapter_rank",
+    "adapter_alpha",
+    "adapter_projections",
+)
+"""Settings of what a run trains of a model, which change nothing that it computes: keys do not
+depend on them."""
 NO_HEAD = {"num_classes": 6, "final_dim": 1, "logit_temperature": 0.1}
 """The same for a model whose head is not kept."""
 _NEVER_KEPT = {"other_classes"}
@@ -61,7 +70,8 @@ class FrozenModel:
     def key(self) -> str:
         """Stands for configuration and weights."""
         digest = self.new_digest()
-        digest.update(self.config.model_dump_json(exclude=_NEVER_KEPT).encode())
+        sizes = self.config.model_dump_json(exclude={*TRAINED, *_NEVER_KEPT})
+        digest.update(sizes.encode())
         for name in sorted(self.state):
             tensor = self.state[name]
             digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedhubert.config import DistillConfig, ModelConfig
 from fedhubert.errors import ConfigError
 from fedhubert.models.hubert import HubertModel
+from fedhubert.models.narrowing import narrowed
 from fedhubert.seeding import derive_seed
 
 HEADS = "distill_heads."
@@ -57,16 +58,19 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
     """Return the teacher's sizes.
 
     Raises:
-        ConfigError: the teacher's are not known yet; it lacks a layer, or has other convolutions,
-            another width (``init=prefix``), or other classes (``logits``) than the student; by the
-            key.
+        ConfigError: the teacher's are not known yet; it lacks a layer, or has other convolutions
+            (``init=channels``: fewer channels; ``init=none``: other kernels or strides), another
+            width (``init=prefix``), or other classes (``logits``) than the student; by the key.
     """
     teacher = task.teacher_model
     if teacher is None:
         raise ConfigError(
             "the teacher's sizes are not known: give task.teacher", setting="task.teacher"
         )
-    names = ["conv_layers", "conv_norm", "conv_bias"]
+    own = task.init in ("channels", "none")
+    names = [] if own else ["conv_layers", "conv_norm", "conv_bias"]
+    if task.init == "channels":
+        names += ["conv_norm", "conv_bias"]
     if task.init == "prefix":
         names += [
             "embed_dim",
@@ -86,10 +90,24 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
                 if name == "num_classes"
                 else f"set model.{name} to the teacher's"
             )
+            if name == "conv_layers":
+                remedy += ", or let the student have its own (task.init=channels or none)"
             raise ConfigError(
                 f"model.{name} is {ours}, but the teacher's is {theirs}: {remedy}",
                 setting=f"model.{name}",
             )
+    if _steps(student) != _steps(teacher):
+        raise ConfigError(
+            f"model.conv_layers has kernels and strides {_steps(student)}, the teacher {_steps(teacher)}: their frames would not meet; "
+            "the student may have other channels alone",
+            setting="model.conv_layers",
+        )
+    channels = [[out for out, _, _ in config.conv_layers] for config in (student, teacher)]
+    if task.init == "channels" and any(map(int.__gt__, *channels)):
+        raise ConfigError(
+            f"model.conv_layers has {channels[0]} channels, the teacher {channels[1]}: task.init=channels takes some of its; set task.init=none",
+            setting="model.conv_layers",
+        )
     deepest = max(task.teacher_layers, default=0)
     if deepest > teacher.num_layers or (
         task.init == "prefix" and student.num_layers > teacher.num_layers
@@ -101,6 +119,11 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
     return teacher
 
 
+def _steps(config: ModelConfig) -> list[tuple[int, int]]:
+    """Kernel and stride of each convolution."""
+    return [(kernel, stride) for _, kernel, stride in config.conv_layers]
+
+
 def init_from_teacher(
     model: HubertModel, state: Mapping[str, Tensor], task: DistillConfig
 ) -> list[str]:
@@ -110,8 +133,12 @@ def init_from_teacher(
     Raises:
         ConfigError: a tensor that the teacher lacks or has in another shape, by name.
     """
-    wanted = _BEFORE_LAYERS if task.init == "prefix" else (_CONV,)
     own = model.state_dict()
+    if task.init == "channels":
+        taken = narrowed(state, [channels for channels, _, _ in model.config.conv_layers])
+        model.load_state_dict(own | taken)
+        return list(taken)
+    wanted = {"none": (), "conv": (_CONV,), "prefix": _BEFORE_LAYERS}[task.init]
     names = [
         name
         for name in own

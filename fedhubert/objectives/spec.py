@@ -13,8 +13,10 @@ from torch import Tensor
 from fedhubert.config import MaskedTask, ModelConfig
 from fedhubert.config.elsewhere import TASKS
 from fedhubert.errors import ConfigError
+from fedhubert.models.adapters import add_adapters
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.models.teacher import TaughtTask
+from fedhubert.models.trainable import freeze
 from fedhubert.objectives.objective import Objective, TeacherSource
 from fedhubert.registry import Registry
 
@@ -127,5 +129,10 @@ def spec_of(task: MaskedTask) -> ObjectiveSpec:
 
 
 def build_model(config: ModelConfig, task: MaskedTask, seed: int) -> HubertModel:
-    """Build what ``task`` trains: see :meth:`ObjectiveSpec.build_model`."""
-    return spec_of(task).build_model(config, seed)
+    """Build what ``task`` trains: see :meth:`ObjectiveSpec.build_model`; what ``model.trainable``
+    leaves out is frozen, and adapters are added."""
+    model = spec_of(task).build_model(config, seed)
+    if config.trainable == "adapters":
+        add_adapters(model, seed)
+    freeze(model, config.trainable)
+    return model

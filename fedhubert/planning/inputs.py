@@ -128,6 +128,12 @@ class Inputs:
         return self.layout.numel
 
     @property
+    def frozen_bytes(self) -> int:
+        """What of the model is not trained, sent once to each site that lacks it."""
+        sent = self.config.model.trainable != "all"
+        return 4 * (self.all_parameters - self.numel) if sent else 0
+
+    @property
     def device(self) -> str:
         """What a client trains on, as far as the configuration says: ``GPU``, ``CPU`` or, on sites
         that choose for themselves, ``device``."""

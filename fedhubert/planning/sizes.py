@@ -83,12 +83,12 @@ def checkpoint_disk(inputs: Inputs) -> int:
 
 def site_disk(inputs: Inputs, client: ClientAudio) -> float:
     """Return the bytes that a client's site keeps: labels, k-means' sample of MFCC, optimisers and
-    left-over rounding, a teacher and its outputs."""
+    left-over rounding, what of the model is not trained, a teacher and its outputs."""
     config = inputs.config
     disk = space.labels_disk(config, client.train_s + client.validation_s)
     if not config.targets.layer:  # a sample of layer features does not stay
         disk += space.sample_disk(config, client.train_s)
-    disk += space.state_disk(config, inputs.layout)
+    disk += space.state_disk(config, inputs.layout) + inputs.frozen_bytes
     return disk + spec_of(config.task).site_bytes(inputs.teacher_bytes)
 
 

@@ -85,7 +85,18 @@ def test_keys_that_are_named_exist(page: Page) -> None:
         for name in getattr(field.annotation, "model_fields", {})
     }
     known = set(all_keys()) | policy
-    files = (".py", ".csv", ".json", ".jsonl", ".md", ".pt", ".yaml", ".safetensors")
+    files = (
+        ".py",
+        ".csv",
+        ".json",
+        ".jsonl",
+        ".md",
+        ".pt",
+        ".yaml",
+        ".safetensors",
+        ".onnx",
+        ".pt2",
+    )
     unknown = {name for name in dotted(page) if name not in known and not name.endswith(files)}
     assert not unknown, page
 

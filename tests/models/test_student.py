@@ -34,6 +34,7 @@ def student_of(config: ModelConfig, task: DistillConfig, **changes: Any) -> Hube
         ("student_384x6", 16_226_176, 5.8),
         ("student_384x10", 23_324_032, 4.0),
         ("student_768x2", 23_492_224, 4.0),
+        ("student_fast", 12_558_464, 7.5),
     ],
 )
 def test_shipped_students_have_the_stated_sizes(name: str, parameters: int, ratio: float) -> None:
@@ -86,6 +87,60 @@ def test_the_convolutions_are_the_teachers(tiny_model_config: ModelConfig) -> No
     assert torch.equal(model.eval().convolve(waveforms), teacher.eval().convolve(waveforms))
 
 
+def test_a_student_with_convolutions_of_its_own_takes_nothing_over(
+    tiny_model_config: ModelConfig,
+) -> None:
+    narrow = {"conv_layers": ((8, 10, 5), *[(12, 3, 2)] * 4, *[(16, 2, 2)] * 2)}
+    task = task_of(tiny_model_config, init="none", layers=(2,))
+    model = student_of(tiny_model_config, task, **narrow)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert init_from_teacher(model, build_hubert(tiny_model_config, 0).state_dict(), task) == []
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    waveforms = torch.randn(2, 6400)
+    theirs = build_hubert(tiny_model_config, 0).extract_features(waveforms)[-1]
+    assert model.extract_features(waveforms)[-1].shape[:2] == theirs.shape[:2]
+    assert "wav2vec2.feature_extractor.conv_layers.0.conv.weight" in ParameterLayout.of(model).names
+    with pytest.raises(ConfigError, match=r"task\.init=channels or none"):  # says the remedy
+        student_of(tiny_model_config, task_of(tiny_model_config), **narrow)
+
+
+@pytest.mark.parametrize("init", ["none", "channels"])
+def test_convolutions_of_ones_own_cannot_be_the_teachers(init: str) -> None:
+    with pytest.raises(ValueError, match=rf"task\.init={init} gives the student others"):
+        DistillConfig(init=init, freeze_conv=True, teacher="x").check_model(
+            compose(["model=student_fast"]).model, None
+        )
+
+
+@pytest.mark.parametrize("norm", ["group_norm", "layer_norm"])
+def test_channels_that_nobody_reads_are_the_ones_left_out(
+    tiny_model_config: ModelConfig, norm: str
+) -> None:
+    """A teacher of which only some channels reach the next layer: the narrow student's features are the teacher's own."""
+    narrow = ((8, 10, 5), *[(12, 3, 2)] * 4, *[(16, 2, 2)] * 2)
+    teacher_config = tiny_model_config.model_copy(update={"conv_norm": norm})
+    teacher, random = build_hubert(teacher_config, 0).eval(), torch.Generator().manual_seed(2)
+    layers = teacher.wav2vec2.feature_extractor.conv_layers
+    used = [torch.randperm(32, generator=random)[:count].sort().values for count, _, _ in narrow]
+    with torch.no_grad():
+        for kept, after in zip(used, layers[1:], strict=False):
+            unread = torch.ones(32, dtype=torch.bool)
+            unread[kept] = False
+            after.conv.weight[:, unread] = 0.0
+        unread = torch.ones(32, dtype=torch.bool)
+        unread[used[-1]] = False
+        teacher.wav2vec2.encoder.feature_projection.projection.weight[:, unread] = 0.0
+    task = task_of(teacher_config, init="channels", layers=(2,))
+    model = student_of(teacher_config, task, conv_layers=narrow).eval()
+    names = init_from_teacher(model, teacher.state_dict(), task)
+    assert "wav2vec2.encoder.feature_projection.layer_norm.weight" in names
+    waveforms = torch.randn(2, 6400, generator=random)
+    ours, theirs = model.convolve(waveforms), teacher.convolve(waveforms)
+    if norm == "group_norm":  # a norm over channels sees those that nobody reads, too
+        assert torch.allclose(ours, theirs[..., used[-1]], atol=1e-5)
+    assert ours.shape[-1] == 16 and bool(ours.isfinite().all())
+
+
 def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(
     tiny_model_config: ModelConfig,
 ) -> None:
@@ -108,6 +163,17 @@ def test_a_prefix_makes_the_student_the_first_layers_of_its_teacher(
             "model.conv_layers",
         ),
         ({"conv_norm": "layer_norm"}, {}, "model.conv_norm"),
+        (
+            {"conv_layers": ((16, 10, 5), *[(16, 3, 2)] * 3, (16, 4, 2), *[(16, 2, 2)] * 2)},
+            {"init": "none"},
+            "other channels alone",
+        ),
+        (
+            {"conv_layers": ((33, 10, 5), *[(16, 3, 2)] * 4, *[(16, 2, 2)] * 2)},
+            {"init": "channels"},
+            "takes some of its",
+        ),
+        ({"conv_norm": "layer_norm"}, {"init": "channels"}, "model.conv_norm"),
         ({}, {"init": "prefix"}, "model.embed_dim"),
         ({"num_classes": 54}, {"objectives": {"logits": 1.0}}, "targets.num_clusters"),
     ],

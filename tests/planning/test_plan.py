@@ -319,6 +319,18 @@ def test_a_student_without_its_convolutions_travels_with_its_heads(tmp_path: Pat
     assert sizes.client_memory(inputs) == alone + inputs.teacher_bytes
 
 
+def test_what_is_not_trained_is_planned_once_to_each_site() -> None:
+    words = ["experiment=demo", "hours=5", "audio_s_per_s=10"]
+    whole, _, _ = read_words(words)
+    top, _, _ = read_words([*words, "model.trainable=top:1"])
+    assert whole.frozen_bytes == 0 and whole.numel == whole.all_parameters == top.all_parameters
+    assert top.frozen_bytes == 4 * (whole.numel - top.numel) > 0
+    assert sizes.model_bytes(top) == 4 * top.numel < 0.6 * sizes.model_bytes(whole)
+    disks = [sizes.site_disk(inputs, inputs.clients[0]) for inputs in (whole, top)]
+    assert disks[1] - disks[0] == top.frozen_bytes
+    assert sizes.client_memory(top) < sizes.client_memory(whole)
+
+
 def test_what_a_strategy_takes_is_planned() -> None:
     """A model of 1e6 parameters, five clients a round; beside plain averaging."""
     memory = {}

@@ -13,7 +13,7 @@ from fedhubert.config import PLACEHOLDER, Config, Recipe, Stage
 from fedhubert.errors import CheckpointError, ConfigError
 from fedhubert.federation.engine.run import last_checkpoint, train_here
 from fedhubert.files import sha256_of
-from fedhubert.formats import FORMATS
+from fedhubert.formats import FORMATS, PROGRAMS
 from fedhubert.formats.export import export
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.reporting.console import log_to_terminal
@@ -58,9 +58,9 @@ class StagePlan:
         for stage in recipe.stages:
             before = list(configs)
             if stage.export:
-                if stage.export not in FORMATS:
+                if stage.export not in FORMATS | PROGRAMS:
                     raise ConfigError(
-                        f"stage {stage.name}: no format {stage.export!r}; there are {', '.join(FORMATS)}"
+                        f"stage {stage.name}: no format {stage.export!r}; there are {', '.join(FORMATS | PROGRAMS)}"
                     )
                 sources[stage.name] = before[-1] if stage.of == "previous" else stage.of
                 continue

@@ -13,6 +13,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, DataError, FedhubertError
 from fedhubert.federation.phases.evaluation import ServerEvaluation
+from fedhubert.federation.phases.frozen import with_frozen_part
 from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.targets import Targets, no_targets, prepare_targets
 from fedhubert.federation.phases.teacher import (
@@ -36,6 +37,7 @@ from fedhubert.federation.server.space import check_checkpoint_space
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
+from fedhubert.models.trainable import FrozenPart
 from fedhubert.reporting.learning import Levels
 from fedhubert.runs.folder import RunFolder
 from fedhubert.targets.extractor import Extractor
@@ -92,7 +94,7 @@ def open_run(config: Config) -> Iterator["Run"]:
         state.restore(record, teacher)
         check_checkpoint_space(config, record.folder.checkpoints, state.layout, state.model)
         width = extractor.config.embed_dim if extractor else mfcc_source(config.targets).dimension
-        kept = [extractor, teacher.teacher if teacher else None]
+        kept = [extractor, teacher.teacher if teacher else None, FrozenPart.of(state.model)]
         kept_bytes = sum(model.num_bytes for model in kept if model is not None)
         yield Run(record, state, teacher, width, kept_bytes)
 
@@ -135,7 +137,8 @@ def _phases(
     teacher: ServerTeacher | None,
 ) -> RunResult:
     """Connect, prepare the sites, train what is left, score."""
-    config = record.config
+    frozen = FrozenPart.of(state.model)
+    config = with_frozen_part(record.config, frozen)
     federation = Federation(grid, config, record.folder.run_key(), state.layout)
     federation.fingerprints = state.fingerprints
     record.write_config()
@@ -150,8 +153,8 @@ def _phases(
     connect(federation)
     _book_data(federation, record)
     say_how_secure(federation)
-    equipment = Equipment(federation, record, teacher)
-    equipment.teach()
+    equipment = Equipment(federation, record, teacher, frozen)
+    equipment.bring_models()
     targets = _targets(federation, record, state)
     books.levels = Levels.of(targets.event()) if config.task.needs_labels else None
     federation.on_join = lambda shares: equipment.on_join(targets, shares)

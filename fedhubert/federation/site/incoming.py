@@ -79,7 +79,7 @@ def incoming_model(request: Request[WithModel], site: Site) -> Incoming:
 
     Raises:
         FederationError: they do not fit.
-        CheckpointError: the teacher is not on this site.
+        CheckpointError: the teacher, or the part that the run does not train, is not on this site.
     """
     device = resolve_device(site.job.client.device)
     cached = cached_model(request.job)
@@ -88,6 +88,7 @@ def incoming_model(request: Request[WithModel], site: Site) -> Incoming:
         if spec.taught is not None:
             teacher, source = site.teach(request.job.task, device)
             spec.init_from_teacher(cached.model, teacher.state)
+        site.load_frozen_part(cached.model, request.job.model.frozen_part)
         cached.objective = spec.loss(source)
     try:
         vector = decode(

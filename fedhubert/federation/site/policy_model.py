@@ -192,7 +192,7 @@ class Policy(_Part):
 
     instructions: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(INSTRUCTIONS)
     """Kinds of message that are answered. Without the two of the extractor there is no second
-    iteration, without the two of the teacher no distillation."""
+    iteration and no `model.trainable` but `all`, without the two of the teacher no distillation."""
 
     faults: bool = False
     """Whether a server may have this site fail on purpose (`faults.*`)."""

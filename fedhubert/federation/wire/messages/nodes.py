@@ -28,14 +28,15 @@ class Describe(Instruction):
 
 
 class HasExtractor(Instruction):
-    """Is the model whose layer gives features, named by its content, here and whole?"""
+    """Is a model that is not trained, named by its content, here and whole: one whose layer gives
+    features, or the frozen part of the run's own (``model.trainable``)?"""
 
     KIND = "query.extractor"
     extractor: Key
 
 
 class SendExtractor(Instruction):
-    """Keep this model for features."""
+    """Keep this model, for features or as the frozen part of the run's own."""
 
     KIND = "train.extractor"
     SLOTS, MAX_ARRAYS = _TENSORS, 4096
