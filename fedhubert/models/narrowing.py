@@ -58,4 +58,5 @@ def narrowed(state: Mapping[str, Tensor], channels: Sequence[int]) -> dict[str, 
 
 def _lengths(weights: Tensor) -> Tensor:
     """Length of each row's weights."""
-    return weights.flatten(1).norm(dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(weights.flatten(1), dim=1)
+    return lengths
