@@ -87,7 +87,9 @@ class BaselineRun:
         name = self._kind.replace("_", " ") if self._alone is None else f"client {self._alone}"
         asked = sorted(self._asked[plan.number])
         live.doing(f"{name}: round {plan.number}/{last}", plan.number, last)
-        scores = self._pool.score(self.model, asked, self._config.client.validation_batches)
+        client = self._config.client
+        scored = asked if client.scores_in(plan.number) else []
+        scores = self._pool.score(self.model, scored, client.validation_batches)
         validated = time.monotonic()
         live.counting(sum(map(len, plan.steps)), "batches")
         result = self._trainer.train_round(plan, batches, self._config.federated.num_rounds)
@@ -96,9 +98,9 @@ class BaselineRun:
             "event": "round",
             "round": plan.number,
             "train": _training(self._pool.spec, plan, result),
-            "validation": figures(self._pool.spec, scores, plan.number - 1),
+            "validation": figures(self._pool.spec, scores, plan.number - 1) if scores else {},
             "asked": asked,
-            "clients": rows_of(scores),
+            "clients": rows_of(scores) or [{"partition": number} for number in asked],
             "failed": [],
             "bytes_down": 0,
             "bytes_up": 0,
@@ -111,13 +113,14 @@ class BaselineRun:
         append_event(self._folder.metrics_file, event)
         self._history.append({key: event[key] for key in ("round", "train", "validation")})
         self._finished = self._layout.to_vector(self.model)
-        log.info(
+        log.log(
+            logging.INFO if scores else logging.DEBUG,
             "round %d/%d: train %s | validation (round %d) %s | %d steps | %.1f s",
             plan.number,
             self._config.federated.num_rounds,
             said(event["train"], self._pool.spec),
             plan.number - 1,
-            said(event["validation"], self._pool.spec),
+            said(event["validation"], self._pool.spec) or "none",
             result.steps,
             ended - started,
         )

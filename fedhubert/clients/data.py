@@ -8,7 +8,7 @@ what the server sends.
 import functools
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -276,6 +276,9 @@ def open_site(job: ClientJob, node_config: NodeConfig) -> Site:
     """Return the (cached) site of this process for ``job``; raises :class:`ConfigError` or
     :class:`DataError`."""
     job, settings = effective_job(job, node_config), SiteSettings.read(node_config, job)
+    if not settings.own_data:
+        # a simulation's nodes have everyone's manifest: one site serves them all
+        settings = replace(settings, node=0)
     manifest = resolve_manifest(settings.manifest)
     stamp = os.stat(manifest).st_mtime_ns if manifest.is_file() else 0
     return _cached_site(_DataJob(job), settings, stamp)

@@ -135,7 +135,7 @@ class _Planner:
         )
         asked = asking_order(self._config, number)[: math.ceil(wanted * federated.over_commit)]
         shares = assign_to_nodes(asked, self._hosts, self._load)
-        work = {part: self._work(part) for part in asked}
+        work = {part: self._work(part, number) for part in asked}
         down, up = self._down, {node: self._up(len(parts)) for node, parts in shares.items()}
         device_s = {
             node: math.fsum(work[part].device_s for part in parts) for node, parts in shares.items()
@@ -185,7 +185,7 @@ class _Planner:
             clients_s + server_s + rates.overhead_s + opening_s,
         )
 
-    def _work(self, part: int) -> _Work:
+    def _work(self, part: int, number: int) -> _Work:
         client, settings, position = (
             self._inputs.clients[part],
             self._config.client,
@@ -197,7 +197,8 @@ class _Planner:
         if in_time < 1.0:
             steps = math.ceil(steps * in_time)
             audio_s = client.audio_s(range(position, position + steps * settings.accumulate))
-        seconds = audio_s / self._rates.audio_s_per_s + client.scored_s / self._rates.scoring
+        scored_s = client.scored_s if settings.scores_in(number) else 0.0
+        seconds = audio_s / self._rates.audio_s_per_s + scored_s / self._rates.scoring
         seconds += secure.masking_s(self._inputs, self._cohort) if self._secure else 0.0
         seconds += privacy.client_noise_s(self._inputs)
         return _Work(steps, steps * settings.accumulate, audio_s, seconds)

@@ -44,7 +44,7 @@ def how_it_ended(metrics_file: Path) -> Ending:
 def rounds_table(metrics_file: Path) -> Table:
     """Return one row per round: training and validation loss and masked accuracy of the round's
     model (of a student: its distance to the teacher), clients, seconds. Of many rounds only every
-    n-th, and the last."""
+    n-th, and the last; of rounds that are scored now and then, those whose model was."""
     events = list(read_events(metrics_file))
     validation = validation_by_round(events)
     second, _, short = second_figure(events)
@@ -62,9 +62,12 @@ def rounds_table(metrics_file: Path) -> Table:
     ):
         table.add_column(name, justify="right", no_wrap=" " not in name)
     rounds = [event for event in events if event.get("event") == "round"]
-    every = -(-len(rounds) // _MOST_ROWS) if rounds else 1
-    for event in rounds:
-        if event["round"] % every and event is not rounds[-1]:
+    shown = [event for event in rounds if event["round"] in validation]
+    shown = shown if 0 < 2 * len(shown) < len(rounds) else rounds
+    every = -(-len(shown) // _MOST_ROWS) if shown else 1
+    last = [] if shown[-1:] == rounds[-1:] else rounds[-1:]
+    for number, event in enumerate([*shown, *last], start=1):
+        if number % every and event is not rounds[-1]:
             continue
         scored = validation.get(event["round"], {})
         train = event["train"]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from fedhubert.cli import main
+from fedhubert.clients.data import open_site
 from fedhubert.clients.effective import effective_job
 from fedhubert.clients.settings import SiteSettings, state_dir_of
 from fedhubert.compose import compose
@@ -109,3 +111,27 @@ def test_what_is_no_number_is_named(changes: dict[str, object], said: str) -> No
     assert said in str(error.value) and error.value.setting == next(iter(changes))
     with pytest.raises(ConfigError, match="start the SuperNode with --node-config"):
         SiteSettings.read({}, job)
+
+
+def test_a_simulations_nodes_share_one_site_and_real_ones_do_not(
+    tone_folder: Path, tmp_path: Path
+) -> None:
+    """Ten nodes in one process read the manifest and arrange its partitions once, and not in every message."""
+    manifest = tmp_path / "tones.csv"
+    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
+    job = client_job(
+        compose(
+            [
+                "experiment=demo",
+                f"data.manifest={manifest}",
+                f"data.root={tone_folder}",
+                "data.partition.kind=random",
+            ]
+        )
+    )
+    nodes = [{"partition-id": number, "num-partitions": 10} for number in range(10)]
+    assert len({id(open_site(job, node)) for node in nodes}) == 1
+    own = [
+        {**node, "manifest": str(manifest), "audio-root": str(tone_folder)} for node in nodes[:3]
+    ]
+    assert len({id(open_site(job, node)) for node in [*own, nodes[0]]}) == 4

@@ -101,6 +101,19 @@ def test_rounds_score_some_of_the_validation_split_and_the_end_all_of_it(run: Ru
     assert frames[0][0] < frames[1][0] == frames[1][1] == frames[0][1]
 
 
+@pytest.mark.parametrize("secure", ["none", "pairwise"])
+def test_rounds_between_two_scores_change_no_bit_and_have_no_figures(run: Run, secure: str) -> None:
+    settings = ["federated.num_rounds=4", "federated.client_fraction=1", f"secure={secure}"]
+    always = run("always", *settings)
+    seldom = run("seldom", *settings, "client.validation_every=2")
+    assert torch.equal(model(always), model(seldom))
+    figures = [event["validation"] for event in rounds(always)]
+    assert [event["validation"] for event in rounds(seldom)] == [figures[0], {}, figures[2], {}]
+    assert events(seldom)[-1]["validation"] == events(always)[-1]["validation"]
+    lines = (seldom.folder.path / "federated_training.log").read_text()
+    assert [f"round {number}/4" in lines for number in (1, 2, 3, 4)] == [True, False, True, False]
+
+
 def test_bytes_before_and_after_the_codecs_are_reported(run: Run) -> None:
     (event,) = rounds(
         run(

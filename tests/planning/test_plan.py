@@ -146,6 +146,12 @@ def planned(
     return inputs, plan(inputs)
 
 
+def test_rounds_that_are_not_scored_take_no_time_for_it() -> None:
+    clients, rates = [audio(4.0, 8.0)], {"audio_s_per_s": 2.0, "score_audio_s_per_s": 8.0}
+    _, found = planned(clients, ["client.validation_every=2"], **rates)
+    assert [part.clients_s for part in found.rounds] == pytest.approx([21.0, 20.0])
+
+
 def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
     """Two sites: 10 steps of 4 s at 2 s/s, 8 s scored at 8 s/s, 4 MB up at 1 MB/s and down at 2 MB/s; the other half of all but the line.
 

@@ -162,3 +162,15 @@ def test_of_many_rounds_the_table_shows_some_and_the_last(tmp_path: Path) -> Non
         )
     shown = [int(cell) for cell in rounds_table(log).columns[0].cells]
     assert shown[:2] == [3, 6] and shown[-2:] == [102, 103] and len(shown) == 35
+
+
+def test_the_table_of_a_run_that_is_scored_now_and_then_has_the_rounds_that_were(
+    tmp_path: Path,
+) -> None:
+    log, figures = tmp_path / "metrics.jsonl", {"loss": 1.0, "masked_accuracy": 0.5, "audio_s": 1.0}
+    for number in range(1, 13):
+        validation = {**figures, "model_round": number - 1} if number % 5 == 1 else {}
+        event = {"event": "round", "round": number, "train": figures, "validation": validation}
+        rest = {"seconds": {"round": 1.0}, "asked": [0], "clients": [0], "failed": []}
+        append_event(log, {**event, **rest})
+    assert list(rounds_table(log).columns[0].cells) == ["5", "10", "12"]

@@ -23,6 +23,8 @@ from fedhubert.runs.metrics import Event
 
 log = logging.getLogger("fedhubert")
 
+_WORTH_A_LINE_S = 20.0
+
 
 class Bookkeeper:
     """Books rounds in a run's record, and saves its state where that is due.
@@ -116,7 +118,14 @@ class Bookkeeper:
     def _log_round(self, event: Event) -> None:
         num_rounds = self._config.federated.num_rounds
         learned = self._verdict()
-        log.info("%s", round_line(event, num_rounds, self._objective, self.levels, learned))
+        # short rounds between two that are scored have nothing to say
+        quiet = (
+            not self._config.client.scores_in(event["round"])
+            and not event["failed"]
+            and event["seconds"]["round"] < _WORTH_A_LINE_S
+        )
+        line = round_line(event, num_rounds, self._objective, self.levels, learned)
+        log.log(logging.DEBUG if quiet else logging.INFO, "%s", line)
         for failure in event["failed"]:
             log.warning(
                 "round %d: client %d failed: %s %s",

@@ -12,7 +12,7 @@ from fedhubert.clients import statistics as site_figures
 from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.samples import Features
-from fedhubert.clients.settings import NodeConfig
+from fedhubert.clients.settings import NodeConfig, SiteSettings
 from fedhubert.config.target_sets import of_set
 from fedhubert.errors import FederationError
 from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, step_figures
@@ -69,7 +69,7 @@ def describe(request: Request[Describe], node_config: NodeConfig) -> Answered:
 
     site = open_site(request.job, node_config)
     site.tidy(request.run_key)
-    settings = site.settings
+    settings = SiteSettings.read(node_config, request.job)
     metrics, failures = each_partition(request, node_config, count)
     description = Description(
         metrics=metrics,

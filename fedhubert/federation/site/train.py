@@ -120,7 +120,11 @@ class _RoundHere:
         start = said_of(number, task.positions, "positions")
         repeated = self._enter(site, partition, start)
         scored = job.client.validation_batches
-        metrics = score(request, site, partition, self.incoming, num_batches=scored)
+        metrics = (
+            score(request, site, partition, self.incoming, num_batches=scored)
+            if job.client.scores_in(task.round)
+            else {}
+        )
         state = self._load_state(folder, number)
         result = train_partition(request, site, partition, self.incoming, state, repeated)
         state.optimizer = result.optimizer_state
