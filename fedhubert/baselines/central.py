@@ -16,6 +16,7 @@ from fedhubert.compose import to_yaml
 from fedhubert.config import Config
 from fedhubert.data.corpora import with_absolute_data
 from fedhubert.errors import CheckpointError
+from fedhubert.federation.phases.layer_choice import with_layer
 from fedhubert.federation.phases.teacher import ServerTeacher, with_teacher
 from fedhubert.federation.server.resume import check_same_run
 from fedhubert.files import exclusively
@@ -58,7 +59,7 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
             (``resume=never``).
         FedhubertError: as the federated run's clients.
     """
-    config, teacher = with_teacher(with_absolute_data(config))
+    config, teacher = with_teacher(with_layer(with_absolute_data(config)))
     config = config.model_copy(update={"client": config.baseline.of(config.client)})
     resolve_device(config.client.device)
     folder = RunFolder.of(config)

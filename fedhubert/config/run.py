@@ -165,7 +165,7 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _layers_have_a_model(self) -> Self:
-        if self.targets.layer and not self.targets.checkpoint:
+        if self.targets.of_a_layer and not self.targets.checkpoint:
             raise ValueError(
                 f"targets.source={self.targets.source} needs targets.checkpoint: a round checkpoint or the folder of a finished run"
             )

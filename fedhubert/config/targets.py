@@ -12,6 +12,8 @@ from fedhubert.config.base import Model, NonNegative, PositiveInt
 from fedhubert.config.keys import key
 from fedhubert.config.target_sets import MAX_SETS, TargetSet, read_sets
 
+LAYER_AUTO = "layer:auto"
+
 
 class TargetsConfig(Model):
     """Where the pseudo-labels come from."""
@@ -20,11 +22,18 @@ class TargetsConfig(Model):
     """kmeans: federated k-means over what ``source`` names. precomputed: each site's ``labels``."""
 
     source: str = "mfcc"
-    """What k-means sees: mfcc (39-dimensional Kaldi MFCC at 100 Hz), or layer:N (the output of
-    transformer layer N, from 1, of ``checkpoint``, at 50 Hz)."""
+    """What k-means sees: mfcc (39-dimensional Kaldi MFCC at 100 Hz), layer:N (the output of
+    transformer layer N, from 1, of ``checkpoint``, at 50 Hz), or layer:auto (the layer that tells
+    phones of ``choice_phones`` apart best)."""
 
     checkpoint: str | None = key(None, server_only=True, path=True)
     """Of source=layer:N: a round checkpoint or a run's folder, on the server."""
+
+    choice_manifest: str | None = key(None, server_only=True, path=True)
+    """Of source=layer:auto: audio on the server that no client trains on."""
+
+    choice_phones: str | None = key(None, server_only=True, path=True)
+    """Its phones in time (``path,start_sample,end_sample,phone``), by which a layer is chosen."""
 
     num_clusters: Annotated[int, Field(ge=2)] = key(500, unit="clusters")
     """Pseudo-labels to predict. Tens for minutes of audio, 100 for the first iteration of the
@@ -85,19 +94,25 @@ class TargetsConfig(Model):
         return read_sets(self.sets, self.num_clusters) or (TargetSet(kind, self.num_clusters),)
 
     @property
+    def of_a_layer(self) -> bool:
+        """Whether k-means sees a layer of a model, chosen yet or not."""
+        return self.kind == "kmeans" and self.source != "mfcc"
+
+    @property
     def layer(self) -> int | None:
-        """The transformer layer that k-means sees, from 1; None for MFCC and precomputed labels."""
-        return (
-            int(self.source.removeprefix("layer:"))
-            if self.kind == "kmeans" and self.source != "mfcc"
-            else None
-        )
+        """The transformer layer that k-means sees, from 1; None for MFCC and precomputed labels.
+
+        Raises ``ValueError`` for layer:auto, which is a number by the time that a run begins.
+        """
+        return int(self.source.removeprefix("layer:")) if self.of_a_layer else None
 
     @field_validator("source")
     @classmethod
     def _source_known(cls, source: str) -> str:
-        if not re.fullmatch(r"mfcc|layer:[1-9][0-9]{0,2}", source):
-            raise ValueError(f"{source!r} is neither mfcc nor layer:N with N from 1 on")
+        if not re.fullmatch(r"mfcc|layer:([1-9][0-9]{0,2}|auto)", source):
+            raise ValueError(
+                f"{source!r} is none of mfcc, layer:N with N from 1 on, and layer:auto"
+            )
         return source
 
     @field_validator("sets")
@@ -134,10 +149,14 @@ class TargetsConfig(Model):
             raise ValueError(
                 "kind=precomputed needs `labels`: a .km file, or column:NAME for a manifest column"
             )
-        rate_hz = 50 if self.layer else 100
+        rate_hz = 50 if self.of_a_layer else 100
         if self.kind == "kmeans" and self.label_rate_hz != rate_hz:
             raise ValueError(
                 f"label_rate_hz={self.label_rate_hz}, but labels of source={self.source} come at {rate_hz} Hz; leave it out"
+            )
+        if self.source == LAYER_AUTO and not (self.choice_manifest and self.choice_phones):
+            raise ValueError(
+                "source=layer:auto needs choice_manifest and choice_phones: held-out audio and its phones in time"
             )
         if bool(self.label_column) != bool(self.label_values):
             raise ValueError(

@@ -228,7 +228,7 @@ class _Planner:
         task, targets = self._config.task, self._config.targets
         if not task.needs_labels or targets.kind != "kmeans":
             return 0.0
-        rate = self._rates.scoring if targets.layer else self._rates.label_audio_s_per_s
+        rate = self._rates.scoring if targets.of_a_layer else self._rates.label_audio_s_per_s
         return self._everyone_s(
             [(client.train_s + client.validation_s) / rate for client in self._inputs.clients]
         )

@@ -86,7 +86,7 @@ def site_disk(inputs: Inputs, client: ClientAudio) -> float:
     left-over rounding, what of the model is not trained, a teacher and its outputs."""
     config = inputs.config
     disk = space.labels_disk(config, client.train_s + client.validation_s)
-    if not config.targets.layer:  # a sample of layer features does not stay
+    if not config.targets.of_a_layer:  # a sample of layer features does not stay
         disk += space.sample_disk(config, client.train_s)
     disk += space.state_disk(config, inputs.layout) + inputs.frozen_bytes
     return disk + spec_of(config.task).site_bytes(inputs.teacher_bytes)

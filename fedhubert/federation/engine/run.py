@@ -20,6 +20,7 @@ from fedhubert.config import Config
 from fedhubert.data.corpora import cache_folder, with_absolute_data
 from fedhubert.federation.engine.early import check_machine
 from fedhubert.federation.engine.simulation import federation_config, simulate
+from fedhubert.federation.phases.layer_choice import with_layer
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.server.resume import check_same_run
@@ -44,7 +45,7 @@ def train_here(config: Config) -> float:
     """
     console = log_to_terminal()
     live.doing("reading the configuration and the manifest")
-    config = with_absolute_data(config)
+    config = with_layer(with_absolute_data(config))
     if config.dry_run:
         return _dry_run(config, console)
     if is_finished(config):

@@ -95,7 +95,7 @@ def weight_limit(config: Config, median: Mapping[str, float]) -> int | None:
 def feature_frames(config: Config, about: Metrics) -> int:
     """Return the most frames of a client that k-means sees: all of its audio, since a site may draw
     a sample of its own size over both splits."""
-    rate_hz = FRAME_RATE_HZ if config.targets.layer else 100
+    rate_hz = FRAME_RATE_HZ if config.targets.of_a_layer else 100
     return _frames(about, "train", rate_hz) + _frames(about, "validation", rate_hz)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
 from fedhubert.data.batching import ENOUGH_HEARD
+from fedhubert.federation.phases.layer_choice import with_layer
 from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.roster.connect import connect
@@ -37,7 +38,7 @@ def check_models(config: Config) -> CheckedModels:
     Raises:
         FedhubertError: one that cannot be used.
     """
-    config, _ = with_teacher(config)
+    config, _ = with_teacher(with_layer(config))
     model = build_model(config.model, config.task, config.seed)
     if config.init_from is not None:
         start_from(model, config.init_from)

@@ -14,6 +14,7 @@ from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, DataError, FedhubertError
 from fedhubert.federation.phases.evaluation import ServerEvaluation
 from fedhubert.federation.phases.frozen import with_frozen_part
+from fedhubert.federation.phases.layer_choice import with_layer
 from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.targets import Targets, no_targets, prepare_targets
 from fedhubert.federation.phases.teacher import (
@@ -82,7 +83,7 @@ def open_run(config: Config) -> Iterator["Run"]:
             used; a folder that is in use, belongs to a run of other settings, or is too small.
     """
     check_strategy(config)
-    config, teacher = with_teacher(config)
+    config, teacher = with_teacher(with_layer(config))
     extractor = Extractor.of(config.targets) if config.task.needs_labels else None
     record = RunRecord(config)
     with record.opened():
