@@ -43,7 +43,7 @@ trap 'exit 143' TERM
 
 flwr() { "${compose[@]}" run --rm -T flwr "$@" </dev/null; }
 keys="federated.signing_key=/certs/coordinator.key federated.node_keys=/certs"
-overrides="experiment=demo federated.num_clients=3 federated.num_rounds=$rounds client.local_steps=$steps targets.max_iterations=4 checkpoint.every=1 out=/runs/$name resume=auto $keys"
+overrides="experiment=demo_fedavg federated.num_clients=3 federated.num_rounds=$rounds client.local_steps=$steps targets.max_iterations=4 checkpoint.every=1 out=/runs/$name resume=auto $keys"
 submitted=$(flwr run /app --format json --run-config "overrides=\"$overrides\"")
 run=$(sed -n 's/.*"run-id": *"\{0,1\}\([0-9]*\).*/\1/p' <<<"$submitted")
 [ -n "$run" ] || { echo "flwr run said: $submitted" >&2; exit 1; }

@@ -63,8 +63,8 @@ recipes: {recipes}
 FORK_HELP = """\
 Go on from a round of a run under other settings, in a folder of its own:
 
-  fedhubert fork outputs/demo out=outputs/longer federated.num_rounds=20
-  fedhubert fork outputs/demo --round 4 out=outputs/prox federated.strategy=FedProx
+  fedhubert fork outputs/demo out=outputs/longer federated.num_rounds=400
+  fedhubert fork outputs/demo --round 200 out=outputs/slower federated.eta=2e-3
 
 The new run's checkpoints say where it comes from and what was changed. After an interruption the same command goes on.
 """

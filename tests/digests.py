@@ -23,7 +23,7 @@ import torch
 
 REPOSITORY = Path(__file__).parents[1]
 SMALL = [
-    "experiment=demo",
+    "experiment=demo_fedavg",
     "model.conv_layers=[[16,10,5],[16,3,2],[16,3,2],[16,3,2],[16,3,2],[16,2,2],[16,2,2]]",
     *("model.embed_dim=32", "model.ffn_dim=64", "model.num_layers=2", "model.num_heads=2"),
     *(
@@ -67,7 +67,7 @@ class Runs:
         """The demo itself, two rounds of it."""
         return self._train(
             "demo",
-            "experiment=demo",
+            "experiment=demo_fedavg",
             "federated.num_clients=6",
             "federated.num_rounds=2",
             "client.local_steps=12",

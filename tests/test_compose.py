@@ -229,8 +229,8 @@ def test_the_resolved_configuration_is_printed() -> None:
 
 
 def test_what_an_experiment_sets_wins_over_the_root() -> None:
-    assert compose(["experiment=demo"]).checkpoint.every == 2
-    assert compose(["experiment=demo", "checkpoint.every=7"]).checkpoint.every == 7
+    assert compose(["experiment=demo_fedavg"]).checkpoint.every == 2
+    assert compose(["experiment=demo_fedavg", "checkpoint.every=7"]).checkpoint.every == 7
 
 
 AWKWARD = [

@@ -134,7 +134,7 @@ def test_audio(tmp_path: Path, suffix: str, examples: int) -> None:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    config = compose(["experiment=demo", *SMALL])
+    config = compose(["experiment=demo_fedavg", *SMALL])
     model = build_hubert(config.model, seed=0)
     RoundStore(folder).save(
         1,
@@ -175,7 +175,7 @@ def test_checkpoints(tmp_path: Path, checkpoint: Path, examples: int) -> None:
 def test_safetensors(tmp_path: Path, examples: int) -> None:
     state = {
         name: tensor
-        for name, tensor in build_hubert(compose(["experiment=demo", *SMALL]).model, seed=0)
+        for name, tensor in build_hubert(compose(["experiment=demo_fedavg", *SMALL]).model, seed=0)
         .wav2vec2.state_dict()
         .items()
     }

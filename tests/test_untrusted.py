@@ -196,7 +196,7 @@ def test_a_checkpoint_that_would_fill_the_memory_is_refused(
 
 def test_an_interpolation_in_a_saved_configuration_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET", "hunter2")
-    saved = compose(["experiment=demo"]).model_dump(mode="json") | {
+    saved = compose(["experiment=demo_fedavg"]).model_dump(mode="json") | {
         "experiment": "${oc.env:A_SECRET}"
     }
     assert "hunter2" not in to_yaml(amend(saved, ["seed=3"]))

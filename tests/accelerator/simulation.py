@@ -1,4 +1,4 @@
-"""``fedhubert train experiment=demo`` on Ray: one worker and two at half a card each; how busy the card is; and what the same bits take.
+"""``fedhubert train experiment=demo_fedavg`` on Ray: one worker and two at half a card each; how busy the card is; and what the same bits take.
 
 Two runs of the same steps in processes of their own, as torch is and with its deterministic algorithms, say what costs what; then the whole
 federation does, with one worker and with two, which is to give the same model.
@@ -106,7 +106,7 @@ def _federation(context: Context, workers: int) -> str:
     )
     rounds, steps = (1, 1) if context.quick else (3, 30)
     overrides = [
-        "experiment=demo",
+        "experiment=demo_fedavg",
         f"data.manifest={manifest_of(context)}",
         "data.partition.kind=random",
         f"out={out}",

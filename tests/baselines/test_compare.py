@@ -17,9 +17,9 @@ def test_mean_and_spread_by_hand() -> None:
 
 
 def test_overrides_and_flags_may_be_mixed() -> None:
-    given = ["experiment=demo", "--phones", "a=b.csv", "seeds=2", "--layers=0,1", "out=x"]
+    given = ["experiment=demo_fedavg", "--phones", "a=b.csv", "seeds=2", "--layers=0,1", "out=x"]
     assert _split(given) == (
-        ["experiment=demo", "seeds=2", "out=x"],
+        ["experiment=demo_fedavg", "seeds=2", "out=x"],
         ["--phones", "a=b.csv", "--layers=0,1"],
     )
     overrides, options = take_options(["local_only=True", "seed=1"])

@@ -26,7 +26,7 @@ COMMANDS = {
     "import torch": [sys.executable, "-c", "import torch"],
 }
 SAMPLE = [
-    "experiment=demo",
+    "experiment=demo_fedavg",
     "data.partition.kind=random",
     "data.min_seconds=0.5",
     "targets.num_clusters=10",

@@ -20,7 +20,7 @@ def test_the_nodes_own_values_win_and_the_servers_fill_in() -> None:
     job = client_job(
         compose(
             [
-                "experiment=demo",
+                "experiment=demo_fedavg",
                 "data.manifest=/server/m.csv",
                 "client.device=cuda",
                 "targets.min_frames=30",
@@ -104,7 +104,7 @@ def test_a_server_does_not_choose_where_a_site_with_its_own_manifest_keeps_its_s
     ],
 )
 def test_what_is_no_number_is_named(changes: dict[str, object], said: str) -> None:
-    job = client_job(compose(["experiment=demo"]))
+    job = client_job(compose(["experiment=demo_fedavg"]))
     with pytest.raises(ConfigError) as error:
         SiteSettings.read({**NODE, **changes}, job)
         effective_job(job, {**NODE, **changes})
@@ -122,7 +122,7 @@ def test_a_simulations_nodes_share_one_site_and_real_ones_do_not(
     job = client_job(
         compose(
             [
-                "experiment=demo",
+                "experiment=demo_fedavg",
                 f"data.manifest={manifest}",
                 f"data.root={tone_folder}",
                 "data.partition.kind=random",

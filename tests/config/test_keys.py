@@ -58,7 +58,7 @@ def test_a_key_without_a_description_is_found() -> None:
 
 
 def test_the_catalogue_has_every_key_of_every_choice() -> None:
-    for overrides in (["experiment=demo"], ["experiment=demo_distill"]):
+    for overrides in (["experiment=demo_fedavg"], ["experiment=demo_distill"]):
         dumped = compose(overrides).model_dump()
         for name, value in dumped.items():
             assert name in all_keys()
@@ -84,7 +84,7 @@ def test_a_groups_rules_hold_for_its_keys_and_for_names_that_are_gone() -> None:
 
 
 def test_a_resumed_run_may_differ_in_what_the_models_call_free() -> None:
-    saved = compose(["experiment=demo"]).model_dump(mode="json")
+    saved = compose(["experiment=demo_fedavg"]).model_dump(mode="json")
     free = [
         "simulation.num_workers=1",
         "faults.nan=0.5",
@@ -92,9 +92,9 @@ def test_a_resumed_run_may_differ_in_what_the_models_call_free() -> None:
         "federated.early_stopping.patience=3",
     ]
     fixed = ["client.lr=0.1", "data.partition.validation_fraction=0.5", "federated.num_rounds=3"]
-    now = compose(["experiment=demo", "out=/elsewhere", "resume=auto", *free, *fixed]).model_dump(
-        mode="json"
-    )
+    now = compose(
+        ["experiment=demo_fedavg", "out=/elsewhere", "resume=auto", *free, *fixed]
+    ).model_dump(mode="json")
     assert sorted(changes(saved, now)) == [
         "client.lr",
         "data.partition.validation_fraction",
@@ -125,7 +125,7 @@ def test_no_path_is_told_to_trackers_and_none_of_the_servers_to_sites() -> None:
         if found.field.annotation == str | None and found.field.default is None
     }
     assert texts - {name for name in texts if rules_for(name).get("path")} == NO_PATHS
-    config = compose(["experiment=demo"])
+    config = compose(["experiment=demo_fedavg"])
     assert not {name for name in settings_of(config) if rules_for(name).get("path")}
     assert "client.lr" in settings_of(config)
     hidden = [name for name, found in all_keys().items() if found.rules.get("server_only")]

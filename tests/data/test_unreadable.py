@@ -124,7 +124,7 @@ def run(root: Path, *overrides: str) -> Path:
     ]
     config = compose(
         [
-            "experiment=demo",
+            "experiment=demo_fedavg",
             *SMALL,
             "data.partition.kind=random",
             *(f"data.manifest={root / 'm.csv'}", f"data.root={root}", f"out={out}"),
@@ -187,7 +187,7 @@ def test_a_dry_run_says_how_much_an_epoch_hears(tmp_path: Path) -> None:
         soundfile.write(tmp_path / f"{name}.flac", speech(60.0, 8000, seed=ord(name)), 8000)
     root = ["prepare", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "m.csv")]
     places = [f"data.manifest={tmp_path / 'm.csv'}", f"client.state_dir={tmp_path / 's'}"]
-    config = compose(["experiment=demo", *SMALL, *places, "federated.num_clients=1"])
+    config = compose(["experiment=demo_fedavg", *SMALL, *places, "federated.num_clients=1"])
     config = config.model_copy(
         update={
             "data": config.data.model_copy(update={"max_seconds": 15.625, "batch_seconds": 32.0})

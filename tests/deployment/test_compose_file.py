@@ -247,7 +247,9 @@ def test_sites_pin_the_coordinator_and_the_server_checks_signatures(
     overrides = re.search(r'^keys="(.*)"$', (DOCKER / "demo.sh").read_text(), re.M)
     assert overrides is not None
     keys = overrides[1].replace("/certs", f"{volumes}/superexec-certs").split()
-    federated = compose_config(["experiment=demo", "federated.num_clients=3", *keys]).federated
+    federated = compose_config(
+        ["experiment=demo_fedavg", "federated.num_clients=3", *keys]
+    ).federated
     assert sorted(NodeKeys.read(federated.node_keys).reply_keys) == list(SITES)
     assert Correspondence.of(federated, NodeKeys({})).key is not None
 

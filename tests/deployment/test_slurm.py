@@ -126,14 +126,14 @@ def wait_for(calls: Path, text: str) -> None:
 def test_a_training_that_ends_is_not_requeued(start: Start, calls: Path, tmp_path: Path) -> None:
     job = start(
         "simulation.sbatch",
-        "experiment=demo",
+        "experiment=demo_fedavg",
         "seed=1 2",
         SLURM_GPUS_ON_NODE="4",
         CLIENTS_PER_GPU="2",
     )
     assert job.wait(60) == 0
     workers = "simulation.num_workers=8 simulation.gpus_per_client=0.5"
-    expected = f"fedhubert train {workers} experiment=demo seed=1 2 out={tmp_path}/outputs/slurm/7 resume=auto"
+    expected = f"fedhubert train {workers} experiment=demo_fedavg seed=1 2 out={tmp_path}/outputs/slurm/7 resume=auto"
     assert calls.read_text().splitlines() == [expected, "started"]
 
 
@@ -204,7 +204,7 @@ def test_a_superlink_and_a_site_a_node(
     start: Start, calls: Path, tmp_path: Path, status: str, code: int
 ) -> None:
     """Each site makes its own keys, pins the coordinator's, and is enrolled; the run is signed, and replies are checked."""
-    job = start("deployment.sbatch", "experiment=demo", "seed=1", RUN_STATUS=status)
+    job = start("deployment.sbatch", "experiment=demo_fedavg", "seed=1", RUN_STATUS=status)
     assert job.wait(60) == code, job.communicate()
     out = tmp_path / "outputs/slurm/7"
     work = out / "flower"
@@ -212,7 +212,7 @@ def test_a_superlink_and_a_site_a_node(
     assert f"fedhubert certs --coordinator --host gpu01 --out {work}/certs" in made
     signed = f"federated.signing_key={work}/certs/coordinator.key federated.node_keys={work}/certs"
     assert (
-        f'flwr run {tmp_path} --format json --run-config overrides="experiment=demo seed=1 out={out} resume=auto {signed}"'
+        f'flwr run {tmp_path} --format json --run-config overrides="experiment=demo_fedavg seed=1 out={out} resume=auto {signed}"'
         in made
     )
     (superlink,) = [line for line in made if line.startswith("flower-superlink")]

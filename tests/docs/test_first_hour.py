@@ -50,7 +50,7 @@ def test_the_demo_ends_with_a_checkpoint_that_the_snippet_loads(tmp_path: Path) 
     said = shell(script, tmp_path)
     for word in ("valid loss", "by ignoring the input; above chance since"):
         assert word in said and word in printed.text
-    assert "8" in shell(f"python - <<'END'\n{code.text}\nEND", tmp_path).split()
+    assert "300" in shell(f"python - <<'END'\n{code.text}\nEND", tmp_path).split()
     assert (tmp_path / "outputs/demo/huggingface/config.json").is_file()
 
 

@@ -42,7 +42,7 @@ def checkpoint(
 ) -> Path:
     """A round of an untrained model, saved as a run would, with centroids of the tones."""
     config = compose(
-        ["experiment=demo", f"data.manifest={manifest}", f"data.root={tone_folder}", *DATA]
+        ["experiment=demo_fedavg", f"data.manifest={manifest}", f"data.root={tone_folder}", *DATA]
     )
     model = tiny_model_config.model_copy(update={"num_classes": 12})
     config = config.model_copy(update={"model": model})

@@ -21,7 +21,7 @@ from tests.flower import deflated, inflated, said_by
 from .signed import NODES, Keys
 from .test_equivalences import SMALL
 
-JOB = client_job(compose(["experiment=demo", *SMALL])).model_dump_json()
+JOB = client_job(compose(["experiment=demo_fedavg", *SMALL])).model_dump_json()
 TRAIN = Train(
     round=3,
     attempt=1,

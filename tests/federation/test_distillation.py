@@ -59,7 +59,13 @@ def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a pretraining run with one checkpoint: two layers, 48 wide, 12 classes."""
     config = compose(
-        ["experiment=demo", *SMALL, "model.embed_dim=48", "model.num_heads=4", "model.num_layers=2"]
+        [
+            "experiment=demo_fedavg",
+            *SMALL,
+            "model.embed_dim=48",
+            "model.num_heads=4",
+            "model.num_layers=2",
+        ]
     )
     run = tmp_path_factory.mktemp("pretrained")
     model = build_hubert(config.model, seed=7)
@@ -189,7 +195,13 @@ def test_a_site_may_bring_the_teacher_itself_but_no_other(
     assert "train.teacher" not in grid.kinds and not (tmp_path / "two/teachers").exists()
     assert_same(expected, own)
     config = compose(
-        ["experiment=demo", *SMALL, "model.embed_dim=48", "model.num_heads=4", "model.num_layers=2"]
+        [
+            "experiment=demo_fedavg",
+            *SMALL,
+            "model.embed_dim=48",
+            "model.num_heads=4",
+            "model.num_layers=2",
+        ]
     )
     model = build_hubert(config.model, seed=8)
     store = RoundStore(tmp_path / "another/checkpoints")

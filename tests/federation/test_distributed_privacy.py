@@ -184,15 +184,17 @@ def test_a_site_adds_no_noise_that_would_not_cover_its_update(
 )
 def test_what_does_not_go_with_it_is_refused_by_key(overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as refused:
-        compose(["experiment=demo", *DISTRIBUTED, *overrides])
+        compose(["experiment=demo_fedavg", *DISTRIBUTED, *overrides])
     assert "privacy.mechanism=distributed" in str(refused.value)
 
 
 def test_clients_are_told_the_noise_and_others_are_not() -> None:
-    job = client_job(compose(["experiment=demo", *DISTRIBUTED, "privacy.noise_multiplier=4"]))
+    job = client_job(
+        compose(["experiment=demo_fedavg", *DISTRIBUTED, "privacy.noise_multiplier=4"])
+    )
     assert (job.noise_multiplier, job.colluding) == (4.0, 0)
     private = ["privacy=central", "privacy.noise_multiplier=4"]
-    assert client_job(compose(["experiment=demo", *private])).noise_multiplier == 0.0
+    assert client_job(compose(["experiment=demo_fedavg", *private])).noise_multiplier == 0.0
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 
 def play(data: list[str], out: Path, *overrides: str) -> RunResult:
     places = [f"out={out}", f"client.state_dir={out.parent / 'state'}", "resume=auto"]
-    config = compose(["experiment=demo", *data, *SMALL, *places, *overrides])
+    config = compose(["experiment=demo_fedavg", *data, *SMALL, *places, *overrides])
     nodes = [{"partition-id": number, "num-partitions": 3} for number in range(3)]
     return run_federation(InProcessGrid(nodes), config)
 

@@ -116,7 +116,7 @@ def test_several_local_steps_and_local_muon_are_warned_of_by_name(
         (["client.optimizer=muon", "federated.strategy=FedAvg"], ["2509.26337"]),
         (["client.optimizer=muon", "federated.num_clients=1"], []),
     ):
-        config = compose(["experiment=demo", *settings])
+        config = compose(["experiment=demo_fedavg", *settings])
         lines = list(check_strategy(config).warnings(config))
         assert len(lines) == len(said)
         assert all(part in line for part, line in zip(said, lines, strict=True))

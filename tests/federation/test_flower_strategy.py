@@ -29,7 +29,7 @@ from .test_second_iteration import NotKept
 
 ROUNDS = 3
 SETTINGS = [
-    "experiment=demo",
+    "experiment=demo_fedavg",
     *SMALL,
     "federated.strategy=FedAdam",
     "federated.client_fraction=0.67",

@@ -184,7 +184,7 @@ def recorded(
             }
         )
     overrides = [
-        "experiment=demo",
+        "experiment=demo_fedavg",
         *SMALL,
         "federated.num_rounds=1",
         "federated.round_retries=0",

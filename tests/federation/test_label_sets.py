@@ -91,7 +91,9 @@ def test_clusters_of_each_set_are_those_of_pooled_lloyd_on_its_own_features(
 
 
 def test_a_site_keeps_labels_and_features_of_each_set() -> None:
-    one, three = (compose(["experiment=demo", *DATA, sets]) for sets in ("targets.sets=[]", THREE))
+    one, three = (
+        compose(["experiment=demo_fedavg", *DATA, sets]) for sets in ("targets.sets=[]", THREE)
+    )
     assert labels_disk(three, 10.0) == 3 * labels_disk(one, 10.0)
     assert sample_disk(three, 10.0) == (39 + 13 + 39 + 39) / 39 * sample_disk(one, 10.0)
 

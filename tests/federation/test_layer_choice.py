@@ -52,7 +52,7 @@ def annotated(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def first_run(tiny_model_config: ModelConfig, tmp_path: Path) -> Path:
-    config = compose(["experiment=demo", "data.manifest=m.csv"])
+    config = compose(["experiment=demo_fedavg", "data.manifest=m.csv"])
     model = tiny_model_config.model_copy(update={"num_layers": 4, "num_classes": 54})
     config = config.model_copy(update={"model": model})
     RoundStore(tmp_path / "first" / "checkpoints").save(
@@ -68,7 +68,7 @@ def first_run(tiny_model_config: ModelConfig, tmp_path: Path) -> Path:
 def settings(first_run: Path, annotated: Path, *overrides: str) -> Config:
     return compose(
         [
-            "experiment=demo",
+            "experiment=demo_fedavg",
             "targets.source=layer:auto",
             f"targets.checkpoint={first_run}",
             f"targets.choice_manifest={annotated / 'manifest.csv'}",
@@ -111,7 +111,13 @@ def test_sites_are_told_the_layer_and_not_what_it_was_chosen_by(
 
 def test_what_it_cannot_be_chosen_by_is_named(first_run: Path, annotated: Path) -> None:
     with pytest.raises(ConfigError, match="needs choice_manifest and choice_phones"):
-        compose(["experiment=demo", "targets.source=layer:auto", f"targets.checkpoint={first_run}"])
+        compose(
+            [
+                "experiment=demo_fedavg",
+                "targets.source=layer:auto",
+                f"targets.checkpoint={first_run}",
+            ]
+        )
     with pytest.raises(DataError, match="nowhere.csv"):
         with_layer(settings(first_run, annotated, "targets.choice_phones=nowhere.csv"))
     lines = (annotated / "phones.csv").read_text().splitlines()
@@ -121,5 +127,5 @@ def test_what_it_cannot_be_chosen_by_is_named(first_run: Path, annotated: Path) 
 
 
 def test_other_sources_stay_as_they_are() -> None:
-    config = compose(["experiment=demo"])
+    config = compose(["experiment=demo_fedavg"])
     assert with_layer(config) is config

@@ -38,7 +38,7 @@ from .leak_scan import MARKERS, LeakScanner, Site
 
 NODES, UTTERANCES, MIN_FRAMES = 3, 9, 20
 SETTINGS = [
-    "experiment=demo",
+    "experiment=demo_fedavg",
     *SMALL,
     "targets.num_clusters=6",
     "federated.num_rounds=2",

@@ -24,7 +24,7 @@ NUMEL = 10
 
 
 def job_of(*overrides: str) -> ClientJob:
-    return client_job(compose(["experiment=demo", *overrides]))
+    return client_job(compose(["experiment=demo_fedavg", *overrides]))
 
 
 def kinds(job: ClientJob, clip_norm: float | None = None) -> list[type]:

@@ -65,7 +65,8 @@ def run(data: list[str], tmp_path: Path) -> Run:
             [{"partition-id": number, "num-partitions": nodes} for number in range(nodes)]
         )  # type: ignore[attr-defined]
         return run_federation(
-            go.grid, compose(["experiment=demo", *data, *SMALL, *PRIVATE, *places, *overrides])
+            go.grid,
+            compose(["experiment=demo_fedavg", *data, *SMALL, *PRIVATE, *places, *overrides]),
         )  # type: ignore[attr-defined]
 
     return go

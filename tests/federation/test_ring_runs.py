@@ -32,7 +32,7 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     manifest = tmp_path_factory.mktemp("ring") / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
     return [
-        "experiment=demo",
+        "experiment=demo_fedavg",
         *SMALL,
         f"data.manifest={manifest}",
         f"data.root={tone_folder}",

@@ -47,7 +47,9 @@ def play(config: Config, nodes: int = 3, order: Callable[[int], float] | None = 
 def run(data: list[str], tmp_path: Path) -> Run:
     def go(name: str, *overrides: str, **options: Any) -> RunResult:
         places = [f"out={tmp_path / name}", f"client.state_dir={tmp_path / 'state'}"]
-        return play(compose(["experiment=demo", *data, *SMALL, *places, *overrides]), **options)
+        return play(
+            compose(["experiment=demo_fedavg", *data, *SMALL, *places, *overrides]), **options
+        )
 
     return go
 
@@ -307,6 +309,6 @@ def test_a_fork_that_cannot_be_is_refused(
 
 
 def test_amending_changes_single_keys_and_keeps_types() -> None:
-    values = compose(["experiment=demo"]).model_dump(mode="json")
+    values = compose(["experiment=demo_fedavg"]).model_dump(mode="json")
     amended = amend(values, ["client.betas=[0.8,0.9]", "seed=4", "out=x"])
     assert amended.client.betas == (0.8, 0.9) and amended.seed == 4 and amended.out == "x"

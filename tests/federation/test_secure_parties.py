@@ -84,7 +84,7 @@ class Sites:
 
     def run(self, name: str, *overrides: str) -> RunResult:
         config = compose(
-            ["experiment=demo", *SMALL, *SETTINGS, f"out={self.folder / name}", *overrides]
+            ["experiment=demo_fedavg", *SMALL, *SETTINGS, f"out={self.folder / name}", *overrides]
         )
         sites = self
 

@@ -28,7 +28,7 @@ Go = Callable[..., RunResult]
 def go(data: list[str], tmp_path: Path) -> Go:
     def run(name: str, *overrides: str, nodes: int = 3) -> RunResult:
         places = [f"out={tmp_path / name}", f"client.state_dir={tmp_path / 'state' / name}"]
-        config = compose(["experiment=demo", *data, *SMALL, *places, *overrides])
+        config = compose(["experiment=demo_fedavg", *data, *SMALL, *places, *overrides])
         grid = InProcessGrid(
             [{"partition-id": number, "num-partitions": nodes} for number in range(nodes)]
         )

@@ -39,7 +39,7 @@ def run_settings(tone_folder: Path, folder: Path) -> list[str]:
         "federated.connect_timeout_s=0.5",
     ]
     return [
-        "experiment=demo",
+        "experiment=demo_fedavg",
         *SMALL,
         *data,
         "federated.num_rounds=2",
@@ -210,13 +210,13 @@ def test_settings_that_do_not_fit_are_named(keys: Keys, tmp_path: Path) -> None:
     (keys.enrolled / "site-2.pub").rename(tmp_path / "kept")
     try:
         with pytest.raises(ConfigError, match=r"no site-2.pub there"):
-            federation(["experiment=demo", *SMALL], keys, SignedGrid(keys, tmp_path))
+            federation(["experiment=demo_fedavg", *SMALL], keys, SignedGrid(keys, tmp_path))
     finally:
         (tmp_path / "kept").rename(keys.enrolled / "site-2.pub")
     with pytest.raises(ConfigError, match="is not an Ed25519 private key"):
         compose_and_connect = [*with_keys(keys)[:1], f"federated.signing_key={keys.pinned}"]
         keys.pinned.chmod(0o600)
-        config = compose(["experiment=demo", *SMALL, *compose_and_connect])
+        config = compose(["experiment=demo_fedavg", *SMALL, *compose_and_connect])
         Federation(
             StreamingGrid(SignedGrid(keys, tmp_path)),
             config,

@@ -104,7 +104,9 @@ ALTERED: dict[str, Callable[[RecordDict], Any]] = {
     "another job": lambda content: entry(
         "request",
         "job",
-        client_job(compose(["experiment=demo", *SMALL, "client.local_steps=7"])).model_dump_json(),
+        client_job(
+            compose(["experiment=demo_fedavg", *SMALL, "client.local_steps=7"])
+        ).model_dump_json(),
     )(content),
     "round": fields(round=4),
     "attempt": fields(attempt=2),

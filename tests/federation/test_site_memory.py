@@ -88,7 +88,7 @@ def test_two_hundred_messages_have_the_bits_of_fresh_processes_and_take_no_more_
     manifest = tmp_path / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
     small = [
-        "experiment=demo",
+        "experiment=demo_fedavg",
         *SMALL,
         f"data.manifest={manifest}",
         "federated.num_clients=1",

@@ -139,7 +139,12 @@ def test_a_private_round_looks_at_no_sketch() -> None:
 def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return ["experiment=demo", f"data.manifest={manifest}", f"data.root={tone_folder}", *SMALL]
+    return [
+        "experiment=demo_fedavg",
+        f"data.manifest={manifest}",
+        f"data.root={tone_folder}",
+        *SMALL,
+    ]
 
 
 def run(

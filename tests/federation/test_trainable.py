@@ -39,7 +39,7 @@ def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that the runs begin with, of another seed than theirs."""
-    config = compose(["experiment=demo", *TWO_LAYERS])
+    config = compose(["experiment=demo_fedavg", *TWO_LAYERS])
     return RoundStore(tmp_path_factory.mktemp("base") / "checkpoints").save(
         4,
         build_hubert(config.model, seed=7).state_dict(),
@@ -56,7 +56,7 @@ def run(data: list[str], base: Path, tmp_path: Path) -> Run:
         grid = InProcessGrid([{"partition-id": number, "num-partitions": 3} for number in range(3)])
         places = [f"out={tmp_path / name}", f"client.state_dir={tmp_path / state}"]
         config = compose(
-            ["experiment=demo", *data, *TWO_LAYERS, *places, f"init_from={base}", *overrides]
+            ["experiment=demo_fedavg", *data, *TWO_LAYERS, *places, f"init_from={base}", *overrides]
         )
         return run_federation(grid, config), grid
 
@@ -74,7 +74,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def layout_of(trainable: str, **changes: Any) -> ParameterLayout:
-    config = compose(["experiment=demo", *TWO_LAYERS]).model
+    config = compose(["experiment=demo_fedavg", *TWO_LAYERS]).model
     changed = config.model_copy(update={"trainable": trainable, **changes})
     return ParameterLayout.of(build_model(changed, TaskConfig(), 0))
 
@@ -159,7 +159,7 @@ def test_secure_sums_are_of_what_is_trained(run: Run, base: Path) -> None:
 
 
 def test_another_models_part_is_refused_by_name() -> None:
-    config = compose(["experiment=demo", *TWO_LAYERS, "model.trainable=head"]).model
+    config = compose(["experiment=demo_fedavg", *TWO_LAYERS, "model.trainable=head"]).model
     model = build_hubert(config, 0)
     freeze(model, "head")
     part = FrozenPart.of(model)
@@ -184,11 +184,11 @@ def test_another_models_part_is_refused_by_name() -> None:
 @pytest.mark.parametrize("trainable", ["top:0", "top:3", "some", "top:", "adapter"])
 def test_what_cannot_be_trained_is_refused(trainable: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.?.*trainable"):
-        compose(["experiment=demo", *TWO_LAYERS, f"model.trainable={trainable}"])
+        compose(["experiment=demo_fedavg", *TWO_LAYERS, f"model.trainable={trainable}"])
 
 
 def test_what_is_trained_is_no_part_of_a_frozen_models_key() -> None:
-    config = compose(["experiment=demo", *TWO_LAYERS]).model
+    config = compose(["experiment=demo_fedavg", *TWO_LAYERS]).model
     tensors = {"a": torch.ones(2)}
     keys = {
         FrozenPart(config.model_copy(update={"trainable": trainable}), tensors).key

@@ -60,7 +60,7 @@ def command(manifest: Path, tone_folder: Path) -> Callable[..., list[str]]:
             "-m",
             "fedhubert.cli",
             "train",
-            "experiment=demo",
+            "experiment=demo_fedavg",
             *data,
             *SMALL,
             *overrides,

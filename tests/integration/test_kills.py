@@ -18,7 +18,7 @@ from .test_resume import comparable
 
 ROUNDS = 8
 SETTINGS = [
-    "experiment=demo",
+    "experiment=demo_fedavg",
     *SMALL,
     "model.dropout=0.1",
     f"federated.num_rounds={ROUNDS}",

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from .conftest import events
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_demo_learns(seed: int, tmp_path: Path) -> None:
-    """Held-out masked accuracy at least 1.5 times the most frequent cluster's share, loss 0.2 nats below the unigram entropy, both improving."""
+    """A held-out masked accuracy of 0.2, five times the most frequent cluster's share, loss 0.7 nats below the unigram entropy, both improving."""
     if not (sample_folder() / "manifest.csv").is_file():
         pytest.skip("the sample speech is not here: `fedhubert prepare sample`")
     command = [
@@ -38,9 +37,11 @@ def test_the_demo_learns(seed: int, tmp_path: Path) -> None:
     accuracies = [figures["masked_accuracy"] for figures in held_out]
     levels = targets["validation_labels"]
     print(json.dumps({"seed": seed, **levels, "losses": losses, "accuracies": accuracies}))
-    assert accuracies[-1] >= 1.5 * levels["most_frequent_share"]
-    assert losses[-1] <= levels["entropy_nats"] - 0.2
-    assert losses == sorted(losses, reverse=True)
-    noise = 0.001  # a standard deviation of an accuracy near 0.08 over some 50 000 masked frames of correlated speech
-    assert all(later > earlier - noise for earlier, later in pairwise(accuracies))
-    assert all(later > earlier for earlier, later in zip(accuracies, accuracies[2:], strict=False))
+    assert accuracies[-1] >= max(0.2, 4.0 * levels["most_frequent_share"])
+    assert losses[-1] <= levels["entropy_nats"] - 0.7
+    assert (
+        len(accuracies) == 16
+    )  # every 20th of 300 rounds scores the model that it gets, and the end the last
+    # of some 4 000 masked frames each: neighbours may change places, thirds of the run do not
+    for figures in ([-loss for loss in losses], accuracies):
+        assert all(later > earlier for earlier, later in zip(figures, figures[5:], strict=False))

@@ -31,7 +31,12 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     """Three speakers, one client each, by overrides."""
     manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return ["experiment=demo", f"data.manifest={manifest}", f"data.root={tone_folder}", *SMALL]
+    return [
+        "experiment=demo_fedavg",
+        f"data.manifest={manifest}",
+        f"data.root={tone_folder}",
+        *SMALL,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def planned(
 ) -> tuple[Inputs, RunPlan]:
     """RunPlan for a model of 1e6 parameters, whose labels are there already."""
     base = [
-        "experiment=demo",
+        "experiment=demo_fedavg",
         "targets=precomputed",
         "targets.labels=x.km",
         "checkpoint.keep_best=false",
@@ -222,7 +227,7 @@ def test_clients_stop_at_their_time_limit_and_late_ones_are_named() -> None:
 def test_checkpoints_on_disk_are_what_the_store_writes(tmp_path: Path, sets: str) -> None:
     config = compose(
         [
-            "experiment=demo",
+            "experiment=demo_fedavg",
             f"targets.sets={sets}",
             "federated.strategy=FedAdam",
             "checkpoint.every=1",
@@ -259,7 +264,7 @@ def _inputs_like(config: Config, model: torch.nn.Module) -> Inputs:
 
 def test_hours_given_by_number_are_cut_into_the_longest_batches() -> None:
     words = [
-        "experiment=demo",
+        "experiment=demo_fedavg",
         "data.manifest=null",
         "hours_per_client=[1,2,3,4,5]",
         "audio_s_per_s=10",
@@ -282,13 +287,13 @@ def test_hours_given_by_number_are_cut_into_the_longest_batches() -> None:
     assert [share.steps for share in plan(inputs).shares] == [
         8 * 360 * hours for hours in (1, 2, 3, 4, 5)
     ]
-    even, _, _ = read_words(["experiment=demo", "hours=10", "audio_s_per_s=10"])
+    even, _, _ = read_words(["experiment=demo_fedavg", "hours=10", "audio_s_per_s=10"])
     assert {client.train_s for client in even.clients} == {0.8 * 7200.0}
 
 
 def test_a_student_without_its_convolutions_travels_with_its_heads(tmp_path: Path) -> None:
     """The trained parameters are what a real message of the distillation carries."""
-    teacher = compose(["experiment=demo"])
+    teacher = compose(["experiment=demo_fedavg"])
     file = RoundStore(tmp_path).save(
         1,
         build_hubert(teacher.model, 0).state_dict(),
@@ -326,7 +331,7 @@ def test_a_student_without_its_convolutions_travels_with_its_heads(tmp_path: Pat
 
 
 def test_what_is_not_trained_is_planned_once_to_each_site() -> None:
-    words = ["experiment=demo", "hours=5", "audio_s_per_s=10"]
+    words = ["experiment=demo_fedavg", "hours=5", "audio_s_per_s=10"]
     whole, _, _ = read_words(words)
     top, _, _ = read_words([*words, "model.trainable=top:1"])
     assert whole.frozen_bytes == 0 and whole.numel == whole.all_parameters == top.all_parameters
@@ -378,14 +383,14 @@ def test_what_a_strategy_takes_is_planned() -> None:
 )
 def test_what_is_wrong_is_named_with_the_remedy(words: str, named: str) -> None:
     with pytest.raises(ConfigError) as error:
-        read_words(["experiment=demo", *words.split()])
+        read_words(["experiment=demo_fedavg", *words.split()])
     assert named in str(error.value)
 
 
 def test_the_command_prints_a_table_or_json_and_what_it_assumes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["plan", "experiment=demo", "hours=2", "audio_s_per_s=20", "up_mbit_s=10"]
+    words = ["plan", "experiment=demo_fedavg", "hours=2", "audio_s_per_s=20", "up_mbit_s=10"]
     assert main(words) == 0
     table = capsys.readouterr().out
     for part in (

@@ -33,7 +33,7 @@ from . import energy, sign
 ENERGY = ["task.name=energy", "~task.unmasked_weight", "+task.scale=2"]
 SIGN = ["federated.strategy=ToySign", "federated.server_learning_rate=0.01", "client.local_steps=3"]
 RUN = [
-    "experiment=demo",
+    "experiment=demo_fedavg",
     *SMALL,
     "federated.num_rounds=2",
     "federated.client_fraction=1",

@@ -259,7 +259,9 @@ def connecting(overrides: list[str], liar: Any, nodes: int = 5) -> Federation:
     def answer(node: int, task: dict[str, Any]) -> Message | None:
         return liar(node, task) if node == LIAR else described(node, task)  # type: ignore[no-any-return]
 
-    played = Played(["experiment=demo", *FIVE, "federated.connect_timeout_s=1", *overrides], answer)
+    played = Played(
+        ["experiment=demo_fedavg", *FIVE, "federated.connect_timeout_s=1", *overrides], answer
+    )
     played.federation.hosts, played.federation.partitions = {}, {}
     played.grid.nodes = [100 + number for number in range(nodes)]
     return played.federation
@@ -397,7 +399,7 @@ def targets_of(nodes: list[int], liar: Any = None, phase: str = "") -> tuple[Any
         )  # type: ignore[no-any-return]
 
     overrides = [
-        "experiment=demo",
+        "experiment=demo_fedavg",
         *FIVE,
         "federated.round_retries=1",
         "targets.max_iterations=3",

@@ -69,7 +69,9 @@ def start(
         monkeypatch.delenv(name, raising=False)
 
     def run(*overrides: str, out: Path = tmp_path / "run") -> None:
-        engine.train_here(compose(["experiment=demo", *data, *SMALL, f"out={out}", *overrides]))
+        engine.train_here(
+            compose(["experiment=demo_fedavg", *data, *SMALL, f"out={out}", *overrides])
+        )
 
     yield run
 
@@ -155,7 +157,7 @@ def test_changed_settings_and_checkpoints_that_are_there_are_named_before_ray_st
     start: Callable[..., None], data: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    config = compose(["experiment=demo", *data, *SMALL, f"out={out}"])
+    config = compose(["experiment=demo_fedavg", *data, *SMALL, f"out={out}"])
     RoundStore(out / "checkpoints").save(
         1,
         build_model(config.model, config.task, config.seed).state_dict(),

@@ -25,7 +25,7 @@ AnswerT = TypeVar("AnswerT", bound=Answer)
 
 UTTERANCES = 60
 JOB = [
-    "experiment=demo",
+    "experiment=demo_fedavg",
     "model.conv_layers=[[16,10,5],[16,3,2],[16,3,2],[16,3,2],[16,3,2],[16,2,2],[16,2,2]]",
     *(
         "model.embed_dim=32",
