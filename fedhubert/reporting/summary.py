@@ -23,7 +23,8 @@ def validation_by_round(events: list[Event]) -> dict[int, Event]:
 
 def rounds_table(metrics_file: Path) -> Table:
     """Return one row per round: training and validation loss and masked accuracy of the round's
-    model (of a student: its distance to the teacher), clients, seconds. Of many rounds only every
+    model (of a student: its distance to the teacher; of fine-tuning: accuracy, or word error
+    rate), clients, seconds. Of many rounds only every
     n-th, and the last."""
     events = list(read_events(metrics_file))
     validation = validation_by_round(events)
@@ -73,6 +74,10 @@ def second_figure(events: list[Event]) -> tuple[str, str, str]:
     rounds = [event["train"] for event in events if event.get("event") == "round"]
     if any("cosine_distance" in train for train in rounds):
         return "cosine_distance", "cosine distance to the teacher", "dist"
+    if any("accuracy" in train for train in rounds):
+        return "accuracy", "accuracy", "acc"
+    if any("wer" in (event.get("validation") or {}) for event in events):
+        return "wer", "word error rate", "WER"
     return "masked_accuracy", "masked accuracy", "acc"
 
 
@@ -101,6 +106,10 @@ def trend(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, math.fsum(near) / len(near)) for (x, _), near in zip(points, around, strict=True)]
 
 
+_LOSSES = {"masked_accuracy": "masked loss (nats)", "cosine_distance": "distillation loss"}
+"""What the loss is called beside which second figure."""
+
+
 def plot_curves(metrics_file: Path, out: Path) -> None:
     """Draw loss and masked accuracy per round, with the two levels that a model must pass to have
     learned anything: the entropy of the labels' unigram distribution and the share of the most
@@ -115,7 +124,7 @@ def plot_curves(metrics_file: Path, out: Path) -> None:
     validation = sorted(validation_by_round(events).items())
     levels = targets_of(events).get("validation_labels", {})
     second, second_name, _ = second_figure(events)
-    loss_name = "masked loss (nats)" if second == "masked_accuracy" else "distillation loss"
+    loss_name = _LOSSES.get(second, "loss (nats)")
     figure, (loss, accuracy) = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     for axis, key, level, name, line in (
         (loss, "loss", "entropy_nats", loss_name, "unigram entropy"),
