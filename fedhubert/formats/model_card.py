@@ -19,6 +19,7 @@ from fedhubert import __version__
 from fedhubert.errors import ConfigError
 from fedhubert.files import sha256_of
 from fedhubert.formats.hub import HUB
+from fedhubert.formats.huggingface_heads import pipeline_of
 from fedhubert.formats.source import Source
 from fedhubert.formats.sources import BUNDLE
 from fedhubert.models.frames import num_frames
@@ -50,6 +51,12 @@ import fairseq
 
 models, cfg, task = fairseq.checkpoint_utils.load_model_ensemble_and_task(["THIS_FOLDER/hubert_fairseq.pt"])""",
 }
+_TUNED = """\
+from transformers import pipeline
+
+model = pipeline("{pipeline}", "THIS_FOLDER")
+print(model("speech.wav"))  # or an array [samples] at 16 kHz"""
+"""Of a fine-tuned model in HuggingFace's form."""
 _LIBRARY = {
     "huggingface": "transformers",
     "s3prl": "s3prl",
@@ -60,6 +67,9 @@ _TRAINING = (
     "experiment",
     "seed",
     "task.name",
+    "task.labels",
+    "task.vocabulary",
+    "task.freeze_share",
     "targets.kind",
     "targets.source",
     "targets.num_clusters",
@@ -150,7 +160,7 @@ def _front_matter(source: Source, format_name: str, said: Publication) -> Iterat
     """What huggingface_hub's ``ModelCard.load`` reads; a line for each thing that is known."""
     fields = {
         "library_name": _LIBRARY[format_name],
-        "pipeline_tag": "feature-extraction",
+        "pipeline_tag": pipeline_of(source.heads, format_name) or "feature-extraction",
         "license": said.license,
         "language": list(said.languages),
         "base_model": said.base_model or _base_model(source.run),
@@ -178,7 +188,9 @@ def _lines(source: Source, format_name: str, folder: Path) -> Iterator[str]:
     yield from (f"# {config.name}, round {source.round}", "")
     yield f"A HuBERT speech encoder, trained with fedhubert {__version__}, in the {format_name} format. 16 kHz waveforms go in as they are, without"
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
-    yield from ("", "## Loading", "", "```python", *_LOADING[format_name].splitlines(), "```", "")
+    pipeline = pipeline_of(source.heads, format_name)
+    loading = _TUNED.format(pipeline=pipeline) if pipeline else _LOADING[format_name]
+    yield from ("", "## Loading", "", "```python", *loading.splitlines(), "```", "")
     whole = config.conv_norm == "group_norm"
     yield from ("## Padding", "", _PADDING_CHANGES if whole else _PADDING[format_name], "")
     yield from _table("Model", _model_rows(source))
