@@ -11,6 +11,8 @@ from fedhubert.baselines.central import BaselineOptions, train_baseline
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
 from fedhubert.config import Config
+from fedhubert.errors import ConfigError
+from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import incoming
 from fedhubert.formats.round_file import load_checkpoint
@@ -95,6 +97,26 @@ def test_texts_are_learned_and_stay_at_the_site(words: Path, tmp_path: Path) -> 
     assert first["fairness"]["figure"] == "wer" and "wer" not in first["train"]
     said = json.dumps(load_checkpoint(result.checkpoint)["config"]["task"])
     assert "lowmidhg" in said and "Low" not in said
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_vocabulary_is_agreed_on_from_counts_that_pass_suppression(
+    words: Path, tmp_path: Path, secure: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each speaker says low and high three times, and mid twice."""
+    caplog.set_level("INFO", "fedhubert")
+    config = run_of(
+        words, tmp_path / "run", "task=ctc", "task.text_column=text", "task.vocabulary=null",
+        "targets.min_frames=3", "dry_run=true", *(["secure=pairwise"] if secure else []),
+    )  # fmt: skip
+    site._cached_site.cache_clear()
+    incoming._cached = None
+    grid = InProcessGrid([{"partition-id": n, "num-partitions": 3} for n in range(3)])
+    describe_federation(grid, check_models(config))
+    assert grid.kinds["query.characters"] == 3 and "train.round" not in grid.kinds
+    assert "task.vocabulary=ghilow" in caplog.text
+    with pytest.raises(ConfigError, match=r"task\.vocabulary=null"):
+        compose([*RUN, "task=ctc", "task.text_column=text", "task.vocabulary=null"])
 
 
 @pytest.mark.parametrize("task", TASKS)

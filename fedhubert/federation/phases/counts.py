@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.clients import Metrics
+from fedhubert.data.texts import CODES
 from fedhubert.errors import FederationError, FedhubertError
 from fedhubert.federation.roster.bounds import feature_frames, label_frames
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.preflight import check_alike
+from fedhubert.federation.wire.messages.characters import CharacterCounts
 from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
 from fedhubert.federation.wire.messages.targets import LabelCounts, Moments, Seeds, Statistics
 from fedhubert.federation.wire.protocol import Reply
@@ -137,6 +139,7 @@ def sizes_of(federation: Federation, kind: type[Answer], dimension: int = 0) -> 
     targets = federation.config.targets
     clusters, labels = targets.num_clusters, len(targets.label_values)
     sizes: Mapping[type[Answer], dict[str, int]] = {
+        CharacterCounts: {"counts": 8 * CODES},
         Seeds: {"centroids_*": 4 * clusters * dimension, "weights_*": 8 * clusters},
         Statistics: {
             "sums": 8 * clusters * dimension,
