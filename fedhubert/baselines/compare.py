@@ -34,7 +34,7 @@ FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC, TEACHER = (
 )
 SYSTEMS = (FEDERATED, CENTRAL, LOCAL_ONLY, UNTRAINED, MFCC, TEACHER)
 
-_HELD_OUT = ("masked_accuracy", "loss", "cosine_distance")
+_HELD_OUT = ("masked_accuracy", "loss", "cosine_distance", "accuracy", "macro_f1", "wer", "cer")
 _SIZES = ("parameters", "audio_s_per_s")
 
 Train = Callable[[Config], object]

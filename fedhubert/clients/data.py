@@ -200,6 +200,9 @@ class Site:
     def label_source(self, task: MaskedTask, partition: Partition, key: str) -> LabelSource | None:
         """Return a partition's labels as batches take them; None for a ``task`` without any (a site
         outlives tasks: its own job's may be another)."""
+        annotations = self._partitions.annotations
+        if task.annotation and annotations is not None:
+            return LabelSource(annotations.of, None)
         if not task.needs_labels:
             return None
         store = self.labels(partition, key)
@@ -294,7 +297,7 @@ class _DataJob:
     def _key(self) -> tuple[object, ...]:
         job = self.job
         local = (job.client.compile, job.client.device, job.client.state_max_gb)
-        return (job.seed, job.num_clients, job.data, job.targets, job.task.name, *local)
+        return (job.seed, job.num_clients, job.data, job.targets, job.task.of_data, *local)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _DataJob) and self._key == other._key

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from fedhubert.clients.settings import NodeConfig, number_in, own_value
-from fedhubert.config import ClientJob
+from fedhubert.config import ClientJob, MaskedTask
 from fedhubert.config.catalog import rules_for
 from fedhubert.errors import ConfigError
 
@@ -46,7 +46,7 @@ def effective_job(job: ClientJob, node_config: NodeConfig) -> ClientJob:
     if own_value(node_config, "data.manifest"):
         named = own_value(node_config, "targets.label_column")
         changes["targets"]["label_column"] = named if named == job.targets.label_column else None
-    rate_hz = changes["targets"]["label_rate_hz"]
+    rate_hz, task = changes["targets"]["label_rate_hz"], _own_annotation(job, node_config)
     if rate_hz not in _RATES_HZ:
         name = rules_for("targets.label_rate_hz")["site"]
         raise ConfigError(
@@ -54,10 +54,34 @@ def effective_job(job: ClientJob, node_config: NodeConfig) -> ClientJob:
         )
     return job.model_copy(
         update={
+            "task": task,
             "targets": job.targets.model_copy(update=changes["targets"]),
             "client": job.client.model_copy(update=changes["client"]),
         }
     )
+
+
+def _own_annotation(job: ClientJob, node_config: NodeConfig) -> MaskedTask:
+    """Return the task with the column of labels that the site itself names.
+
+    Raises:
+        ConfigError: it has a manifest of its own and names none: a server could learn from any
+            column otherwise, and score by it who is in the audio.
+    """
+    if job.task.annotation is None:
+        return job.task
+    name, _ = job.task.annotation
+    key, named = f"task.{name}", own_value(node_config, f"task.{name}")
+    if named:
+        return job.task.model_copy(update={name: named})
+    if own_value(node_config, "data.manifest"):
+        site = rules_for(key)["site"]
+        raise ConfigError(
+            f"task={job.task.name} learns from labels, and this site has not named the column of its manifest that they may come from: "
+            f"{site}=COLUMN in the node's configuration (fedhubert site --set {site}=COLUMN)",
+            setting=key,
+        )
+    return job.task
 
 
 def _value(key: str, servers: str | int | float | None, node_config: NodeConfig) -> JsonValue:

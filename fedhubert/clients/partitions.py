@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from fedhubert.clients.settings import SiteSettings
 from fedhubert.config import ClientJob
+from fedhubert.data.annotated import Annotations
 from fedhubert.data.batching import BatchPlan
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.partition import Rows, partition_rows, split_rows
@@ -39,6 +42,13 @@ class Partitions:
         self._job, self._settings, self._manifest = job, settings, manifest
         self._partitions: dict[int, Partition] = {}
         self._rows: Sequence[Rows] | None = None
+        self._spec = spec_of(job.task)
+
+    @cached_property
+    def annotations(self) -> Annotations | None:
+        """What was said of each utterance, for a task that learns from it; raises what
+        :meth:`~fedhubert.objectives.spec.ObjectiveSpec.annotations` does."""
+        return self._spec.annotations(self._manifest, self._job.data)
 
     @property
     def hosts_all(self) -> bool:
@@ -70,13 +80,13 @@ class Partitions:
             number,
             files=self._manifest.file_names(rows),
         )
-        fixed = spec_of(job.task).fixed_crops
+        fixed, whole = self._spec.fixed_crops, self._spec.whole_utterances
         few = job.client.compile  # every length is compiled
         train_plan = BatchPlan(
-            lengths, train, data, job.seed, number, fixed_crops=fixed, few_lengths=few
+            lengths, train, data, job.seed, number, "train", fixed, few_lengths=few, whole=whole
         )
         validation_plan = BatchPlan(
-            lengths, validation, data, job.seed, number, purpose="validation", fixed_crops=fixed
+            lengths, validation, data, job.seed, number, "validation", fixed, whole=whole
         )
         left_out = LeftOut(self._manifest, rows, data.max_unreadable)
         return Partition(number, train, validation, train_plan, validation_plan, left_out)
@@ -98,12 +108,26 @@ class Partitions:
         """Rows long enough to train on: left out before splitting, so that no split consists of
         them alone."""
         shortest = self._job.data.min_seconds * self._job.data.sample_rate_hz
-        rows = np.flatnonzero(
-            self._manifest.lengths(self._job.data.sample_rate_hz) >= shortest
-        ).astype(np.int64)
+        usable = self._manifest.lengths(self._job.data.sample_rate_hz) >= shortest
+        if self.annotations is not None:
+            usable &= self._said(self.annotations)
+        rows = np.flatnonzero(usable).astype(np.int64)
         if not len(rows):
             raise DataError(
                 f"{self._settings.manifest}: none of {len(self._manifest)} utterances is at least {self._job.data.min_seconds} s long",
                 setting="data.min_seconds",
             )
         return rows
+
+    def _said(self, annotations: Annotations) -> npt.NDArray[np.bool_]:
+        """Return which rows have a label that can be learned; raises :class:`DataError` where none
+        has."""
+        annotation = self._job.task.annotation
+        key, column = annotation or ("", None)
+        if not annotations.usable.any():
+            raise DataError(
+                f"{self._settings.manifest}: none of {len(self._manifest)} utterances has anything in the column {column} that "
+                f"task={self._job.task.name} can learn",
+                setting=f"task.{key}",
+            )
+        return annotations.usable

@@ -16,6 +16,9 @@ from fedhubert.clients.data import Site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.samples import Features
 from fedhubert.config.target_sets import of_set
+from fedhubert.data.annotated import annotation_column
+from fedhubert.data.texts import character_counts
+from fedhubert.errors import ConfigError
 from fedhubert.seeding import generator
 from fedhubert.targets import kmeans
 from fedhubert.targets.agreement import contingency
@@ -89,6 +92,27 @@ def _seen(site: Site, partition: Partition, extractor: str) -> tuple[Features, C
         return features, None, len(features)
     means, sizes = site.fitting_groups(partition, extractor)
     return means, sizes, int(sizes.sum())
+
+
+def characters(site: Site, partition: Partition) -> tuple[Counts, Metrics]:
+    """Count the characters of a partition's transcripts by code point [65536], without those of too
+    few; ``characters`` counts all.
+
+    A site's own transcripts are counted all of them, whatever the split, the seed and
+    ``data.min_seconds`` are: two counts that differ by an utterance would tell it.
+
+    Raises:
+        ConfigError, DataError: the task writes nothing, or there is no such column.
+    """
+    task, manifest = site.job.task, site.manifest
+    if task.annotation is None or (task.outputs or ("",))[0] != "vocabulary":
+        raise ConfigError(f"task={task.name} has no vocabulary", setting="task.name")
+    texts = annotation_column(manifest, *task.annotation)
+    rows = range(len(manifest)) if site.settings.own_data else partition.rows.tolist()
+    counts = character_counts(texts[row] for row in rows)
+    total = int(counts.sum())
+    counts[suppression(counts, site.job.targets.min_frames)] = 0
+    return counts, {"characters": total}
 
 
 def label_counts(site: Site, partition: Partition, store: LabelStore) -> dict[str, Counts]:

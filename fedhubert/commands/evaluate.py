@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedhubert.evaluation.checkpoint import Probing
+    from fedhubert.evaluation.finetuned import TunedScore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="where its paths start (default: its own folder)"
+    )
+    tuned = parser.add_mutually_exclusive_group()
+    tuned.add_argument(
+        "--text-column",
+        metavar="NAME",
+        help="of a run with task=ctc: word and character error rates against this column, and no probes",
+    )
+    tuned.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="of a run with task=classify: accuracy and macro F1 against this column, and no probes",
     )
     add_annotation_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
@@ -149,21 +161,36 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the flags say, print tables; returns 0."""
     from fedhubert import live
-    from fedhubert.commands.evaluation_tables import print_results
+    from fedhubert.commands.evaluation_tables import print_results, print_tuned
     from fedhubert.data.corpora import cache_folder
     from fedhubert.evaluation.checkpoint import evaluate_checkpoint, write_results
     from fedhubert.reporting.console import log_to_terminal, output_console
 
     log_to_terminal()
-    probing = probing_of(args)
-    with live.libraries_write_to(cache_folder() / "evaluate.log"):
-        results = evaluate_checkpoint(args.checkpoint, probing)
     output = output_console(110)
-    print_results(output, results)
+    with live.libraries_write_to(cache_folder() / "evaluate.log"):
+        if args.text_column or args.label_column:
+            score = _tuned_score(args)
+            results = score.as_plain()
+            print_tuned(output, score)
+        else:
+            results = evaluate_checkpoint(args.checkpoint, probing_of(args))
+            print_results(output, results)
     if args.out:
         write_results(args.out, results)
         output.print(f"results: {args.out}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _tuned_score(args: argparse.Namespace) -> "TunedScore":
+    from fedhubert.data.manifest import Manifest
+    from fedhubert.evaluation.finetuned import finetuned_score
+    from fedhubert.training.device import resolve_device
+
+    key = "text_column" if args.text_column else "label_column"
+    column = args.text_column or args.label_column
+    manifest, device = Manifest.read(args.manifest, args.root), resolve_device(args.device)
+    return finetuned_score(Path(args.checkpoint), manifest, key, column, device, args.seed)
 
 
 def probing_of(args: argparse.Namespace) -> "Probing":

@@ -1,10 +1,37 @@
 """What ``fedhubert evaluate`` has found, as tables."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from fedhubert.evaluation.finetuned import TunedScore
+
+
+def print_tuned(console: Console, score: TunedScore) -> None:
+    """Print the figures of a fine-tuned model, and what it took for what."""
+    title = (
+        f"task={score.task}: {score.utterances} utterances of {score.speakers} speakers "
+        f"({score.left_out} without a label that was trained), loss {score.loss:.4f} nats"
+    )
+    table = Table(title=title)
+    for head in ("figure", "value", "95 % over speakers"):
+        table.add_column(head, justify="left" if head == "figure" else "right")
+    for name, figure in score.figures.items():
+        bounds = "{:.3f} to {:.3f}".format(*figure.interval) if figure.interval else ""
+        table.add_row(name.replace("_", " "), f"{figure.value:.4f}", bounds)
+    console.print(table)
+    if score.confusion is not None:
+        counts = Table(title="Said (rows) and heard")
+        for head in ("", *score.labels):
+            counts.add_column(head, justify="right")
+        for label, row in zip(score.labels, score.confusion, strict=True):
+            counts.add_row(label, *map(str, row))
+        console.print(counts)
 
 
 def print_results(console: Console, results: Mapping[str, Any]) -> None:

@@ -92,6 +92,7 @@ def _format_name(name: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Export as the flags say, print what was written and how to load it; returns 0."""
     from fedhubert.formats.export import export
+    from fedhubert.formats.huggingface_heads import pipeline_of
     from fedhubert.formats.model_card import Publication
     from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 
@@ -112,7 +113,8 @@ def run(args: argparse.Namespace) -> int:
     unsaid = [flag for flag in ("license", "language") if not getattr(args, flag)]
     if unsaid:
         print(f"the model card does not say: {', '.join(f'--{flag}' for flag in unsaid)}")
-    print(f"load it with {loading(args.format, out)}")
+    pipeline = pipeline_of(checkpoint["model"], args.format)
+    print(f"load it with {loading(args.format, out, pipeline)}")
     return 0
 
 

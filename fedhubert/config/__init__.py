@@ -10,25 +10,30 @@ from fedhubert.config.base import from_json, validate
 from fedhubert.config.client import ClientConfig, FaultsConfig
 from fedhubert.config.data import DataConfig, PartitionConfig
 from fedhubert.config.federated import FederatedConfig
+from fedhubert.config.finetune import ClassifyConfig, CtcConfig, FineTuneTask
 from fedhubert.config.job import ClientJob, ClientTerms, job_with
+from fedhubert.config.masked import MaskedTask
 from fedhubert.config.model import NUM_SPECIAL_ROWS, ModelConfig
 from fedhubert.config.recipe import PLACEHOLDER, Recipe, Stage
 from fedhubert.config.run import Config
 from fedhubert.config.secure import SecureConfig
 from fedhubert.config.targets import TargetsConfig
-from fedhubert.config.task import DistillConfig, MaskedTask, ObjectivesConfig, Task, TaskConfig
+from fedhubert.config.task import DistillConfig, ObjectivesConfig, Task, TaskConfig
 
 __all__ = [
     "NUM_SPECIAL_ROWS",
     "PLACEHOLDER",
+    "ClassifyConfig",
     "ClientConfig",
     "ClientJob",
     "ClientTerms",
     "Config",
+    "CtcConfig",
     "DataConfig",
     "DistillConfig",
     "FaultsConfig",
     "FederatedConfig",
+    "FineTuneTask",
     "MaskedTask",
     "ModelConfig",
     "ObjectivesConfig",

@@ -18,7 +18,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
-TASKS = ("pretrain", "distill")
+TASKS = ("pretrain", "distill", "classify", "ctc")
 
 
 class Model(BaseModel):

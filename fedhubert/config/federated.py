@@ -31,7 +31,7 @@ class EarlyStoppingConfig(Model):
     """When a run ends before its last round: no improvement by ``min_delta`` over ``patience``
     rounds; off without a patience."""
 
-    monitor: Literal["loss", "masked_accuracy"] = "loss"
+    monitor: Literal["loss", "masked_accuracy", "accuracy", "macro_f1", "wer", "cer"] = "loss"
     """Figure on the clients' validation splits that has to improve."""
 
     over: Literal["frames", "clients"] = "frames"

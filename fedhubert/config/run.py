@@ -109,8 +109,8 @@ class Config(Model):
     """The encoder and its head: ``model=NAME`` chooses sizes, which are all in ``conf/model``."""
 
     task: Task = TaskConfig()
-    """What is learned: ``task=pretrain`` (masked prediction) or ``task=distill`` (a teacher's
-    outputs)."""
+    """What is learned: ``task=pretrain`` (masked prediction), ``distill`` (a teacher's outputs),
+    ``classify`` (labels of utterances) or ``ctc`` (transcripts)."""
 
     targets: TargetsConfig = key(TargetsConfig(), fork=["labels"])
     """Where the pseudo-labels come from: ``targets=kmeans``, ``layer`` or ``precomputed``."""
@@ -174,6 +174,7 @@ class Config(Model):
     @model_validator(mode="after")
     def _model_fits_its_task(self) -> Self:
         self.task.check_model(self.model, self.init_from)
+        self.task.check_run(self.client.compile, self.privacy.enabled, not self.dry_run)
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What is learned: masked prediction, or a teacher's outputs."""
+"""What is learned: masked prediction, a teacher's outputs, or what people said of utterances."""
 
 from __future__ import annotations
 
@@ -7,59 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SerializeAsAny, WrapValidator, model_validator
 
 from fedhubert.config import elsewhere
-from fedhubert.config.base import Model, NonNegative, Positive, PositiveFraction, PositiveInt
+from fedhubert.config.base import Model, NonNegative, Positive, PositiveInt
+from fedhubert.config.finetune import ClassifyConfig, CtcConfig
 from fedhubert.config.keys import key
+from fedhubert.config.masked import MaskedTask
 from fedhubert.config.model import ModelConfig
-
-
-class MaskedTask(Model):
-    """What every task has: which frames are hidden, and the penalty on the convolutions' power."""
-
-    name: str
-    """The task."""
-
-    mask_probability: PositiveFraction = 0.8
-    """Share of the frames in masked spans, before spans overlap; the recipe's. Less for small
-    models."""
-
-    mask_probability_start: PositiveFraction | None = None
-    """``mask_probability`` at the run's beginning; it then moves over the rounds to that. null: the
-    same all along. Small models learn sounds sooner from 0.2 on to 0.65."""
-
-    mask_length_frames: PositiveInt = key(10, unit="frames of 20 ms")
-    """Length of a masked span."""
-
-    min_masks: PositiveInt = key(2, unit="spans")
-    """Masked spans of an utterance at least."""
-
-    feature_penalty: NonNegative = 10.0
-    """Weight of the mean square of the convolutions' outputs; the recipe's 10 silences those of
-    tiny models. In task=distill only with pseudo_labels, unless the convolutions are frozen."""
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether pseudo-labels are predicted."""
-        return True
-
-    @property
-    def hides_frames(self) -> bool:
-        """Whether the model sees masked frames, which is what trains the mask embedding."""
-        return True
-
-    @property
-    def predicts_masked(self) -> bool:
-        """Whether an objective scores masked frames by the masked-prediction head, which is what
-        trains it."""
-        return self.needs_labels
-
-    @property
-    def weight_of_unmasked(self) -> float:
-        """What a frame that is not masked counts beside a masked one, in masked prediction."""
-        return 0.0
-
-    def check_model(self, model: ModelConfig, init_from: str | None) -> None:
-        """Raise ``ValueError`` for a model, or a start from other weights, that does not go with
-        the task."""
 
 
 class TaskConfig(MaskedTask):
@@ -230,7 +182,7 @@ class DistillConfig(MaskedTask):
 
 
 Task = Annotated[
-    TaskConfig | DistillConfig,
+    TaskConfig | DistillConfig | ClassifyConfig | CtcConfig,
     Field(discriminator="name"),
     WrapValidator(elsewhere.task),
     SerializeAsAny(),

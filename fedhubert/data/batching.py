@@ -7,15 +7,16 @@ in it, and a run goes on at any position without replaying what came before.
 """
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from fedhubert.config import DataConfig
+from fedhubert.data.buckets import batch_edges, bucket_edges, one_of_few
 from fedhubert.errors import DataError
 from fedhubert.models.masking import FramePlaces
 from fedhubert.seeding import generator
@@ -27,9 +28,13 @@ FRAME_SAMPLES, RECEPTIVE_SAMPLES = 320, 400
 ENOUGH_HEARD = 0.9
 """An epoch should hear this share of the audio."""
 
-_BUCKET_RATIO = 1.15
-"""Longest over shortest utterance of a bucket: at most this much of an uncropped utterance is cut
-off to match its batch."""
+
+class Utterance(NamedTuple):
+    """A row of a batch of whole utterances: its samples, after which zeros follow, and what is to
+    be said of it, as numbers."""
+
+    num_samples: int
+    labels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Batch:
     None) and masks [B, T].
 
     ``known_places`` are the mask's, if they have been worked out already (see :attr:`places`).
+    ``utterances`` [B]: of a batch of whole utterances; None for crops of equal length.
     """
 
     waveforms_BN: torch.Tensor
@@ -45,6 +51,7 @@ class Batch:
     mask_BT: torch.Tensor
     position: int
     known_places: FramePlaces | None = None
+    utterances: tuple[Utterance, ...] | None = None
 
     @property
     def num_frames(self) -> int:
@@ -54,6 +61,8 @@ class Batch:
     @property
     def audio_s(self) -> float:
         """Seconds of audio of all utterances."""
+        if self.utterances is not None:
+            return sum(each.num_samples for each in self.utterances) / SAMPLE_RATE_HZ
         return self.waveforms_BN.numel() / SAMPLE_RATE_HZ
 
     @cached_property
@@ -80,7 +89,13 @@ class Batch:
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         labels = None if self.labels_BT is None else change(self.labels_BT)
         places = FramePlaces(*map(change, self.places))
-        return Batch(change(self.waveforms_BN), labels, change(self.mask_BT), self.position, places)
+        return replace(
+            self,
+            waveforms_BN=change(self.waveforms_BN),
+            labels_BT=labels,
+            mask_BT=change(self.mask_BT),
+            known_places=places,
+        )
 
     def split(self, parts: int) -> list["Batch"]:
         """Return the batch cut along utterances into at most ``parts`` pieces of (nearly) equal
@@ -89,19 +104,33 @@ class Batch:
             return [self]
         waveforms, masks = self.waveforms_BN.chunk(parts), self.mask_BT.chunk(parts)
         labels = [None] * len(masks) if self.labels_BT is None else self.labels_BT.chunk(parts)
+        ends = np.cumsum([len(mask) for mask in masks])
+        whole = self.utterances
+        said = [whole and whole[end - len(m) : end] for end, m in zip(ends, masks, strict=True)]
         return [
-            Batch(*piece, self.position) for piece in zip(waveforms, labels, masks, strict=True)
+            Batch(*piece, self.position, None, utterances)
+            for piece, utterances in zip(
+                zip(waveforms, labels, masks, strict=True), said, strict=True
+            )
         ]
 
 
 @dataclass(frozen=True)
 class BatchSpec:
     """Manifest rows of a batch, first sample of each crop (multiples of 320) and the crops' common
-    length, in samples at 16 kHz."""
+    length, in samples at 16 kHz; ``lengths``: each one's own, which differ, of whole
+    utterances."""
 
     rows: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
     num_samples: int
+    lengths: npt.NDArray[np.int64] | None = None
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of audio of all crops."""
+        samples = len(self.rows) * self.num_samples if self.lengths is None else self.lengths.sum()
+        return float(samples) / SAMPLE_RATE_HZ
 
 
 class BatchPlan:
@@ -118,6 +147,8 @@ class BatchPlan:
             shortest of its bucket.
         few_lengths: Crops have one of a few lengths, the same for all clients: ``data.max_seconds``
             and its quotients by powers of 1.15.
+        whole: Utterances are heard from beginning to end; of those above ``data.max_seconds`` a
+            crop of that length.
 
     Utterances are sorted by length, cut into buckets of similar length, and buckets into batches of
     at most ``data.batch_seconds``; these cuts never move. Each epoch shuffles utterances inside
@@ -137,6 +168,7 @@ class BatchPlan:
         purpose: str = "train",
         fixed_crops: bool = False,
         few_lengths: bool = False,
+        whole: bool = False,
     ) -> None:
         self.seed, self.partition, self.purpose = seed, partition, purpose
         rate = data.sample_rate_hz
@@ -155,14 +187,14 @@ class BatchPlan:
         """Rows in use, by length."""
         self._lengths = lengths[self.rows]
         clipped = np.minimum(self._lengths, self._longest)
-        cut = _one_of_few(clipped, self._longest) if few_lengths else clipped
-        self._buckets = np.flatnonzero(np.diff(cut)) + 1 if few_lengths else _bucket_edges(clipped)
-        self._batches = _batch_edges(clipped, self._buckets, round(data.batch_seconds * rate))
+        cut = one_of_few(clipped, self._longest) if few_lengths else clipped
+        self._buckets = np.flatnonzero(np.diff(cut)) + 1 if few_lengths else bucket_edges(clipped)
+        self._batches = batch_edges(clipped, self._buckets, round(data.batch_seconds * rate))
         first_of_bucket = np.array([0, *self._buckets])[
             np.searchsorted(self._buckets, self._batches[:-1], side="right")
         ]
         self._crop_lengths = cut[first_of_bucket] if fixed_crops or few_lengths else None
-        self._fixed_starts = fixed_crops
+        self._fixed_starts, self.whole = fixed_crops, whole
         self._cached: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
     @property
@@ -183,7 +215,8 @@ class BatchPlan:
         members = places[self._batches[number] : self._batches[number + 1]]
         lengths = self._lengths[members]
         rows = self.rows[members]
-        common = min(int(lengths.min()), self._longest)
+        own = np.minimum(lengths, self._longest) if self.whole else None
+        common = min(int(lengths.min()), self._longest) if own is None else int(own.max())
         num_samples = common if self._crop_lengths is None else int(self._crop_lengths[number])
         if self._fixed_starts:
             rooms = ((lengths - num_samples) // FRAME_SAMPLES).tolist()
@@ -191,28 +224,42 @@ class BatchPlan:
                 self._fixed_start(row, room) for row, room in zip(rows.tolist(), rooms, strict=True)
             ]
             return BatchSpec(rows, np.array(starts, np.int64) * FRAME_SAMPLES, num_samples)
-        room_frames = (lengths - num_samples) // FRAME_SAMPLES
+        room_frames = (lengths - (num_samples if own is None else own)) // FRAME_SAMPLES
         rng = generator(self.seed, f"{self.purpose}/crop", self.partition, position)
-        return BatchSpec(rows, rng.integers(0, room_frames + 1) * FRAME_SAMPLES, num_samples)
+        first = rng.integers(0, room_frames + 1) * FRAME_SAMPLES
+        return BatchSpec(rows, first, num_samples, own)
 
     def audio_s(self, positions: range) -> float:
         """Return the seconds of audio in the batches at ``positions``, without reading any."""
         count, samples = self.num_batches, 0
         for epoch in range(positions.start // count, -(-positions.stop // count)):
             places, batch_order = self._epoch(epoch)
-            shortest = np.minimum.reduceat(self._lengths[places], self._batches[:-1])
-            lengths = (
-                np.minimum(shortest, self._longest)
-                if self._crop_lengths is None
-                else self._crop_lengths
-            )
-            in_order = (lengths * np.diff(self._batches))[batch_order]
+            in_order = self._samples(self._lengths[places])[batch_order]
             samples += int(
                 in_order[
                     max(0, positions.start - epoch * count) : positions.stop - epoch * count
                 ].sum()
             )
         return samples / SAMPLE_RATE_HZ
+
+    def length(self, row: int) -> int:
+        """Return how many samples are heard of ``row``, which is of the plan, where it is heard
+        whole."""
+        place = int(np.flatnonzero(self.rows == row)[0])
+        return min(int(self._lengths[place]), self._longest)
+
+    def _samples(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the samples heard of each batch of an epoch that has utterances of these lengths
+        in its places."""
+        if self.whole:
+            return np.add.reduceat(np.minimum(lengths, self._longest), self._batches[:-1])
+        shortest = np.minimum.reduceat(lengths, self._batches[:-1])
+        crops = (
+            np.minimum(shortest, self._longest)
+            if self._crop_lengths is None
+            else self._crop_lengths
+        )
+        return crops * np.diff(self._batches)
 
     def stand_in(self, row: int, num_samples: int, left_out: Container[int]) -> tuple[int, int]:
         """Return an utterance of the plan for the place of ``row``, which cannot be read, and how
@@ -257,34 +304,3 @@ def heard_share(lengths: npt.NDArray[np.int64], data: DataConfig) -> float:
     except DataError:
         return 0.0
     return plan.audio_s(plan.first(0)) * SAMPLE_RATE_HZ / max(1, int(lengths.sum()))
-
-
-def _bucket_edges(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return where in the sorted ``lengths`` each bucket after the first begins."""
-    bucket = np.floor(np.log(lengths / lengths[0]) / np.log(_BUCKET_RATIO) + 1e-9).astype(np.int64)
-    return np.flatnonzero(np.diff(bucket)) + 1
-
-
-def _one_of_few(lengths: npt.NDArray[np.int64], longest: int) -> npt.NDArray[np.int64]:
-    """Return for each length the largest of ``longest`` / ``_BUCKET_RATIO`` ** k, k = 0, 1, ...,
-    that is not above it."""
-    power = np.ceil(np.log(longest / lengths) / np.log(_BUCKET_RATIO) - 1e-9)
-    cut: npt.NDArray[np.int64] = np.minimum(
-        np.floor(longest / _BUCKET_RATIO**power).astype(np.int64), lengths
-    )
-    return cut
-
-
-def _batch_edges(
-    lengths: npt.NDArray[np.int64], buckets: npt.NDArray[np.int64], budget: int
-) -> npt.NDArray[np.int64]:
-    """Return the places where batches begin, and the end: every batch lies in one bucket and fits
-    the budget at its longest crop."""
-    edges = [0]
-    bounds = [0, *buckets.tolist(), len(lengths)]
-    for begin, end in pairwise(bounds):
-        per_batch = max(1, int(budget // lengths[end - 1]))
-        count = -(-(end - begin) // per_batch)
-        # even sizes: no tiny last batch
-        edges += [begin + (end - begin) * (number + 1) // count for number in range(count)]
-    return np.array(edges, dtype=np.int64)

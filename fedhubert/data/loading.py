@@ -11,7 +11,14 @@ import numpy.typing as npt
 import torch
 
 from fedhubert.config import DataConfig, MaskedTask
-from fedhubert.data.batching import FRAME_SAMPLES, SAMPLE_RATE_HZ, Batch, BatchPlan, BatchSpec
+from fedhubert.data.batching import (
+    FRAME_SAMPLES,
+    SAMPLE_RATE_HZ,
+    Batch,
+    BatchPlan,
+    BatchSpec,
+    Utterance,
+)
 from fedhubert.data.manifest import Manifest
 from fedhubert.data.threads import map_in_order
 from fedhubert.data.unreadable import LeftOut
@@ -27,11 +34,11 @@ last label is repeated."""
 
 @dataclass(frozen=True)
 class LabelSource:
-    """Pseudo-labels by manifest row: ``of(row)`` gives cluster ids [F] at ``rate_hz`` (50 or 100),
-    or [F, S] of several sets."""
+    """Labels by manifest row: ``of(row)`` gives cluster ids [F] at ``rate_hz`` (50 or 100), or
+    [F, S] of several sets; without a rate, what is said of the utterance as a whole."""
 
     of: Callable[[int], npt.NDArray[np.integer]]
-    rate_hz: int
+    rate_hz: int | None
 
 
 def mask_spec(task: MaskedTask, progress: float = 1.0) -> MaskSpec:
@@ -106,6 +113,8 @@ class _Builder:
         self.stop = threading.Event()
 
     def build(self, position: int, spec: BatchSpec) -> Batch:
+        if spec.lengths is not None:
+            return self._whole(position, spec)
         frames = num_frames(spec.num_samples)
         waveforms = np.empty((len(spec.rows), spec.num_samples), np.float32)
         ids: list[npt.NDArray[np.integer]] = []
@@ -122,15 +131,46 @@ class _Builder:
             except Exception as error:
                 error.add_note(f"utterance: {self.manifest.paths[row]}")
                 raise
-        # Drawn anew at every position. A validation split is always read from position 0 on: the
-        # same crops and masks every round.
-        rng = generator(self.plan.seed, f"{self.plan.purpose}/mask", self.plan.partition, position)
-        masks = torch.from_numpy(span_mask(len(spec.rows), frames, self.mask, rng))
         return Batch(
             torch.from_numpy(waveforms),
             torch.from_numpy(np.stack(ids).astype(np.int64)) if ids else None,
-            masks,
+            self._masks(position, len(spec.rows), frames),
             position,
+        )
+
+    def _masks(self, position: int, rows: int, frames: int) -> torch.Tensor:
+        """Return masks [rows, frames], drawn anew at every position. A validation split is always
+        read from position 0 on: the same crops and masks every round."""
+        rng = generator(self.plan.seed, f"{self.plan.purpose}/mask", self.plan.partition, position)
+        return torch.from_numpy(span_mask(rows, frames, self.mask, rng))
+
+    def _whole(self, position: int, spec: BatchSpec) -> Batch:
+        """Return a batch of whole utterances, with zeros behind the shorter ones."""
+        assert spec.lengths is not None and self.labels is not None
+        heard: list[npt.NDArray[np.float32]] = []
+        utterances: list[Utterance] = []
+        asked = zip(spec.rows.tolist(), spec.starts.tolist(), spec.lengths.tolist(), strict=True)
+        for row, start, num_samples in asked:
+            if self.stop.is_set():
+                raise CancelledError
+            try:
+                row, _, waveform = self._heard(row, start, num_samples)
+                said = tuple(map(int, self.labels.of(row)))
+            except Exception as error:
+                error.add_note(f"utterance: {self.manifest.paths[row]}")
+                raise
+            heard.append(waveform)
+            utterances.append(Utterance(len(waveform), said))
+        waveforms = np.zeros((len(heard), max(map(len, heard))), np.float32)
+        for index, waveform in enumerate(heard):
+            waveforms[index, : len(waveform)] = waveform
+        frames = num_frames(waveforms.shape[1])
+        return Batch(
+            torch.from_numpy(waveforms),
+            None,
+            self._masks(position, len(heard), frames),
+            position,
+            utterances=tuple(utterances),
         )
 
     def _heard(
@@ -153,7 +193,9 @@ class _Builder:
                 if left_out is None:
                     raise
                 left_out.note(row, error)
-        other, room = self.plan.stand_in(row, num_samples, left_out)
+        other, room = self.plan.stand_in(row, 0 if self.plan.whole else num_samples, left_out)
+        if self.plan.whole:
+            return self._heard(other, 0, self.plan.length(other))
         return self._heard(other, min(start, room // FRAME_SAMPLES * FRAME_SAMPLES), num_samples)
 
 
@@ -162,6 +204,7 @@ def _crop_labels(
 ) -> npt.NDArray[np.integer]:
     """Cut a crop's labels: model frame t of a crop that starts at sample s has label (s / 320 + t)
     * rate / 50."""
+    assert labels.rate_hz is not None
     step = labels.rate_hz * FRAME_SAMPLES // SAMPLE_RATE_HZ
     first = start // FRAME_SAMPLES * step
     cut = labels.of(row)[first : first + (frames - 1) * step + 1 : step]

@@ -23,9 +23,12 @@ PROGRAMS = {
 """The same of exports that run by themselves: they have no weights to go on training from."""
 
 
-def loading(format_name: str, out: Path) -> str:
-    """Return the Python that loads an export from its folder, whatever is in the folder's name."""
+def loading(format_name: str, out: Path, pipeline: str = "") -> str:
+    """Return the Python that loads an export from its folder, whatever is in the folder's name;
+    ``pipeline``: HuggingFace's name of what a fine-tuned model does."""
     code, file = (FORMATS | PROGRAMS)[format_name]
+    if pipeline:
+        code = f'transformers.pipeline("{pipeline}", {{}})'
     return code.format(json.dumps(str(out / file), ensure_ascii=False))
 
 

@@ -1,4 +1,5 @@
-"""Export to a HuggingFace folder that ``transformers.HubertModel.from_pretrained`` loads."""
+"""Export to a HuggingFace folder that ``transformers.HubertModel.from_pretrained`` loads; of a
+fine-tuned model one that ``transformers.pipeline`` takes."""
 
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from fedhubert.config import ModelConfig
+from fedhubert.formats.huggingface_heads import head_of
 from fedhubert.formats.naming import HEAD, HUGGINGFACE, exported
 from fedhubert.formats.source import Source
 
@@ -16,7 +18,7 @@ def write_huggingface(source: Source, folder: Path) -> None:
     folder.
 
     The encoder and the mask embedding are exported; the masked-prediction head has no place in
-    ``HubertModel``.
+    ``HubertModel``. A fine-tuned model brings its head, and of ``task=ctc`` its tokenizer.
 
     Raises:
         CheckpointError: the weights have a tensor that is no part of HuBERT.
@@ -25,11 +27,20 @@ def write_huggingface(source: Source, folder: Path) -> None:
         name: tensor.contiguous()
         for name, tensor in exported(source.state, HUGGINGFACE, without=(HEAD,)).items()
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     # with a mask probability above 0, HuggingFace's model has the mask embedding
-    masked = {"mask_time_prob": 0.05 if "masked_spec_embed" in tensors else 0.0}
-    _write_json(folder / "config.json", _model_json(source.config) | masked)
-    _write_json(folder / "preprocessor_config.json", _preprocessor_json())
+    values = _model_json(source.config) | {
+        "mask_time_prob": 0.05 if "masked_spec_embed" in tensors else 0.0
+    }
+    head, files = head_of(source.heads), {"preprocessor_config.json": _preprocessor_json()}
+    if head is not None:
+        tensors = {f"hubert.{name}": tensor for name, tensor in tensors.items()}
+        tensors |= head.tensors(source.heads)
+        values |= {"architectures": [head.architecture]}
+        values |= head.settings(source.run["task"], source.config)
+        files |= {name: dict(held) for name, held in head.files(source.run["task"]).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, held in {"config.json": values, **files}.items():
+        _write_json(folder / name, held)
 
 
 def _model_json(config: ModelConfig) -> dict[str, Any]:
@@ -83,4 +94,4 @@ def _preprocessor_json() -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

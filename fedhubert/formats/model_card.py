@@ -20,6 +20,7 @@ from fedhubert.errors import ConfigError
 from fedhubert.files import sha256_of
 from fedhubert.formats import PROGRAMS
 from fedhubert.formats.hub import HUB
+from fedhubert.formats.huggingface_heads import pipeline_of
 from fedhubert.formats.source import Source
 from fedhubert.formats.sources import BUNDLE
 from fedhubert.models.frames import num_frames
@@ -62,6 +63,12 @@ import torch
 program = torch.export.load("THIS_FOLDER/model.pt2").module()
 layers = program(waveforms)  # waveforms: [batch, samples] at 16 kHz""",
 }
+_TUNED = """\
+from transformers import pipeline
+
+model = pipeline("{pipeline}", "THIS_FOLDER")
+print(model("speech.wav"))  # or an array [samples] at 16 kHz"""
+"""Of a fine-tuned model in HuggingFace's form."""
 _LIBRARY = {
     "huggingface": "transformers",
     "s3prl": "s3prl",
@@ -74,6 +81,9 @@ _TRAINING = (
     "experiment",
     "seed",
     "task.name",
+    "task.labels",
+    "task.vocabulary",
+    "task.freeze_share",
     "targets.kind",
     "targets.source",
     "targets.num_clusters",
@@ -174,7 +184,7 @@ def _front_matter(source: Source, format_name: str, said: Publication) -> Iterat
     """What huggingface_hub's ``ModelCard.load`` reads; a line for each thing that is known."""
     fields = {
         "library_name": _LIBRARY[format_name],
-        "pipeline_tag": "feature-extraction",
+        "pipeline_tag": pipeline_of(source.heads, format_name) or "feature-extraction",
         "license": said.license,
         "language": list(said.languages),
         "base_model": said.base_model or _base_model(source.run),
@@ -204,7 +214,9 @@ def _lines(
     yield from (f"# {config.name}, round {source.round}", "")
     yield f"A HuBERT speech encoder, trained with fedhubert {__version__}, in the {format_name} format. 16 kHz waveforms go in as they are, without"
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
-    yield from ("", "## Loading", "", "```python", *_LOADING[format_name].splitlines(), "```", "")
+    pipeline = pipeline_of(source.heads, format_name)
+    loading = _TUNED.format(pipeline=pipeline) if pipeline else _LOADING[format_name]
+    yield from ("", "## Loading", "", "```python", *loading.splitlines(), "```", "")
     if agreement:
         yield from ("Compared with the model when it was written:", "")
         yield from (*(f"- {words}" for words in agreement), "")

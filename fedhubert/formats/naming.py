@@ -26,12 +26,6 @@ _POSITIONS = f"{_TRANSFORMER}pos_conv_embed.conv."
 _LAYER = f"{_TRANSFORMER}layers.#."
 
 
-def is_objectives_own(name: str) -> bool:
-    """Whether a tensor belongs to a head that an objective added to the model: to a module whose
-    name ends in ``_head`` or ``_heads``."""
-    return name.split(".")[0].endswith(("_head", "_heads"))
-
-
 @dataclass(frozen=True)
 class Naming:
     """Pairs of prefixes, ours and theirs; the first that matches a name decides, and what follows

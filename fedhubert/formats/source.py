@@ -10,7 +10,8 @@ from torch import Tensor
 from fedhubert.config import MaskedTask, ModelConfig, Task, TaskConfig, validate
 from fedhubert.errors import CheckpointError
 from fedhubert.formats.fairseq_form import label_rate_of
-from fedhubert.formats.naming import HEAD, MASK, OTHER_HEADS, is_objectives_own
+from fedhubert.formats.naming import HEAD, MASK, OTHER_HEADS
+from fedhubert.models.heads import is_objectives_own
 
 _TASK: TypeAdapter[MaskedTask] = TypeAdapter(Task)
 
@@ -24,6 +25,7 @@ class Source:
         state: Its weights in this package's names, without the heads that its objective added, and
             without the mask embedding and the masked-prediction head where no objective trained
             them.
+        heads: The tensors of those heads.
         other_heads: Those of further sets of labels.
         run: The run's configuration, plain values; it may hold the model's part alone.
         round: The round that the model comes out of.
@@ -32,6 +34,7 @@ class Source:
 
     config: ModelConfig
     state: Mapping[str, Tensor]
+    heads: Mapping[str, Tensor]
     run: Mapping[str, Any]
     round: int
     metrics: Mapping[str, Any]
@@ -66,8 +69,18 @@ class Source:
             for name, tensor in checkpoint["model"].items()
             if name.startswith(OTHER_HEADS)
         }
-        metrics = checkpoint["federated_metrics"]
-        return cls(config, state, run, checkpoint["round"], metrics, others)
+        heads = {
+            name: tensor for name, tensor in checkpoint["model"].items() if is_objectives_own(name)
+        }
+        return cls(
+            config, state, heads, run, checkpoint["round"], checkpoint["federated_metrics"], others
+        )
+
+    @property
+    def learned(self) -> MaskedTask:
+        """The run's task; masked prediction where the checkpoint does not say, or says it in a way
+        that this version does not know."""
+        return _learned(self.run)
 
     @property
     def label_rate_hz(self) -> float:

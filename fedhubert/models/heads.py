@@ -48,3 +48,9 @@ class LogitGenerator(nn.Module):
 def at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32 if it is of a narrower type."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+def is_objectives_own(name: str) -> bool:
+    """Whether a tensor belongs to a head that an objective added to the model: to a module whose
+    name ends in ``_head`` or ``_heads``."""
+    return name.split(".")[0].endswith(("_head", "_heads"))

@@ -189,10 +189,10 @@ class HubertModel(nn.Module):
         self, x_BTD: Tensor, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Return the transformer's output [B, T, D], and the outputs of the layers ``keep`` (from
-        1), as :meth:`extract_features` has them."""
+        1), as :meth:`extract_features` has them; 0 is the first layer's input."""
         transformer = self.wav2vec2.encoder.transformer
         x_BTD = self._parts.embed(transformer, x_BTD)
-        kept: dict[int, Tensor] = {}
+        kept: dict[int, Tensor] = {0: x_BTD} if 0 in keep else {}
         for number, layer in enumerate(transformer.layers, start=1):
             dropped = (
                 self.training

@@ -63,8 +63,11 @@ def span_mask(
     frame of a row is never masked (fairseq's start positions end one early), so no row is masked as
     a whole. Spans that would fill a short row are made shorter, and a row of a single frame is not
     masked at all.
+    A probability of 0 masks nothing.
     """
     mask = np.zeros((batch, frames), dtype=np.bool_)
+    if spec.probability == 0.0:
+        return mask
     count = int(spec.probability * frames / spec.length_frames + rng.random())
     count = max(count, spec.min_masks, 1)
     length = spec.length_frames

@@ -6,13 +6,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedhubert.data.batching import Utterance
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.masking import FramePlaces
 
 
 class LabelledBatch(Protocol):
     """What objectives read of a batch: audio, cluster ids (0 .. K - 1) per frame, the frames to
-    mask, and where these stand."""
+    mask, and where these stand; of whole utterances how long each is, and what was said of it."""
 
     @property
     def waveforms_BN(self) -> Tensor: ...
@@ -22,6 +23,8 @@ class LabelledBatch(Protocol):
     def mask_BT(self) -> Tensor: ...
     @property
     def places(self) -> FramePlaces: ...
+    @property
+    def utterances(self) -> tuple[Utterance, ...] | None: ...
 
 
 class Terms(Protocol):

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fedhubert.config import MaskedTask, ModelConfig
+from fedhubert.config import DataConfig, MaskedTask, ModelConfig
 from fedhubert.config.elsewhere import TASKS
+from fedhubert.data.annotated import Annotations
+from fedhubert.data.manifest import Manifest
 from fedhubert.errors import ConfigError
 from fedhubert.models.adapters import add_adapters
 from fedhubert.models.hubert import HubertModel, build_hubert
@@ -27,6 +29,10 @@ class ObjectiveSpec:
 
     fixed_crops: ClassVar[bool] = False
     """Whether an utterance is cut in the same place in every epoch."""
+
+    whole_utterances: ClassVar[bool] = False
+    """Whether utterances are heard from beginning to end, for labels of their own, and not in crops
+    of equal length."""
 
     counted: ClassVar[str] = "frames"
     """The sum, and the figure, that counts the frames scored."""
@@ -56,6 +62,28 @@ class ObjectiveSpec:
             setting="secure.protocol",
         )
 
+    @property
+    def trained_sum_names(self) -> tuple[str, ...]:
+        """Return those of them that training reports, too; the others are figures of scores
+        alone."""
+        return self.sum_names
+
+    def largest(self, frames: float, utterances: float) -> Mapping[str, float]:
+        """Return what the sums over so many 50-Hz frames, of so many utterances, can be at most:
+        what a server believes. Names that are left out are bounded by those of masked
+        prediction."""
+        return {}
+
+    def annotations(self, manifest: Manifest, data: DataConfig) -> Annotations | None:
+        """Return what was said of each utterance of a manifest, as numbers; None for an objective
+        on pseudo-labels, or on none.
+
+        Raises:
+            DataError: the manifest lacks the column that the task names.
+            ConfigError: the task names none, or a package that the task needs is not installed.
+        """
+        return None
+
     def build_model(self, config: ModelConfig, seed: int) -> HubertModel:
         """Build what is trained, from configuration and seed alone.
 
@@ -66,6 +94,11 @@ class ObjectiveSpec:
             ConfigError: a model that does not fit its teacher.
         """
         return build_hubert(config, seed)
+
+    def example_labels(self, num_samples: int) -> tuple[int, ...]:
+        """Return labels that an utterance of so many samples may have, to measure speed with; of an
+        objective on whole utterances."""
+        raise NotImplementedError
 
     def init_from_teacher(self, model: HubertModel, state: Mapping[str, Tensor]) -> list[str]:
         """Copy the teacher's part of ``model`` from the teacher's ``state``; returns the names of

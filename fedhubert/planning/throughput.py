@@ -13,14 +13,14 @@ import torch
 from fedhubert import live
 from fedhubert.clients.data import Site
 from fedhubert.config import Config
-from fedhubert.data.batching import SAMPLE_RATE_HZ, Batch
+from fedhubert.data.batching import SAMPLE_RATE_HZ, Batch, Utterance
 from fedhubert.data.loading import LabelSource, load_batches, mask_spec
 from fedhubert.federation.phases.teacher import server_objective, with_teacher
 from fedhubert.federation.roster.sampling import asking_order
 from fedhubert.models.frames import num_frames
 from fedhubert.models.masking import span_mask
 from fedhubert.objectives.objective import Objective
-from fedhubert.objectives.spec import build_model
+from fedhubert.objectives.spec import build_model, spec_of
 from fedhubert.seeding import generator
 from fedhubert.training.device import resolve_device
 from fedhubert.training.local import Progress, evaluate, train_locally
@@ -154,8 +154,13 @@ class _Meter:
 def _real(config: Config, site: Site) -> Batches:
     """A round's own batches, with labels of the right number."""
     rng, settings = np.random.default_rng(config.seed), config.client
-    labels = None
-    if config.task.needs_labels:
+    labels, spec = None, spec_of(config.task)
+    if spec.whole_utterances:
+        lengths = site.manifest.lengths()
+        labels = LabelSource(
+            lambda row: np.array(spec.example_labels(int(lengths[row])), np.int64), None
+        )
+    elif config.task.needs_labels:
         rate_hz = config.targets.label_rate_hz
         frames = site.manifest.lengths() * rate_hz // SAMPLE_RATE_HZ + 1
         labels = LabelSource(lambda row: _labels(config, rng, int(frames[row])), rate_hz)
@@ -197,6 +202,10 @@ def _noise(config: Config) -> Batches:
         num_frames(num_samples),
     )
 
+    spec, said = spec_of(config.task), None
+    if spec.whole_utterances:
+        said = (Utterance(num_samples, spec.example_labels(num_samples)),) * rows
+
     def batches(client: int, training: bool) -> Iterator[Batch]:
         for position in count():
             rng = generator(config.seed, "plan/noise", client, position)
@@ -205,7 +214,8 @@ def _noise(config: Config) -> Batches:
             )
             labels = torch.from_numpy(_labels(config, rng, rows, frames))
             masks = torch.from_numpy(span_mask(rows, frames, mask_spec(config.task), rng))
-            yield Batch(waveforms, labels if config.task.needs_labels else None, masks, position)
+            given = labels if config.task.needs_labels else None
+            yield Batch(waveforms, given, masks, position, None, said)
 
     return batches
 

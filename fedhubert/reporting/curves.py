@@ -86,10 +86,25 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
+_LOSSES = {
+    "masked_accuracy": ("masked loss", "nats a masked frame"),
+    "cosine_distance": ("distillation loss", "loss"),
+}
+"""What the loss is called beside which second figure, and its unit."""
+_SHARES = {
+    "masked_accuracy": "share of masked frames",
+    "cosine_distance": "1 - cosine",
+    "accuracy": "share of utterances",
+    "wer": "errors a word",
+}
+"""What the second figure is a share of."""
+
+
 def plot_curves(metrics_file: Path, out: Path) -> None:
     """Draw loss and masked accuracy of a run by round, with the two levels that a model must pass to
     have learned anything: the entropy of the labels' unigram distribution and the share of the most
-    frequent label. Of a student: its loss and its distance to the teacher."""
+    frequent label. Of a student: its loss and its distance to the teacher; of fine-tuning: its loss,
+    and accuracy or word error rate."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -98,13 +113,13 @@ def plot_curves(metrics_file: Path, out: Path) -> None:
     events = list(read_events(metrics_file))
     run = RunData("", metrics_file.parent, events, {}, {}, {})
     second, name, _ = second_figure(events)
-    student = second != "masked_accuracy"
+    masked = second == "masked_accuracy"
+    loss, unit = _LOSSES.get(second, ("loss", "nats"))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
-    draw_training(left, [run], "loss", "" if student else "entropy_nats")
-    draw_training(right, [run], second, "" if student else "most_frequent_share")
-    loss = "distillation loss" if student else "masked loss"
-    label(left, loss, "round", "loss" if student else "nats a masked frame")
-    label(right, name, "round", "1 - cosine" if student else "share of masked frames")
+    draw_training(left, [run], "loss", "entropy_nats" if masked else "")
+    draw_training(right, [run], second, "most_frequent_share" if masked else "")
+    label(left, loss, "round", unit)
+    label(right, name, "round", _SHARES.get(second, name))
     handles, labels = left.get_legend_handles_labels()
     if handles:
         figure.legend(

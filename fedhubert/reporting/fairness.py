@@ -3,6 +3,11 @@
 import math
 from collections.abc import Sequence
 
+HIGHER_IS_BETTER = ("masked_accuracy", "accuracy", "macro_f1")
+"""Figures of which more is better."""
+COMPARED = ("loss", "masked_accuracy", "accuracy", "wer")
+"""Figures by which clients are held against each other: by the first but the loss that there is."""
+
 
 def fairness(values: Sequence[float], *, higher_is_better: bool = True) -> dict[str, float | int]:
     """Return, over clients that count the same however much audio they have: ``mean``,

@@ -51,8 +51,13 @@ def render(runs: Sequence[RunData]) -> str:
     )
 
 
+_TUNED = {"accuracy": "accuracy", "macro_f1": "macro F1", "wer": "WER", "cer": "CER"}
+"""Figures of fine-tuning, and what they are called."""
+
+
 def _summary(runs: Sequence[RunData]) -> Section:
     students = any(run.validation("cosine_distance") for run in runs)
+    tuned = [name for name in _TUNED if any(run.validation(name) for run in runs)]
     rows = []
     for run in runs:
         loss, accuracy = run.validation("loss"), run.validation("masked_accuracy")
@@ -70,6 +75,7 @@ def _summary(runs: Sequence[RunData]) -> Section:
                 decimal(accuracy[-1][1] if accuracy else None),
                 decimal(labels.get("most_frequent_share")),
                 *([_first_and_last(run.validation("cosine_distance"))] if students else []),
+                *(_first_and_last(run.validation(name)) for name in tuned),
                 f"{run.total('audio_s') / 3600:.2f}",
                 f"{sent:.1f}",
                 duration(sum(run.seconds().values())),
@@ -79,6 +85,7 @@ def _summary(runs: Sequence[RunData]) -> Section:
         *("run", "kind", "rounds", "loss", "unigram entropy"),
         *("masked accuracy", "most frequent label"),
         *(["distance to the teacher (1 - cosine, first and last)"] if students else []),
+        *(f"{_TUNED[name]} (first and last)" for name in tuned),
         *("audio (h)", "sent (MB)", "time"),
     ]
     note = (

@@ -43,8 +43,9 @@ def how_it_ended(metrics_file: Path) -> Ending:
 
 def rounds_table(metrics_file: Path) -> Table:
     """Return one row per round: training and validation loss and masked accuracy of the round's
-    model (of a student: its distance to the teacher), clients, seconds. Of many rounds only every
-    n-th, and the last; of rounds that are scored now and then, those whose model was."""
+    model (of a student: its distance to the teacher; of fine-tuning: accuracy, or word error rate),
+    clients, seconds. Of many rounds only every n-th, and the last; of rounds that are scored now
+    and then, those whose model was."""
     events = list(read_events(metrics_file))
     validation = validation_by_round(events)
     second, _, short = second_figure(events)
@@ -101,6 +102,10 @@ def second_figure(events: list[Event]) -> tuple[str, str, str]:
     rounds = [event["train"] for event in events if event.get("event") == "round"]
     if any("cosine_distance" in train for train in rounds):
         return "cosine_distance", "cosine distance to the teacher", "dist"
+    if any("accuracy" in train for train in rounds):
+        return "accuracy", "accuracy", "acc"
+    if any("wer" in (event.get("validation") or {}) for event in events):
+        return "wer", "word error rate", "WER"
     return "masked_accuracy", "masked accuracy", "acc"
 
 

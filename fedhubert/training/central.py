@@ -135,8 +135,9 @@ class CentralTrainer:
                     raise TrainingError(
                         f"round {plan.number}: {len(micro_batches)} of {len(step)} micro-batches of a step"
                     )
+                share = progress.at(number)
                 sums, norm = self._trainer.step(
-                    micro_batches, learning_rate(progress.at(number), self._client)
+                    micro_batches, learning_rate(share, self._client), share
                 )
                 total.merge(sums)
                 norms += norm

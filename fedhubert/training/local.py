@@ -127,7 +127,8 @@ def train_locally(
             micro_batches = list(islice(arriving, client.accumulate))
             if not micro_batches:
                 break
-            sums, norm = trainer.step(micro_batches, learning_rate(progress.at(step), client))
+            share = progress.at(step)
+            sums, norm = trainer.step(micro_batches, learning_rate(share, client), share)
             total.merge(sums)
             norms += norm
             steps += 1

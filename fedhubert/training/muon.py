@@ -10,7 +10,7 @@ stepped by AdamW: norms, biases, embeddings, heads, and the first and the positi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -144,7 +144,10 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Step every parameter that has a gradient."""
-        (group,) = self.param_groups
+        for group in self.param_groups:
+            self._step_group(group)
+
+    def _step_group(self, group: Mapping[str, Any]) -> None:
         lr, weight_decay, client = group["lr"], group["weight_decay"], self._client
         moving = [parameter for parameter in group["params"] if parameter.grad is not None]
         others = [parameter for parameter in moving if parameter not in self._matrices]

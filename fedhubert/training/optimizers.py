@@ -9,6 +9,7 @@ from torch.nn import Parameter
 
 from fedhubert.config import ClientConfig
 from fedhubert.errors import TrainingError
+from fedhubert.models.heads import is_objectives_own
 from fedhubert.models.hubert import HubertModel
 from fedhubert.training.muon import Muon
 
@@ -16,9 +17,41 @@ _ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 _MOMENTUM = {"momentum_buffer"}
 
 
-def build_optimizer(model: HubertModel, client: ClientConfig) -> torch.optim.Optimizer:
-    """AdamW with weight decay on all parameters, as the recipe has it, or Muon, or SGD."""
+def build_optimizer(
+    model: HubertModel, client: ClientConfig, encoder_rate: float = 1.0
+) -> torch.optim.Optimizer:
+    """AdamW with weight decay on all parameters, as the recipe has it, or Muon, or SGD.
+
+    A group of parameters has its ``factor`` on the learning rate: one group, or, where
+    ``encoder_rate`` is not 1, the encoder with this factor, and the objective's own head.
+    """
     named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    optimizer = _optimizer(named, client)
+    (group,) = optimizer.param_groups
+    group["factor"] = 1.0
+    if encoder_rate != 1.0:
+        encoder = set(encoder_parameters(model))
+        slow = [parameter for parameter in group["params"] if parameter in encoder]
+        group["params"] = [each for each in group["params"] if each not in encoder]
+        optimizer.add_param_group({"params": slow, "factor": encoder_rate})
+    return optimizer
+
+
+def encoder_parameters(model: HubertModel) -> list[Parameter]:
+    """Return what is trained of a model beside the head that its objective added."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not is_objectives_own(name)
+    ]
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Parameter]:
+    """Return the parameters of an optimiser, in the order of its state."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer(named: Mapping[str, Parameter], client: ClientConfig) -> torch.optim.Optimizer:
     parameters = list(named.values())
     if client.optimizer == "sgd":
         return torch.optim.SGD(
@@ -42,7 +75,7 @@ def restore(optimizer: torch.optim.Optimizer, kept: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: they are another model's or optimiser's.
     """
-    parameters: list[Parameter] = optimizer.param_groups[0]["params"]
+    parameters = parameters_of(optimizer)
     state = {
         index: {key: value.clone() for key, value in entry.items()}
         for index, entry in kept["state"].items()

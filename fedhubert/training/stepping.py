@@ -3,7 +3,8 @@ micro-batch."""
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective, Terms
 from fedhubert.objectives.spec import spec_of
 from fedhubert.seeding import derive_seed
-from fedhubert.training.optimizers import build_optimizer
+from fedhubert.training.optimizers import build_optimizer, encoder_parameters, parameters_of
 
 log = logging.getLogger("fedhubert.site")
 
@@ -133,22 +134,33 @@ class Trainer:
     ) -> None:
         self.model = model.to(device).train()
         self.client, self.seed, self.partition, self.device = client, seed, partition, device
-        self.objective = objective_of(task, objective)
-        self.optimizer = build_optimizer(model, client)
+        self.task, self.objective = task, objective_of(task, objective)
+        self.optimizer = build_optimizer(model, client, task.encoder_rate)
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=_FIRST_LOSS_SCALE, enabled=client.precision == "fp16"
         )
-        self.parameters: list[torch.nn.Parameter] = self.optimizer.param_groups[0]["params"]
+        self.parameters = parameters_of(self.optimizer)
+        self.encoder = encoder_parameters(model)
         self.mu = proximal_mu
         self.anchor = (
             [parameter.detach().clone() for parameter in self.parameters] if proximal_mu else []
         )
         self.parts = 1
 
-    def step(self, micro_batches: list[Batch], lr: float) -> tuple[Sums, float]:
-        """Take one step at rate ``lr``; return its sums and the gradient's norm before clipping."""
+    def step(
+        self, micro_batches: list[Batch], lr: float, progress: float = 1.0
+    ) -> tuple[Sums, float]:
+        """Take one step at rate ``lr``; return its sums and the gradient's norm before clipping.
+
+        At ``progress`` in [0, 1] of the run the task may let the encoder stand still: it then has
+        no gradients.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
+        with _standing_still(self.encoder if self.task.freezes_encoder(progress) else []):
+            return self._step(micro_batches)
+
+    def _step(self, micro_batches: list[Batch]) -> tuple[Sums, float]:
         while True:
             tally = self._gradients(micro_batches)
             if tally is None:
@@ -217,6 +229,8 @@ class Trainer:
         torch._foreach_div_(gradients, float(max(1, frames)))
         # no anchor without a pull
         for parameter, anchor in zip(self.parameters, self.anchor, strict=False):
+            if not parameter.requires_grad:
+                continue
             pull = (parameter.detach() - anchor) * self.mu
             parameter.grad = pull if parameter.grad is None else parameter.grad.add_(pull)
         return torch.nn.utils.clip_grad_norm_(
@@ -229,6 +243,18 @@ class Trainer:
         if not self.scaler.is_enabled() or scale < _LEAST_LOSS_SCALE:
             raise _not_finite("a gradient is not finite")
         self.scaler.update(scale)
+
+
+@contextmanager
+def _standing_still(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Have ``parameters`` take no gradients, and so no steps."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def score(

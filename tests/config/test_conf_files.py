@@ -86,7 +86,7 @@ def test_what_is_repeated_is_found(tmp_path: Path) -> None:
 def test_the_models_defaults_are_choices_like_any_other() -> None:
     choices = group_choices()
     assert (choices["task"], choices["targets"]) == (
-        ["distill", "pretrain"],
+        ["classify", "ctc", "distill", "pretrain"],
         ["kmeans", "layer", "precomputed"],
     )
     assert (choices["data"], choices["federated"], choices["client"]) == (

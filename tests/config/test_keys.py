@@ -18,7 +18,9 @@ GROUPS_OF_THE_JOB = ("data", "model", "task", "targets", "client", "faults")
 NO_PATHS = {
     "data.partition.column",
     "targets.label_column",
+    "task.label_column",
     "task.teacher_sha256",
+    "task.text_column",
 }
 """Texts without a default that are no path: any other such key has to say ``path=True``, or trackers are told it."""
 

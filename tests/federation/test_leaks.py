@@ -211,6 +211,31 @@ def test_nor_of_other_codecs(
     assert_nothing_left(scanner, grid, *ROUNDS)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["task=ctc", "task.text_column=text"],
+        ["task=classify", "task.label_column=phone", "task.labels=[a,b]"],
+    ],
+    ids=["ctc", "classify"],
+)
+def test_nor_of_the_texts_and_labels_of_fine_tuning(
+    corpus: Corpus, scanner: LeakScanner, tmp_path: Path, settings: list[str]
+) -> None:
+    """Texts hold a marker; the errors of a site that cannot take part are searched, too."""
+    nodes = corpus.nodes(tmp_path)
+    for number, node in enumerate(nodes):
+        node |= {"text-column": "text", "class-column": "phone" if number else "text"}
+    if settings[0] == "task=classify":  # site 0 has other labels than those of the run
+        with pytest.raises(FederationError, match="task.label_column"):
+            train(tmp_path / "refused", nodes, *settings)
+        nodes[0]["class-column"] = "phone"
+    result, grid = train(tmp_path / "out", nodes, *settings)
+    assert_nothing_left(scanner, grid, "query.describe", "train.round", "evaluate.model")
+    for file in result.folder.path.rglob("*"):
+        assert not file.is_file() or not scanner.scan_bytes(file.read_bytes()), file
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_nor_of_shards_and_of_grouped_frames(
     corpus: Corpus, scanner: LeakScanner, tmp_path: Path, grouped: bool

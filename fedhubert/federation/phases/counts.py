@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from fedhubert.clients import Metrics
 from fedhubert.config.target_sets import of_set
+from fedhubert.data.texts import CODES
 from fedhubert.errors import FederationError, FedhubertError
 from fedhubert.federation.phases.sums import (
     moment_shapes,
@@ -29,6 +30,7 @@ from fedhubert.federation.phases.sums import (
 from fedhubert.federation.roster.bounds import feature_frames, label_frames
 from fedhubert.federation.roster.nodes import Federation, describe_failures
 from fedhubert.federation.roster.preflight import check_alike
+from fedhubert.federation.wire.messages.characters import CharacterCounts
 from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
 from fedhubert.federation.wire.messages.targets import LabelCounts, Moments, Seeds, Statistics
 from fedhubert.federation.wire.protocol import Reply
@@ -146,6 +148,8 @@ def sizes_of(
     each set."""
     targets = federation.config.targets
     clusters, labels = targets.num_clusters, len(targets.label_values)
+    if kind is CharacterCounts:
+        return {"counts": 8 * CODES}
     if kind is Seeds:
         sizes: dict[str, int] = {}
         for place, (each, width) in enumerate(zip(targets.label_sets, widths, strict=True)):

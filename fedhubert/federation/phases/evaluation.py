@@ -38,7 +38,9 @@ class ServerEvaluation:
             resolve_manifest(config.evaluation.manifest), config.evaluation.root
         )
         lengths = self._manifest.lengths(config.data.sample_rate_hz)
-        rows, fixed = np.arange(len(self._manifest)), spec_of(config.task).fixed_crops
+        spec = spec_of(config.task)
+        said = spec.annotations(self._manifest, config.data)
+        rows = np.arange(len(self._manifest)) if said is None else np.flatnonzero(said.usable)
         self._plan = BatchPlan(
             lengths,
             rows,
@@ -46,10 +48,11 @@ class ServerEvaluation:
             config.seed,
             0,
             purpose="server-validation",
-            fixed_crops=fixed,
+            fixed_crops=spec.fixed_crops,
+            whole=spec.whole_utterances,
         )
         self._left_out = LeftOut(self._manifest, rows, config.data.max_unreadable)
-        self._labels: LabelSource | None = None
+        self._labels = None if said is None else LabelSource(said.of, None)
         if needs_labels and targets.centroids:
             workers = config.data.num_workers
             labels = assigned_labels(

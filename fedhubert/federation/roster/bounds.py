@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from fedhubert.clients import Metrics
 from fedhubert.config import Config
+from fedhubert.objectives.spec import spec_of
 
 FRAME_RATE_HZ = 50
 """Frames of the encoder."""
@@ -131,6 +132,7 @@ def check_sums(config: Config, sums: Mapping[str, float], audio_s: float) -> Non
         "cross_entropy_sum": largest,
         "pseudo_labels_sum": largest,
         "cosine_distance_sum": 2.0 * _SLACK * most,
+        **spec_of(config.task).largest(most, audio_s * _SLACK / config.data.min_seconds + 1.0),
     }
     for name, value in sums.items():
         below = -1e-3 * most  # a divergence of two equal distributions can round to less than 0

@@ -10,7 +10,7 @@ from fedhubert.durations import duration
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.secure.figures import LOSS, LOSS_SQUARED, SCORED
 from fedhubert.objectives.spec import ObjectiveSpec
-from fedhubert.reporting.fairness import fairness
+from fedhubert.reporting.fairness import COMPARED, HIGHER_IS_BETTER, fairness
 from fedhubert.reporting.learning import Levels
 from fedhubert.runs.metrics import Event
 
@@ -97,7 +97,7 @@ def validation_metrics(
         objective.metrics(_sums_of(client, "validation_")) for client in outcome.clients.values()
     ]
     heard = [each for each in own if each.get(objective.counted)]
-    names = [name for name in ("loss", "masked_accuracy") if name in figures]
+    names = [name for name in COMPARED if name in figures]
     return {
         **figures,
         "median": {name: statistics.median(each[name] for each in heard) for name in names},
@@ -106,15 +106,16 @@ def validation_metrics(
 
 def fairness_of(outcome: RoundOutcome, objective: ObjectiveSpec) -> dict[str, Any]:
     """Return how evenly the model scored serves the clients heard (see
-    :func:`~fedhubert.reporting.fairness.fairness`): by their masked accuracy, or by their loss
-    where there is none. Of a secure sum mean and spread of the losses are known."""
+    :func:`~fedhubert.reporting.fairness.fairness`): by their accuracy or errors, or by their loss
+    where there are none. Of a secure sum mean and spread of the losses are known."""
     if outcome.pooled:
         return _spread(outcome.pooled)
     scores = [
         objective.metrics(_sums_of(client, "validation_")) for client in outcome.clients.values()
     ]
     scores = [score for score in scores if score.get(objective.counted)]
-    for figure, better in (("masked_accuracy", True), ("loss", False)):
+    for figure in (*COMPARED[1:], COMPARED[0]):
+        better = figure in HIGHER_IS_BETTER
         values = [score[figure] for score in scores if figure in score]
         if values:
             return {"figure": figure, **fairness(values, higher_is_better=better)}

@@ -15,7 +15,8 @@ CLEAR = ("train_micro_batches", "train_steps")
 """What is said of each client: the journal and batch positions go by it."""
 MOMENT_FIGURES = (COUNT, "frames")
 LABEL_FIGURES = (COUNT, "frames")
-"""Figures beside moments and label counts."""
+CHARACTER_FIGURES = (COUNT, "characters")
+"""Figures beside moments, statistics, label counts and counts of characters."""
 FINER = 2**6
 """Factor on weighted norms before they are squared: weights are below the largest."""
 SCORED, LOSS, LOSS_SQUARED = "scored", "score_loss", "score_loss_squared"
@@ -32,6 +33,10 @@ class Objective(Protocol):
     @property
     def sum_names(self) -> tuple[str, ...]:
         """Names of its sums."""
+
+    @property
+    def trained_sum_names(self) -> tuple[str, ...]:
+        """Names of those that training has, too."""
 
     def metrics(self, sums: Mapping[str, float]) -> Mapping[str, object]:
         """Figures of its sums."""
@@ -54,7 +59,7 @@ def train_names(objective: Objective) -> list[str]:
     return [
         *score_names(objective),
         *_TRAINED,
-        *(f"train_{name}" for name in objective.sum_names),
+        *(f"train_{name}" for name in objective.trained_sum_names),
     ]
 
 

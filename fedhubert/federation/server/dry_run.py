@@ -1,6 +1,7 @@
 """``dry_run=true``: connect to the sites, check them, say what each client would bring, and train
 nothing."""
 
+import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,8 +9,10 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from fedhubert.clients import Metrics
+from fedhubert.compose.overrides import shell_override
 from fedhubert.config import Config
 from fedhubert.data.batching import ENOUGH_HEARD
+from fedhubert.federation.phases.characters import agreed_characters
 from fedhubert.federation.phases.layer_choice import with_layer
 from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.teacher import with_teacher
@@ -21,6 +24,8 @@ from fedhubert.formats.starting import start_from
 from fedhubert.objectives.spec import build_model
 from fedhubert.targets.extractor import Extractor
 from fedhubert.training.parameters import ParameterLayout
+
+log = logging.getLogger("fedhubert")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ def describe_federation(
     federation = Federation(streaming, models.config, "dry-run", models.layout)
     connect(federation)
     say_how_secure(federation)
+    if models.config.task.outputs == ("vocabulary", 0):
+        found = agreed_characters(federation)
+        log.info("the sites' transcripts are written in %d characters: give", len(found))
+        log.info("%s", shell_override("task.vocabulary", found))
     close_run(federation)
     numbers = {
         partitions[0]: number

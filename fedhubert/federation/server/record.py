@@ -28,6 +28,7 @@ from fedhubert.files import (
     write_temporary,
 )
 from fedhubert.formats.content import load_plain, plain, saving
+from fedhubert.reporting.fairness import HIGHER_IS_BETTER
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import Event, append_event, keep_events, read_events
 from fedhubert.runs.starts import note_start
@@ -195,7 +196,7 @@ class RunRecord:
         An improvement has to be larger than ``min_delta`` to count.
         """
         settings = self.config.federated.early_stopping
-        sign = 1.0 if settings.monitor == "masked_accuracy" else -1.0
+        sign = 1.0 if settings.monitor in HIGHER_IS_BETTER else -1.0
         best_round, best = 0, float("-inf")
         for event in self.history:
             figures = event["validation"] or {}

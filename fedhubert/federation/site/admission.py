@@ -227,8 +227,6 @@ class Guard:
     ) -> Iterator[Refusal]:
         """Yield a refusal if ``length`` micro-batches from ``start`` on are too little for an
         update."""
-        from fedhubert.data.batching import SAMPLE_RATE_HZ
-
         update = self.policy.update
         if len(plan.rows) < update.min_utterances:
             yield Refusal(
@@ -242,7 +240,7 @@ class Guard:
                 return
             spec = plan.batch(position)
             rows.update(spec.rows.tolist())
-            seconds += len(spec.rows) * spec.num_samples / SAMPLE_RATE_HZ
+            seconds += spec.audio_s
         if len(rows) < update.min_utterances:
             yield Refusal(
                 setting,
@@ -265,7 +263,7 @@ class Guard:
             update={"manifest": None, "root": None, "num_workers": 0, "prefetch_batches": 1}
         )
         asked = digest(
-            f"{manifest.fingerprint(range(len(manifest)))} {job.seed} {job.task.name} {data.model_dump_json()}"
+            f"{manifest.fingerprint(range(len(manifest)))} {job.seed} {job.task.of_data} {data.model_dump_json()}"
         )
         if asked not in day.described:
             if len(day.described) >= most:

@@ -15,12 +15,18 @@ from fedhubert.clients.samples import Features
 from fedhubert.clients.settings import NodeConfig, SiteSettings
 from fedhubert.config.target_sets import of_set
 from fedhubert.errors import FederationError
-from fedhubert.federation.secure.figures import LABEL_FIGURES, MOMENT_FIGURES, step_figures
+from fedhubert.federation.secure.figures import (
+    CHARACTER_FIGURES,
+    LABEL_FIGURES,
+    MOMENT_FIGURES,
+    step_figures,
+)
 from fedhubert.federation.secure.tail import COUNT
 from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.site.incoming import cached_model
 from fedhubert.federation.site.masker import Masker
 from fedhubert.federation.site.secure import run_key_rows
+from fedhubert.federation.wire.messages.characters import CharacterCounts, CountCharacters
 from fedhubert.federation.wire.messages.message import NDArray
 from fedhubert.federation.wire.messages.nodes import (
     Describe,
@@ -156,6 +162,17 @@ def kmeans_step(request: Request[StepKMeans], node_config: NodeConfig) -> Answer
     return _sum_up(request, node_config, names, Statistics, count)
 
 
+def count_characters(request: Request[CountCharacters], node_config: NodeConfig) -> Answered:
+    """Send how often each character occurs in the partitions' transcripts, added up over this
+    node's."""
+
+    def count(site: Site, partition: Partition) -> tuple[dict[str, NDArray], Metrics]:
+        counts, metrics = site_figures.characters(site, partition)
+        return {"counts": counts}, metrics
+
+    return _sum_up(request, node_config, CHARACTER_FIGURES, CharacterCounts, count)
+
+
 def label(request: Request[Label], node_config: NodeConfig) -> Answered:
     """Label each partition (k-means: with the given centroids; precomputed: check them); send
     cluster counts of its two splits.
@@ -194,7 +211,7 @@ def _sum_up(
     request: Request[Summing],
     node_config: NodeConfig,
     names: Sequence[str],
-    kind: type[Moments | Statistics | LabelCounts],
+    kind: type[Moments | Statistics | LabelCounts | CharacterCounts],
     count: Callable[[Site, Partition], tuple[dict[str, NDArray], Metrics]],
 ) -> Answered:
     """Return what ``count`` gives, added up over this node's partitions: in the clear as an answer

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from fedhubert.config.base import Count, Model, NonNegative, Positive, PositiveInt
+from fedhubert.config.base import TASKS, Count, Model, NonNegative, Positive, PositiveInt
 from fedhubert.federation.wire.messages import INSTRUCTIONS
 
 Convolutions = tuple[tuple[PositiveInt, PositiveInt], ...]
@@ -87,6 +87,9 @@ class UpdatePolicy(_Part):
 
     max_accumulate: PositiveInt = 1024
     """Micro-batches of a step (`client.accumulate`)."""
+
+    max_outputs: Count = 256
+    """Labels, or characters, that a task may tell apart (`task.labels`, `task.vocabulary`)."""
 
     min_noise_multiplier: NonNegative = 0.0
     """Noise that an update gets here before it is masked, in norms that it is clipped to
@@ -193,6 +196,10 @@ class Policy(_Part):
     instructions: Annotated[tuple[str, ...], Field(min_length=1)] = tuple(INSTRUCTIONS)
     """Kinds of message that are answered. Without the two of the extractor there is no second
     iteration and no `model.trainable` but `all`, without the two of the teacher no distillation."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] = TASKS
+    """What is trained here (`task`). `classify` and `ctc` learn from labels of people, from a column
+    of the manifest that the node's configuration names (`class-column`, `text-column`)."""
 
     faults: bool = False
     """Whether a server may have this site fail on purpose (`faults.*`)."""

@@ -147,12 +147,17 @@ def _places(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Iterator
 
 def _task(policy: Policy, task: MaskedTask) -> Iterator[Refusal]:
     """Yield what is refused of a task, whatever it is: shapes of teachers, lists of layers (each is
-    a head), bytes on the site's disk."""
+    a head), bytes on the site's disk; labels to tell apart."""
+    if task.name not in policy.tasks:
+        yield Refusal("task.name", f"{task.name} is not among tasks")
+    told_apart, count = task.outputs or ("", 0)
+    most = policy.update.max_outputs
+    yield from _beyond(f"task.{told_apart}", count, "update.max_outputs", most)
     for name, value in task:
         setting = f"task.{name}"
         if isinstance(value, ModelConfig):
             yield from model_refusals(policy.model, value, setting)
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and name != told_apart:
             yield from _beyond(setting, len(value), "model.max_layers", policy.model.max_layers)
         elif name.endswith("_bytes"):
             most = policy.limits.max_teacher_cache_bytes

@@ -10,6 +10,7 @@ from fedhubert.federation.site import handlers
 from fedhubert.federation.site.failures import Answered
 from fedhubert.federation.site.scoring import evaluate_model
 from fedhubert.federation.site.train import train_round
+from fedhubert.federation.wire.messages.characters import CountCharacters
 from fedhubert.federation.wire.messages.message import Instruction
 from fedhubert.federation.wire.messages.nodes import (
     Describe,
@@ -49,6 +50,7 @@ HANDLERS: Mapping[type[Instruction], Handler] = dict(
         _does(MomentsKMeans, handlers.kmeans_moments),
         _does(StepKMeans, handlers.kmeans_step),
         _does(Label, handlers.label),
+        _does(CountCharacters, handlers.count_characters),
         _does(Train, train_round),
         _does(Evaluate, evaluate_model),
     ]

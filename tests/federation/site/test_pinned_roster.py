@@ -13,6 +13,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.site.answering import site_context
 from fedhubert.federation.site.table import HANDLERS
 from fedhubert.federation.site.unmasked import NEEDS_NO_MASK, Pinned, pinned_from
+from fedhubert.federation.wire.messages.characters import CountCharacters
 from fedhubert.federation.wire.messages.message import Instruction
 from fedhubert.federation.wire.messages.nodes import Describe, Description, HasExtractor, HasTeacher
 from fedhubert.federation.wire.messages.rounds import Evaluate
@@ -55,7 +56,7 @@ def sends_what_was_learned(server: Server) -> list[Instruction]:
     scored = Evaluate.model_validate({**shared, "arrays": taught.arrays})
     counted = Label(targets=centroids_hash(CENTROIDS), arrays=centroids)
     steps = StepKMeans(arrays=centroids)
-    return [taught, scored, SeedKMeans(), MomentsKMeans(), steps, counted]
+    return [taught, scored, CountCharacters(), SeedKMeans(), MomentsKMeans(), steps, counted]
 
 
 def test_nothing_unmasked_leaves_whatever_is_asked(pinned: Server) -> None:

@@ -128,6 +128,7 @@ def _evaluate(server: Server) -> Instruction:
     )
 
 
+CLASSIFY = ["task=classify", "task.label_column=speaker"]
 CASES: dict[str, Case] = {
     "instructions": (
         ["query.describe"],
@@ -136,6 +137,7 @@ CASES: dict[str, Case] = {
         "query.extractor",
     ),
     "faults": (False, _describe, ["faults.nan=0.1"], "faults.nan"),
+    "tasks": (["pretrain"], _describe, [*CLASSIFY, "task.labels=[a,b]"], "task.name"),
     "places": (False, _describe, ["targets=precomputed", "targets.labels=/a.km"], "targets.labels"),
     "model.convolutions": ([[[10, 5], [8, 8], [8, 8]]], _describe, [], "model.conv_layers"),
     "model.max_channels": (15, _describe, [], "model.conv_layers"),
@@ -155,6 +157,7 @@ CASES: dict[str, Case] = {
     "update.min_steps": (11, _describe, [], "client.local_steps"),
     "update.max_steps": (9, _describe, [], "client.local_steps"),
     "update.max_accumulate": (1, _describe, ["client.accumulate=2"], "client.accumulate"),
+    "update.max_outputs": (2, _describe, [*CLASSIFY, "task.labels=[a,b,c]"], "task.labels"),
     "update.min_noise_multiplier": (1.0, _describe, [], "privacy.noise_multiplier"),
     "update.max_unreadable": (0.0, _describe, [], "data.max_unreadable"),
     "kmeans.iterations_per_run": (0, _step, [], "iterations_per_run"),

@@ -8,20 +8,26 @@ per-utterance value has a place in them.
 
 A module for each subject: :mod:`.message` has what all of them share, :mod:`.nodes` what a node is
 and has, :mod:`.targets` k-means and labels, :mod:`.rounds` what comes with the global model,
-:mod:`.secure` secure aggregation. Each says in its ``ANSWERS`` what answers its instructions.
+:mod:`.characters` what transcripts are written in, :mod:`.secure` secure aggregation. Each says in its ``ANSWERS`` what answers its instructions.
 
 Shapes: P parameters, K clusters, D features wide, L labels, N partitions.
 """
 
 from collections.abc import Mapping
 
-from fedhubert.federation.wire.messages import nodes, rounds, secure, targets
+from fedhubert.federation.wire.messages import characters, nodes, rounds, secure, targets
 from fedhubert.federation.wire.messages.message import Instruction, Table
 
-ANSWERS: Table = {**nodes.ANSWERS, **targets.ANSWERS, **rounds.ANSWERS, **secure.ANSWERS}
+ANSWERS: Table = {
+    **nodes.ANSWERS,
+    **targets.ANSWERS,
+    **characters.ANSWERS,
+    **rounds.ANSWERS,
+    **secure.ANSWERS,
+}
 """The whole wire: each instruction with what answers it."""
 
-MASKED: Table = {**targets.MASKED, **rounds.MASKED}
+MASKED: Table = {**targets.MASKED, **characters.MASKED, **rounds.MASKED}
 """What answers those that have secure terms."""
 
 INSTRUCTIONS: Mapping[str, type[Instruction]] = {kind.KIND: kind for kind in ANSWERS}

@@ -23,8 +23,9 @@ MAX_JSON_BYTES = 2**26
 """The most that a message's fields take, written as JSON."""
 MAX_ARRAY_BYTES = 2**36
 """The most that one array takes: 8 bytes for each of 8.6 billion parameters."""
-MAX_FIGURES = 64
-"""The most figures that an objective has of one client."""
+MAX_FIGURES = 1200
+"""The most figures that an objective has of one client: counts of 32 labels taken for each
+other."""
 MAX_MAGNITUDE = 2.0**63
 """No number of a client is as large."""
 
