@@ -28,6 +28,9 @@ LOCAL = [  # twenty steps between two exchanges: an update is worth its bytes
     ),
     *("client.optimizer=adamw", "client.lr=1e-3", "client.weight_decay=0.01"),
     *("client.local_steps=20", "client.validation_batches=10", "task.unmasked_weight=0"),
+    *("client.validation_every=1", "client.grad_clip_norm=10", "federated.client_fraction=0.5"),
+    *("federated.sampling=random", "targets.sets=[]", "task.mask_probability_start=null"),
+    "model.conv_layers=[[32,10,5],[32,3,2],[32,3,2],[32,3,2],[32,3,2],[32,2,2],[32,2,2]]",
 ]
 _RING = "federated.ring_clip=0.02"  # twenty steps of AdamW at 1e-3
 LOSSY = {

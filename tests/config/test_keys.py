@@ -135,7 +135,10 @@ def test_no_path_is_told_to_trackers_and_none_of_the_servers_to_sites() -> None:
         name.count(".") == 1 and name.startswith(GROUPS_OF_THE_JOB) for name in hidden
     )
     distilling = compose(
-        ["experiment=demo_distill", "task.teacher=/secret", "targets.checkpoint=/secret"]
+        [
+            "experiment=demo_distill",
+            *(f"{name}=/secret" for name in hidden),
+        ]
     )
     job = client_job(distilling)
     for name in hidden:

@@ -458,7 +458,8 @@ def test_what_privacy_does_not_go_with_is_refused_by_name(overrides: str, named:
 
 def test_privacy_brings_what_it_needs_and_is_off_without_it() -> None:
     for experiment in ("demo", "speech_mini", "research_standard_pretraining"):
-        config = compose(["privacy=central", f"experiment={experiment}", "data.manifest=m"])
+        chosen = [f"experiment={experiment}", "data.manifest=m", "federated.sampling=random"]
+        config = compose(["privacy=central", *chosen])
         assert (
             config.federated.weight_by == "uniform"
             and config.federated.max_norm_ratio == 0

@@ -32,6 +32,7 @@ def settings(corpus: Path, tmp_path: Path) -> list[str]:
         f"client.state_dir={tmp_path / 'state'}",
     ]
     work = ["federated.num_rounds=4", "client.local_steps=20", "client.validation_batches=10"]
+    work += ["client.lr=0.1", "client.validation_every=1", "federated.client_fraction=0.5"]
     return [
         "experiment=speech_mini",
         *places,

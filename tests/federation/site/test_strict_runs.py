@@ -19,9 +19,11 @@ from .server import JOB, Node, Server
 MANIFEST = "data.manifest=m"
 EXPERIMENTS = {
     "demo": [],
+    "demo_fedavg": [],
     "demo_distill": [],
     "speech_mini": [MANIFEST],
     "speech_mini_distill": [MANIFEST],
+    "speech_mini_long": [MANIFEST],
     "librispeech_2gpu": [MANIFEST],
     "research_standard_pretraining": [MANIFEST],
     "research_standard_iteration2": [MANIFEST, "targets.checkpoint=c"],
