@@ -79,6 +79,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks.codecs
 	$(BIN)/python -m tests.benchmarks.deployment
 	$(BIN)/python -m tests.benchmarks.sites
+	$(BIN)/python -m tests.benchmarks.secure_rounds
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check fedhubert server_app client_app tests

@@ -11,7 +11,7 @@ from statistics import fmean
 from fedhubert.reporting.summary import validation_by_round
 from fedhubert.runs.metrics import Event
 
-PHASES = ("train", "validation", "server_step", "server_validation", "checkpoint")
+PHASES = ("train", "open", "validation", "server_step", "server_validation", "checkpoint")
 """Parts of a round's time that runs may tell; what is left of the round is shown as other."""
 
 
