@@ -74,6 +74,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks.rounds
 	$(BIN)/python -m tests.benchmarks.cohorts
 	$(BIN)/python -m tests.benchmarks.secure
+	$(BIN)/python -m tests.benchmarks.transport
 	@test -n "$$FEDHUBERT_CORPUS" || { echo "the benchmarks on speech need FEDHUBERT_CORPUS: a folder of speech with a manifest.csv"; exit 1; }
 	$(BIN)/python -m tests.benchmarks.clusters
 	$(BIN)/python -m tests.benchmarks.codecs

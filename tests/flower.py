@@ -295,3 +295,10 @@ def unavailable(name: str) -> Exception:
     from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
     return ObjectUnavailableError(name)
+
+
+def parse_superlink(words: list[str]) -> None:
+    """Read the flags of a SuperLink as its command does, which exits where one is wrong."""
+    from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
+
+    _parse_args_run_superlink().parse_args(words)

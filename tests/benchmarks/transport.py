@@ -10,21 +10,14 @@ import io
 import secrets
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
-
-from fedhubert.federation.site.supernode import DistantNode, Node, OwnNode
-from fedhubert.federation.wire.arrays import HeldArray, put_together_once
-from fedhubert.federation.wire.flower import Array, ArrayRecord, Message, RecordDict
-from fedhubert.federation.wire.flower.supernode import SuperNodeApi, Unreachable
-from fedhubert.federation.wire.flower.waits import shorten_waits
-from tests.benchmarks.figures import figure, run
+from tests.benchmarks.figures import figure
 from tests.benchmarks.processes import Watch, lines_with
 from tests.deployment.conftest import Deployment, free_port
 
 NUM_SITES = 2
+ENDS = "tests.benchmarks.transport_ends"
 APP = {
     "pyproject.toml": """[project]
 name = "transport"
@@ -43,11 +36,12 @@ out = ""
 way = ""
 rounds = 3
 numel = 1
+sites = 1
 """,
     "transport/__init__.py": "",
     "transport/server.py": """from flwr.serverapp import ServerApp
 
-from tests.benchmarks.transport import play
+from tests.benchmarks.transport_ends import play
 
 app = ServerApp()
 app.main()(play)
@@ -57,64 +51,6 @@ app.main()(play)
 app = ClientApp()
 """,
 }
-
-
-def content_of(values: np.ndarray, way: str) -> RecordDict:  # type: ignore[type-arg]
-    record = ArrayRecord()
-    record["model"] = HeldArray(values) if way == "ours" else Array(values)
-    return RecordDict({"arrays": record})
-
-
-def play(grid: object, context: object) -> None:
-    """Be the ServerApp: send a model to all, and read what comes back."""
-    from fedhubert.federation.wire.grid import StreamingGrid
-
-    config = context.run_config  # type: ignore[attr-defined]
-    way, streaming = config["way"], StreamingGrid(grid)  # type: ignore[arg-type]
-    if way == "ours":
-        shorten_waits("grid")
-        put_together_once()
-    while len(nodes := list(streaming.get_node_ids())) < NUM_SITES:
-        time.sleep(0.2)
-    values = np.random.default_rng(0).standard_normal(config["numel"], dtype=np.float32)
-    for number in range(config["rounds"]):
-        values[0] = number
-        content = content_of(values.copy(), way)
-        messages = [Message(content, node, "train", group_id=str(number)) for node in nodes]
-        for reply in streaming.send_and_receive(messages, timeout=600):
-            came = reply.content.array_records["arrays"]["model"].numpy()
-            assert np.array_equal(came, values)
-        with open(config["out"], "a") as file:
-            print('{"event": "round"}', file=file)
-
-
-def serve(way: str, node: Node) -> None:
-    """Be a site whose training takes no time: send back what comes."""
-    if way == "ours":
-        shorten_waits("site")
-        put_together_once()
-    while True:
-        try:
-            token = node.api.claim() if node.tend() else None
-            if token is None:
-                time.sleep(0.25)
-                continue
-            task = node.api.pull(token)
-            values = task.message.content.array_records["arrays"]["model"].numpy()
-            node.api.push(token, Message(content_of(values, way), reply_to=task.message), task)
-            node.api.finish(token)
-        except Unreachable:
-            time.sleep(0.25)
-
-
-def site(way: str, superlink: str, certs: str, number: str, port: str, secret: str) -> None:
-    """Be a site's process. Flower's SuperNode is started by who starts this."""
-    folder = Path(certs)
-    key = folder / f"node-{number}.key"
-    if way == "ours":
-        log = folder / f"supernode-{number}.log"
-        return serve(way, OwnNode(superlink, folder / "ca.crt", key, log, print))
-    return serve(way, DistantNode(SuperNodeApi(f"127.0.0.1:{port}", secret.encode()), print))
 
 
 def measure(way: str, rounds: int, numel: int) -> tuple[float, float, dict[str, object]]:
@@ -143,7 +79,7 @@ def measure(way: str, rounds: int, numel: int) -> tuple[float, float, dict[str, 
                         f"--root-certificates={deployed.certs / 'ca.crt'}",
                         f"--auth-supernode-private-key={deployed.certs / f'node-{number}.key'}",
                     )
-                me = [sys.executable, "-m", __spec__.name, "site", way, superlink]
+                me = [sys.executable, "-m", ENDS, way, superlink]
                 deployed.start(
                     f"site-{number}", *me, str(deployed.certs), str(number), port, secret
                 )
@@ -152,7 +88,7 @@ def measure(way: str, rounds: int, numel: int) -> tuple[float, float, dict[str, 
                 (app / file_name).parent.mkdir(parents=True, exist_ok=True)
                 (app / file_name).write_text(text)
             with Watch(deployed.mark, lambda: lines_with(out, "event", "round")) as watch:
-                about = f'out="{out}" way="{way}" rounds={rounds} numel={numel}'
+                about = f'out="{out}" way="{way}" rounds={rounds} numel={numel} sites={NUM_SITES}'
                 ended = deployed.finish(deployed.submit(app, about), 900)
             assert ended == "finished:completed", deployed.logs()
         finally:
@@ -172,19 +108,14 @@ def compare(sides: list[str], rounds: int, numel: int) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["site"]:
-        return site(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--numel", type=int, default=24_000_000)
     parser.add_argument(
         "--sides", nargs="+", choices=["ours", "flower"], default=["ours", "flower"]
     )
-    run(
-        parser,
-        None,
-        lambda arguments: compare(arguments.sides, arguments.rounds, arguments.numel),
-    )
+    arguments = parser.parse_args()
+    compare(arguments.sides, arguments.rounds, arguments.numel)
 
 
 if __name__ == "__main__":

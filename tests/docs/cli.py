@@ -17,6 +17,7 @@ from fedhubert.config.catalog import all_keys
 from fedhubert.federation.engine.recipe import StagePlan
 from fedhubert.planning.inputs import Rates
 from fedhubert.planning.words import _WORDS, Words
+from tests.flower import parse_superlink
 
 from .pages import REPOSITORY
 
@@ -112,6 +113,7 @@ _VERBS: dict[str, Callable[[list[str]], None]] = {
     "plan": _plan,
     "recipe": _recipe,
     "fork": _fork,
+    "superlink": parse_superlink,
 }
 
 

@@ -139,7 +139,7 @@ def test_a_flower_that_has_it_elsewhere_is_an_error_by_name(
 def test_the_supernode_is_started_to_run_no_code() -> None:
     command = supernode_command("h:1", 9000, Path("/s"), Path("/ca"), Path("/k"))
     assert (
-        command[1:3] == ["-m", "fedhubert.federation.wire.flower.supernode_process"]
+        command[1:4] == ["-P", "-m", "fedhubert.federation.wire.flower.supernode_process"]
         and "--isolation=process" in command
         and "--host=127.0.0.1" in command
     )

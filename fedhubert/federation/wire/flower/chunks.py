@@ -78,7 +78,8 @@ def joined(pieces: Sequence[memoryview]) -> npt.NDArray[Any]:
     """
     if not pieces:
         raise ValueError("an array of no bytes")
-    start = io.BytesIO(b"".join(pieces) if len(pieces[0]) < _MOST_HEADER else pieces[0])
+    short = len(pieces[0]) < _MOST_HEADER
+    start = io.BytesIO(b"".join(pieces) if short else pieces[0][:_MOST_HEADER])
     if np.lib.format.read_magic(start) != (1, 0):
         raise ValueError("arrays travel in version 1.0 of NumPy's format")
     shape, columns_first, dtype = np.lib.format.read_array_header_1_0(start)

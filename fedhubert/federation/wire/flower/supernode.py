@@ -177,6 +177,7 @@ def supernode_command(
     """
     command = [
         sys.executable,
+        "-P",  # what lies in the folder that the site was started in is nobody's module
         "-m",
         "fedhubert.federation.wire.flower.supernode_process",
         f"--superlink={superlink}",
