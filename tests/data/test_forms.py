@@ -12,7 +12,7 @@ import soundfile
 from fedhubert.cli import main
 from fedhubert.data.manifest import Manifest
 from tests.data.liars import speech
-from tests.data.test_prepare import listed, prepared
+from tests.data.test_prepare_odd import listed, prepared
 
 
 def written(folder: Path, **files: str) -> Path:

@@ -21,8 +21,9 @@ from tests.federation.signed_messages import (
     site,
     with_reply_content,
 )
+from tests.federation.test_fuzzed_messages import changed, disturb
 from tests.flower import deflated, inflated, said_by
-from tests.test_fuzz import budget, changed, check, disturb
+from tests.fuzzing import budget, check
 
 from .signed import Keys
 

@@ -18,7 +18,7 @@ from fedhubert.training.muon import (
 )
 from fedhubert.training.parameters import ParameterLayout
 
-from .test_stepping import BATCHES, QUIET, model_of, relative, train, vector
+from .steps import BATCHES, QUIET, model_of, relative, train, vector
 
 MUON = ClientConfig(lr=1e-2, optimizer="muon", optimizer_policy="keep", schedule="constant")
 

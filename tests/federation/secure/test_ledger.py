@@ -16,7 +16,7 @@ from fedhubert.federation.secure.ledger import MOST_TRIES, SumLedger
 from fedhubert.federation.secure.roster import Roster, read_roster, write_roster
 from fedhubert.federation.secure.terms import SumTerms
 from tests.federation.secure.cohort import Cohort
-from tests.federation.secure.test_sums import refusal
+from tests.federation.secure.refusals import refusal
 
 COHORT = Cohort(5)
 KIND = COHORT.terms.kind
