@@ -178,16 +178,21 @@ def _end_workers() -> None:
         return
     with contextlib.suppress(Exception):  # Ray is going down, or has this elsewhere: Flower waits
         kill = importlib.import_module("ray._private.worker").global_worker.core_worker.kill_actor
-        for number in _our_actors():
+        for number in _actors_of(_job()):
             kill(ray.ActorID.from_hex(number), True)
 
 
-def _our_actors() -> dict[str, dict[str, Any]]:
-    """Return id -> what Ray knows of it, of this process's actors."""
+def _job() -> Any:
+    """Return this process's job; where Ray has ended, this would start it anew: ask before."""
     import ray
+
+    return ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+
+
+def _actors_of(job: Any) -> dict[str, dict[str, Any]]:
+    """Return id -> what Ray knows of it, of a job's actors."""
     from ray._private.state import actors
 
-    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     found: dict[str, dict[str, Any]] = actors(job_id=job)
     return found
 
@@ -257,14 +262,14 @@ def _check_address(address: str) -> None:
 def _deaths_said() -> Iterator[None]:
     """Warn of every worker process that dies (out of memory, killed): Ray puts another in its place
     and says nothing."""
-    over = threading.Event()
+    over, job = threading.Event(), _job()
 
     def watch() -> None:
         said, last = 0, False
         while not last:
             last = over.wait(_LOOK_FOR_DEATHS_S)
             try:
-                died = sum(int(actor["NumRestarts"]) for actor in _our_actors().values())
+                died = sum(int(actor["NumRestarts"]) for actor in _actors_of(job).values())
             except Exception:  # Ray is going down, or has this elsewhere: a run does without
                 return
             if died > said:
