@@ -42,30 +42,31 @@ def file_of(path: Path, parts: Sequence[Part]) -> Iterator["Ranges | int"]:
         with Ranges(path, parts) as ranges:
             yield ranges
         return
-    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         memory = _idle.pop()
     except IndexError:
         memory = os.memfd_create("audio")
     try:
-        _copy(source, parts, memory)
+        _copy(path, parts, memory)
         yield memory
     finally:
         _idle.append(memory)
-        os.close(source)
 
 
-def _copy(source: int, parts: Sequence[Part], target: int) -> None:
-    """Write parts of ``source`` over what ``target`` has, up to where ``source`` ends if it has
-    shrunk; go to its beginning."""
+def _copy(path: Path, parts: Sequence[Part], target: int) -> None:
+    """Write parts of a file over what ``target`` has, up to where the file ends if it has shrunk; go
+    to its beginning."""
     os.lseek(target, 0, os.SEEK_SET)
-    for part in parts:
-        if isinstance(part, bytes):
-            os.write(target, part)
-            continue
-        position, left = part
-        while left and (copied := os.sendfile(target, source, position, left)):
-            position, left = position + copied, left - copied
+    with open(path, "rb", buffering=0) as source:
+        for part in parts:
+            if isinstance(part, bytes):
+                os.write(target, part)
+                continue
+            position, left = part
+            # sendfile would spare a copy, and is refused on some shared disks
+            while left and (content := os.pread(source.fileno(), left, position)):
+                copied = os.write(target, content)
+                position, left = position + copied, left - copied
     os.ftruncate(target, os.lseek(target, 0, os.SEEK_CUR))
     os.lseek(target, 0, os.SEEK_SET)
 

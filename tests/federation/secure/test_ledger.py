@@ -216,7 +216,7 @@ def test_a_model_is_not_summed_over_two_cohorts_also_not_in_two_runs(site: Site)
 
 def test_a_number_that_is_another_site_in_another_roster_is_another_cohort(site: Site) -> None:
     """The one who came for it knows its own part, and so what the one before had sent."""
-    old = {"roster": "old"}
+    old: dict[str, Any] = {"roster": "old"}
     site.round(1, **old)
     site.open(1)
     keys = (*COHORT.terms.keys[:4], Cohort(5).terms.keys[4])
