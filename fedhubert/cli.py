@@ -27,21 +27,48 @@ _PRINTS = {"-h", "--help", "--cfg", "--cfg=job"}
 """but for those that only print."""
 
 VERBS = {
-    "prepare": "make a manifest: of any folder of audio, LibriSpeech, Kaldi, Common Voice, lhotse, HuggingFace, archives, or the sample speech",
+    "prepare": (
+        "make a manifest: of any folder of audio, LibriSpeech, Kaldi, Common Voice, lhotse, "
+        "HuggingFace, archives, or the sample speech"
+    ),
     "train": "federated training, simulated on this host (takes Hydra overrides)",
-    "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
-    "compare": "federated, central, local-only and untrained models over several seeds (takes Hydra overrides)",
+    "central": (
+        "the same training without federation, in one model or one per client (takes Hydra "
+        "overrides)"
+    ),
+    "compare": (
+        "federated, central, local-only and untrained models over several seeds (takes Hydra "
+        "overrides)"
+    ),
     "config": "explain a key of the configuration, list a group's keys, or all",
-    "plan": "what a federation would take before it is run: steps, audio, bytes, hours, memory (takes Hydra overrides)",
+    "plan": (
+        "what a federation would take before it is run: steps, audio, bytes, hours, memory (takes "
+        "Hydra overrides)"
+    ),
     "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
     "fork": "a new run from a round of another one, under other settings",
-    "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
-    "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
+    "evaluate": (
+        "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an "
+        "untrained model beside"
+    ),
+    "report": (
+        "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, "
+        "probes"
+    ),
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load",
     "state": "what a site keeps between rounds and runs, and how to remove it",
-    "site": "a site of a federation: takes the coordinator's messages and answers them with the installed code, until stopped",
-    "superlink": "flower-superlink with its flags, for large models: arrays in transit lie in files beside its database, not in it",
-    "doctor": "versions, cores, GPUs, room and extras of this installation; what would fail, and what to do",
+    "site": (
+        "a site of a federation: takes the coordinator's messages and answers them with the "
+        "installed code, until stopped"
+    ),
+    "superlink": (
+        "flower-superlink with its flags, for large models: arrays in transit lie in files beside "
+        "its database, not in it"
+    ),
+    "doctor": (
+        "versions, cores, GPUs, room and extras of this installation; what would fail, and what to "
+        "do"
+    ),
     "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 

@@ -182,7 +182,8 @@ def _check_same_labels(*folders: RunFolder) -> None:
     }
     if len(keys) > 1:
         raise ConfigError(
-            f"the runs below {folders[0].path.parent} have different pseudo-labels (did the data change?); remove them, or choose another out=...",
+            f"the runs below {folders[0].path.parent} have different pseudo-labels (did the data "
+            "change?); remove them, or choose another out=...",
             setting="out",
         )
 

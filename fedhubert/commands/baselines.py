@@ -43,7 +43,8 @@ def central(arguments: Sequence[str]) -> int:
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
         print(
-            f"fedhubert: unknown option {flags[0]}; `fedhubert central` takes KEY=VALUE overrides, see --help",
+            f"fedhubert: unknown option {flags[0]}; `fedhubert central` takes KEY=VALUE overrides, "
+            "see --help",
             file=sys.stderr,
         )
         return 2

@@ -171,7 +171,8 @@ def make_all_in_one_place(out: Path, arguments: argparse.Namespace) -> int:
 
     if arguments.nodes and (out / "coordinator.key").exists():
         raise ConfigError(
-            f"--nodes: {out} has the key of a coordinator whose sites make their own keys (--site N at each, then --enrol here); "
+            f"--nodes: {out} has the key of a coordinator whose sites make their own keys (--site "
+            "N at each, then --enrol here); "
             "to try things out, name another folder",
             setting="--nodes",
         )

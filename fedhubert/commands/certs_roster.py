@@ -28,7 +28,8 @@ def make_roster(out: Path, arguments: argparse.Namespace) -> int:
     path = out / "roster.json"
     if path.exists() and not arguments.force and read_roster(path, setting="--out") != roster:
         raise ConfigError(
-            f"--roster: {path} is another roster, and sites that pinned it take part in no run under this one: "
+            f"--roster: {path} is another roster, and sites that pinned it take part in no run "
+            "under this one: "
             "--force replaces it, and every site compares and pins anew",
             setting="--out",
         )

@@ -58,7 +58,8 @@ def train(arguments: Sequence[str]) -> int:
     ]
     if unknown:
         print(
-            f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, see --help",
+            f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, "
+            "see --help",
             file=sys.stderr,
         )
         return EXIT_USAGE

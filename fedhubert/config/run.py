@@ -167,7 +167,8 @@ class Config(Model):
     def _layers_have_a_model(self) -> Self:
         if self.targets.layer and not self.targets.checkpoint:
             raise ValueError(
-                f"targets.source={self.targets.source} needs targets.checkpoint: a round checkpoint or the folder of a finished run"
+                f"targets.source={self.targets.source} needs targets.checkpoint: a round "
+                "checkpoint or the folder of a finished run"
             )
         return self
 
@@ -181,13 +182,16 @@ class Config(Model):
         wanted = self.targets.num_clusters + NUM_SPECIAL_ROWS
         if self.model.num_classes != wanted:
             raise ValueError(
-                f"model.num_classes is {self.model.num_classes}, but targets.num_clusters {self.targets.num_clusters} and "
-                f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to have it derived"
+                f"model.num_classes is {self.model.num_classes}, but targets.num_clusters "
+                f"{self.targets.num_clusters} and "
+                f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to "
+                "have it derived"
             )
         others = other_classes(self.targets.sets, self.targets.num_clusters)
         if self.model.other_classes != others:
             raise ValueError(
-                f"model.other_classes is {list(self.model.other_classes)}, but targets.sets make {list(others)}; "
+                f"model.other_classes is {list(self.model.other_classes)}, but targets.sets make "
+                f"{list(others)}; "
                 "leave model.other_classes out to have it derived"
             )
         return self
@@ -225,6 +229,7 @@ def _against_privacy(config: Config) -> Iterator[str]:
     )
     if noise > MOST_NOISE:
         yield (
-            f"the noise on the sum of the updates may reach {noise:.3g}, and is exact up to {MOST_NOISE:g}: raise privacy.count_noise "
+            f"the noise on the sum of the updates may reach {noise:.3g}, and is exact up to "
+            f"{MOST_NOISE:g}: raise privacy.count_noise "
             "further above half of privacy.noise_multiplier, or lower privacy.clip_norm"
         )

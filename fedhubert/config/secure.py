@@ -62,7 +62,8 @@ def against_distributed(config: Config) -> Iterator[str]:
     least = least_in_cohort(federated.clients_per_round)
     if privacy.colluding >= least:
         yield (
-            f"privacy.colluding={privacy.colluding}, and as few as {least} of {federated.clients_per_round} clients may be in a sum: "
+            f"privacy.colluding={privacy.colluding}, and as few as {least} of "
+            f"{federated.clients_per_round} clients may be in a sum: "
             f"{least - 1} at most"
         )
     if (
@@ -80,15 +81,18 @@ def against_secure(config: Config) -> Iterator[str]:
         yield "federated.client_cosines=true sends a sketch of each update: set federated.client_cosines=false"
     if federated.clients_per_round < LEAST_COHORT:
         yield (
-            f"a round of {federated.clients_per_round} clients (federated.num_clients={federated.num_clients}, "
-            f"federated.client_fraction={federated.client_fraction}) is no sum that hides any: {LEAST_COHORT} at least"
+            f"a round of {federated.clients_per_round} clients "
+            f"(federated.num_clients={federated.num_clients}, "
+            f"federated.client_fraction={federated.client_fraction}) is no sum that hides any: "
+            f"{LEAST_COHORT} at least"
         )
     early = federated.early_stopping
     if early.patience is not None and early.over == "clients":
         yield "federated.early_stopping.over=clients goes by each client's figures: set federated.early_stopping.over=frames"
     if config.privacy.central and federated.client_fraction < 1.0:
         yield (
-            f"federated.client_fraction={federated.client_fraction} counts on nobody knowing who was sampled, and the sites of a cohort know "
+            f"federated.client_fraction={federated.client_fraction} counts on nobody knowing who "
+            "was sampled, and the sites of a cohort know "
             "each other: set federated.client_fraction=1"
         )
     if config.privacy.client_metrics:

@@ -233,8 +233,10 @@ class _Study:
         rows: dict[str, list[dict[str, object]]] = {}
         if not section.has_triples:
             log.warning(
-                "ABX is left out: it needs a speaker with segments of two phones, and another segment of one of them "
-                "(with --abx-context within: with the same neighbours); does the manifest say who speaks?"
+                "ABX is left out: it needs a speaker with segments of two phones, and another "
+                "segment of one of them "
+                "(with --abx-context within: with the same neighbours); does the manifest say who "
+                "speaks?"
             )
             return {}
         for encoder in self._encoders:

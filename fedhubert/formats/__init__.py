@@ -24,7 +24,8 @@ def loading(format_name: str, out: Path) -> str:
 
 
 REFUSED = {
-    "distiller": "s3prl's distiller_local has no LayerNorm before the projection, and these encoders have one: no such file computes the same. "
+    "distiller": "s3prl's distiller_local has no LayerNorm before the projection, and these "
+    "encoders have one: no such file computes the same. "
     "Use `--format s3prl`: it loads with hubert_local, students too"
 }
 """Formats that people look for and that cannot hold these models exactly, each with the reason and

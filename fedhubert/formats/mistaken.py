@@ -28,7 +28,8 @@ def mistaken_for_weights(path: Path) -> str | None:
         return "is empty: copy or download it again"
     if head.startswith(_POINTER):
         return (
-            "is a git-lfs pointer, a few lines in the place of the file: fetch the file itself with `git lfs pull` in that clone, "
+            "is a git-lfs pointer, a few lines in the place of the file: fetch the file itself "
+            "with `git lfs pull` in that clone, "
             "or download it from the model's page"
         )
     if len(head) < _LOOK_AT and any(mark in head for mark in _ANNEX):
@@ -36,7 +37,8 @@ def mistaken_for_weights(path: Path) -> str | None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head", b"<script")):
         return (
-            "is a web page, not weights: the address that it was downloaded from shows a page about the file, or an error. "
+            "is a web page, not weights: the address that it was downloaded from shows a page "
+            "about the file, or an error. "
             "Download it by the link to the file itself"
         )
     for mark, kind in _ARCHIVES.items():
@@ -59,7 +61,10 @@ def _zip_of_another_kind(path: Path) -> str | None:
     except Exception:  # cut short or damaged: whoever reads it says that
         return None
     if "constants.pkl" in names:
-        return "is a TorchScript archive, a program: load it by torch.jit where it is trusted, save its state_dict() by torch.save, and name that"
+        return (
+            "is a TorchScript archive, a program: load it by torch.jit where it is trusted, save "
+            "its state_dict() by torch.save, and name that"
+        )
     return None if "data.pkl" in names else "is a zip archive: unpack it and name what is in it"
 
 

@@ -125,7 +125,8 @@ class Publication:
     def __post_init__(self) -> None:
         if self.license is not None and not _LICENSE.fullmatch(self.license):
             raise ConfigError(
-                f"--license {self.license!r} is no identifier of the hub, such as cc-by-4.0, apache-2.0, or other",
+                f"--license {self.license!r} is no identifier of the hub, such as cc-by-4.0, "
+                "apache-2.0, or other",
                 setting="--license",
             )
         for language in self.languages:

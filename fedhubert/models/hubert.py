@@ -157,7 +157,8 @@ class HubertModel(nn.Module):
         another shape."""
         if mask_BT.shape != x_BTD.shape[:2]:
             raise ValueError(
-                f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames"
+                f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} "
+                "rows and frames"
             )
         return cast(Tensor, self.mask_generator(x_BTD, mask_BT))
 

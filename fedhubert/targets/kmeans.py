@@ -104,7 +104,8 @@ class FederatedKMeans:
                 or weights.ndim != 1
             ):
                 raise TargetsError(
-                    f"k-means seeds of {points.dtype}{list(points.shape)} with weights {weights.dtype}{list(weights.shape)}",
+                    f"k-means seeds of {points.dtype}{list(points.shape)} with weights "
+                    f"{weights.dtype}{list(weights.shape)}",
                     setting="targets.source",
                 )
             # nor NaN
@@ -145,7 +146,8 @@ class FederatedKMeans:
             raise TargetsError("k-means has no centroids yet", setting="targets.kind")
         if statistics.num_frames == 0:
             raise TargetsError(
-                "k-means statistics of no frames: no client has targets.min_frames of them in any cluster",
+                "k-means statistics of no frames: no client has targets.min_frames of them in any "
+                "cluster",
                 setting="targets.min_frames",
             )
         rng = generator(self.seed_value, "kmeans/reseed", len(self.history))

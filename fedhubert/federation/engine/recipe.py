@@ -60,7 +60,8 @@ class StagePlan:
             if stage.export:
                 if stage.export not in FORMATS:
                     raise ConfigError(
-                        f"stage {stage.name}: no format {stage.export!r}; there are {', '.join(FORMATS)}"
+                        f"stage {stage.name}: no format {stage.export!r}; there are "
+                        f"{', '.join(FORMATS)}"
                     )
                 sources[stage.name] = before[-1] if stage.of == "previous" else stage.of
                 continue
@@ -143,14 +144,16 @@ def _sorted_out(
         prefixed = bool(colon) and "=" not in name
         if prefixed and name not in trained:
             raise ConfigError(
-                f"{argument}: the recipe has no training stage {name!r}; it has {', '.join(trained)}"
+                f"{argument}: the recipe has no training stage {name!r}; it has "
+                f"{', '.join(trained)}"
             )
         text = override if prefixed else argument
         if "=" not in text:
             raise ConfigError(f"{argument}: give KEY=VALUE, or STAGE:KEY=VALUE")
         if _key(text) in _OURS and (prefixed or _key(text) != "out"):
             raise ConfigError(
-                f"{argument}: a recipe sets {', '.join(_OURS)} of its stages itself; out=DIR names the folder above them"
+                f"{argument}: a recipe sets {', '.join(_OURS)} of its stages itself; out=DIR names "
+                "the folder above them"
             )
         (own.setdefault(name, {}) if prefixed else common)[_key(text)] = text
     return common, own

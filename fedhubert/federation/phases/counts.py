@@ -264,7 +264,8 @@ def read_counts(federation: Federation, reply: Reply[LabelCounts]) -> dict[str, 
             or sum(map(int, found.reshape(-1))) > most[name]
         ):
             raise FederationError(
-                f"label counts `{name}` should be int64{list(shape)} of at least 0, and of {most[name]} frames at most",
+                f"label counts `{name}` should be int64{list(shape)} of at least 0, and of "
+                f"{most[name]} frames at most",
                 setting="version",
             )
         counts[name] = found
@@ -314,7 +315,8 @@ def _frames(
         }
     if not all(0 <= metrics.get(name, -1) <= limit for name, limit in most.items()):
         raise FederationError(
-            f"client {partition}: its k-means statistics should say `frames` of at most {most['frames']} and `withheld_clusters`",
+            f"client {partition}: its k-means statistics should say `frames` of at most "
+            f"{most['frames']} and `withheld_clusters`",
             setting="version",
         )
     return {name: int(metrics[name]) for name in most}

@@ -83,7 +83,8 @@ def fork_privacy(
         return None
     if not source.privacy.enabled or state is None:
         raise ConfigError(
-            "the run to fork from was trained without differential privacy, so no epsilon covers what comes of it: "
+            "the run to fork from was trained without differential privacy, so no epsilon covers "
+            "what comes of it: "
             f"start anew with privacy={config.privacy.mechanism}",
             setting="privacy.mechanism",
         )
@@ -106,7 +107,8 @@ def announce(privacy: Mechanism, config: Config, next_round: int) -> None:
     settings, last = config.privacy, config.federated.num_rounds
     if settings.max_epsilon is not None and not privacy.allows(next_round) and next_round == 1:
         raise ConfigError(
-            f"privacy.max_epsilon={settings.max_epsilon:g} does not allow a single round, which has epsilon {privacy.epsilon(1):.3g}: "
+            f"privacy.max_epsilon={settings.max_epsilon:g} does not allow a single round, which "
+            f"has epsilon {privacy.epsilon(1):.3g}: "
             "raise privacy.noise_multiplier"
             + (", or lower federated.client_fraction" if settings.central else ""),
             setting="privacy.max_epsilon",
@@ -119,7 +121,10 @@ def announce(privacy: Mechanism, config: Config, next_round: int) -> None:
         settings.noise_multiplier,
         f"each client in a round with probability {config.federated.client_fraction:g}"
         if not isinstance(privacy, DistributedPrivacy)
-        else f"added by the clients, if {privacy.honest} of each sum are honest (privacy.colluding={settings.colluding})",
+        else (
+            f"added by the clients, if {privacy.honest} of each sum are honest "
+            f"(privacy.colluding={settings.colluding})"
+        ),
     )
     if settings.max_epsilon is not None:
         log.info(

@@ -67,7 +67,8 @@ def score_masked(
         if len(total.answered) < needed:
             raise SecureError(
                 "secure_unreadable",
-                f"{len(total.answered)} masked scores, {needed} needed. {describe_failures(outcome.failures)}",
+                f"{len(total.answered)} masked scores, {needed} needed. "
+                f"{describe_failures(outcome.failures)}",
                 setting="secure.threshold",
             )
         if journal:

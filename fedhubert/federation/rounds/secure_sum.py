@@ -222,7 +222,8 @@ class SecureSum:
         if sums[COUNT] != len(included) or too_large:
             raise SecureError(
                 "secure_garbage",
-                f"the opened sum is not one of {len(included)} updates: a client has sent something else, or was told something else",
+                f"the opened sum is not one of {len(included)} updates: a client has sent "
+                "something else, or was told something else",
             )
         return sums
 

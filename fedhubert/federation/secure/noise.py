@@ -63,7 +63,8 @@ def check_covered(std: float, unit: float, weight: int) -> None:
     if std < LEAST_STEPS * unit:
         raise SecureError(
             "secure_garbage",
-            f"noise of standard deviation {std:.3g} on a grid of {unit:.3g}: {LEAST_STEPS:g} steps at least",
+            f"noise of standard deviation {std:.3g} on a grid of {unit:.3g}: {LEAST_STEPS:g} steps "
+            "at least",
             setting="federated.update_codec",
         )
 

@@ -233,7 +233,8 @@ class Guard:
         if len(plan.rows) < update.min_utterances:
             yield Refusal(
                 "data.manifest",
-                f"{len(plan.rows)} utterances to train on, fewer than update.min_utterances={update.min_utterances}",
+                f"{len(plan.rows)} utterances to train on, fewer than "
+                f"update.min_utterances={update.min_utterances}",
             )
             return
         rows, seconds = set[int](), 0.0
@@ -246,7 +247,8 @@ class Guard:
         if len(rows) < update.min_utterances:
             yield Refusal(
                 setting,
-                f"an update of {len(rows)} utterances, fewer than update.min_utterances={update.min_utterances}",
+                f"an update of {len(rows)} utterances, fewer than "
+                f"update.min_utterances={update.min_utterances}",
             )
         if seconds < update.min_seconds:
             yield Refusal(
@@ -265,7 +267,8 @@ class Guard:
             update={"manifest": None, "root": None, "num_workers": 0, "prefetch_batches": 1}
         )
         asked = digest(
-            f"{manifest.fingerprint(range(len(manifest)))} {job.seed} {job.task.name} {data.model_dump_json()}"
+            f"{manifest.fingerprint(range(len(manifest)))} {job.seed} {job.task.name} "
+            f"{data.model_dump_json()}"
         )
         if asked not in day.described:
             if len(day.described) >= most:

@@ -28,7 +28,8 @@ def supported() -> str:
 def lacks(what: str) -> UnsupportedFlower:
     """Return the error that says that this Flower has no such part."""
     return UnsupportedFlower(
-        f"Flower {importlib.metadata.version('flwr')} has no {what}; fedhubert supports {supported()}"
+        f"Flower {importlib.metadata.version('flwr')} has no {what}; fedhubert supports "
+        f"{supported()}"
     )
 
 
