@@ -45,7 +45,9 @@ VERBS = {
         "what a federation would take before it is run: steps, audio, bytes, hours, memory (takes "
         "Hydra overrides)"
     ),
-    "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
+    "recipe": (
+        "several trainings and exports as one command that can be resumed (takes Hydra overrides)"
+    ),
     "fork": "a new run from a round of another one, under other settings",
     "evaluate": (
         "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an "
@@ -84,7 +86,7 @@ every training stage, STAGE:KEY=VALUE for one. The same command goes on where it
   fedhubert recipe my-recipe.yaml                              a list of stages of your own, as in conf/recipe/
 
 recipes: {recipes}
-"""
+"""  # noqa: E501
 
 FORK_HELP = """\
 Go on from a round of a run under other settings, in a folder of its own:
@@ -93,7 +95,7 @@ Go on from a round of a run under other settings, in a folder of its own:
   fedhubert fork outputs/demo --round 4 out=outputs/prox federated.strategy=FedProx
 
 The new run's checkpoints say where it comes from and what was changed. After an interruption the same command goes on.
-"""
+"""  # noqa: E501
 
 
 def main(argv: Sequence[str] | None = None) -> int:

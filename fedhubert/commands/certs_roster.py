@@ -11,7 +11,7 @@ To compare by phone with every site:
 To every site: {path}. There, before it is used:
   fedhubert certs --check-roster roster.json --keys DIR
   fedhubert site --roster roster.json ...
-From then on a site sends nothing unmasked, and no sum is of fewer than {least} of the {count} sites."""
+From then on a site sends nothing unmasked, and no sum is of fewer than {least} of the {count} sites."""  # noqa: E501
 
 
 def make_roster(out: Path, arguments: argparse.Namespace) -> int:

@@ -15,7 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         required=True,
         metavar="C",
-        help="round checkpoint, run folder, HuggingFace folder, or any encoder that can be imported",
+        help=(
+            "round checkpoint, run folder, HuggingFace folder, or any encoder that can be imported"
+        ),
     )
     parser.add_argument(
         "--manifest", required=True, type=Path, metavar="M", help="audio to evaluate on"

@@ -43,7 +43,7 @@ server:
   disk_mb_s=N             checkpoints, written and forced to disk (150)
 output:
   json=true               one JSON object instead of the table
-"""
+"""  # noqa: E501
 
 
 def plan(arguments: Sequence[str]) -> int:

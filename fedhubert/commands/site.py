@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--supernode",
         metavar="HOST:PORT",
-        help="use a SuperNode that runs elsewhere with --isolation process, instead of starting one",
+        help=(
+            "use a SuperNode that runs elsewhere with --isolation process, instead of starting one"
+        ),
     )
     where.add_argument(
         "--supernode-secret",

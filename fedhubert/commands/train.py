@@ -34,7 +34,7 @@ saved, and exit code 75; the same command with resume=auto goes on.
 choices:
 {choices}
 All keys with their values: fedhubert train --cfg job; what a key means: fedhubert config KEY
-"""
+"""  # noqa: E501
 
 DEMO_ON_OWN_AUDIO = """\
 fedhubert: no experiment=... was given, so the demo's settings hold:

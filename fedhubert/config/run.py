@@ -206,24 +206,48 @@ def _against_privacy(config: Config) -> Iterator[str]:
         "goes by the clients' exact figures, which epsilon does not cover",
     )
     if federated.weight_by != "uniform":
-        yield f"federated.weight_by={federated.weight_by} has data decide what an update counts: set federated.weight_by=uniform"
+        yield (
+            f"federated.weight_by={federated.weight_by} has data decide what an update counts: set "
+            "federated.weight_by=uniform"
+        )
     if not privacy.central:
         yield from against_distributed(config)
     if federated.sampling != "random" and privacy.central:
-        yield f"federated.sampling={federated.sampling} tells from one cohort who is in the next: set federated.sampling=random"
+        yield (
+            f"federated.sampling={federated.sampling} tells from one cohort who is in the next: "
+            "set federated.sampling=random"
+        )
     if federated.over_commit > 1.0:
-        yield f"federated.over_commit={federated.over_commit} leaves out who is slow: set federated.over_commit=1"
+        yield (
+            f"federated.over_commit={federated.over_commit} leaves out who is slow: set "
+            "federated.over_commit=1"
+        )
     if federated.max_norm_ratio > 0.0:
-        yield f"federated.max_norm_ratio={federated.max_norm_ratio} drops updates by the norms of others: set federated.max_norm_ratio=0"
+        yield (
+            f"federated.max_norm_ratio={federated.max_norm_ratio} drops updates by the norms of "
+            "others: set federated.max_norm_ratio=0"
+        )
     if config.checkpoint.keep_best and not privacy.client_metrics:
-        yield f"checkpoint.keep_best {exact}: set checkpoint.keep_best=false, or privacy.client_metrics=true"
+        yield (
+            f"checkpoint.keep_best {exact}: set checkpoint.keep_best=false, or "
+            "privacy.client_metrics=true"
+        )
     if federated.early_stopping.patience is not None and not privacy.client_metrics:
-        yield f"federated.early_stopping {exact}: leave out its patience, or set privacy.client_metrics=true"
+        yield (
+            f"federated.early_stopping {exact}: leave out its patience, or set "
+            "privacy.client_metrics=true"
+        )
     if privacy.delta >= 1.0 / federated.num_clients:
-        yield f"privacy.delta={privacy.delta:g} must be below 1/federated.num_clients, better far below"
+        yield (
+            f"privacy.delta={privacy.delta:g} must be below 1/federated.num_clients, better far "
+            "below"
+        )
     largest = privacy.largest_clip_norm(federated.num_clients)
     if privacy.clip_norm > largest:
-        yield f"privacy.clip_norm={privacy.clip_norm:g} is above {largest:g}, up to which the sums are exact"
+        yield (
+            f"privacy.clip_norm={privacy.clip_norm:g} is above {largest:g}, up to which the sums "
+            "are exact"
+        )
     noise = privacy.noise_on_sum(federated.expected_cohort) * (
         largest if privacy.target_quantile is not None else privacy.clip_norm
     )

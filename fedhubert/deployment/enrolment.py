@@ -147,7 +147,8 @@ def site_keys(files: Iterable[Path]) -> dict[int, bytes]:
     ``coordinator.pub``, which lie beside them, are passed over.
 
     Raises:
-        ConfigError: a file of another name, or none of the kind that its name says; a ``node-N.pub``
+        ConfigError: a file of another name, or none of the kind that its name says; a
+        ``node-N.pub``
             whose site is missing.
     """
     paths = [path for path in files if path.name != "coordinator.pub"]

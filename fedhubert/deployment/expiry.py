@@ -17,7 +17,9 @@ WARN_DAYS = 30
 """So many days ahead of its end a certificate is warned of."""
 
 _REMEDY = {
-    "server.crt": "fedhubert certs --coordinator --renew makes a new one (the sites need not change)",
+    "server.crt": (
+        "fedhubert certs --coordinator --renew makes a new one (the sites need not change)"
+    ),
     "ca.crt": (
         "make a new authority by fedhubert certs --coordinator --force, and give every site its "
         "ca.crt"

@@ -150,8 +150,8 @@ class Alignment:
 def read_table(
     path: Path, flag: str, required: tuple[str, ...], delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each line's number and cells by column; raises :class:`DataError`, naming ``flag``, for a
-    file that cannot be read, lacks a required column, or has lines of another number of cells."""
+    """Yield each line's number and cells by column; raises :class:`DataError`, naming ``flag``, for
+    a file that cannot be read, lacks a required column, or has lines of another number of cells."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)

@@ -1,5 +1,5 @@
-"""An evaluation from a checkpoint and annotated audio to figures: masked prediction, probes, ABX and
-clusters, with MFCC and an untrained model beside."""
+"""An evaluation from a checkpoint and annotated audio to figures: masked prediction, probes, ABX
+and clusters, with MFCC and an untrained model beside."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -228,7 +228,8 @@ class _Study:
         return {"k": self._settings.clusters, "rows": rows}
 
     def abx(self, segments: Segments, manifest: Manifest) -> dict[str, object]:
-        """Compare segments; return measure -> figures of each encoder and layer, if there are any."""
+        """Compare segments; return measure -> figures of each encoder and layer, if there are
+        any."""
         section = AbxSection(segments, manifest, self._settings.abx, self._cache)
         rows: dict[str, list[dict[str, object]]] = {}
         if not section.has_triples:

@@ -1,5 +1,5 @@
-"""Models of the HuggingFace hub: fetched by huggingface_hub where it is installed, explained where a
-path was wanted."""
+"""Models of the HuggingFace hub: fetched by huggingface_hub where it is installed, explained where
+a path was wanted."""
 
 import re
 import shlex

@@ -105,7 +105,9 @@ def _said(rates: Rates, sources: dict[str, str]) -> dict[str, str]:
     derived = {
         "score_audio_s_per_s": "three times audio_s_per_s",
         "down_mbit_s": "as up_mbit_s",
-        "round_overhead_s": f"the default {'on real sites' if rates.on_sites else 'of a simulation'}",
+        "round_overhead_s": (
+            f"the default {'on real sites' if rates.on_sites else 'of a simulation'}"
+        ),
     }
     sources = dict.fromkeys(values, "the default") | derived | sources
     return {

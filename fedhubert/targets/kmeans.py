@@ -6,8 +6,8 @@ counts and inertia of its frames under the server's centroids (:func:`accumulate
 this is Lloyd's algorithm on the pooled frames, to the bit: the statistics are integers.
 
 What leaves a client is over at least ``targets.min_frames`` of its frames
-(:func:`~fedhubert.targets.statistics.suppression`): a mean over a few is nearly their features. Frames
-that are withheld for that are missing from the pool; with ``min_frames=1`` none are.
+(:func:`~fedhubert.targets.statistics.suppression`): a mean over a few is nearly their features.
+Frames that are withheld for that are missing from the pool; with ``min_frames=1`` none are.
 """
 
 import hashlib
@@ -199,7 +199,8 @@ def local_seeds(
 
     k is at most ``num_clusters`` and the number of distinct frames, and small enough for
     ``2 * min_frames`` frames a centroid. A centroid is the mean of the frames that it stands for;
-    those of too few (:func:`~fedhubert.targets.statistics.suppression`) are left out, or all of them.
+    those of too few (:func:`~fedhubert.targets.statistics.suppression`) are left out, or all of
+    them.
     """
     points, weights = distinct_points(
         features_FD, np.ones(len(features_FD), np.int64) if weights_F is None else weights_F

@@ -217,7 +217,8 @@ def _out_of_our_group() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _our_signals() -> Iterator[None]:
-    """Keep the handlers of signals that Ray would put its own in the place of, which dump stacks."""
+    """Keep the handlers of signals that Ray would put its own in the place of, which dump
+    stacks."""
     names = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in names}
     yield

@@ -55,8 +55,8 @@ def ask_all(
     """Have every connected client follow ``instruction`` and return what ``read`` makes of the
     replies.
 
-    Those that fail, or whose reply ``read`` refuses, are asked again (:func:`ask_again`), those that
-    are silent never: they have been waited for.
+    Those that fail, or whose reply ``read`` refuses, are asked again (:func:`ask_again`), those
+    that are silent never: they have been waited for.
 
     Raises:
         FederationError: clients that failed all the same, and ``federated.min_clients`` does not

@@ -46,8 +46,8 @@ def open_privacy(
 def ledger_of(
     config: Config, state: Mapping[str, Any] | None = None, releases: Releases = dict
 ) -> Ledger:
-    """Return what a run has spent by ``state``, what its last checkpoint says of its privacy, and its
-    journal's ``releases``; without either, nothing."""
+    """Return what a run has spent by ``state``, what its last checkpoint says of its privacy, and
+    its journal's ``releases``; without either, nothing."""
     state = state or {}
     before = [
         (float(sampling), float(noise), int(rounds))
@@ -146,16 +146,31 @@ def _last_allowed(privacy: Mechanism, last: int) -> int:
 
 def _outside(config: Config) -> Iterator[str]:
     """Name what depends on the clients' data and is not covered by epsilon."""
-    yield "metrics.jsonl, the log, and what is made of them (exact figures, who took part): keep them on the server"
+    yield (
+        "metrics.jsonl, the log, and what is made of them (exact figures, who took part): keep "
+        "them on the server"
+    )
     if not config.privacy.central:
-        yield "the sums of figures beside the updates (losses, norms, counts), which are opened exactly"
+        yield (
+            "the sums of figures beside the updates (losses, norms, counts), which are opened "
+            "exactly"
+        )
     if config.task.needs_labels and config.targets.kind == "kmeans":
         yield "the k-means targets (sums and counts of the clients' frames, without noise)"
     if config.privacy.client_metrics:
-        yield "the clients' exact figures in checkpoints and exports, and what goes by them (privacy.client_metrics=true)"
+        yield (
+            "the clients' exact figures in checkpoints and exports, and what goes by them "
+            "(privacy.client_metrics=true)"
+        )
     if config.targets.layer is not None:
-        yield "the model of targets.checkpoint, whose layer the targets are of, if it was trained on these clients' data"
+        yield (
+            "the model of targets.checkpoint, whose layer the targets are of, if it was trained on "
+            "these clients' data"
+        )
     if spec_of(config.task).taught is not None:
-        yield "the teacher (task.teacher), which the student learns from, if it was trained on these clients' data"
+        yield (
+            "the teacher (task.teacher), which the student learns from, if it was trained on these "
+            "clients' data"
+        )
     if config.init_from is not None:
         yield "the encoder of init_from, if it was trained on these clients' data"

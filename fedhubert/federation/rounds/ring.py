@@ -80,8 +80,8 @@ def _noise_of(config: Config, summands: int) -> tuple[float, float]:
 
 
 def summands_of(config: Config) -> int:
-    """Return the most updates that a round adds up; with differential privacy it may be all, and how
-    many were sampled is nobody's to know."""
+    """Return the most updates that a round adds up; with differential privacy it may be all, and
+    how many were sampled is nobody's to know."""
     federated = config.federated
     asked = math.ceil(federated.clients_per_round * federated.over_commit)
     return federated.num_clients if config.privacy.central else min(federated.num_clients, asked)

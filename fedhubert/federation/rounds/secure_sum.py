@@ -156,7 +156,8 @@ class SecureSum:
         return True
 
     def _part(self, answer: Masked) -> Integers | None:
-        """Return an answer's masked vector, in the words of :attr:`total`; None where it is none."""
+        """Return an answer's masked vector, in the words of :attr:`total`; None where it is
+        none."""
         masked = answer.arrays.get("masked")
         if self._bits is not None:
             try:

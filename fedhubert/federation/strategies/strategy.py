@@ -84,8 +84,8 @@ class ServerStrategy:
         return 1.0
 
     def pooled_factor(self, sums: Mapping[str, int | float]) -> float:
-        """Return the same as :meth:`mean_factor` where only the clients' figures' ``sums`` are known
-        (:mod:`fedhubert.federation.secure.figures`)."""
+        """Return the same as :meth:`mean_factor` where only the clients' figures' ``sums`` are
+        known (:mod:`fedhubert.federation.secure.figures`)."""
         return 1.0
 
     def step(

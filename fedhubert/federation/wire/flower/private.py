@@ -1,4 +1,5 @@
-"""Flower's private parts: looked up when they are wanted, and named where this Flower lacks them."""
+"""Flower's private parts: looked up when they are wanted, and named where this Flower lacks
+them."""
 
 import importlib
 import importlib.metadata
