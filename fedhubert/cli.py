@@ -27,22 +27,45 @@ _PRINTS = {"-h", "--help", "--cfg", "--cfg=job"}
 """but for those that only print."""
 
 VERBS = {
-    "prepare": "make a manifest: of any folder of audio, LibriSpeech, Kaldi, Common Voice, lhotse, HuggingFace, archives, or the sample speech",
+    "prepare": (
+        "make a manifest: of any folder of audio, LibriSpeech, Kaldi, Common Voice, lhotse, "
+        "HuggingFace, archives, or the sample speech"
+    ),
     "train": "federated training, simulated on this host (takes Hydra overrides)",
-    "central": "the same training without federation, in one model or one per client (takes Hydra overrides)",
-    "compare": "federated, central, local-only and untrained models over several seeds (takes Hydra overrides)",
+    "central": (
+        "the same training without federation, in one model or one per client (takes Hydra "
+        "overrides)"
+    ),
+    "compare": (
+        "federated, central, local-only and untrained models over several seeds (takes Hydra "
+        "overrides)"
+    ),
     "config": "explain a key of the configuration, list a group's keys, or all",
-    "plan": "what a federation would take before it is run: steps, audio, bytes, hours, memory (takes Hydra overrides)",
-    "recipe": "several trainings and exports as one command that can be resumed (takes Hydra overrides)",
+    "plan": (
+        "what a federation would take before it is run: steps, audio, bytes, hours, memory (takes "
+        "Hydra overrides)"
+    ),
+    "recipe": (
+        "several trainings and exports as one command that can be resumed (takes Hydra overrides)"
+    ),
     "fork": "a new run from a round of another one, under other settings",
     "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
     "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
     "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load, or into a program for onnxruntime or torch",
     "bench-model": "what encoders take to run, beside each other: time, memory, size, products, in torch and onnxruntime, on one thread and all",
     "state": "what a site keeps between rounds and runs, and how to remove it",
-    "site": "a site of a federation: takes the coordinator's messages and answers them with the installed code, until stopped",
-    "superlink": "flower-superlink with its flags, for large models: arrays in transit lie in files beside its database, not in it",
-    "doctor": "versions, cores, GPUs, room and extras of this installation; what would fail, and what to do",
+    "site": (
+        "a site of a federation: takes the coordinator's messages and answers them with the "
+        "installed code, until stopped"
+    ),
+    "superlink": (
+        "flower-superlink with its flags, for large models: arrays in transit lie in files beside "
+        "its database, not in it"
+    ),
+    "doctor": (
+        "versions, cores, GPUs, room and extras of this installation; what would fail, and what to "
+        "do"
+    ),
     "certs": "make the TLS certificates and node keys of a federation on real sites",
 }
 
@@ -58,7 +81,7 @@ every training stage, STAGE:KEY=VALUE for one. The same command goes on where it
   fedhubert recipe my-recipe.yaml                              a list of stages of your own, as in conf/recipe/
 
 recipes: {recipes}
-"""
+"""  # noqa: E501
 
 FORK_HELP = """\
 Go on from a round of a run under other settings, in a folder of its own:
@@ -67,7 +90,7 @@ Go on from a round of a run under other settings, in a folder of its own:
   fedhubert fork outputs/demo --round 200 out=outputs/slower federated.eta=2e-3
 
 The new run's checkpoints say where it comes from and what was changed. After an interruption the same command goes on.
-"""
+"""  # noqa: E501
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -68,13 +68,15 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         return folder
     if config.reporting.trackers:
         log.warning(
-            "reporting.trackers is for federated runs: this one has metrics.jsonl, and `fedhubert report` shows both"
+            "reporting.trackers is for federated runs: this one has metrics.jsonl, and `fedhubert "
+            "report` shows both"
         )
     with exclusively(folder.checkpoints, setting="out"):
         _begin(folder, config, options)
         if config.privacy.enabled:
             log.warning(
-                "privacy.mechanism=%s protects the clients of federated rounds, which this run has none of",
+                "privacy.mechanism=%s protects the clients of federated rounds, which this run has "
+                "none of",
                 config.privacy.mechanism,
             )
         torch.set_num_threads(config.client.threads)
@@ -111,7 +113,8 @@ def is_finished(folder: RunFolder, config: Config, options: BaselineOptions) -> 
         return False
     if first["kind"] != options.kind or first["reset_each_round"] != options.reset_each_round:
         raise CheckpointError(
-            f"{folder.path} holds a baseline of another kind ({first['kind']}); choose another out=...",
+            f"{folder.path} holds a baseline of another kind ({first['kind']}); choose another "
+            "out=...",
             setting="out",
         )
     check_same_run(first["config"], config, folder.path)
@@ -125,7 +128,8 @@ def _begin(folder: RunFolder, config: Config, options: BaselineOptions) -> None:
     used = bool(first) or bool(RoundStore(folder.checkpoints).rounds())
     if used and (first.get("event") != "baseline" or config.resume != "auto"):
         raise CheckpointError(
-            f"{folder.path} already holds a run; choose another out=..., or give resume=auto to replace an unfinished baseline",
+            f"{folder.path} already holds a run; choose another out=..., or give resume=auto to "
+            "replace an unfinished baseline",
             setting="out",
         )
     folder.create()

@@ -153,8 +153,8 @@ def _probe(
 
 
 def best_layers(study: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return figure -> encoder -> its value in the encoder's best layer: the accuracy of each probe,
-    and ABX errors within and across speakers."""
+    """Return figure -> encoder -> its value in the encoder's best layer: the accuracy of each
+    probe, and ABX errors within and across speakers."""
     best: dict[str, dict[str, float]] = {}
 
     def add(name: str, encoder: str, value: float, better: Callable[[float, float], float]) -> None:
@@ -182,7 +182,8 @@ def _check_same_labels(*folders: RunFolder) -> None:
     }
     if len(keys) > 1:
         raise ConfigError(
-            f"the runs below {folders[0].path.parent} have different pseudo-labels (did the data change?); remove them, or choose another out=...",
+            f"the runs below {folders[0].path.parent} have different pseudo-labels (did the data "
+            "change?); remove them, or choose another out=...",
             setting="out",
         )
 

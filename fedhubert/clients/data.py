@@ -131,7 +131,8 @@ class Site:
         teacher = Teacher.cut(imported.config, imported.state, taught)
         if teacher.key != sha256:
             raise CheckpointError(
-                f"teacher={self.settings.teacher} in the node's configuration is not the server's: SHA-256 {teacher.key}, "
+                f"teacher={self.settings.teacher} in the node's configuration is not the server's: "
+                f"SHA-256 {teacher.key}, "
                 f"the server's {sha256}; leave it out to be sent the server's",
                 setting="teacher",
             )
@@ -146,7 +147,8 @@ class Site:
         teacher, (taught, sha256) = self.find_teacher(task), _taught(task)
         if teacher is None:
             raise CheckpointError(
-                f"no teacher {sha256} in {self.teacher_folder}; start the run again, which sends it",
+                f"no teacher {sha256} in {self.teacher_folder}; start the run again, which sends "
+                "it",
                 setting="client.state_dir",
             )
         cache = (

@@ -114,7 +114,8 @@ class Partitions:
         rows = np.flatnonzero(usable).astype(np.int64)
         if not len(rows):
             raise DataError(
-                f"{self._settings.manifest}: none of {len(self._manifest)} utterances is at least {self._job.data.min_seconds} s long",
+                f"{self._settings.manifest}: none of {len(self._manifest)} utterances is at least "
+                f"{self._job.data.min_seconds} s long",
                 setting="data.min_seconds",
             )
         return rows

@@ -87,8 +87,8 @@ class Samples:
         self._file(partition, self._source(extractor, partition)).unlink(missing_ok=True)
 
     def of_client(self, source: FeatureSource, partition: Partition) -> FeatureSource:
-        """Return ``source`` for a client's audio: all of it, or, as the sample, what does not depend
-        on the job."""
+        """Return ``source`` for a client's audio: all of it, or, as the sample, what does not
+        depend on the job."""
         rows = partition.rows if self._settings.sample is None else self._drawn_from(partition)[0]
         return of_speakers(source, self._manifest, rows, partition.left_out)
 

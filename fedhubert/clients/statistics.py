@@ -136,7 +136,8 @@ def label_counts(site: Site, partition: Partition, store: LabelStore) -> dict[st
             (targets.num_clusters, len(targets.label_values)), np.int64
         )
         log.warning(
-            "not counted by targets.label_column: label-column in the node's configuration does not name it"
+            "not counted by targets.label_column: label-column in the node's configuration does "
+            "not name it"
         )
     for counts in counted.values():
         counts[suppression(counts, targets.min_frames)] = 0

@@ -14,8 +14,8 @@ _ASKED_TO = ("train", "central")
 
 
 def same_command(arguments: Sequence[str], out: str | None = None) -> str:
-    """Return the command line that goes on with what ``arguments`` began; ``out``: the run's folder,
-    where the arguments may not name it."""
+    """Return the command line that goes on with what ``arguments`` began; ``out``: the run's
+    folder, where the arguments may not name it."""
     words = ["fedhubert", *arguments]
     if arguments[:1] and arguments[0] in _ASKED_TO:
         words = [word for word in words if not word.startswith("resume=")] + ["resume=auto"]

@@ -23,7 +23,7 @@ overrides of `fedhubert train`. Runs in one process; Ctrl-C and SIGTERM keep the
 words of its own:
   local_only=true         each client alone, for the steps that it would take: a folder per client below `out`
   reset_each_round=true   start the optimiser afresh at each round's boundary, as clients do (default: it is kept)
-"""
+"""  # noqa: E501
 
 COMPARE_USAGE = """\
 fedhubert compare [KEY=VALUE ...] [seeds=N] [--eval-manifest M --phones FILE --labels FILE ...]
@@ -32,7 +32,7 @@ Train the federated run, the central one, each client alone, with seeds 0 to N -
 untrained model on held-out masked prediction, and on probes where --eval-manifest is given. What is finished is skipped.
 
   fedhubert compare experiment=demo seeds=3 out=outputs/demo-compare
-"""
+"""  # noqa: E501
 
 
 def central(arguments: Sequence[str]) -> int:
@@ -43,7 +43,8 @@ def central(arguments: Sequence[str]) -> int:
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
         print(
-            f"fedhubert: unknown option {flags[0]}; `fedhubert central` takes KEY=VALUE overrides, see --help",
+            f"fedhubert: unknown option {flags[0]}; `fedhubert central` takes KEY=VALUE overrides, "
+            "see --help",
             file=sys.stderr,
         )
         return 2

@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whose.add_argument(
         "--coordinator",
         action="store_true",
-        help="at the coordinator: make the authority, the SuperLink's certificate and the signing key",
+        help=(
+            "at the coordinator: make the authority, the SuperLink's certificate and the signing "
+            "key"
+        ),
     )
     whose.add_argument(
         "--enrol",
@@ -50,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="PUB",
-        help="make roster.json of sites' public keys, for secure aggregation (with --min-sites and --federation)",
+        help=(
+            "make roster.json of sites' public keys, for secure aggregation (with --min-sites and "
+            "--federation)"
+        ),
     )
     whose.add_argument(
         "--check-roster",
@@ -63,7 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="for trying out on one machine: make all nodes' private keys, 0 to N-1, in one place, and none that signs",
+        help=(
+            "for trying out on one machine: make all nodes' private keys, 0 to N-1, in one place, "
+            "and none that signs"
+        ),
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write to (of --roster: here, by default)"
@@ -106,7 +115,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace everything that is in DIR (with --enrol, --site: that site's keys), which locks out who has only the old",
+        help=(
+            "replace everything that is in DIR (with --enrol, --site: that site's keys), which "
+            "locks out who has only the old"
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from fedhubert.errors import ConfigError
 
 TRYING_OUT = """
 --nodes N is for trying out on one machine: whoever ran it has all sites' private keys, and nothing is signed.
-Where sites are real each makes its own by --site N, and the coordinator its own by --coordinator."""
+Where sites are real each makes its own by --site N, and the coordinator its own by --coordinator."""  # noqa: E501
 
 NEXT = """
 On the SuperLink's host ({ca}, {cert}, {key}):
@@ -18,7 +18,7 @@ Once it runs, register every node:
 {register}
 On each site (ca.crt and its own node-N.key, over a channel you trust; nothing else from this folder):
   flower-supernode --root-certificates ca.crt --auth-supernode-private-key node-N.key ...
-ca.key signs certificates that every site will trust: keep it off these hosts, it is needed only to run this command again."""
+ca.key signs certificates that every site will trust: keep it off these hosts, it is needed only to run this command again."""  # noqa: E501
 
 NEXT_COORDINATOR = """
 To compare by phone with every site:
@@ -28,7 +28,7 @@ To every site: {out}/ca.crt and {out}/coordinator.pub. From every site: its node
 On the SuperLink's host: ca.crt, server.crt, server.key, superexec.secret, coordinator.key, and the sites' .pub files:
   flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.crt --ssl-keyfile server.key --enable-supernode-auth ...
 Runs are started with {overrides}
-ca.key signs certificates that every site will trust: keep it off these hosts, it is needed only to renew one."""
+ca.key signs certificates that every site will trust: keep it off these hosts, it is needed only to renew one."""  # noqa: E501
 
 NEXT_SITE = """
 To compare by phone with the coordinator:
@@ -36,13 +36,13 @@ To compare by phone with the coordinator:
 To the coordinator: {out}/node-{site}.pub and {out}/site-{site}.pub. The .key files stay here: nobody else ever needs them.
 From the coordinator, beside them: ca.crt and coordinator.pub; fedhubert certs --show {quoted} prints what to compare.
   flower-supernode --root-certificates {ca} --auth-supernode-private-key {key} \\
-    --node-config {node_config}"""
+    --node-config {node_config}"""  # noqa: E501
 
 REVOKED = """What else has to be done about site {site}:
   - Stop the runs in progress (flwr stop RUN_ID): they read the keys when they began. Start them again with resume=auto.
   - If its key was stolen: what it sent since then is in the model; the journal in the run's folder says in which rounds it took part.
   - If the site is to come back: fedhubert certs --site {site} --force there, then --enrol here, and fingerprints by phone.
-  - Its certificate authority, coordinator.key and the other sites' keys stay as they are."""
+  - Its certificate authority, coordinator.key and the other sites' keys stay as they are."""  # noqa: E501
 
 
 def _quoted(path: Path) -> str:
@@ -171,7 +171,8 @@ def make_all_in_one_place(out: Path, arguments: argparse.Namespace) -> int:
 
     if arguments.nodes and (out / "coordinator.key").exists():
         raise ConfigError(
-            f"--nodes: {out} has the key of a coordinator whose sites make their own keys (--site N at each, then --enrol here); "
+            f"--nodes: {out} has the key of a coordinator whose sites make their own keys (--site "
+            "N at each, then --enrol here); "
             "to try things out, name another folder",
             setting="--nodes",
         )

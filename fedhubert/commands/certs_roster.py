@@ -11,7 +11,7 @@ To compare by phone with every site:
 To every site: {path}. There, before it is used:
   fedhubert certs --check-roster roster.json --keys DIR
   fedhubert site --roster roster.json ...
-From then on a site sends nothing unmasked, and no sum is of fewer than {least} of the {count} sites."""
+From then on a site sends nothing unmasked, and no sum is of fewer than {least} of the {count} sites."""  # noqa: E501
 
 
 def make_roster(out: Path, arguments: argparse.Namespace) -> int:
@@ -28,7 +28,8 @@ def make_roster(out: Path, arguments: argparse.Namespace) -> int:
     path = out / "roster.json"
     if path.exists() and not arguments.force and read_roster(path, setting="--out") != roster:
         raise ConfigError(
-            f"--roster: {path} is another roster, and sites that pinned it take part in no run under this one: "
+            f"--roster: {path} is another roster, and sites that pinned it take part in no run "
+            "under this one: "
             "--force replaces it, and every site compares and pins anew",
             setting="--out",
         )

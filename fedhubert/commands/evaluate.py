@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         required=True,
         metavar="C",
-        help="round checkpoint, run folder, HuggingFace folder, or any encoder that can be imported",
+        help=(
+            "round checkpoint, run folder, HuggingFace folder, or any encoder that can be imported"
+        ),
     )
     parser.add_argument(
         "--manifest", required=True, type=Path, metavar="M", help="audio to evaluate on"
@@ -58,18 +60,27 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
         "--item",
         type=Path,
         metavar="FILE",
-        help="ZeroSpeech item file, for ABX: #file onset offset #phone prev-phone next-phone speaker (default: the phones)",
+        help=(
+            "ZeroSpeech item file, for ABX: #file onset offset #phone prev-phone next-phone "
+            "speaker (default: the phones)"
+        ),
     )
     parser.add_argument(
         "--abx",
         default="mean,mean-z",
         metavar="I,J",
-        help="how segments are compared: mean, dtw, mean-z, dtw-z (every dimension standardised), or none (default: %(default)s)",
+        help=(
+            "how segments are compared: mean, dtw, mean-z, dtw-z (every dimension standardised), "
+            "or none (default: %(default)s)"
+        ),
     )
     parser.add_argument(
         "--abx-context",
         choices=("within", "any"),
-        help="compare phones with the same neighbours, or all (default: within with --item, any with --phones)",
+        help=(
+            "compare phones with the same neighbours, or all (default: within with --item, any "
+            "with --phones)"
+        ),
     )
     parser.add_argument(
         "--abx-most",
@@ -82,13 +93,19 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
         "--probe",
         action="append",
         metavar="NAME",
-        help="probe for this task of the labels file or manifest column; may be repeated (default: all tasks of the labels file)",
+        help=(
+            "probe for this task of the labels file or manifest column; may be repeated (default: "
+            "all tasks of the labels file)"
+        ),
     )
     parser.add_argument(
         "--pooling",
         default="mean",
         metavar="I,J",
-        help="frames of an utterance for its probes: mean, or thirds, the means of three parts (default: %(default)s)",
+        help=(
+            "frames of an utterance for its probes: mean, or thirds, the means of three parts "
+            "(default: %(default)s)"
+        ),
     )
     parser.add_argument(
         "--purity",
@@ -147,7 +164,10 @@ def add_annotation_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=_positive,
         metavar="N",
-        help="threads of torch (default: as many as there are processors); speed is measured with one",
+        help=(
+            "threads of torch (default: as many as there are processors); speed is measured with "
+            "one"
+        ),
     )
     parser.add_argument(
         "--cache-gb",

@@ -38,7 +38,8 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
     """Print one table per measurement."""
     encoder, masked = results["encoder"], results["masked"]
     console.print(
-        f"encoder: {encoder['parameters'] / 1e6:.2f} M parameters, {encoder['audio_s_per_s']:.0f} s of audio a CPU second",
+        f"encoder: {encoder['parameters'] / 1e6:.2f} M parameters, {encoder['audio_s_per_s']:.0f} "
+        "s of audio a CPU second",
         highlight=False,
         soft_wrap=True,
     )
@@ -51,8 +52,10 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
         )
     else:
         console.print(
-            f"masked prediction on {masked['utterances']} utterances ({masked['left_out']} too short): loss {masked['loss']:.4f} nats "
-            f"(unigram entropy {masked['entropy_nats']:.4f}), accuracy {masked['masked_accuracy']:.4f} "
+            f"masked prediction on {masked['utterances']} utterances ({masked['left_out']} too "
+            f"short): loss {masked['loss']:.4f} nats "
+            f"(unigram entropy {masked['entropy_nats']:.4f}), accuracy "
+            f"{masked['masked_accuracy']:.4f} "
             f"(most frequent label {masked['most_frequent_share']:.4f})",
             highlight=False,
             soft_wrap=True,
@@ -78,7 +81,8 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
         console.print(table)
     for measure, section in results["abx"].items():
         title = (
-            f"ABX error: {measure} ({section['segments']} of {section['of_segments']} segments, {section['phones']} phones, "
+            f"ABX error: {measure} ({section['segments']} of {section['of_segments']} segments, "
+            f"{section['phones']} phones, "
             f"{section['speakers']} speakers, {section['context']} context)"
         )
         table = _table(Table(title=title), "within speakers", "across speakers")
@@ -93,7 +97,8 @@ def print_results(console: Console, results: Mapping[str, Any]) -> None:
         console.print(table)
     if spent := results.get("seconds"):
         console.print(
-            f"took {spent['cpu']:.0f} CPU seconds, {spent['clock']:.0f} by the clock, with {spent['threads']} threads",
+            f"took {spent['cpu']:.0f} CPU seconds, {spent['clock']:.0f} by the clock, with "
+            f"{spent['threads']} threads",
             highlight=False,
         )
 

@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="C",
-        help="round checkpoint, or the folder of a run or of its checkpoints (then the newest intact one)",
+        help=(
+            "round checkpoint, or the folder of a run or of its checkpoints (then the newest "
+            "intact one)"
+        ),
     )
     parser.add_argument(
         "--format",
@@ -44,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base-model",
         metavar="NAME",
-        help="what the run began from, as the hub names it (default: what init_from=hf:NAME, or the teacher, names)",
+        help=(
+            "what the run began from, as the hub names it (default: what init_from=hf:NAME, or the "
+            "teacher, names)"
+        ),
     )
     parser.add_argument(
         "--dataset",

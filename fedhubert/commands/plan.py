@@ -43,7 +43,7 @@ server:
   disk_mb_s=N             checkpoints, written and forced to disk (150)
 output:
   json=true               one JSON object instead of the table
-"""
+"""  # noqa: E501
 
 
 def plan(arguments: Sequence[str]) -> int:
@@ -54,7 +54,8 @@ def plan(arguments: Sequence[str]) -> int:
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
         print(
-            f"fedhubert: unknown option {flags[0]}; `fedhubert plan` takes KEY=VALUE words, see --help",
+            f"fedhubert: unknown option {flags[0]}; `fedhubert plan` takes KEY=VALUE words, see "
+            "--help",
             file=sys.stderr,
         )
         return 2
@@ -240,7 +241,8 @@ def _time(found: "RunPlan") -> Iterator[Row]:
     )
     yield (
         "of it clients, server (mean)",
-        f"{duration(_mean([part.clients_s for part in rounds]))}, {duration(found.server_s / len(rounds))}",
+        f"{duration(_mean([part.clients_s for part in rounds]))}, "
+        f"{duration(found.server_s / len(rounds))}",
     )
     yield "labels before the first round", duration(found.labels_s)
     yield "final scores", duration(found.final_s)

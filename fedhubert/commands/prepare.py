@@ -38,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root",
         type=Path,
         metavar="DIR",
-        help="where to keep it (default: the user's cache folder, where `data.manifest=sample` looks)",
+        help=(
+            "where to keep it (default: the user's cache folder, where `data.manifest=sample` "
+            "looks)"
+        ),
     )
     for kind in (librispeech, folder):
         _add_places(kind, "folder that holds the audio")
@@ -90,7 +93,10 @@ def _add_forms(kinds: Kinds) -> None:
             "--audio-root",
             type=Path,
             metavar="DIR",
-            help="where relative paths start (default: the list's folder, those above it, or the working directory)",
+            help=(
+                "where relative paths start (default: the list's folder, those above it, or the "
+                "working directory)"
+            ),
         )
     _add_places(hub, "folder of audio or of parquet files, or a parquet file")
     hub.add_argument("--speaker-column", metavar="NAME", help="default: speaker_id, client_id, ...")
@@ -118,7 +124,10 @@ def _add_pattern(kind: argparse.ArgumentParser) -> None:
         "--speaker-pattern",
         default="{speaker}/",
         metavar="PATTERN",
-        help="how a path names its speaker and other columns, for example '{language}/{speaker}/' (default: the first folder)",
+        help=(
+            "how a path names its speaker and other columns, for example '{language}/{speaker}/' "
+            "(default: the first folder)"
+        ),
     )
 
 
@@ -153,7 +162,10 @@ def _add_choices(kind: argparse.ArgumentParser) -> None:
         "--cut",
         type=float,
         metavar="S",
-        help="cut what is longer at pauses into utterances of at most S seconds, so that all of it is heard",
+        help=(
+            "cut what is longer at pauses into utterances of at most S seconds, so that all of it "
+            "is heard"
+        ),
     )
     kind.add_argument(
         "--duplicates",
@@ -196,7 +208,8 @@ def _choices(args: argparse.Namespace) -> Choices:
         )
     if args.cut is not None and not max(1.0, 3 * args.min_seconds) <= args.cut <= 3600.0:
         raise DataError(
-            f"--cut {args.cut:g} must be from 1 to 3600 seconds, and three times --min-seconds or more",
+            f"--cut {args.cut:g} must be from 1 to 3600 seconds, and three times --min-seconds or "
+            "more",
             setting="--cut",
         )
     settings = Settings(args.verify == "full" or args.cut is not None, args.channel, args.cut)

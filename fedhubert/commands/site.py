@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--supernode",
         metavar="HOST:PORT",
-        help="use a SuperNode that runs elsewhere with --isolation process, instead of starting one",
+        help=(
+            "use a SuperNode that runs elsewhere with --isolation process, instead of starting one"
+        ),
     )
     where.add_argument(
         "--supernode-secret",
@@ -71,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     audio.add_argument(
         "--shared-manifest",
         action="store_true",
-        help="the run's data.manifest, on a disk that all see (a cluster): no audio of its own, and no policy",
+        help=(
+            "the run's data.manifest, on a disk that all see (a cluster): no audio of its own, and "
+            "no policy"
+        ),
     )
     who.add_argument(
         "--audio-root",
@@ -148,7 +153,8 @@ def plan_of(arguments: argparse.Namespace) -> "SitePlan":
         )
     if distant and arguments.supernode_secret is None:
         raise ConfigError(
-            "--supernode needs --supernode-secret FILE: without it anybody there gets this site's messages",
+            "--supernode needs --supernode-secret FILE: without it anybody there gets this site's "
+            "messages",
             setting="--supernode-secret",
         )
     key = arguments.key or (_key_in(arguments.keys) if arguments.keys and not distant else None)
@@ -232,7 +238,8 @@ def _key_in(folder: Path) -> Path:
             setting="--keys",
         )
     raise ConfigError(
-        f"{folder} has the keys of {len(found)} sites, and only one is this site's: name it with --key; the others do not belong here",
+        f"{folder} has the keys of {len(found)} sites, and only one is this site's: name it with "
+        "--key; the others do not belong here",
         setting="--keys",
     )
 

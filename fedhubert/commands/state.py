@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     if chosen is None:
         _print(found)
         print(
-            f"{sum(item.num_bytes for item in found) / GB:.3f} GB in {state_dir}; remove with --run, --unused-days or --max-gb"
+            f"{sum(item.num_bytes for item in found) / GB:.3f} GB in {state_dir}; remove with "
+            "--run, --unused-days or --max-gb"
         )
         return 0
     _print(chosen)
@@ -65,7 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         remove(state_dir, chosen)
     freed = sum(item.num_bytes for item in chosen) / GB
     print(
-        f"{'would be removed' if arguments.dry_run else 'removed'}: {len(chosen)} of {len(found)} items, {freed:.3f} GB"
+        f"{'would be removed' if arguments.dry_run else 'removed'}: {len(chosen)} of {len(found)} "
+        f"items, {freed:.3f} GB"
     )
     return 0
 
@@ -110,5 +112,6 @@ def _print(shown: Sequence[Item]) -> None:
     for item in shown:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.last_used_s))
         print(
-            f"{item.kind:16s} {item.num_bytes / 1e6:12.1f} MB  used {used}  {item.name}{'  (in use)' if item.in_use else ''}"
+            f"{item.kind:16s} {item.num_bytes / 1e6:12.1f} MB  used {used}  "
+            f"{item.name}{'  (in use)' if item.in_use else ''}"
         )

@@ -34,7 +34,7 @@ saved, and exit code 75; the same command with resume=auto goes on.
 choices:
 {choices}
 All keys with their values: fedhubert train --cfg job; what a key means: fedhubert config KEY
-"""
+"""  # noqa: E501
 
 DEMO_ON_OWN_AUDIO = """\
 fedhubert: no experiment=... was given, so the demo's settings hold:
@@ -58,7 +58,8 @@ def train(arguments: Sequence[str]) -> int:
     ]
     if unknown:
         print(
-            f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, see --help",
+            f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, "
+            "see --help",
             file=sys.stderr,
         )
         return EXIT_USAGE

@@ -120,7 +120,8 @@ def to_config(composed: DictConfig) -> Config:
         raise ConfigError(explain(error)) from None
     if missing:
         raise ConfigError(
-            f"no value for {', '.join(missing)}: give it on the command line, for example `{missing[0]}=...`",
+            f"no value for {', '.join(missing)}: give it on the command line, for example "
+            f"`{missing[0]}=...`",
             setting=missing[0],
         )
     try:

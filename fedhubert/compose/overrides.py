@@ -31,13 +31,15 @@ def check_overrides(overrides: Sequence[str], *, sweeping: bool = False) -> None
             if not equals:
                 raise ConfigError(f"`{override}` is not KEY=VALUE") from None
             raise ConfigError(
-                f"`{override}` cannot be read as KEY=VALUE ({said}): a value with = ~ # ! & ; brackets, quotes or letters beyond ASCII "
+                f"`{override}` cannot be read as KEY=VALUE ({said}): a value with = ~ # ! & ; "
+                "brackets, quotes or letters beyond ASCII "
                 f"goes into quotes, and these into the shell's: {quoted}",
                 setting=key,
             ) from None
         if parsed.is_sweep_override() and not sweeping:
             raise ConfigError(
-                f"`{override}` names several values: as one value {quoted}, as a list {_shell(key, f'[{value}]')}, "
+                f"`{override}` names several values: as one value {quoted}, as a list "
+                f"{_shell(key, f'[{value}]')}, "
                 "as one run for each `fedhubert train -m`",
                 setting=key,
             )

@@ -26,7 +26,8 @@ def read_recipe(name: str) -> Recipe:
     )
     if not path.is_file():
         raise ConfigError(
-            f"no recipe {name!r}: there are {', '.join(recipe_names())}, or give the path of a .yaml file"
+            f"no recipe {name!r}: there are {', '.join(recipe_names())}, or give the path of a "
+            ".yaml file"
         )
     try:
         values = OmegaConf.to_container(OmegaConf.load(path))

@@ -158,7 +158,10 @@ def _about(key: Key) -> str:
         "resuming": "may differ"
         if rules.get("resume") == "free"
         else "must be what the run began with; `fedhubert fork` changes it",
-        "fork": f"another value begins anew: {', '.join(rules['fork']).replace('_optimizer', ' optimiser')}"
+        "fork": (
+            "another value begins anew: "
+            f"{', '.join(rules['fork']).replace('_optimizer', ' optimiser')}"
+        )
         if "fork" in rules
         else "",
     }

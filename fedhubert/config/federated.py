@@ -215,7 +215,8 @@ class FederatedConfig(Model):
             )
         if self.signing_key is not None and self.node_keys is None:
             raise ValueError(
-                "signing_key needs node_keys: requests are signed for the site that a node's key belongs to"
+                "signing_key needs node_keys: requests are signed for the site that a node's key "
+                "belongs to"
             )
         return self
 
@@ -299,10 +300,12 @@ class PrivacyConfig(Model):
     def _settings_fit(self) -> Self:
         if self.count_noise is not None and 2.0 * self.count_noise <= self.noise_multiplier:
             raise ValueError(
-                f"count_noise={self.count_noise} must be more than half of noise_multiplier={self.noise_multiplier}, which covers the count, too"
+                f"count_noise={self.count_noise} must be more than half of "
+                f"noise_multiplier={self.noise_multiplier}, which covers the count, too"
             )
         if self.max_epsilon is not None and self.noise_multiplier == 0.0:
             raise ValueError(
-                "noise_multiplier=0 has an infinite epsilon, and max_epsilon would allow no round: leave one of them out"
+                "noise_multiplier=0 has an infinite epsilon, and max_epsilon would allow no round: "
+                "leave one of them out"
             )
         return self

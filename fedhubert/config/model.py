@@ -141,13 +141,15 @@ class ModelConfig(Model):
             )
         if self.embed_dim % self.pos_conv_groups:
             raise ValueError(
-                f"embed_dim {self.embed_dim} is not a multiple of pos_conv_groups {self.pos_conv_groups}"
+                f"embed_dim {self.embed_dim} is not a multiple of pos_conv_groups "
+                f"{self.pos_conv_groups}"
             )
         stride = 1
         for _, _, layer_stride in self.conv_layers:
             stride *= layer_stride
         if stride != 320:
             raise ValueError(
-                f"conv_layers have a total stride of {stride} samples; HuBERT's frames are 320 samples (50 Hz)"
+                f"conv_layers have a total stride of {stride} samples; HuBERT's frames are 320 "
+                "samples (50 Hz)"
             )
         return self

@@ -65,7 +65,8 @@ class Recipe(Model):
             ]
             if unknown:
                 raise ValueError(
-                    f"stage {stage.name!r} takes the checkpoint of {unknown[0]!r}, which is no training stage before it"
+                    f"stage {stage.name!r} takes the checkpoint of {unknown[0]!r}, which is no "
+                    "training stage before it"
                 )
             if stage.overrides:
                 trained.append(stage.name)

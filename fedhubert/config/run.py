@@ -167,7 +167,8 @@ class Config(Model):
     def _layers_have_a_model(self) -> Self:
         if self.targets.of_a_layer and not self.targets.checkpoint:
             raise ValueError(
-                f"targets.source={self.targets.source} needs targets.checkpoint: a round checkpoint or the folder of a finished run"
+                f"targets.source={self.targets.source} needs targets.checkpoint: a round "
+                "checkpoint or the folder of a finished run"
             )
         return self
 
@@ -182,13 +183,16 @@ class Config(Model):
         wanted = self.targets.num_clusters + NUM_SPECIAL_ROWS
         if self.model.num_classes != wanted:
             raise ValueError(
-                f"model.num_classes is {self.model.num_classes}, but targets.num_clusters {self.targets.num_clusters} and "
-                f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to have it derived"
+                f"model.num_classes is {self.model.num_classes}, but targets.num_clusters "
+                f"{self.targets.num_clusters} and "
+                f"{NUM_SPECIAL_ROWS} special rows make {wanted}; leave model.num_classes out to "
+                "have it derived"
             )
         others = other_classes(self.targets.sets, self.targets.num_clusters)
         if self.model.other_classes != others:
             raise ValueError(
-                f"model.other_classes is {list(self.model.other_classes)}, but targets.sets make {list(others)}; "
+                f"model.other_classes is {list(self.model.other_classes)}, but targets.sets make "
+                f"{list(others)}; "
                 "leave model.other_classes out to have it derived"
             )
         return self
@@ -203,29 +207,54 @@ def _against_privacy(config: Config) -> Iterator[str]:
         "goes by the clients' exact figures, which epsilon does not cover",
     )
     if federated.weight_by != "uniform":
-        yield f"federated.weight_by={federated.weight_by} has data decide what an update counts: set federated.weight_by=uniform"
+        yield (
+            f"federated.weight_by={federated.weight_by} has data decide what an update counts: set "
+            "federated.weight_by=uniform"
+        )
     if not privacy.central:
         yield from against_distributed(config)
     if federated.sampling != "random" and privacy.central:
-        yield f"federated.sampling={federated.sampling} tells from one cohort who is in the next: set federated.sampling=random"
+        yield (
+            f"federated.sampling={federated.sampling} tells from one cohort who is in the next: "
+            "set federated.sampling=random"
+        )
     if federated.over_commit > 1.0:
-        yield f"federated.over_commit={federated.over_commit} leaves out who is slow: set federated.over_commit=1"
+        yield (
+            f"federated.over_commit={federated.over_commit} leaves out who is slow: set "
+            "federated.over_commit=1"
+        )
     if federated.max_norm_ratio > 0.0:
-        yield f"federated.max_norm_ratio={federated.max_norm_ratio} drops updates by the norms of others: set federated.max_norm_ratio=0"
+        yield (
+            f"federated.max_norm_ratio={federated.max_norm_ratio} drops updates by the norms of "
+            "others: set federated.max_norm_ratio=0"
+        )
     if config.checkpoint.keep_best and not privacy.client_metrics:
-        yield f"checkpoint.keep_best {exact}: set checkpoint.keep_best=false, or privacy.client_metrics=true"
+        yield (
+            f"checkpoint.keep_best {exact}: set checkpoint.keep_best=false, or "
+            "privacy.client_metrics=true"
+        )
     if federated.early_stopping.patience is not None and not privacy.client_metrics:
-        yield f"federated.early_stopping {exact}: leave out its patience, or set privacy.client_metrics=true"
+        yield (
+            f"federated.early_stopping {exact}: leave out its patience, or set "
+            "privacy.client_metrics=true"
+        )
     if privacy.delta >= 1.0 / federated.num_clients:
-        yield f"privacy.delta={privacy.delta:g} must be below 1/federated.num_clients, better far below"
+        yield (
+            f"privacy.delta={privacy.delta:g} must be below 1/federated.num_clients, better far "
+            "below"
+        )
     largest = privacy.largest_clip_norm(federated.num_clients)
     if privacy.clip_norm > largest:
-        yield f"privacy.clip_norm={privacy.clip_norm:g} is above {largest:g}, up to which the sums are exact"
+        yield (
+            f"privacy.clip_norm={privacy.clip_norm:g} is above {largest:g}, up to which the sums "
+            "are exact"
+        )
     noise = privacy.noise_on_sum(federated.expected_cohort) * (
         largest if privacy.target_quantile is not None else privacy.clip_norm
     )
     if noise > MOST_NOISE:
         yield (
-            f"the noise on the sum of the updates may reach {noise:.3g}, and is exact up to {MOST_NOISE:g}: raise privacy.count_noise "
+            f"the noise on the sum of the updates may reach {noise:.3g}, and is exact up to "
+            f"{MOST_NOISE:g}: raise privacy.count_noise "
             "further above half of privacy.noise_multiplier, or lower privacy.clip_norm"
         )

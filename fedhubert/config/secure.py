@@ -56,42 +56,67 @@ def against_distributed(config: Config) -> Iterator[str]:
     """Name what does not go with noise that clients add themselves, and what to do about it."""
     privacy, federated = config.privacy, config.federated
     if not config.secure.enabled:
-        yield "a single client's share of the noise hides little: choose secure=pairwise, so that the server sees their sum"
+        yield (
+            "a single client's share of the noise hides little: choose secure=pairwise, so that "
+            "the server sees their sum"
+        )
     if privacy.target_quantile is not None:
-        yield "the norm cannot follow how many updates it leaves as they are, which nobody adds noise to: leave out privacy.target_quantile"
+        yield (
+            "the norm cannot follow how many updates it leaves as they are, which nobody adds "
+            "noise to: leave out privacy.target_quantile"
+        )
     least = least_in_cohort(federated.clients_per_round)
     if privacy.colluding >= least:
         yield (
-            f"privacy.colluding={privacy.colluding}, and as few as {least} of {federated.clients_per_round} clients may be in a sum: "
+            f"privacy.colluding={privacy.colluding}, and as few as {least} of "
+            f"{federated.clients_per_round} clients may be in a sum: "
             f"{least - 1} at most"
         )
     if (
         1.0 + 9.0 * privacy.noise_multiplier
     ) * privacy.clip_norm * federated.num_clients >= 2.0**27:
-        yield f"privacy.clip_norm={privacy.clip_norm:g}: updates and their noise may be beyond what a sum holds"
+        yield (
+            f"privacy.clip_norm={privacy.clip_norm:g}: updates and their noise may be beyond what "
+            "a sum holds"
+        )
 
 
 def against_secure(config: Config) -> Iterator[str]:
     """Name what does not go with sums that nobody sees the parts of, and what to do about it."""
     federated, targets = config.federated, config.targets
     if federated.over_commit > 1.0:
-        yield f"federated.over_commit={federated.over_commit} has clients mask in vain, whom all others have to open: set federated.over_commit=1"
+        yield (
+            f"federated.over_commit={federated.over_commit} has clients mask in vain, whom all "
+            "others have to open: set federated.over_commit=1"
+        )
     if federated.client_cosines:
-        yield "federated.client_cosines=true sends a sketch of each update: set federated.client_cosines=false"
+        yield (
+            "federated.client_cosines=true sends a sketch of each update: set "
+            "federated.client_cosines=false"
+        )
     if federated.clients_per_round < LEAST_COHORT:
         yield (
-            f"a round of {federated.clients_per_round} clients (federated.num_clients={federated.num_clients}, "
-            f"federated.client_fraction={federated.client_fraction}) is no sum that hides any: {LEAST_COHORT} at least"
+            f"a round of {federated.clients_per_round} clients "
+            f"(federated.num_clients={federated.num_clients}, "
+            f"federated.client_fraction={federated.client_fraction}) is no sum that hides any: "
+            f"{LEAST_COHORT} at least"
         )
     early = federated.early_stopping
     if early.patience is not None and early.over == "clients":
-        yield "federated.early_stopping.over=clients goes by each client's figures: set federated.early_stopping.over=frames"
+        yield (
+            "federated.early_stopping.over=clients goes by each client's figures: set "
+            "federated.early_stopping.over=frames"
+        )
     if config.privacy.central and federated.client_fraction < 1.0:
         yield (
-            f"federated.client_fraction={federated.client_fraction} counts on nobody knowing who was sampled, and the sites of a cohort know "
+            f"federated.client_fraction={federated.client_fraction} counts on nobody knowing who "
+            "was sampled, and the sites of a cohort know "
             "each other: set federated.client_fraction=1"
         )
     if config.privacy.client_metrics:
-        yield "privacy.client_metrics=true: there are no figures of single clients: set privacy.client_metrics=false"
+        yield (
+            "privacy.client_metrics=true: there are no figures of single clients: set "
+            "privacy.client_metrics=false"
+        )
     if config.task.needs_labels and targets.kind == "kmeans" and targets.seeding == "local":
         yield "targets.seeding=local sends each client's own centroids: set targets.seeding=moments"

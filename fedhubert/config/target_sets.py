@@ -31,8 +31,8 @@ class TargetSet:
 
 
 def read_sets(names: Sequence[str], num_clusters: int) -> tuple[TargetSet, ...]:
-    """Return the sets that ``targets.sets`` names, each ``KIND`` or ``KIND:CLUSTERS``; the first has
-    ``num_clusters``, as have those that say nothing else.
+    """Return the sets that ``targets.sets`` names, each ``KIND`` or ``KIND:CLUSTERS``; the first
+    has ``num_clusters``, as have those that say nothing else.
 
     Raises:
         ValueError: a name that is no kind, two equal sets, or a first one of other clusters.

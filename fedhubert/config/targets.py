@@ -152,7 +152,8 @@ class TargetsConfig(Model):
         rate_hz = 50 if self.of_a_layer else 100
         if self.kind == "kmeans" and self.label_rate_hz != rate_hz:
             raise ValueError(
-                f"label_rate_hz={self.label_rate_hz}, but labels of source={self.source} come at {rate_hz} Hz; leave it out"
+                f"label_rate_hz={self.label_rate_hz}, but labels of source={self.source} come at "
+                f"{rate_hz} Hz; leave it out"
             )
         if self.source == LAYER_AUTO and not (self.choice_manifest and self.choice_phones):
             raise ValueError(
@@ -160,7 +161,8 @@ class TargetsConfig(Model):
             )
         if bool(self.label_column) != bool(self.label_values):
             raise ValueError(
-                "label_column and label_values belong together: the values, in an agreed order, keep their names on the sites"
+                "label_column and label_values belong together: the values, in an agreed order, "
+                "keep their names on the sites"
             )
         if len(set(self.label_values)) < len(self.label_values):
             raise ValueError("label_values names a value twice")

@@ -151,14 +151,16 @@ class DistillConfig(MaskedTask):
     def check_model(self, model: ModelConfig, init_from: str | None) -> None:
         if not self.teacher:
             raise ValueError(
-                "task=distill needs task.teacher: a round checkpoint, a run's folder, or a file that `init_from` takes"
+                "task=distill needs task.teacher: a round checkpoint, a run's folder, or a file "
+                "that `init_from` takes"
             )
         if model.other_classes:
             raise ValueError("task=distill has one set of pseudo-labels: leave targets.sets out")
         deepest = max((ours for ours, _ in self.hint_heads), default=0)
         if deepest > model.num_layers:
             raise ValueError(
-                f"task.hints names layer {deepest} of the student, which has {model.num_layers} (model.num_layers)"
+                f"task.hints names layer {deepest} of the student, which has {model.num_layers} "
+                "(model.num_layers)"
             )
         if self.freeze_conv and self.init in ("channels", "none"):
             raise ValueError(
@@ -166,7 +168,8 @@ class DistillConfig(MaskedTask):
             )
         if self.freeze_conv and init_from:
             raise ValueError(
-                "task.freeze_conv=true takes the teacher's convolutions, and init_from brings others: leave one of them out"
+                "task.freeze_conv=true takes the teacher's convolutions, and init_from brings "
+                "others: leave one of them out"
             )
 
     @model_validator(mode="after")
@@ -176,7 +179,8 @@ class DistillConfig(MaskedTask):
                 not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name))
             ):
                 raise ValueError(
-                    f"objectives.{name} has a weight, so `{name}` must name at least one, and none of them twice"
+                    f"objectives.{name} has a weight, so `{name}` must name at least one, and none "
+                    "of them twice"
                 )
         return self
 

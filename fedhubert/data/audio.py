@@ -151,12 +151,14 @@ def _read(
     count = total - start if num_samples is None else num_samples
     if count <= 0 or start + count > total:
         raise DataError(
-            f"{recording}: {total} samples at {rate_hz} Hz, but {start} to {start + count} were asked for (has the file changed?)",
+            f"{recording}: {total} samples at {rate_hz} Hz, but {start} to {start + count} were "
+            "asked for (has the file changed?)",
             setting="data.manifest",
         )
     if count > MAX_READ_S * rate_hz:
         raise DataError(
-            f"{recording}: {count / rate_hz:.0f} s in one piece, more than {MAX_READ_S:.0f} s; `fedhubert prepare --cut 15` cuts it",
+            f"{recording}: {count / rate_hz:.0f} s in one piece, more than {MAX_READ_S:.0f} s; "
+            "`fedhubert prepare --cut 15` cuts it",
             setting="data.manifest",
         )
     if stored_hz == rate_hz:
@@ -177,12 +179,14 @@ def _check_stated(file: soundfile.SoundFile, recording: Recording) -> None:
     again = "write the manifest again with `fedhubert prepare`"
     if recording.stored_hz is not None and file.samplerate != recording.stored_hz:
         raise DataError(
-            f"{recording}: at {file.samplerate} Hz, the manifest says {recording.stored_hz} Hz; {again}",
+            f"{recording}: at {file.samplerate} Hz, the manifest says {recording.stored_hz} Hz; "
+            f"{again}",
             setting="data.manifest",
         )
     if recording.whole and file.frames != recording.num_samples:
         raise DataError(
-            f"{recording}: {file.frames} samples, the manifest says {recording.num_samples} (has the file changed?); {again}",
+            f"{recording}: {file.frames} samples, the manifest says {recording.num_samples} (has "
+            f"the file changed?); {again}",
             setting="data.manifest",
         )
     end = recording.first + (recording.num_samples or 0)
@@ -193,7 +197,8 @@ def _check_stated(file: soundfile.SoundFile, recording: Recording) -> None:
         )
     if recording.channel is not None and recording.channel >= file.channels:
         raise DataError(
-            f"{recording}: {file.channels} channels, and the manifest names channel {recording.channel} (counted from 0)",
+            f"{recording}: {file.channels} channels, and the manifest names channel "
+            f"{recording.channel} (counted from 0)",
             setting="data.manifest",
         )
 
@@ -211,7 +216,8 @@ def _check_rate(source: Path | Recording, stored_hz: int, rate_hz: int) -> None:
         or (stored_hz // divisor) * (rate_hz // divisor) > MAX_FILTER
     ):
         raise DataError(
-            f"{source}: audio at {stored_hz} Hz is not resampled to {rate_hz} Hz; convert it to a usual rate",
+            f"{source}: audio at {stored_hz} Hz is not resampled to {rate_hz} Hz; convert it to a "
+            "usual rate",
             setting="data.manifest",
         )
 
@@ -223,7 +229,8 @@ def decode(
     ``start`` on; raises :class:`DataError` for fewer, or for some that are not finite."""
     if count * file.channels > MAX_DECODED:
         raise DataError(
-            f"{recording}: {count} samples in {file.channels} channels are too many to decode at once; cut it into several files",
+            f"{recording}: {count} samples in {file.channels} channels are too many to decode at "
+            "once; cut it into several files",
             setting="data.manifest",
         )
     lead = min(start, _LEAD.get(file.format, 0))
@@ -232,7 +239,8 @@ def decode(
     samples = file.read(lead + count, dtype="float32", always_2d=True)[lead:]
     if len(samples) != count:
         raise DataError(
-            f"{recording}: damaged or cut short, {len(samples)} of {count} samples could be decoded",
+            f"{recording}: damaged or cut short, {len(samples)} of {count} samples could be "
+            "decoded",
             setting="data.manifest",
         )
     mono = mixed(samples, recording.channel)

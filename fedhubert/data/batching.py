@@ -178,7 +178,8 @@ class BatchPlan:
         self.num_too_short = len(candidates) - len(kept)
         if not len(kept):
             raise DataError(
-                f"client {partition}: none of {len(candidates)} utterances for {purpose} is {data.min_seconds} s or longer",
+                f"client {partition}: none of {len(candidates)} utterances for {purpose} is "
+                f"{data.min_seconds} s or longer",
                 setting="data.min_seconds",
             )
         self._longest = round(data.max_seconds * rate)
@@ -274,7 +275,8 @@ class BatchPlan:
             if room >= 0 and other not in left_out:
                 return other, room
         raise DataError(
-            f"client {self.partition}: no utterance that can be read is long enough for {self.purpose}",
+            f"client {self.partition}: no utterance that can be read is long enough for "
+            f"{self.purpose}",
             setting="data.manifest",
         )
 

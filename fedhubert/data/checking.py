@@ -98,7 +98,8 @@ def listen(recording: Recording, settings: Settings) -> Heard:
             raise DataError(f"{recording}: several FLAC streams, one after the other; split them")
         if length > MAX_READ_S * file.samplerate and not settings.cut_s:
             raise DataError(
-                f"{recording}: {length / file.samplerate:.0f} s, more than {MAX_READ_S:.0f} s in one piece: --cut 15 cuts it at pauses"
+                f"{recording}: {length / file.samplerate:.0f} s, more than {MAX_READ_S:.0f} s in "
+                "one piece: --cut 15 cuts it at pauses"
             )
         layout = layout_of(recording.path, recording.offset, recording.num_bytes, str(recording))
         if settings.channel == "loudest" and file.channels > 1:
@@ -123,7 +124,8 @@ def _wanted(file: soundfile.SoundFile, recording: Recording, settings: Settings)
     channel = int(settings.channel)
     if channel >= file.channels:
         raise DataError(
-            f"{recording}: {file.channels} channels, so there is no channel {channel} (counted from 0)"
+            f"{recording}: {file.channels} channels, so there is no channel {channel} (counted "
+            "from 0)"
         )
     return channel
 
@@ -146,7 +148,8 @@ def _blocks(
         position = start + count
         if len(samples) != count:
             raise DataError(
-                f"{recording}: damaged or cut short, {start + len(samples)} of {length} samples could be decoded"
+                f"{recording}: damaged or cut short, {start + len(samples)} of {length} samples "
+                "could be decoded"
             )
         if not np.isfinite(samples).all():
             raise DataError(f"{recording}: holds samples that are not finite")

@@ -32,7 +32,8 @@ def scan_common_voice(root: Path, splits: Sequence[str] = ("validated",)) -> Fou
         ]
         if not tables:
             raise DataError(
-                f"{root} has no {split}.tsv, nor has a folder in it: --root is a language's folder, "
+                f"{root} has no {split}.tsv, nor has a folder in it: --root is a language's "
+                "folder, "
                 f"with clips/ and tables ({', '.join(sorted(p.stem for p in root.glob('*.tsv')))})",
                 setting="--split",
             )

@@ -44,7 +44,8 @@ def resolve_manifest(name: str) -> Path:
         manifest = sample_folder() / "manifest.csv"
         if not manifest.is_file():
             raise DataError(
-                f"the sample speech is not here ({manifest}): fetch it with `fedhubert prepare sample`",
+                f"the sample speech is not here ({manifest}): fetch it with `fedhubert prepare "
+                "sample`",
                 setting="data.manifest",
             )
         return manifest
@@ -101,7 +102,8 @@ def by_pattern(speaker_pattern: str) -> Callable[[str], tuple[str, dict[str, str
     names = re.findall(r"{(\w+)}", speaker_pattern)
     if "speaker" not in names or len(set(names)) < len(names):
         raise DataError(
-            f"--speaker-pattern {speaker_pattern!r} needs {{speaker}} once, for example '{{speaker}}/' or '{{language}}/{{speaker}}_'",
+            f"--speaker-pattern {speaker_pattern!r} needs {{speaker}} once, for example "
+            f"'{{speaker}}/' or '{{language}}/{{speaker}}_'",
             setting="--speaker-pattern",
         )
     literal = re.split(r"{\w+}", speaker_pattern)
@@ -212,7 +214,8 @@ def fetch_sample(folder: Path) -> Found:
                     download_librispeech(folder, "dev-clean")
             except DataError as no_download:
                 raise DataError(
-                    f"no sample speech: {no_apt}; {no_download}. Bring your own audio: `fedhubert prepare folder --root DIR --out manifest.csv`, "
+                    f"no sample speech: {no_apt}; {no_download}. Bring your own audio: `fedhubert "
+                    "prepare folder --root DIR --out manifest.csv`, "
                     "then `fedhubert train data.manifest=manifest.csv`"
                 ) from None
             return Found(

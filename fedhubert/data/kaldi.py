@@ -71,7 +71,10 @@ def scan_kaldi(folder: Path, audio_root: Path | None = None) -> Found:
 
 def _unusable(place: str) -> str:
     if place.endswith("|"):
-        return f"a command, and commands of lists are not run ({place[:80]}): write its output to a file"
+        return (
+            f"a command, and commands of lists are not run ({place[:80]}): write its output to a "
+            "file"
+        )
     if _ARCHIVED.search(place):
         return "inside a Kaldi archive: copy it out with wav-copy"
     return ""

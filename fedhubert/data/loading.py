@@ -211,7 +211,8 @@ def _crop_labels(
     missing = frames - len(cut)
     if missing > min(MISSING_LABELS, frames - 1):
         raise DataError(
-            f"{name}: labels for {len(cut)} of {frames} frames from sample {start} on; do the labels belong to this audio?",
+            f"{name}: labels for {len(cut)} of {frames} frames from sample {start} on; do the "
+            "labels belong to this audio?",
             setting="targets.label_rate_hz",
         )
     return np.pad(cut, [(0, missing), (0, 0)][: cut.ndim], mode="edge") if missing else cut

@@ -117,7 +117,8 @@ class Manifest(Table):
         resolved = Path(os.path.realpath(self.root / relative))
         if not resolved.is_relative_to(self._real_root):
             raise DataError(
-                f"manifest row {row + 1}: {quoted(relative)} points outside the audio root {self.root}",
+                f"manifest row {row + 1}: {quoted(relative)} points outside the audio root "
+                f"{self.root}",
                 setting="data.manifest",
             )
         return resolved

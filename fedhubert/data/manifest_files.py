@@ -196,7 +196,8 @@ def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArr
             (0, ""),
         )
         raise DataError(
-            f"{path}, line {line}: {name} is {value[:80]!r}, not a whole number from 1 to {limit - 1}",
+            f"{path}, line {line}: {name} is {value[:80]!r}, not a whole number from 1 to "
+            f"{limit - 1}",
             setting="data.manifest",
         )
     return numbers

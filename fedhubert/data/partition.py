@@ -52,7 +52,8 @@ def partition_rows(
     for client, part in enumerate(parts):
         if len(part) < _MIN_UTTERANCES:
             raise DataError(
-                f"client {client} would get {len(part)} of {len(rows)} utterances (partition {config.kind}); it needs {_MIN_UTTERANCES}: "
+                f"client {client} would get {len(part)} of {len(rows)} utterances (partition "
+                f"{config.kind}); it needs {_MIN_UTTERANCES}: "
                 "use fewer clients or another partition",
                 setting="federated.num_clients",
             )
@@ -76,7 +77,8 @@ def split_rows(
     """
     if len(rows) < _MIN_UTTERANCES:
         raise DataError(
-            f"client {partition} has {len(rows)} utterances; it needs one to train on and one to hold out",
+            f"client {partition} has {len(rows)} utterances; it needs one to train on and one to "
+            "hold out",
             setting="data.manifest",
         )
     held_out = min(max(1, round(validation_fraction * len(rows))), len(rows) - 1)
@@ -118,7 +120,8 @@ def _by_speaker(manifest: Manifest, rows: Rows, num_clients: int, seed: int) -> 
     speakers = _group(manifest.speakers, rows)
     if num_clients > len(speakers):
         raise DataError(
-            f"{num_clients} clients but {len(speakers)} speakers, each of one client: set federated.num_clients={len(speakers)} or fewer",
+            f"{num_clients} clients but {len(speakers)} speakers, each of one client: set "
+            f"federated.num_clients={len(speakers)} or fewer",
             setting="federated.num_clients",
         )
     lengths = manifest.lengths()
@@ -141,7 +144,8 @@ def _by_column(manifest: Manifest, column: str, rows: Rows, num_clients: int) ->
     groups = _group(manifest.column(column), rows)
     if len(groups) != num_clients:
         raise DataError(
-            f"column `{column}` has {len(groups)} values ({', '.join(list(groups)[:20])}), one per client; federated.num_clients is {num_clients}",
+            f"column `{column}` has {len(groups)} values ({', '.join(list(groups)[:20])}), one per "
+            f"client; federated.num_clients is {num_clients}",
             setting="federated.num_clients",
         )
     return list(groups.values())
@@ -163,7 +167,8 @@ def _dirichlet(
         if min(map(len, joined)) >= _MIN_UTTERANCES:
             return joined
     raise DataError(
-        f"no Dirichlet({config.alpha}) draw of {_MAX_DRAWS} gives each of {num_clients} clients {_MIN_UTTERANCES} of the {len(rows)} utterances: "
+        f"no Dirichlet({config.alpha}) draw of {_MAX_DRAWS} gives each of {num_clients} clients "
+        f"{_MIN_UTTERANCES} of the {len(rows)} utterances: "
         "raise data.partition.alpha or use fewer clients",
         setting="data.partition.alpha",
     )

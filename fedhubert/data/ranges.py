@@ -17,8 +17,8 @@ Part = bytes | tuple[int, int]
 """Bytes as they are, or (first byte, number of bytes) of the file behind."""
 
 MAX_IN_MEMORY = 2**22
-"""Parts of at most this many bytes become a file in memory: decoders ask for a few kB at a time, and
-each call of :class:`Ranges` takes as long as decoding them."""
+"""Parts of at most this many bytes become a file in memory: decoders ask for a few kB at a time,
+and each call of :class:`Ranges` takes as long as decoding them."""
 
 _idle: list[int] = []
 """Files in memory to be used again: new ones would take their pages from the system."""

@@ -40,7 +40,8 @@ def say_how_much(out: Path, manifest: Manifest, rejected: Rejected) -> None:
     """Print the counts."""
     hours = float((manifest.num_samples / manifest.sample_rates_hz).sum()) / 3600
     print(
-        f"{out}: {len(manifest)} utterances, {hours:.2f} h, {len(set(manifest.speakers))} speakers; "
+        f"{out}: {len(manifest)} utterances, {hours:.2f} h, {len(set(manifest.speakers))} "
+        "speakers; "
         f"{len(rejected)} files left out"
     )
 

@@ -246,7 +246,10 @@ def _check_server(out: Path, names: Sequence[x509.GeneralName]) -> None:
     certificate is never changed unasked."""
     path = out / "server.crt"
     certificate = load_certificate(path)
-    remedy = "move server.crt and server.key away and run this again to make a new certificate (the sites need not change)"
+    remedy = (
+        "move server.crt and server.key away and run this again to make a new certificate (the "
+        "sites need not change)"
+    )
     try:
         certificate.verify_directly_issued_by(load_certificate(out / "ca.crt"))
     except Exception:

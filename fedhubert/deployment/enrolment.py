@@ -122,7 +122,8 @@ def enrol(files: Iterable[Path], out: Path, *, force: bool = False) -> list[int]
         )
         if replaced and not force:
             raise ConfigError(
-                f"site {number} is enrolled with other keys ({before.fingerprint}): ask the site by phone, shut the old keys out by "
+                f"site {number} is enrolled with other keys ({before.fingerprint}): ask the site "
+                "by phone, shut the old keys out by "
                 f"fedhubert certs --revoke {number}, and enrol the new",
                 setting="--enrol",
             )
@@ -146,7 +147,8 @@ def site_keys(files: Iterable[Path]) -> dict[int, bytes]:
     ``coordinator.pub``, which lie beside them, are passed over.
 
     Raises:
-        ConfigError: a file of another name, or none of the kind that its name says; a ``node-N.pub``
+        ConfigError: a file of another name, or none of the kind that its name says; a
+        ``node-N.pub``
             whose site is missing.
     """
     paths = [path for path in files if path.name != "coordinator.pub"]
@@ -191,7 +193,8 @@ def _by_number(paths: Iterable[Path], *, setting: str = "--enrol") -> dict[int, 
         known = before.node if kind == "node" else before.site
         if known not in (None, key):
             raise ConfigError(
-                f"{path}: another {path.name} has another key; which is the site's? Ask it by phone",
+                f"{path}: another {path.name} has another key; which is the site's? Ask it by "
+                "phone",
                 setting=setting,
             )
         if kind == "node" and isinstance(key, EllipticCurvePublicKey):
@@ -209,6 +212,7 @@ def _check_different(sites: Mapping[int, SiteKeys]) -> None:
         for key in (keys.node, keys.site):
             if key is not None and owners.setdefault(fingerprint(key), number) != number:
                 raise ConfigError(
-                    f"site {number} has a key of site {owners[fingerprint(key)]}, too: each makes its own",
+                    f"site {number} has a key of site {owners[fingerprint(key)]}, too: each makes "
+                    "its own",
                     setting="--enrol",
                 )

@@ -17,8 +17,13 @@ WARN_DAYS = 30
 """So many days ahead of its end a certificate is warned of."""
 
 _REMEDY = {
-    "server.crt": "fedhubert certs --coordinator --renew makes a new one (the sites need not change)",
-    "ca.crt": "make a new authority by fedhubert certs --coordinator --force, and give every site its ca.crt",
+    "server.crt": (
+        "fedhubert certs --coordinator --renew makes a new one (the sites need not change)"
+    ),
+    "ca.crt": (
+        "make a new authority by fedhubert certs --coordinator --force, and give every site its "
+        "ca.crt"
+    ),
 }
 
 
@@ -60,7 +65,8 @@ def describe_folder(folder: Path) -> list[str]:
         lines.append(f"authority    {grouped(hashlib.sha256(der).digest())}")
     if (folder / "coordinator.pub").is_file():
         lines.append(
-            f"coordinator  {fingerprint(read_public_key(folder / 'coordinator.pub', setting='--show'))}"
+            "coordinator  "
+            f"{fingerprint(read_public_key(folder / 'coordinator.pub', setting='--show'))}"
         )
     for number, keys in sorted(enrolled(folder).items()):
         missing = f" (without {' and '.join(keys.missing)})" if keys.missing else ""

@@ -44,7 +44,8 @@ def read_signing_key(path: Path, *, setting: str) -> Ed25519PrivateKey:
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(
-            f"{setting}: {path} is not an Ed25519 private key without a password, as fedhubert certs makes it",
+            f"{setting}: {path} is not an Ed25519 private key without a password, as fedhubert "
+            "certs makes it",
             setting=setting,
         )
     return key

@@ -107,8 +107,8 @@ _Found = tuple[int, Rows, int, int, npt.NDArray[np.float64]]
 def _block(
     distance: Distance, kinds: Kinds, xs: Rows, ab: Rows, *, is_same: bool
 ) -> Iterator[_Found]:
-    """Yield the cells of one speaker's X and another's A and B, both sorted by phone; or of the same
-    segments (``is_same``), of which none is its own A."""
+    """Yield the cells of one speaker's X and another's A and B, both sorted by phone; or of the
+    same segments (``is_same``), of which none is its own A."""
     phones, firsts, sizes = np.unique(kinds.phones_N[ab], return_index=True, return_counts=True)
     whole = distance(xs, ab) if len(phones) > 1 and len(xs) * len(ab) <= _AT_ONCE else None
     speakers = int(kinds.speakers_N[ab[0]]), int(kinds.speakers_N[xs[0]])

@@ -66,7 +66,8 @@ class Labels:
         else:
             known = sorted({*self.tasks, "speaker", *manifest.columns})
             raise DataError(
-                f"no labels `{task}` in the labels file or the manifest; there are {', '.join(known)}",
+                f"no labels `{task}` in the labels file or the manifest; there are "
+                f"{', '.join(known)}",
                 setting="--probe",
             )
         long_enough = frames_of(manifest.lengths(SAMPLE_RATE_HZ)) > 0
@@ -149,8 +150,8 @@ class Alignment:
 def read_table(
     path: Path, flag: str, required: tuple[str, ...], delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each line's number and cells by column; raises :class:`DataError`, naming ``flag``, for a
-    file that cannot be read, lacks a required column, or has lines of another number of cells."""
+    """Yield each line's number and cells by column; raises :class:`DataError`, naming ``flag``, for
+    a file that cannot be read, lacks a required column, or has lines of another number of cells."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
@@ -162,7 +163,8 @@ def read_table(
             for row in reader:
                 if None in row or None in row.values():
                     raise DataError(
-                        f"{path}, line {reader.line_num}: another number of fields than the first line",
+                        f"{path}, line {reader.line_num}: another number of fields than the first "
+                        "line",
                         setting=flag,
                     )
                 yield reader.line_num, row

@@ -18,7 +18,8 @@ Distance = Callable[[Rows, Rows], Floats]
 """From segments [X] and [Y], by number, to their distances [X, Y], in half turns."""
 
 _FRAMES = 500
-"""Frames, padded, on a side whose segments are warped together: 1 MB of angles, as a cache holds."""
+"""Frames, padded, on a side whose segments are warped together: 1 MB of angles, as a cache
+holds."""
 
 
 def mean_distance(means_ND: Floats) -> Distance:

@@ -108,5 +108,8 @@ def _encoder(
 
 def _structure(config: ModelConfig, weights: str, normalize: bool, device: torch.device) -> str:
     """Weights alone do not say how they are applied."""
-    text = f"{weights} {config.num_heads} {config.layer_norm_first} {config.conv_norm} {config.conv_layers} {normalize} {device.type}"
+    text = (
+        f"{weights} {config.num_heads} {config.layer_norm_first} {config.conv_norm} "
+        f"{config.conv_layers} {normalize} {device.type}"
+    )
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

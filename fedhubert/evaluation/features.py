@@ -1,4 +1,5 @@
-"""Features of whole, unpadded utterances, one at a time (the group norm sees padding), kept on disk.
+"""Features of whole, unpadded utterances, one at a time (the group norm sees padding), kept on
+disk.
 
 Shape suffixes: L layers, T 50-Hz frames of an utterance, F chosen frames of many, U utterances, D
 width.
@@ -37,8 +38,8 @@ class FeatureReader:
         self._frames = frames_of(manifest.lengths(SAMPLE_RATE_HZ))
 
     def pooled(self, rows: Rows, tick: Tick = lambda: None, parts: int = 1) -> Features:
-        """Return the mean over frames of each utterance [L, U, D], or of its first, second, ... part
-        one after the other [L, U, parts D].
+        """Return the mean over frames of each utterance [L, U, D], or of its first, second, ...
+        part one after the other [L, U, parts D].
 
         Raises:
             DataError: audio that cannot be read.

@@ -75,7 +75,8 @@ def masked_score(checkpoint: Path, manifest: Manifest, device: torch.device) -> 
     source = _source(validate(TargetsConfig, config["targets"]), data, device)
     if key not in ("", targets_key(centroids, source.key)):
         raise CheckpointError(
-            f"targets.checkpoint={config['targets']['checkpoint']} is not the model that the run's clusters are of",
+            f"targets.checkpoint={config['targets']['checkpoint']} is not the model that the run's "
+            "clusters are of",
             setting="targets.checkpoint",
         )
     labels = assigned_labels(

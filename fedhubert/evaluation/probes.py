@@ -112,7 +112,8 @@ def speaker_disjoint_folds(speakers_N: Sequence[str], num_folds: int) -> list[Fo
     count = min(num_folds, len(set(speakers_N)))
     if count < 2:
         raise DataError(
-            "all labelled audio is of one speaker, and a probe is scored on speakers that it has not seen: add --train-manifest with others",
+            "all labelled audio is of one speaker, and a probe is scored on speakers that it has "
+            "not seen: add --train-manifest with others",
             setting="--train-manifest",
         )
     items = np.zeros(len(speakers_N))

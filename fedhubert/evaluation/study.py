@@ -1,5 +1,5 @@
-"""An evaluation from a checkpoint and annotated audio to figures: masked prediction, probes, ABX and
-clusters, with MFCC and an untrained model beside."""
+"""An evaluation from a checkpoint and annotated audio to figures: masked prediction, probes, ABX
+and clusters, with MFCC and an untrained model beside."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -228,13 +228,16 @@ class _Study:
         return {"k": self._settings.clusters, "rows": rows}
 
     def abx(self, segments: Segments, manifest: Manifest) -> dict[str, object]:
-        """Compare segments; return measure -> figures of each encoder and layer, if there are any."""
+        """Compare segments; return measure -> figures of each encoder and layer, if there are
+        any."""
         section = AbxSection(segments, manifest, self._settings.abx, self._cache)
         rows: dict[str, list[dict[str, object]]] = {}
         if not section.has_triples:
             log.warning(
-                "ABX is left out: it needs a speaker with segments of two phones, and another segment of one of them "
-                "(with --abx-context within: with the same neighbours); does the manifest say who speaks?"
+                "ABX is left out: it needs a speaker with segments of two phones, and another "
+                "segment of one of them "
+                "(with --abx-context within: with the same neighbours); does the manifest say who "
+                "speaks?"
             )
             return {}
         for encoder in self._encoders:

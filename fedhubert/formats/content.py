@@ -51,7 +51,8 @@ def plain(value: Any, name: str, *, tensors: bool = False) -> Any:
     if tensors and isinstance(value, Tensor):
         return _compact(value.detach().cpu())
     raise TypeError(
-        f"{name} is a {type(value).__name__}; checkpoints take plain values{' and tensors' if tensors else ''}"
+        f"{name} is a {type(value).__name__}; checkpoints take plain "
+        f"values{' and tensors' if tensors else ''}"
     )
 
 
@@ -119,7 +120,8 @@ def load_plain(path: Path) -> Any:
         raise CheckpointError(f"{path} {mistake}")
     if inflates(path):
         raise CheckpointError(
-            f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory"
+            f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill "
+            "the memory"
         )
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
@@ -129,7 +131,8 @@ def load_plain(path: Path) -> Any:
         raise CheckpointError(f"{path} is not loaded: {error}") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} is not loaded: it is damaged, or holds objects other than tensors and plain values, and loading those can run code"
+            f"{path} is not loaded: it is damaged, or holds objects other than tensors and plain "
+            "values, and loading those can run code"
         ) from None
     except Exception as error:  # a damaged file can fail in any way
         raise CheckpointError(f"{path} cannot be read: {reason_of(error)}") from None
@@ -153,11 +156,13 @@ def validated(path: Path, values: Any) -> dict[str, Any]:
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(values.get(name), kind)]
     if wrong:
         raise CheckpointError(
-            f"{path} is no round checkpoint ({', '.join(wrong)} missing or of another type): name a round_NNN_checkpoint.pt"
+            f"{path} is no round checkpoint ({', '.join(wrong)} missing or of another type): name "
+            "a round_NNN_checkpoint.pt"
         )
     if values["format_version"] > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {values['format_version']} and this fedhubert reads up to {FORMAT_VERSION}: "
+            f"{path} has format version {values['format_version']} and this fedhubert reads up to "
+            f"{FORMAT_VERSION}: "
             "use the version that wrote it"
         )
     if not values["model"] or not all(is_whole(tensor) for tensor in values["model"].values()):

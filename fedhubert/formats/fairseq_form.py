@@ -81,8 +81,10 @@ def fairseq_state(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str,
     """
     if config.conv_layers[-1][0] == config.embed_dim:
         raise CheckpointError(
-            f"the last convolution and the encoder are both {config.embed_dim} wide (model.conv_layers, model.embed_dim): fairseq's HuBERT has no "
-            "projection between them then, so these weights have no exact form there; use --format huggingface or torchaudio"
+            f"the last convolution and the encoder are both {config.embed_dim} wide "
+            "(model.conv_layers, model.embed_dim): fairseq's HuBERT has no "
+            "projection between them then, so these weights have no exact form there; use --format "
+            "huggingface or torchaudio"
         )
     complete = {
         name: tensor for name, tensor in state.items() if name.startswith((ENCODER, MASK, HEAD))

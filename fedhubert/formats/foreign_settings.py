@@ -79,7 +79,8 @@ def from_huggingface(settings: Mapping[str, Any], where: str) -> Fields:
     this package can hold."""
     if settings.get("model_type") != "hubert":
         raise CheckpointError(
-            f"{where}: model_type is {quoted(settings.get('model_type'))}, and only `hubert` can be imported"
+            f"{where}: model_type is {quoted(settings.get('model_type'))}, and only `hubert` can "
+            "be imported"
         )
     _fixed(settings, _HUGGINGFACE_FIXED, where)
     fields = _translated(settings, _HUGGINGFACE)
@@ -105,7 +106,8 @@ def from_fairseq(settings: Mapping[str, Any], where: str) -> Fields:
     mode = settings.get("extractor_mode", "default")
     if mode not in ("default", "layer_norm"):
         raise CheckpointError(
-            f"{where}: extractor_mode is {quoted(mode)}, and only `default` and `layer_norm` can be imported"
+            f"{where}: extractor_mode is {quoted(mode)}, and only `default` and `layer_norm` can "
+            "be imported"
         )
     fields = _translated(settings, _FAIRSEQ) | {
         "conv_norm": "group_norm" if mode == "default" else "layer_norm"
@@ -139,7 +141,8 @@ def _fixed(settings: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -
     for name, value in wanted.items():
         if settings.get(name, value) != value:
             raise CheckpointError(
-                f"{where}: {name} is {quoted(settings[name])}; fedhubert's HuBERT has {value!r}, so it would compute something else"
+                f"{where}: {name} is {quoted(settings[name])}; fedhubert's HuBERT has {value!r}, "
+                "so it would compute something else"
             )
 
 
@@ -152,7 +155,8 @@ def _parsed_layers(text: Any, where: str) -> tuple[tuple[int, int, int], ...]:
         )
     except (SyntaxError, ValueError, TypeError):
         raise CheckpointError(
-            f"{where}: conv_feature_layers is {quoted(text)}, not a list of (channels, kernel, stride)"
+            f"{where}: conv_feature_layers is {quoted(text)}, not a list of (channels, kernel, "
+            "stride)"
         ) from None
 
 

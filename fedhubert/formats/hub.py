@@ -1,5 +1,5 @@
-"""Models of the HuggingFace hub: fetched by huggingface_hub where it is installed, explained where a
-path was wanted."""
+"""Models of the HuggingFace hub: fetched by huggingface_hub where it is installed, explained where
+a path was wanted."""
 
 import re
 import shlex
@@ -26,13 +26,15 @@ def fetched(name: str) -> Path:
     repository, _, revision = name.partition("@")
     if not _NAME.fullmatch(repository):
         raise CheckpointError(
-            f"{HUB}{name} is no name of the hub: {HUB}OWNER/MODEL, for example {HUB}facebook/hubert-base-ls960"
+            f"{HUB}{name} is no name of the hub: {HUB}OWNER/MODEL, for example "
+            f"{HUB}facebook/hubert-base-ls960"
         )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(
-            f"{HUB}{name} needs huggingface_hub: pip install 'fedhubert[hub]', or fetch it elsewhere "
+            f"{HUB}{name} needs huggingface_hub: pip install 'fedhubert[hub]', or fetch it "
+            "elsewhere "
             f"with {_command(repository)} and name the folder"
         ) from None
     try:
@@ -45,7 +47,8 @@ def fetched(name: str) -> Path:
     except Exception as error:  # of huggingface_hub, of its HTTP library, of the system
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(
-            f"{HUB}{name} cannot be fetched ({type(error).__name__}: {said}): fetch it where there is a "
+            f"{HUB}{name} cannot be fetched ({type(error).__name__}: {said}): fetch it where there "
+            "is a "
             f"network with {_command(repository)} and name the folder"
         ) from None
     return folder
@@ -60,7 +63,8 @@ def nothing_at(path: Path) -> str:
     if not _NAME.fullmatch(name):
         return f"no file or folder {path}"
     return (
-        f"no file or folder {path}. If {name} is a model of the HuggingFace hub: {HUB}{name} (with huggingface_hub: pip install 'fedhubert[hub]'), "
+        f"no file or folder {path}. If {name} is a model of the HuggingFace hub: {HUB}{name} (with "
+        "huggingface_hub: pip install 'fedhubert[hub]'), "
         f"or fetch it with {_command(name)} and name the folder"
     )
 

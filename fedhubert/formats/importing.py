@@ -146,7 +146,8 @@ def _completed(
     unknown = [name for name in assumed if fields.get(name) is None]
     if unknown:
         raise CheckpointError(
-            f"{found.where} does not say {', '.join(unknown)}, and its shapes do not tell: use a format that does (a HuggingFace folder, s3prl's "
+            f"{found.where} does not say {', '.join(unknown)}, and its shapes do not tell: use a "
+            "format that does (a HuggingFace folder, s3prl's "
             "file with model_cfg), or set the model's sizes in the configuration"
         )
     return fields, assumed
@@ -163,7 +164,8 @@ def _check(state: Mapping[str, Tensor], config: ModelConfig, where: str) -> None
     ):
         if names:
             raise CheckpointError(
-                f"{where} {verb} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+                f"{where} {verb} "
+                f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
             )
     wrong = [
         f"{name} is {tuple(state[name].shape)}, not {shape}"

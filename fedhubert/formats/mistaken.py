@@ -31,7 +31,8 @@ def mistaken_for_weights(path: Path) -> str | None:
         return "is empty: copy or download it again"
     if head.startswith(_POINTER):
         return (
-            "is a git-lfs pointer, a few lines in the place of the file: fetch the file itself with `git lfs pull` in that clone, "
+            "is a git-lfs pointer, a few lines in the place of the file: fetch the file itself "
+            "with `git lfs pull` in that clone, "
             "or download it from the model's page"
         )
     if len(head) < _LOOK_AT and any(mark in head for mark in _ANNEX):
@@ -39,7 +40,8 @@ def mistaken_for_weights(path: Path) -> str | None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head", b"<script")):
         return (
-            "is a web page, not weights: the address that it was downloaded from shows a page about the file, or an error. "
+            "is a web page, not weights: the address that it was downloaded from shows a page "
+            "about the file, or an error. "
             "Download it by the link to the file itself"
         )
     if path.suffix == ".onnx":

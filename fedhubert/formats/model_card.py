@@ -32,7 +32,7 @@ from transformers import HubertModel
 
 model = HubertModel.from_pretrained("THIS_FOLDER").eval()
 with torch.no_grad():
-    hidden_states = model(waveforms, output_hidden_states=True).hidden_states  # waveforms: [batch, samples] at 16 kHz""",
+    hidden_states = model(waveforms, output_hidden_states=True).hidden_states  # waveforms: [batch, samples] at 16 kHz""",  # noqa: E501
     "s3prl": """\
 import torch
 from s3prl.upstream.hubert.hubconf import hubert_local  # s3prl 0.4.18
@@ -110,9 +110,9 @@ _BUNDLES = {
 _PADDING_CHANGES = """\
 Zeros behind a waveform change **all** of its frames: the norm of the first convolution takes its mean and variance
 over the whole input, and no mask can undo that. Give waveforms one by one, or batches of equal length, as in
-training."""
+training."""  # noqa: E501
 _PADDING_MASKED = """\
-Zeros behind a waveform change no frame of it as long as {told} how long it is; without that attention sees the zeros."""
+Zeros behind a waveform change no frame of it as long as {told} how long it is; without that attention sees the zeros."""  # noqa: E501
 _PADDING_ROUNDED = """\
 Zeros behind a waveform change its frames a little: fairseq's code, which s3prl has too, rounds the length to frames in
 such a way that attention may see one frame behind the end. For the same values as alone give waveforms one by one."""
@@ -153,7 +153,8 @@ class Publication:
     def __post_init__(self) -> None:
         if self.license is not None and not _LICENSE.fullmatch(self.license):
             raise ConfigError(
-                f"--license {self.license!r} is no identifier of the hub, such as cc-by-4.0, apache-2.0, or other",
+                f"--license {self.license!r} is no identifier of the hub, such as cc-by-4.0, "
+                "apache-2.0, or other",
                 setting="--license",
             )
         for language in self.languages:
@@ -212,7 +213,10 @@ def _lines(
 ) -> Iterator[str]:
     config, metrics = source.config, source.metrics
     yield from (f"# {config.name}, round {source.round}", "")
-    yield f"A HuBERT speech encoder, trained with fedhubert {__version__}, in the {format_name} format. 16 kHz waveforms go in as they are, without"
+    yield (
+        f"A HuBERT speech encoder, trained with fedhubert {__version__}, in the {format_name} "
+        "format. 16 kHz waveforms go in as they are, without"
+    )
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
     pipeline = pipeline_of(source.heads, format_name)
     loading = _TUNED.format(pipeline=pipeline) if pipeline else _LOADING[format_name]

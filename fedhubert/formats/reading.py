@@ -33,8 +33,10 @@ _MOST_VALUES = 2**20
 
 _CONVERT = (
     "import sys, json, torch; c = torch.load(sys.argv[1], map_location='cpu', weights_only=False); "
-    "p = lambda o: dict(o) if hasattr(o, 'keys') else vars(o) if type(o).__name__ == 'Namespace' else list(o) if hasattr(o, '__iter__') else str(o); "
-    f"torch.save({{k: v if k in {CONTAINERS} else json.loads(json.dumps(v, default=p)) for k, v in c.items() if k in "
+    "p = lambda o: dict(o) if hasattr(o, 'keys') else vars(o) if type(o).__name__ == 'Namespace' "
+    "else list(o) if hasattr(o, '__iter__') else str(o); "
+    f"torch.save({{k: v if k in {CONTAINERS} else json.loads(json.dumps(v, default=p)) for k, v in "
+    "c.items() if k in "
     f"{(*CONTAINERS, 'cfg', 'args', 'model_cfg', 'task_cfg')}}}, sys.argv[2])"
 )
 
@@ -81,7 +83,8 @@ def read_weights(path: Path) -> Any:
             raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
     if inflates(path):
         raise CheckpointError(
-            f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill the memory"
+            f"{path} is not loaded: it is compressed, which torch.save does not do, and could fill "
+            "the memory"
         )
     unknown = _unknown_classes(path)
     refused = [name for name in unknown if not name.startswith(_HARMLESS)]
@@ -199,7 +202,8 @@ def _plain(value: Any, seen: Counter[str], depth: int = 0) -> Any:
     seen["values"] += 1
     if seen["values"] > _MOST_VALUES or depth > MOST_DEPTH:
         raise CheckpointError(
-            f"it holds more than {_MOST_VALUES} values, or values nested more than {MOST_DEPTH} deep"
+            f"it holds more than {_MOST_VALUES} values, or values nested more than {MOST_DEPTH} "
+            "deep"
         )
     if isinstance(value, StandIn):
         state = getattr(value, "state", None)
@@ -215,8 +219,10 @@ def _plain(value: Any, seen: Counter[str], depth: int = 0) -> Any:
 
 def _holds_objects(path: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(
-        f"{path} is not loaded: it holds objects ({', '.join(names[:5])}), and building them can run code from the file. If you trust it, convert it "
-        f"where it was written, or in an environment of its own, and name the result: {conversion_command(path)}"
+        f"{path} is not loaded: it holds objects ({', '.join(names[:5])}), and building them can "
+        "run code from the file. If you trust it, convert it "
+        "where it was written, or in an environment of its own, and name the result: "
+        f"{conversion_command(path)}"
     )
 
 

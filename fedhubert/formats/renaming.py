@@ -68,7 +68,8 @@ def in_our_names(found: ImportSource) -> tuple[dict[str, Tensor], list[str]]:
                 ours = ours.removesuffix(old) + f"conv.parametrizations.weight.{new}"
         if not tensor.is_floating_point():
             raise CheckpointError(
-                f"{found.where}: `{name}` is of type {tensor.dtype}; import the model before it was quantised"
+                f"{found.where}: `{name}` is of type {tensor.dtype}; import the model before it "
+                "was quantised"
             )
         state[ours] = tensor.detach().to(torch.float32).contiguous()
     ignored += _without_several_heads(state)
@@ -94,7 +95,8 @@ def _naming(found: ImportSource) -> tuple[Naming, str]:
         prefixes = [name.removesuffix(anchor) for name in found.tensors if name.endswith(anchor)]
         if len(prefixes) > 1:
             raise CheckpointError(
-                f"{found.where} holds {len(prefixes)} encoders, under {', '.join(map(repr, prefixes))}: save one of them alone"
+                f"{found.where} holds {len(prefixes)} encoders, under "
+                f"{', '.join(map(repr, prefixes))}: save one of them alone"
             )
         if prefixes:
             layer_norm = any(".2.1." in name for name in found.tensors)
@@ -108,7 +110,8 @@ def _naming(found: ImportSource) -> tuple[Naming, str]:
             return namings[kind], prefixes[0]
     shown = ", ".join(list(found.tensors)[:3])
     raise CheckpointError(
-        f"{found.where} holds no HuBERT in the names of fairseq, HuggingFace or torchaudio (its first tensors: {shown})"
+        f"{found.where} holds no HuBERT in the names of fairseq, HuggingFace or torchaudio (its "
+        f"first tensors: {shown})"
     )
 
 

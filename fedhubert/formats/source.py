@@ -51,7 +51,8 @@ class Source:
         run = checkpoint["config"]
         if not isinstance(run.get("model"), dict):
             raise CheckpointError(
-                "the checkpoint's config has no `model`: it does not say which shape the weights have"
+                "the checkpoint's config has no `model`: it does not say which shape the weights "
+                "have"
             )
         config = validate(ModelConfig, run["model"])
         learned = _learned(run)

@@ -116,7 +116,8 @@ def _folder(path: Path) -> ImportSource:
     if len(files) == 1:
         return _file(files[0])
     raise CheckpointError(
-        f"{path} has no config.json (HuggingFace), no {FACTORY_FILE} (torchaudio), no round_NNN_checkpoint.pt and not one single weight file "
+        f"{path} has no config.json (HuggingFace), no {FACTORY_FILE} (torchaudio), no "
+        "round_NNN_checkpoint.pt and not one single weight file "
         f"({len(files)} found): name the file"
     )
 
@@ -147,7 +148,8 @@ def _file(path: Path) -> ImportSource:
         )
     if "Distiller" in content:
         raise CheckpointError(
-            f"{where} is a DistilHuBERT of s3prl's distiller: it has no LayerNorm before the projection, which fedhubert's HuBERT has, so "
+            f"{where} is a DistilHuBERT of s3prl's distiller: it has no LayerNorm before the "
+            "projection, which fedhubert's HuBERT has, so "
             "it cannot be imported"
         )
     if (
@@ -214,10 +216,12 @@ def _pretrained_settings(model: Mapping[str, Any], where: str) -> tuple[Any, Any
         if isinstance(settings, Mapping) and "encoder_layers" in settings:
             return settings, inner.get("task", inner)
     raise CheckpointError(
-        f"{where} is fine-tuned by fairseq, and the settings of its encoder (w2v_args) are not in it: number of heads, pre- or post-norm "
+        f"{where} is fine-tuned by fairseq, and the settings of its encoder (w2v_args) are not in "
+        "it: number of heads, pre- or post-norm "
         "would be guesses. Name the pretrained file that it was made from"
         + (f" ({quoted(model['w2v_path'])})" if model.get("w2v_path") else "")
-        + ", or save its `model` alone by torch.save: what shapes do not tell is then taken from model.* of the run"
+        + ", or save its `model` alone by torch.save: what shapes do not tell is then taken from "
+        "model.* of the run"
     )
 
 
@@ -253,14 +257,16 @@ def _bundle(name: str) -> ImportSource:
             if known.startswith("HUBERT_") and "ASR" not in known
         ]
         raise CheckpointError(
-            f"{where} is no bundle of an encoder in torchaudio.pipelines; there are {', '.join(known)}"
+            f"{where} is no bundle of an encoder in torchaudio.pipelines; there are "
+            f"{', '.join(known)}"
         )
     fields = from_torchaudio(parameters, where)
     try:
         state = bundle.get_model().state_dict()
     except OSError as error:  # URLError is one
         raise CheckpointError(
-            f"{where} cannot be fetched ({error}): download it where there is a network, and name the file"
+            f"{where} cannot be fetched ({error}): download it where there is a network, and name "
+            "the file"
         ) from None
     return ImportSource(
         "torchaudio", where, state, fields, bool(getattr(bundle, "_normalize_waveform", False))

@@ -78,7 +78,8 @@ def start_from(model: HubertModel, source: str) -> dict[str, Any]:
         )
     if imported.normalize:
         log.warning(
-            "%s asks for normalised waveforms (zero mean, unit variance); here they go in as they are",
+            "%s asks for normalised waveforms (zero mean, unit variance); here they go in as they "
+            "are",
             source,
         )
     return {

@@ -37,7 +37,7 @@ def load_model():
 
 if __name__ == "__main__":
     print(load_model())
-'''
+'''  # noqa: E501
 
 
 def write_torchaudio(source: Source, folder: Path) -> None:

@@ -157,7 +157,8 @@ class HubertModel(nn.Module):
         another shape."""
         if mask_BT.shape != x_BTD.shape[:2]:
             raise ValueError(
-                f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} rows and frames"
+                f"the mask is {tuple(mask_BT.shape)}, but the batch has {tuple(x_BTD.shape[:2])} "
+                "rows and frames"
             )
         return cast(Tensor, self.mask_generator(x_BTD, mask_BT))
 
@@ -237,8 +238,8 @@ def build_hubert(config: ModelConfig, seed: int) -> HubertModel:
     The weights are those that ``torchaudio.models.hubert_pretrain_model`` draws under that seed;
     with ``label_init: normal`` the label embeddings are drawn from a normal distribution instead.
     (The recipe's uniform [0, 1) draw puts them all into one orthant, where their cosines start near
-    0.75: a long plateau at the unigram entropy, which small runs never leave.) Heads of further sets
-    of labels are drawn last, so that all else is the same with and without them.
+    0.75: a long plateau at the unigram entropy, which small runs never leave.) Heads of further
+    sets of labels are drawn last, so that all else is the same with and without them.
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also reseed the GPUs, which are not forked here

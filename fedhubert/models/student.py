@@ -113,7 +113,8 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
         task.init == "prefix" and student.num_layers > teacher.num_layers
     ):
         raise ConfigError(
-            f"the teacher has {teacher.num_layers} layers, fewer than task.layers, task.hints or task.init=prefix ask for",
+            f"the teacher has {teacher.num_layers} layers, fewer than task.layers, task.hints or "
+            "task.init=prefix ask for",
             setting="task.layers",
         )
     return teacher
@@ -149,7 +150,8 @@ def init_from_teacher(
         if found is None or found.shape != own[name].shape:
             has = "lacks it" if found is None else f"has {tuple(found.shape)}"
             raise ConfigError(
-                f"task.init={task.init}: {name} is {tuple(own[name].shape)} in the student, the teacher {has}",
+                f"task.init={task.init}: {name} is {tuple(own[name].shape)} in the student, the "
+                f"teacher {has}",
                 setting="model",
             )
     model.load_state_dict(own | {name: state[name] for name in names})

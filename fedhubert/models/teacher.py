@@ -83,7 +83,8 @@ class Teacher(FrozenModel):
         deepest = max(task.teacher_layers, default=1)
         if deepest > config.num_layers:
             raise ConfigError(
-                f"task.layers or task.hints name layer {deepest}, the teacher has {config.num_layers}",
+                f"task.layers or task.hints name layer {deepest}, the teacher has "
+                f"{config.num_layers}",
                 setting="task.layers",
             )
         # `init=prefix` may take more layers than the objectives look at: such a teacher stays

@@ -9,7 +9,7 @@
 masked frames. Each is a sum over its frames.
 
 Shape suffixes: B batch, T 50-Hz frames, M masked frames, D the teacher's width, C classes.
-"""
+"""  # noqa: E501
 
 import math
 from collections.abc import Mapping

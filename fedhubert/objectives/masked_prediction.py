@@ -72,7 +72,8 @@ def check_labels(batch: LabelledBatch) -> None:
         raise TargetsError("the batch has no pseudo-labels to predict", setting="targets.kind")
     if batch.labels_BT.shape[:2] != batch.mask_BT.shape:
         raise TargetsError(
-            f"labels of shape {tuple(batch.labels_BT.shape)} for a mask of shape {tuple(batch.mask_BT.shape)}"
+            f"labels of shape {tuple(batch.labels_BT.shape)} for a mask of shape "
+            f"{tuple(batch.mask_BT.shape)}"
         )
 
 

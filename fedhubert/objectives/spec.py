@@ -58,7 +58,8 @@ class ObjectiveSpec:
         """Return the names of the sums that the loss reports, in a fixed order: what a secure sum
         has of a client's figures."""
         raise ConfigError(
-            f"task={self.task.name} does not name its sums (ObjectiveSpec.sum_names), which secure.protocol=pairwise goes by",
+            f"task={self.task.name} does not name its sums (ObjectiveSpec.sum_names), which "
+            "secure.protocol=pairwise goes by",
             setting="secure.protocol",
         )
 

@@ -205,14 +205,16 @@ def stated_audio(
     count = config.federated.num_clients
     if (hours is None) == (hours_per_client is None):
         raise ConfigError(
-            "how much audio? Give one of data.manifest=PATH, hours=N (in all) and hours_per_client=N (or =[N,N,...])",
+            "how much audio? Give one of data.manifest=PATH, hours=N (in all) and "
+            "hours_per_client=N (or =[N,N,...])",
             setting="hours",
         )
     each = [float(hours) / count] if hours is not None else list(hours_per_client or ())
     each = each * count if len(each) == 1 else each
     if len(each) != count:
         raise ConfigError(
-            f"hours_per_client has {len(each)} values, but federated.num_clients is {count}: make them as many",
+            f"hours_per_client has {len(each)} values, but federated.num_clients is {count}: make "
+            "them as many",
             setting="hours_per_client",
         )
     return [_stated(config, 3600.0 * length) for length in each]

@@ -1,5 +1,5 @@
-"""What a run's differential privacy adds and spends: noise on each round's mean update, epsilon when
-all rounds are released, and the seconds in which noise is drawn."""
+"""What a run's differential privacy adds and spends: noise on each round's mean update, epsilon
+when all rounds are released, and the seconds in which noise is drawn."""
 
 from dataclasses import dataclass
 

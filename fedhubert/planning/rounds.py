@@ -245,6 +245,8 @@ class _Planner:
             return []
         number, client = min((number, client) for client, number in self._late.items())
         return [
-            f"{len(self._late)} clients would be too late, first client {client} in round {number}: raise "
-            f"federated.round_timeout_s={self._config.federated.round_timeout_s:g}, or lower client.local_steps or client.local_epochs"
+            f"{len(self._late)} clients would be too late, first client {client} in round "
+            f"{number}: raise "
+            f"federated.round_timeout_s={self._config.federated.round_timeout_s:g}, or lower "
+            "client.local_steps or client.local_epochs"
         ]

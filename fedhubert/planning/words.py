@@ -66,7 +66,8 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
     asked, config = validate(Words, words), compose(overrides)
     if "audio_s_per_s" not in given and not asked.measure:
         raise ConfigError(
-            "how fast is a client? Give audio_s_per_s=N, the seconds of audio that it trains on in a second, or measure=true to measure it here",
+            "how fast is a client? Give audio_s_per_s=N, the seconds of audio that it trains on in "
+            "a second, or measure=true to measure it here",
             setting="audio_s_per_s",
         )
     stated = asked.hours is not None or asked.hours_per_client is not None
@@ -77,7 +78,10 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
     else:
         site = None
         clients = stated_audio(config, asked.hours, asked.hours_per_client)
-        audio = f"given; batches of data.batch_seconds={config.data.batch_seconds:g}, the most they can be"
+        audio = (
+            f"given; batches of data.batch_seconds={config.data.batch_seconds:g}, the most they "
+            "can be"
+        )
     sources = dict.fromkeys(given, "given")
     if asked.measure:
         measured = measure_speed(config, site, MEASURE_S)
@@ -101,7 +105,9 @@ def _said(rates: Rates, sources: dict[str, str]) -> dict[str, str]:
     derived = {
         "score_audio_s_per_s": "three times audio_s_per_s",
         "down_mbit_s": "as up_mbit_s",
-        "round_overhead_s": f"the default {'on real sites' if rates.on_sites else 'of a simulation'}",
+        "round_overhead_s": (
+            f"the default {'on real sites' if rates.on_sites else 'of a simulation'}"
+        ),
     }
     sources = dict.fromkeys(values, "the default") | derived | sources
     return {

@@ -79,7 +79,8 @@ def _read(folder: Path, name: str) -> RunData:
     comparison = _json(folder / "compare.json")
     if not events and not comparison:
         raise DataError(
-            f"{folder} holds no run: there is no metrics.jsonl with events in it, and no compare.json",
+            f"{folder} holds no run: there is no metrics.jsonl with events in it, and no "
+            "compare.json",
             setting="RUN",
         )
     return RunData(

@@ -89,7 +89,8 @@ def _summary(runs: Sequence[RunData]) -> Section:
         *("audio (h)", "sent (MB)", "time"),
     ]
     note = (
-        "Loss (nats) and masked accuracy are of the last model that was scored, on the clients' validation splits. "
+        "Loss (nats) and masked accuracy are of the last model that was scored, on the clients' "
+        "validation splits. "
         "A model that ignores its input has the unigram entropy and the most frequent label."
     )
     tables = [Table(head, rows)] if rows else []
@@ -104,7 +105,8 @@ def _other_clusters(runs: Sequence[RunData]) -> list[str]:
     if not others:
         return []
     return [
-        f"{', '.join(others)}: other clusters than {first}. Losses and accuracies under different pseudo-labels cannot be compared."
+        f"{', '.join(others)}: other clusters than {first}. Losses and accuracies under different "
+        "pseudo-labels cannot be compared."
     ]
 
 
@@ -116,8 +118,10 @@ def _curves(runs: Sequence[RunData]) -> Section | None:
     if not any(run.rounds for run in runs):
         return None
     note = (
-        "Solid: on the clients' validation splits, by the round of the model. Dashed: while training. Dotted: what ignoring the input gives. "
-        f"Curves of more than {MANY_ROUNDS} rounds are running means, with the values themselves behind them."
+        "Solid: on the clients' validation splits, by the round of the model. Dashed: while "
+        "training. Dotted: what ignoring the input gives. "
+        f"Curves of more than {MANY_ROUNDS} rounds are running means, with the values themselves "
+        "behind them."
     )
     figures = report_plots.curves(runs)
     if any(run.validation("cosine_distance") for run in runs):
@@ -158,9 +162,12 @@ def _drift(runs: Sequence[RunData]) -> Section | None:
     if not any(run.drift("update_norm") or run.cosines() for run in runs):
         return None
     note = (
-        "First: the norm of clients' updates (solid, weighted mean) and of their mean (dashed). Second: the mean cosine of two clients' updates in a "
-        "round, weighted by their norms (solid): 1, they agree; 0, the mean is as short as that of unrelated directions. The cosine of each update "
-        "to the mean (from sketches, give or take 0.016): mean over clients (dashed), lowest to highest (shaded); n unrelated updates of one length "
+        "First: the norm of clients' updates (solid, weighted mean) and of their mean (dashed). "
+        "Second: the mean cosine of two clients' updates in a "
+        "round, weighted by their norms (solid): 1, they agree; 0, the mean is as short as that of "
+        "unrelated directions. The cosine of each update "
+        "to the mean (from sketches, give or take 0.016): mean over clients (dashed), lowest to "
+        "highest (shaded); n unrelated updates of one length "
         "have 1/sqrt(n). Each client's own is in the next table."
     )
     return Section("Drift", report_plots.drift(runs), note=note)
@@ -202,7 +209,10 @@ def _participation_of(run: RunData) -> Table | None:
         norm = f"{norms[number]:.4g}" if number in norms else ""
         counts = [str(count[number]) for count in (asked, used, failed)]
         rows.append([name, *counts, codes, score, norm, decimal(cosines.get(number))])
-    total = f"{sum(used.values())} updates used of {sum(asked.values())} asked, {sum(failures.values())} failures"
+    total = (
+        f"{sum(used.values())} updates used of {sum(asked.values())} asked, "
+        f"{sum(failures.values())} failures"
+    )
     note = f"; {len(shown)} of {len(numbers)} clients shown" if len(shown) < len(numbers) else ""
     head = [
         *("client", "rounds asked", "updates used", "failures", "codes"),
@@ -213,7 +223,10 @@ def _participation_of(run: RunData) -> Table | None:
 
 def _secure(runs: Sequence[RunData]) -> Section | None:
     rows = secure_rows(runs)
-    note = "The server saw sums over the clients of a round, and no client's own update, loss or weight."
+    note = (
+        "The server saw sums over the clients of a round, and no client's own update, loss or "
+        "weight."
+    )
     return Section("Secure sums", tables=[Table(HEAD, rows)], note=note) if rows else None
 
 

@@ -63,7 +63,8 @@ class RunFolder:
             check_writable(self.checkpoints)
         except OSError as error:
             raise ConfigError(
-                f"cannot write to the run's folder {self.path}: {error.strerror}; choose another with out=...",
+                f"cannot write to the run's folder {self.path}: {error.strerror}; choose another "
+                "with out=...",
                 setting="out",
             ) from None
 

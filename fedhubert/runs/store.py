@@ -5,7 +5,7 @@ A round has up to three files in the store's folder:
 ``round_010_checkpoint.pt``      what others read (:func:`load_checkpoint`, s3prl); it is renamed into place last, and only then does the round count
 ``round_010_resume.pt``          what only resuming needs: state of the server optimiser, positions, centroids
 ``round_010_checkpoint.sha256``  digests of both (``sha256sum -c`` reads it)
-"""
+"""  # noqa: E501
 
 import logging
 import os

@@ -48,7 +48,8 @@ def require_packages(names: Iterable[str]) -> None:
     if missing:
         extras = ",".join(missing)
         raise ConfigError(
-            f"reporting.trackers: {', '.join(missing)} not installed: pip install 'fedhubert[{extras}]', or leave it out",
+            f"reporting.trackers: {', '.join(missing)} not installed: pip install "
+            f"'fedhubert[{extras}]', or leave it out",
             setting="reporting.trackers",
         )
 

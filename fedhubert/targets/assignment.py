@@ -56,7 +56,8 @@ def check_features(features_FD: Features, centroids_KD: Features) -> None:
         or not len(centroids_KD)
     ):
         raise TargetsError(
-            f"features of shape {features_FD.shape} do not fit centroids of shape {centroids_KD.shape}",
+            f"features of shape {features_FD.shape} do not fit centroids of shape "
+            f"{centroids_KD.shape}",
             setting="targets.source",
         )
     # features can lie on disk

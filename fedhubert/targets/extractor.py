@@ -54,7 +54,8 @@ class Extractor(FrozenModel):
         """
         if layer > config.num_layers:
             raise TargetsError(
-                f"targets.source=layer:{layer}, but the model in targets.checkpoint has {config.num_layers} layers",
+                f"targets.source=layer:{layer}, but the model in targets.checkpoint has "
+                f"{config.num_layers} layers",
                 setting="targets.source",
             )
         kept = {
@@ -86,7 +87,8 @@ def load_extractor(folder: Path, key: str) -> Extractor:
     extractor = Extractor.find(folder, key)
     if extractor is None:
         raise TargetsError(
-            f"{Extractor.file(folder, key)} is missing or damaged; start the run again, which sends it",
+            f"{Extractor.file(folder, key)} is missing or damaged; start the run again, which "
+            "sends it",
             setting="client.state_dir",
         )
     return extractor

@@ -6,8 +6,8 @@ counts and inertia of its frames under the server's centroids (:func:`accumulate
 this is Lloyd's algorithm on the pooled frames, to the bit: the statistics are integers.
 
 What leaves a client is over at least ``targets.min_frames`` of its frames
-(:func:`~fedhubert.targets.statistics.suppression`): a mean over a few is nearly their features. Frames
-that are withheld for that are missing from the pool; with ``min_frames=1`` none are.
+(:func:`~fedhubert.targets.statistics.suppression`): a mean over a few is nearly their features.
+Frames that are withheld for that are missing from the pool; with ``min_frames=1`` none are.
 """
 
 import hashlib
@@ -104,7 +104,8 @@ class FederatedKMeans:
                 or weights.ndim != 1
             ):
                 raise TargetsError(
-                    f"k-means seeds of {points.dtype}{list(points.shape)} with weights {weights.dtype}{list(weights.shape)}",
+                    f"k-means seeds of {points.dtype}{list(points.shape)} with weights "
+                    f"{weights.dtype}{list(weights.shape)}",
                     setting="targets.source",
                 )
             # nor NaN
@@ -145,7 +146,8 @@ class FederatedKMeans:
             raise TargetsError("k-means has no centroids yet", setting="targets.kind")
         if statistics.num_frames == 0:
             raise TargetsError(
-                "k-means statistics of no frames: no client has targets.min_frames of them in any cluster",
+                "k-means statistics of no frames: no client has targets.min_frames of them in any "
+                "cluster",
                 setting="targets.min_frames",
             )
         rng = generator(self.seed_value, "kmeans/reseed", len(self.history))
@@ -197,7 +199,8 @@ def local_seeds(
 
     k is at most ``num_clusters`` and the number of distinct frames, and small enough for
     ``2 * min_frames`` frames a centroid. A centroid is the mean of the frames that it stands for;
-    those of too few (:func:`~fedhubert.targets.statistics.suppression`) are left out, or all of them.
+    those of too few (:func:`~fedhubert.targets.statistics.suppression`) are left out, or all of
+    them.
     """
     points, weights = distinct_points(
         features_FD, np.ones(len(features_FD), np.int64) if weights_F is None else weights_F

@@ -125,7 +125,8 @@ def cached_labels(
         return found
     if build is None:
         raise TargetsError(
-            f"no labels for this run in {folder}: its files were removed, or the state folder is another",
+            f"no labels for this run in {folder}: its files were removed, or the state folder is "
+            "another",
             setting="client.state_dir",
         )
     store = build()
@@ -168,7 +169,8 @@ def precomputed_labels(
         lines = read_km(Path(labels).expanduser(), set(rows.tolist()))
         if len(lines) != len(manifest):
             raise TargetsError(
-                f"{labels} has {len(lines)} lines, the manifest {len(manifest)} utterances; line i labels row i",
+                f"{labels} has {len(lines)} lines, the manifest {len(manifest)} utterances; line i "
+                "labels row i",
                 setting="targets.labels",
             )
         ids = [lines[row] for row in rows.tolist()]

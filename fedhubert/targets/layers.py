@@ -146,7 +146,8 @@ class LayerFeatures:
             features = self.compute(waveform)
             if not np.isfinite(features).all():
                 raise TargetsError(
-                    f"{manifest.paths[chunk.row]}: features that are not finite; look at the audio, or at targets.checkpoint",
+                    f"{manifest.paths[chunk.row]}: features that are not finite; look at the "
+                    "audio, or at targets.checkpoint",
                     setting="targets.checkpoint",
                 )
             yield chunk.row, chunk.first_frame, features[: chunk.num_frames]

@@ -70,7 +70,8 @@ class FeatureMoments:
         count = int(self.counts[0])
         if count == 0:
             raise TargetsError(
-                "no client has enough audio for targets.min_frames: k-means has nothing to begin with",
+                "no client has enough audio for targets.min_frames: k-means has nothing to begin "
+                "with",
                 setting="targets.min_frames",
             )
         mean = np.ldexp(self.sums.astype(np.float64) / count, -MOMENT_BITS)

@@ -77,7 +77,8 @@ class KMeansStatistics:
     def __add__(self, other: "KMeansStatistics") -> "KMeansStatistics":
         if self.sums_KD.shape != other.sums_KD.shape or self.scale_bits != other.scale_bits:
             raise TargetsError(
-                f"statistics of shape {other.sums_KD.shape} added to {self.sums_KD.shape}, or of other centroids",
+                f"statistics of shape {other.sums_KD.shape} added to {self.sums_KD.shape}, or of "
+                "other centroids",
                 setting="targets.num_clusters",
             )
         pairs = [

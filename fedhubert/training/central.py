@@ -133,7 +133,8 @@ class CentralTrainer:
                 micro_batches = list(islice(arriving, len(step)))
                 if len(micro_batches) < len(step):
                     raise TrainingError(
-                        f"round {plan.number}: {len(micro_batches)} of {len(step)} micro-batches of a step"
+                        f"round {plan.number}: {len(micro_batches)} of {len(step)} micro-batches "
+                        "of a step"
                     )
                 share = progress.at(number)
                 sums, norm = self._trainer.step(

@@ -29,7 +29,8 @@ def resolve_device(name: str, setting: str = "client.device") -> torch.device:
         raise _unusable(
             setting,
             name,
-            f"this machine shows {count} CUDA devices; use auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES",
+            f"this machine shows {count} CUDA devices; use auto or cpu, or check the driver and "
+            "CUDA_VISIBLE_DEVICES",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise _unusable(setting, name, "not available here; use auto or cpu")

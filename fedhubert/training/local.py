@@ -206,7 +206,8 @@ def _memory_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise TrainingError(
-            "the model, its gradients and the optimiser's state do not fit into the device's memory: use a larger device, fewer "
+            "the model, its gradients and the optimiser's state do not fit into the device's "
+            "memory: use a larger device, fewer "
             "clients on it, or client.optimizer=sgd",
             setting="client.device",
         ) from None

@@ -88,7 +88,8 @@ def restore(optimizer: torch.optim.Optimizer, kept: Mapping[str, Any]) -> None:
             or not shapes <= {parameters[index].shape}
         ):
             raise TrainingError(
-                "the optimiser state kept from an earlier round belongs to another model or optimiser: remove it, or set "
+                "the optimiser state kept from an earlier round belongs to another model or "
+                "optimiser: remove it, or set "
                 "client.optimizer_policy=reset",
                 setting="client.optimizer_policy",
             )

@@ -97,7 +97,8 @@ class ParameterLayout:
             if found is None or tuple(found.shape) != shape:
                 has = "lacks it" if found is None else f"has {tuple(found.shape)}"
                 raise TrainingError(
-                    f"parameter {name}: {shape} expected, the model {has}; was it built from another config?",
+                    f"parameter {name}: {shape} expected, the model {has}; was it built from "
+                    "another config?",
                     setting="model",
                 )
         return [named[name] for name in self.names]

@@ -196,9 +196,13 @@ class Trainer:
         except Exception as error:
             if not self.model.compiled:
                 raise
-            failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            failure = (
+                f"{type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            )
         log.warning(
-            "client.compile: torch.compile failed, so this model trains uncompiled from here on: %s",
+            "client.compile: torch.compile failed, so this model trains uncompiled from here on: "
+            "%s",
             failure,
         )
         self.model.set_compiled(False)
@@ -279,7 +283,8 @@ def _halved(parts: int, micro_batches: list[Batch]) -> int:
     if parts >= max(len(batch.waveforms_BN) for batch in micro_batches):
         seconds = max(batch.audio_s / len(batch.waveforms_BN) for batch in micro_batches)
         raise TrainingError(
-            f"one utterance of {seconds:.1f} s does not fit into the device's memory: lower data.max_seconds, or set "
+            f"one utterance of {seconds:.1f} s does not fit into the device's memory: lower "
+            "data.max_seconds, or set "
             "client.activation_checkpointing=true or client.precision=bf16",
             setting="data.max_seconds",
         )

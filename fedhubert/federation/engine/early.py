@@ -58,8 +58,10 @@ def check_ray_surroundings(config: Config) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         raise ConfigError(
-            f"RAY_ADDRESS={address} is set in the environment: Ray would join that cluster, not start "
-            f"simulation.num_workers={config.simulation.num_workers} workers here. Either `unset RAY_ADDRESS`, "
+            f"RAY_ADDRESS={address} is set in the environment: Ray would join that cluster, not "
+            "start "
+            f"simulation.num_workers={config.simulation.num_workers} workers here. Either `unset "
+            "RAY_ADDRESS`, "
             f"or say that you mean it by simulation.ray_address={address}",
             setting="simulation.ray_address",
         )
@@ -72,7 +74,8 @@ def check_ray_surroundings(config: Config) -> None:
     if len(os.fsencode(socket)) > _LONGEST_SOCKET:
         most = _LONGEST_SOCKET - len(_RAY_SOCKET) - 1
         raise ConfigError(
-            f"{name}={folder} is too long for the sockets that Ray opens in it, whose names the system limits: "
+            f"{name}={folder} is too long for the sockets that Ray opens in it, whose names the "
+            "system limits: "
             f"at most {most} characters. Set RAY_TMPDIR=/tmp, or another short folder",
             setting="simulation",
         )
@@ -81,7 +84,8 @@ def check_ray_surroundings(config: Config) -> None:
         check_writable(Path(folder))
     except OSError as error:
         raise ConfigError(
-            f"{name}={folder}: {error.strerror}; Ray keeps its sockets and logs there. Set RAY_TMPDIR to a folder that can be written",
+            f"{name}={folder}: {error.strerror}; Ray keeps its sockets and logs there. Set "
+            "RAY_TMPDIR to a folder that can be written",
             setting="simulation",
         ) from None
 
@@ -91,7 +95,8 @@ def _warn_of_full_disk(folder: str) -> None:
         usage = shutil.disk_usage(folder)
         if usage.free < (1 - _RAYS_SHARE) * usage.total:
             log.warning(
-                "the disk of %s is more than %.0f %% full, where Ray moves no more objects to it: set RAY_TMPDIR to a folder on another disk",
+                "the disk of %s is more than %.0f %% full, where Ray moves no more objects to it: "
+                "set RAY_TMPDIR to a folder on another disk",
                 folder,
                 100 * _RAYS_SHARE,
             )
@@ -105,14 +110,19 @@ def check_device(config: Config) -> None:
         return
     if share == 0:
         raise ConfigError(
-            f"client.device={config.client.device}, but simulation.gpus_per_client=0 gives the workers no GPU: set it to a client's share "
-            f"of one, for example simulation.gpus_per_client={1 / config.simulation.num_workers:g}, or client.device=auto",
+            f"client.device={config.client.device}, but simulation.gpus_per_client=0 gives the "
+            "workers no GPU: set it to a client's share "
+            "of one, for example "
+            f"simulation.gpus_per_client={1 / config.simulation.num_workers:g}, or "
+            "client.device=auto",
             setting="simulation.gpus_per_client",
         )
     if (device.index or 0) >= math.ceil(share):
         raise ConfigError(
-            f"client.device={config.client.device}: a worker sees the GPUs of its own share alone (simulation.gpus_per_client={share:g}), "
-            "numbered from 0: use client.device=cuda, and CUDA_VISIBLE_DEVICES to choose among them",
+            f"client.device={config.client.device}: a worker sees the GPUs of its own share alone "
+            f"(simulation.gpus_per_client={share:g}), "
+            "numbered from 0: use client.device=cuda, and CUDA_VISIBLE_DEVICES to choose among "
+            "them",
             setting="client.device",
         )
 
@@ -123,7 +133,8 @@ def _check_state_folder(folder: Path) -> None:
         check_writable(folder)
     except OSError as error:
         raise ConfigError(
-            f"cannot write to the state folder {folder}: {error.strerror}; choose another with client.state_dir=...",
+            f"cannot write to the state folder {folder}: {error.strerror}; choose another with "
+            "client.state_dir=...",
             setting="client.state_dir",
         ) from None
 

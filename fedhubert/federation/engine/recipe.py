@@ -143,14 +143,16 @@ def _sorted_out(
         prefixed = bool(colon) and "=" not in name
         if prefixed and name not in trained:
             raise ConfigError(
-                f"{argument}: the recipe has no training stage {name!r}; it has {', '.join(trained)}"
+                f"{argument}: the recipe has no training stage {name!r}; it has "
+                f"{', '.join(trained)}"
             )
         text = override if prefixed else argument
         if "=" not in text:
             raise ConfigError(f"{argument}: give KEY=VALUE, or STAGE:KEY=VALUE")
         if _key(text) in _OURS and (prefixed or _key(text) != "out"):
             raise ConfigError(
-                f"{argument}: a recipe sets {', '.join(_OURS)} of its stages itself; out=DIR names the folder above them"
+                f"{argument}: a recipe sets {', '.join(_OURS)} of its stages itself; out=DIR names "
+                "the folder above them"
             )
         (own.setdefault(name, {}) if prefixed else common)[_key(text)] = text
     return common, own

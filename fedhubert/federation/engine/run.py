@@ -79,8 +79,8 @@ def train_here(config: Config) -> float:
 
 
 def check_here(config: Config) -> None:
-    """Raise :class:`FedhubertError` for what can be known to be wrong with a run on this host before
-    it begins; nothing where it is finished."""
+    """Raise :class:`FedhubertError` for what can be known to be wrong with a run on this host
+    before it begins; nothing where it is finished."""
     config = with_absolute_data(config)
     if not is_finished(config):
         check_machine(config)

@@ -57,7 +57,8 @@ def num_supernodes(config: Config) -> int:
     wanted = config.simulation.num_supernodes or (few if many else config.federated.num_clients)
     if wanted > config.federated.num_clients:
         raise ConfigError(
-            f"simulation.num_supernodes={wanted} is more than federated.num_clients={config.federated.num_clients}",
+            f"simulation.num_supernodes={wanted} is more than "
+            f"federated.num_clients={config.federated.num_clients}",
             setting="simulation.num_supernodes",
         )
     return wanted
@@ -66,7 +67,10 @@ def num_supernodes(config: Config) -> int:
 def federation_config(config: Config) -> str:
     """Return the ``--federation-config`` that gives ``flwr run`` the same federation."""
     cpus = max(1, (os.cpu_count() or 1) // config.simulation.num_workers)
-    return f"num-supernodes={num_supernodes(config)} client-resources-num-cpus={cpus} client-resources-num-gpus={config.simulation.gpus_per_client}"
+    return (
+        f"num-supernodes={num_supernodes(config)} client-resources-num-cpus={cpus} "
+        f"client-resources-num-gpus={config.simulation.gpus_per_client}"
+    )
 
 
 def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Event) -> None:
@@ -148,14 +152,16 @@ def _ray(config: Config, told: Path) -> Iterator[None]:
         around = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
         where = f" (in the environment: {', '.join(around)})" if around else ""
         raise ConfigError(
-            f"Ray did not start with simulation.{setting}={getattr(simulation, setting)}{where}: {error}",
+            f"Ray did not start with simulation.{setting}={getattr(simulation, setting)}{where}: "
+            f"{error}",
             setting=f"simulation.{setting}",
         ) from None
     try:
         wanted, there = simulation.gpus_per_client, float(ray.cluster_resources().get("GPU", 0.0))  # type: ignore[no-untyped-call]
         if wanted > there:
             raise ConfigError(
-                f"simulation.gpus_per_client={wanted}, but Ray finds {there:g} GPUs here; use a smaller share, or 0 to train on the CPU",
+                f"simulation.gpus_per_client={wanted}, but Ray finds {there:g} GPUs here; use a "
+                "smaller share, or 0 to train on the CPU",
                 setting="simulation.gpus_per_client",
             )
         if there and not wanted:
@@ -216,7 +222,8 @@ def _out_of_our_group() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _our_signals() -> Iterator[None]:
-    """Keep the handlers of signals that Ray would put its own in the place of, which dump stacks."""
+    """Keep the handlers of signals that Ray would put its own in the place of, which dump
+    stacks."""
     names = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.getsignal(number) for number in names}
     yield
@@ -253,7 +260,8 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except OSError as error:
         raise ConfigError(
-            f"nothing answers at simulation.ray_address={address} ({error}); start Ray there, or leave it out to start one here",
+            f"nothing answers at simulation.ray_address={address} ({error}); start Ray there, or "
+            "leave it out to start one here",
             setting="simulation.ray_address",
         ) from None
 

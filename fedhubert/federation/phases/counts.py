@@ -57,8 +57,8 @@ def ask_all(
     """Have every connected client follow ``instruction`` and return what ``read`` makes of the
     replies.
 
-    Those that fail, or whose reply ``read`` refuses, are asked again (:func:`ask_again`), those that
-    are silent never: they have been waited for.
+    Those that fail, or whose reply ``read`` refuses, are asked again (:func:`ask_again`), those
+    that are silent never: they have been waited for.
 
     Raises:
         FederationError: clients that failed all the same, and ``federated.min_clients`` does not
@@ -268,7 +268,8 @@ def read_counts(federation: Federation, reply: Reply[LabelCounts]) -> dict[str, 
             or sum(map(int, found.reshape(-1))) > most[name]
         ):
             raise FederationError(
-                f"label counts `{name}` should be int64{list(shape)} of at least 0, and of {most[name]} frames at most",
+                f"label counts `{name}` should be int64{list(shape)} of at least 0, and of "
+                f"{most[name]} frames at most",
                 setting="version",
             )
         counts[name] = found
@@ -318,7 +319,8 @@ def _frames(
         }
     if not all(0 <= metrics.get(name, -1) <= limit for name, limit in most.items()):
         raise FederationError(
-            f"client {partition}: its k-means statistics should say `frames` of at most {most['frames']} and `withheld_clusters`",
+            f"client {partition}: its k-means statistics should say `frames` of at most "
+            f"{most['frames']} and `withheld_clusters`",
             setting="version",
         )
     return {name: int(metrics[name]) for name in most}

@@ -60,7 +60,8 @@ def sum_over_all(
     roster = federation.roster
     if roster and (missing := sorted(roster.sites.keys() - federation.connected)):
         raise FederationError(
-            f"{instruction.KIND}: clients {missing} of the roster are not here, and sites sum features and labels over the whole roster alone; "
+            f"{instruction.KIND}: clients {missing} of the roster are not here, and sites sum "
+            "features and labels over the whole roster alone; "
             "start again when they are, or with a roster without them",
             setting="secure.roster",
         )
@@ -93,8 +94,10 @@ def sum_over_all(
     failures = ask_again(federation, asking, MaskedCounts, take, sizes, silent=True)
     if failures:
         raise FederationError(
-            f"{instruction.KIND} failed: {describe_failures(failures)} (the site's log says more); with secure.protocol=pairwise k-means and "
-            "label counts need every client that the run begins with: start again without the missing ones",
+            f"{instruction.KIND} failed: {describe_failures(failures)} (the site's log says more); "
+            "with secure.protocol=pairwise k-means and "
+            "label counts need every client that the run begins with: start again without the "
+            "missing ones",
             setting=setting_of(failures) or "secure.protocol",
         )
     return _checked(federation, total, decode(tail, names), shapes, cohort, most_frames)
@@ -120,7 +123,8 @@ def _checked(
     whole = figures[COUNT] == len(cohort) and 0 <= figures.get("frames", 0) <= most
     if not whole or largest_entry(total) >= LIMIT:
         raise FederationError(
-            f"what {len(cohort)} clients sent does not add up: one has sent something else, or was told something else",
+            f"what {len(cohort)} clients sent does not add up: one has sent something else, or was "
+            "told something else",
             setting="secure.protocol",
         )
     return Totals(arrays, figures)

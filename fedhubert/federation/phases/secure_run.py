@@ -29,13 +29,15 @@ def say_how_secure(federation: Federation) -> None:
     wanted = min(count, federation.config.federated.clients_per_round)
     if wanted < least:
         raise FederationError(
-            f"{count} clients are connected, of which {wanted} make a round: a secure sum is of {least} at least",
+            f"{count} clients are connected, of which {wanted} make a round: a secure sum is of "
+            f"{least} at least",
             setting="federated.num_clients",
         )
     terms = terms_for(federation, "", 0, 0, sorted(federation.connected)[:wanted])
     helpers, threshold = terms.secrets(), terms.threshold
     log.info(
-        "secure sums: of %d clients a round any %d open it; %d may drop out, %d may collude with the server%s",
+        "secure sums: of %d clients a round any %d open it; %d may drop out, %d may collude with "
+        "the server%s",
         wanted,
         threshold,
         helpers - threshold,
@@ -44,11 +46,13 @@ def say_how_secure(federation: Federation) -> None:
     )
     if federation.config.privacy.enabled:
         log.warning(
-            "privacy.mechanism=central on opened sums: nobody sees an update, so that clipping, and with it epsilon, rests on the sites"
+            "privacy.mechanism=central on opened sums: nobody sees an update, so that clipping, "
+            "and with it epsilon, rests on the sites"
         )
     if roster is None:
         log.warning(
-            "secure sums with a throw-away roster: this computer plays all sites and has all their keys, so nothing is protected here; real "
+            "secure sums with a throw-away roster: this computer plays all sites and has all their "
+            "keys, so nothing is protected here; real "
             "sites pin a roster (fedhubert certs --roster)"
         )
 

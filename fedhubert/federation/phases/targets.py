@@ -210,7 +210,8 @@ def _say_agreement(column: str, found: Agreement | None) -> None:
         )
         return
     log.info(
-        "targets against %s: label purity %.3f (one cluster: %.3f), cluster purity %.3f, PNMI %.3f over %d frames",
+        "targets against %s: label purity %.3f (one cluster: %.3f), cluster purity %.3f, PNMI %.3f "
+        "over %d frames",
         column,
         found.label_purity,
         found.chance_purity,

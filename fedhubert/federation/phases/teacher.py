@@ -53,7 +53,8 @@ def load_teacher(source: str) -> tuple[ModelConfig, Mapping[str, Tensor]]:
         )
     if imported.normalize:
         log.warning(
-            "%s asks for normalised waveforms (zero mean, unit variance); here they go in as they are",
+            "%s asks for normalised waveforms (zero mean, unit variance); here they go in as they "
+            "are",
             source,
         )
     return imported.config, imported.state
@@ -75,7 +76,8 @@ def with_teacher(config: Config) -> tuple[Config, ServerTeacher | None]:
     teacher = Teacher.cut(sizes, state, task)
     if task.teacher_sha256 not in (None, teacher.key):
         raise CheckpointError(
-            f"task.teacher={task.teacher} gives a teacher with SHA-256 {teacher.key}, task.teacher_sha256 names another: {task.teacher_sha256}",
+            f"task.teacher={task.teacher} gives a teacher with SHA-256 {teacher.key}, "
+            f"task.teacher_sha256 names another: {task.teacher_sha256}",
             setting="task.teacher",
         )
     filled = config.task.model_copy(
@@ -98,7 +100,8 @@ def prepare_student(model: HubertModel, config: Config, teacher: ServerTeacher) 
     copied = spec.init_from_teacher(model, teacher.teacher.state)
     ours = encoder_size(model)
     log.info(
-        "student %s: %.2f M encoder parameters, %.2f times smaller than its teacher's %.2f M; %d tensors taken over%s",
+        "student %s: %.2f M encoder parameters, %.2f times smaller than its teacher's %.2f M; %d "
+        "tensors taken over%s",
         config.model.name,
         ours / 1e6,
         teacher.encoder_parameters / ours,

@@ -96,12 +96,14 @@ class Mechanism:
         spent = self.ledger.through(self.ledger.newest(number), again=number)
         if budget is not None and epsilon_of(spent, self._settings.delta) > budget:
             raise FederationError(
-                f"round {number} has come out differently from before the interruption, and to release it again would exceed "
+                f"round {number} has come out differently from before the interruption, and to "
+                "release it again would exceed "
                 f"privacy.max_epsilon={budget:g}; the last checkpoint is the run's result",
                 setting="privacy.max_epsilon",
             )
         log.warning(
-            "round %d has come out differently from before the interruption (clients %s): it is accounted for as one release more",
+            "round %d has come out differently from before the interruption (clients %s): it is "
+            "accounted for as one release more",
             number,
             clients,
         )

@@ -46,8 +46,8 @@ def open_privacy(
 def ledger_of(
     config: Config, state: Mapping[str, Any] | None = None, releases: Releases = dict
 ) -> Ledger:
-    """Return what a run has spent by ``state``, what its last checkpoint says of its privacy, and its
-    journal's ``releases``; without either, nothing."""
+    """Return what a run has spent by ``state``, what its last checkpoint says of its privacy, and
+    its journal's ``releases``; without either, nothing."""
     state = state or {}
     before = [
         (float(sampling), float(noise), int(rounds))
@@ -83,7 +83,8 @@ def fork_privacy(
         return None
     if not source.privacy.enabled or state is None:
         raise ConfigError(
-            "the run to fork from was trained without differential privacy, so no epsilon covers what comes of it: "
+            "the run to fork from was trained without differential privacy, so no epsilon covers "
+            "what comes of it: "
             f"start anew with privacy={config.privacy.mechanism}",
             setting="privacy.mechanism",
         )
@@ -106,7 +107,8 @@ def announce(privacy: Mechanism, config: Config, next_round: int) -> None:
     settings, last = config.privacy, config.federated.num_rounds
     if settings.max_epsilon is not None and not privacy.allows(next_round) and next_round == 1:
         raise ConfigError(
-            f"privacy.max_epsilon={settings.max_epsilon:g} does not allow a single round, which has epsilon {privacy.epsilon(1):.3g}: "
+            f"privacy.max_epsilon={settings.max_epsilon:g} does not allow a single round, which "
+            f"has epsilon {privacy.epsilon(1):.3g}: "
             "raise privacy.noise_multiplier"
             + (", or lower federated.client_fraction" if settings.central else ""),
             setting="privacy.max_epsilon",
@@ -119,7 +121,10 @@ def announce(privacy: Mechanism, config: Config, next_round: int) -> None:
         settings.noise_multiplier,
         f"each client in a round with probability {config.federated.client_fraction:g}"
         if not isinstance(privacy, DistributedPrivacy)
-        else f"added by the clients, if {privacy.honest} of each sum are honest (privacy.colluding={settings.colluding})",
+        else (
+            f"added by the clients, if {privacy.honest} of each sum are honest "
+            f"(privacy.colluding={settings.colluding})"
+        ),
     )
     if settings.max_epsilon is not None:
         log.info(
@@ -141,9 +146,15 @@ def _last_allowed(privacy: Mechanism, last: int) -> int:
 
 def _outside(config: Config) -> Iterator[str]:
     """Name what depends on the clients' data and is not covered by epsilon."""
-    yield "metrics.jsonl, the log, and what is made of them (exact figures, who took part): keep them on the server"
+    yield (
+        "metrics.jsonl, the log, and what is made of them (exact figures, who took part): keep "
+        "them on the server"
+    )
     if not config.privacy.central:
-        yield "the sums of figures beside the updates (losses, norms, counts), which are opened exactly"
+        yield (
+            "the sums of figures beside the updates (losses, norms, counts), which are opened "
+            "exactly"
+        )
     if config.task.needs_labels and config.targets.kind == "kmeans":
         yield "the k-means targets (sums and counts of the clients' frames, without noise)"
     if config.privacy.client_metrics:
@@ -151,6 +162,9 @@ def _outside(config: Config) -> Iterator[str]:
     if config.targets.of_a_layer:
         yield "the model of targets.checkpoint, whose layer the targets are of, if it was trained on these clients' data"
     if spec_of(config.task).taught is not None:
-        yield "the teacher (task.teacher), which the student learns from, if it was trained on these clients' data"
+        yield (
+            "the teacher (task.teacher), which the student learns from, if it was trained on these "
+            "clients' data"
+        )
     if config.init_from is not None:
         yield "the encoder of init_from, if it was trained on these clients' data"

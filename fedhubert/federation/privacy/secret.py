@@ -44,7 +44,8 @@ def load_secret(folder: Path) -> Secret:
         key = path.read_bytes()
     except OSError as error:
         raise CheckpointError(
-            f"{path}, from which the run draws noise and cohorts, cannot be read ({error.strerror}): put it back, or go on with `fedhubert fork`",
+            f"{path}, from which the run draws noise and cohorts, cannot be read "
+            f"({error.strerror}): put it back, or go on with `fedhubert fork`",
             setting="privacy",
         ) from None
     if len(key) != SECRET_BYTES:

@@ -42,7 +42,8 @@ def ready(federation: Federation, reply: Reply[Description]) -> Description:
             else f"site {reply.versions.node}"
         )
         raise FederationError(
-            f"{named} is {'silent' if silent else 'not ready'}: {describe_failures(failures)}; its site.log says more",
+            f"{named} is {'silent' if silent else 'not ready'}: {describe_failures(failures)}; its "
+            "site.log says more",
             setting=setting_of(failures),
         )
     if key_mismatch := federation.key_mismatch(reply.node_id, about.node):
@@ -89,13 +90,15 @@ def agreed(
     for node, about in rest.items():
         if node not in odd and claimed[about.node] > 1:
             odd[node] = FederationError(
-                f"{claimed[about.node]} nodes have the same partition-id {about.node}; give each node its own, and name their keys by "
+                f"{claimed[about.node]} nodes have the same partition-id {about.node}; give each "
+                "node its own, and name their keys by "
                 "federated.node_keys",
                 setting="partition-id",
             )
         elif node not in odd and about.centroids_hash not in ("", usual):
             odd[node] = FederationError(
-                f"hash of the centroids: site {about.node} has {about.centroids_hash}, another site {usual}: label every site's audio with one set "
+                f"hash of the centroids: site {about.node} has {about.centroids_hash}, another "
+                f"site {usual}: label every site's audio with one set "
                 "of centroids",
                 setting="targets.labels",
             )
@@ -106,7 +109,8 @@ def other_data(about: Description, own_data: bool) -> FederationError:
     """Return what is wrong with a site that has data of its own, or none, unlike the others."""
     others, this = ("their own data", "none") if own_data else ("no data of their own", "some")
     return FederationError(
-        f"the other sites have {others}, and site {about.node} says that it has {this}: name a manifest in every node's configuration, or in none",
+        f"the other sites have {others}, and site {about.node} says that it has {this}: name a "
+        "manifest in every node's configuration, or in none",
         setting="data.manifest",
     )
 
@@ -114,7 +118,8 @@ def other_data(about: Description, own_data: bool) -> FederationError:
 def other_number(about: Description, expected: int) -> FederationError:
     """Return what is wrong with a site that counts other nodes than are ``expected``."""
     return FederationError(
-        f"site {about.node} says that there are {about.num_nodes} nodes, the others that there are {expected}: give all the same num-partitions",
+        f"site {about.node} says that there are {about.num_nodes} nodes, the others that there are "
+        f"{expected}: give all the same num-partitions",
         setting="num-partitions",
     )
 

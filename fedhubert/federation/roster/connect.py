@@ -50,12 +50,14 @@ def connect(federation: Federation) -> None:
     own_data = not any(about.hosts_all for about in descriptions.values())
     if expected != federated.num_clients and own_data:
         raise FederationError(
-            f"{expected} sites with their own data are expected, but federated.num_clients is {federated.num_clients}; set it to {expected}",
+            f"{expected} sites with their own data are expected, but federated.num_clients is "
+            f"{federated.num_clients}; set it to {expected}",
             setting="federated.num_clients",
         )
     if strategy_of(federated).needs_every_update and expected < federated.num_clients:
         raise FederationError(
-            f"strategy={federated.strategy} needs every client's own update, but {expected} nodes host {federated.num_clients} clients; "
+            f"strategy={federated.strategy} needs every client's own update, but {expected} nodes "
+            f"host {federated.num_clients} clients; "
             f"start {federated.num_clients} SuperNodes",
             setting="federated.strategy",
         )
@@ -140,8 +142,10 @@ def _describe_all(federation: Federation) -> dict[int, Description]:
             return _without(federation, good, {**wrong, **odd})
         if expected > federated.num_clients and (over or len(good) > federated.num_clients // 2):
             raise FederationError(
-                f"the federation has {expected} SuperNodes (num-supernodes or num-partitions), but federated.num_clients is "
-                f"{federated.num_clients}: set federated.num_clients={expected}, or start with num-supernodes={federated.num_clients} or fewer",
+                f"the federation has {expected} SuperNodes (num-supernodes or num-partitions), but "
+                "federated.num_clients is "
+                f"{federated.num_clients}: set federated.num_clients={expected}, or start with "
+                f"num-supernodes={federated.num_clients} or fewer",
                 setting="federated.num_clients",
             )
         reasons = [
@@ -203,7 +207,8 @@ def _too_few(
     )
     why = f"; left out: {'; '.join(dict.fromkeys(map(str, reasons)))}" if reasons else ""
     return FederationError(
-        f"{found} of {expected} nodes connected within {federation.config.federated.connect_timeout_s:.0f} s{strangers}{why}; start the others, "
+        f"{found} of {expected} nodes connected within "
+        f"{federation.config.federated.connect_timeout_s:.0f} s{strangers}{why}; start the others, "
         "raise federated.connect_timeout_s, or set federated.min_clients to begin with fewer",
         setting="federated.connect_timeout_s",
     )

@@ -237,7 +237,8 @@ class Federation:
                 else f"; {left} clients would be left, and federated.min_clients is {least}"
             )
             raise FederationError(
-                f"{what}: {describe_failures(failures) or 'no result'} (the site's log says more){few}",
+                f"{what}: {describe_failures(failures) or 'no result'} (the site's log says "
+                f"more){few}",
                 setting=setting_of(failures),
             )
         log.warning("%s: the run goes on without: %s", what, describe_failures(failures))

@@ -41,13 +41,15 @@ TRAITS = (
     Trait(
         "num_clusters",
         "number of clusters",
-        "make the site's labels with the federation's centroids, or set targets.num_clusters to their number",
+        "make the site's labels with the federation's centroids, or set targets.num_clusters to "
+        "their number",
         "targets.num_clusters",
     ),
     Trait(
         "label_rate_hz",
         "label rate in Hz",
-        "make the site's labels at the server's rate, or set targets.label_rate_hz (on the site: label-rate-hz) to what they are",
+        "make the site's labels at the server's rate, or set targets.label_rate_hz (on the site: "
+        "label-rate-hz) to what they are",
         "targets.label_rate_hz",
     ),
     Trait(

@@ -27,8 +27,8 @@ def drift_of(clients: Mapping[int, Metrics], mean_norm: float) -> dict[str, floa
 def pooled_drift(
     sums: Mapping[str, int | float], clients: int, scale: float, mean_norm: float
 ) -> dict[str, float]:
-    """Return :func:`drift_of` so many ``clients`` of which only sums are known: of w_i |u_i|, and of
-    its square on another scale (:func:`fedhubert.federation.secure.figures.train_figures`)."""
+    """Return :func:`drift_of` so many ``clients`` of which only sums are known: of w_i |u_i|, and
+    of its square on another scale (:func:`fedhubert.federation.secure.figures.train_figures`)."""
     total = float(sums["weight"])
     mean_length = sums["weighted_norm"] / total
     own = sums["weighted_norm_squared"] * (scale / FINER / total) ** 2

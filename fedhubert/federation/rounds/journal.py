@@ -125,8 +125,8 @@ class Journal:
         self._append(values)
 
     def begin(self, kind: str, round_number: int, cohort: list[int], scale: int = 1) -> int:
-        """Write down that a secure sum is asked for, and return its attempt: higher than all before,
-        also after an interruption; raises :class:`CheckpointError`."""
+        """Write down that a secure sum is asked for, and return its attempt: higher than all
+        before, also after an interruption; raises :class:`CheckpointError`."""
         before = self.attempt_of(kind, round_number)
         self._write_attempt(
             kind,

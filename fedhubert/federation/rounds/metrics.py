@@ -238,7 +238,8 @@ def round_line(
         )
     return (
         f"round {event['round']}/{num_rounds}: train {said(train, objective)} | {heard} | "
-        f"{len(event['clients'])} of {len(event['asked'])} clients | {_opened(event)}{_spent(event)}{_unreadable(event)}{seconds:.1f} s"
+        f"{len(event['clients'])} of {len(event['asked'])} clients | "
+        f"{_opened(event)}{_spent(event)}{_unreadable(event)}{seconds:.1f} s"
         f"{f', about {duration(seconds * ahead)} left' if ahead > 0 else ''}"
         f"{f' | {learned}' if learned else ''}"
     )

@@ -49,7 +49,8 @@ def ring_of(federation: Federation, state: RoundState, weight_limit: int | None)
     ring = Ring(bits, config.federated.ring_clip, summands, most, headroom=_FARTHEST * all_of_it)
     if share and share < LEAST_STEPS * ring.unit:
         raise FederationError(
-            f"federated.update_codec={config.federated.update_codec}: a client's noise has a standard deviation of {share:.3g}, and the ring has "
+            f"federated.update_codec={config.federated.update_codec}: a client's noise has a "
+            f"standard deviation of {share:.3g}, and the ring has "
             f"steps of {ring.unit:.3g}: lower federated.ring_clip, or take a wider ring",
             setting="federated.update_codec",
         )
@@ -79,8 +80,8 @@ def _noise_of(config: Config, summands: int) -> tuple[float, float]:
 
 
 def summands_of(config: Config) -> int:
-    """Return the most updates that a round adds up; with differential privacy it may be all, and how
-    many were sampled is nobody's to know."""
+    """Return the most updates that a round adds up; with differential privacy it may be all, and
+    how many were sampled is nobody's to know."""
     federated = config.federated
     asked = math.ceil(federated.clients_per_round * federated.over_commit)
     return federated.num_clients if config.privacy.central else min(federated.num_clients, asked)
@@ -99,7 +100,8 @@ def warn_of_clipping(outcome: RoundOutcome, clip: float, numel: int) -> None:
     share = cut / max(1, numel * len(outcome.clients))
     if share > _MUCH:
         log.warning(
-            "round %d: %.2g of all entries of updates are beyond federated.ring_clip=%g and were cut off: raise it",
+            "round %d: %.2g of all entries of updates are beyond federated.ring_clip=%g and were "
+            "cut off: raise it",
             outcome.number,
             share,
             clip,

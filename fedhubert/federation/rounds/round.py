@@ -125,7 +125,8 @@ class Round:
         )
         if not math.isfinite(magnitude_of(updated).peak):
             raise StepNotFinite(
-                f"round {outcome.number}: the server optimiser's step is not finite; lower federated.eta or federated.server_learning_rate",
+                f"round {outcome.number}: the server optimiser's step is not finite; lower "
+                "federated.eta or federated.server_learning_rate",
                 setting="federated.strategy",
             )
         self.rounds.state.accept(outcome)
@@ -292,7 +293,8 @@ class Round:
             absent = sorted(set(range(self._federated.num_clients)) - self._federation.connected)
             away = f" Not connected: {absent}." if absent else ""
             raise FederationError(
-                f"round {outcome.number}: {len(outcome.clients)} usable updates of {len(outcome.asked)} asked, {needed} needed "
+                f"round {outcome.number}: {len(outcome.clients)} usable updates of "
+                f"{len(outcome.asked)} asked, {needed} needed "
                 f"(federated.min_clients). {describe_failures(outcome.failures)}{away}",
                 setting="federated.min_clients",
             )
@@ -310,7 +312,8 @@ class Round:
             self._privacy.check_replay(outcome.number, sorted(outcome.clients))
         elif replayed:
             log.warning(
-                "round %d accepted clients %s before the interruption, and now only %s answer: from here the run is another",
+                "round %d accepted clients %s before the interruption, and now only %s answer: "
+                "from here the run is another",
                 outcome.number,
                 sorted(replayed.steps),
                 sorted(outcome.clients),

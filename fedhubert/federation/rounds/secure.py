@@ -80,7 +80,8 @@ class SecureRound(Round):
         outcome.asked.sort()
         if replayed is not None and self._too_few():
             log.warning(
-                "round %d was opened over clients %s before the interruption, and not all of them can repeat it (%s): it is skipped, and from "
+                "round %d was opened over clients %s before the interruption, and not all of them "
+                "can repeat it (%s): it is skipped, and from "
                 "here the run is another",
                 outcome.number,
                 sorted(replayed.steps),
@@ -228,13 +229,16 @@ class SecureRound(Round):
         outcome = self._outcome
         if self._too_few() and self._kept:
             raise FederationError(
-                f"round {outcome.number}: a sum of this model was opened over clients {self._kept}, and over nobody else may another be: all of "
-                f"them have to answer. {describe_failures(outcome.failures)}; resume when they are back, or begin with another seed",
+                f"round {outcome.number}: a sum of this model was opened over clients "
+                f"{self._kept}, and over nobody else may another be: all of "
+                f"them have to answer. {describe_failures(outcome.failures)}; resume when they are "
+                "back, or begin with another seed",
                 setting="secure.protocol",
             )
         if self._too_few():
             raise FederationError(
-                f"round {outcome.number}: {len(outcome.clients)} masked updates of {len(self._cohort)} asked, {self._needed} needed (two thirds "
+                f"round {outcome.number}: {len(outcome.clients)} masked updates of "
+                f"{len(self._cohort)} asked, {self._needed} needed (two thirds "
                 "of those asked and one more; federated.min_clients; the roster's min_sites). "
                 f"{describe_failures(outcome.failures)}",
                 setting="secure.threshold",

@@ -30,8 +30,8 @@ def score_masked(
     number: int,
     journal: Journal | None,
 ) -> RoundOutcome:
-    """Have the connected clients score ``model`` [P], that of round ``number``, and open the sums of
-    their figures; without figures, and with the reason in the log, where that fails."""
+    """Have the connected clients score ``model`` [P], that of round ``number``, and open the sums
+    of their figures; without figures, and with the reason in the log, where that fails."""
     outcome = RoundOutcome(number, sorted(federation.connected))
     spec, timeout_s = spec_of(federation.config.task), federation.config.federated.round_timeout_s
     total = SecureSum(federation, Evaluate.KIND, number, 0, score_names(spec))
@@ -67,7 +67,8 @@ def score_masked(
         if len(total.answered) < needed:
             raise SecureError(
                 "secure_unreadable",
-                f"{len(total.answered)} masked scores, {needed} needed. {describe_failures(outcome.failures)}",
+                f"{len(total.answered)} masked scores, {needed} needed. "
+                f"{describe_failures(outcome.failures)}",
                 setting="secure.threshold",
             )
         if journal:

@@ -156,7 +156,8 @@ class SecureSum:
         return True
 
     def _part(self, answer: Masked) -> Integers | None:
-        """Return an answer's masked vector, in the words of :attr:`total`; None where it is none."""
+        """Return an answer's masked vector, in the words of :attr:`total`; None where it is
+        none."""
         masked = answer.arrays.get("masked")
         if self._bits is not None:
             try:
@@ -222,7 +223,8 @@ class SecureSum:
         if sums[COUNT] != len(included) or too_large:
             raise SecureError(
                 "secure_garbage",
-                f"the opened sum is not one of {len(included)} updates: a client has sent something else, or was told something else",
+                f"the opened sum is not one of {len(included)} updates: a client has sent "
+                "something else, or was told something else",
             )
         return sums
 

@@ -69,7 +69,8 @@ class Rounds:
         self.silent_rounds = self.silent_rounds + 1 if wanted and not outcome.clients else 0
         if self.silent_rounds > self.federation.config.federated.round_retries:
             raise FederationError(
-                f"round {outcome.number}: no usable update in {self.silent_rounds} rounds in a row (federated.round_retries), only noise. "
+                f"round {outcome.number}: no usable update in {self.silent_rounds} rounds in a row "
+                "(federated.round_retries), only noise. "
                 f"{describe_failures(outcome.failures)}",
                 setting="federated.round_retries",
             )
@@ -80,7 +81,9 @@ class Rounds:
         if self.silent_rounds > self.federation.config.federated.round_retries:
             raise SecureError(
                 "secure_garbage" if error.code == "secure_garbage" else "secure_unreadable",
-                f"{self.silent_rounds} rounds in a row could not be read (federated.round_retries), the last one because: {error}. Their "
-                "sums do not say whose fault it is: the sites' logs may; leave sites out of the run one after the other to find out",
+                f"{self.silent_rounds} rounds in a row could not be read "
+                f"(federated.round_retries), the last one because: {error}. Their "
+                "sums do not say whose fault it is: the sites' logs may; leave sites out of the "
+                "run one after the other to find out",
                 setting="federated.round_retries",
             )

@@ -15,8 +15,8 @@ RoundSketches = dict[int, Sketch]
 
 
 def sketches_in(answer: Trained, numel: int) -> RoundSketches:
-    """Return what a reply has of sketches of updates [``numel``]; raises :class:`UpdateRejected` for
-    others."""
+    """Return what a reply has of sketches of updates [``numel``]; raises :class:`UpdateRejected`
+    for others."""
     sketches = answer.arrays.get("sketches")
     if sketches is None:
         return {}

@@ -90,8 +90,10 @@ class Models(BaseModel):
             if known and (known.asked != how or over not in (None, known.included)):
                 raise SecureError(
                     "secure_model",
-                    "a sum of this model, or of these batches, was opened over other clients, or under other settings: the difference of two "
-                    "could be one client's; ask the same clients for the same, or begin with another seed=... (a model of init_from: with the "
+                    "a sum of this model, or of these batches, was opened over other clients, or "
+                    "under other settings: the difference of two "
+                    "could be one client's; ask the same clients for the same, or begin with "
+                    "another seed=... (a model of init_from: with the "
                     "same clients)",
                     setting="seed",
                 )

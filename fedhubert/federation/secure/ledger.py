@@ -129,7 +129,9 @@ class SumLedger:
             if len(chosen) < least or not set(chosen) <= set(terms.cohort) or number not in chosen:
                 raise SecureError(
                     "secure_opened",
-                    f"a sum over {len(chosen)} clients, {'with' if number in chosen else 'without'} this one; {least} of the cohort at least",
+                    f"a sum over {len(chosen)} clients, "
+                    f"{'with' if number in chosen else 'without'} this one; {least} of the cohort "
+                    "at least",
                 )
             if entry.opened is not None and entry.opened != chosen:
                 raise SecureError(
@@ -153,12 +155,14 @@ class SumLedger:
             if state.all_of not in ("", cohort):
                 raise SecureError(
                     "secure_cohort",
-                    "k-means and label counts of a run are sums over one cohort: the difference of two could be one client's; begin a new run",
+                    "k-means and label counts of a run are sums over one cohort: the difference of "
+                    "two could be one client's; begin a new run",
                 )
             if state.once.get(context, plain) != plain:
                 raise SecureError(
                     "secure_replay",
-                    f"{terms.kind} was answered before, and this site's data or settings have changed since: begin a new run",
+                    f"{terms.kind} was answered before, and this site's data or settings have "
+                    "changed since: begin a new run",
                     setting="data.manifest",
                 )
             state.all_of, state.once[context] = cohort, plain
@@ -194,7 +198,8 @@ def _again(known: Sum, cohort: str, subject: Subject, *, is_last: bool) -> Sum:
     if known.pinned != subject.pinned:
         raise SecureError(
             "secure_replay",
-            "a round is repeated with another model, job, settings, batches or state, or this site's data or settings are others than then",
+            "a round is repeated with another model, job, settings, batches or state, or this "
+            "site's data or settings are others than then",
         )
     if known.cohort != cohort and (known.opened is not None or not is_last):
         raise SecureError("secure_cohort", "a round is repeated with another cohort")
@@ -217,7 +222,8 @@ def _read(path: Path, kind: type[StateT]) -> StateT:
     except (OSError, ValidationError):
         raise SecureError(
             "secure_ledger",
-            f"{path} cannot be read: without it this site does not know what it has opened; look at what happened to it, and remove its "
+            f"{path} cannot be read: without it this site does not know what it has opened; look "
+            "at what happened to it, and remove its "
             "folder to begin anew with a new run",
             setting="client.state_dir",
         ) from None
@@ -235,6 +241,7 @@ def _write(path: Path, state: BaseModel) -> None:
     except OSError as error:
         raise SecureError(
             "secure_ledger",
-            f"cannot write {path}: {error.strerror}; nothing is answered that is not written down there",
+            f"cannot write {path}: {error.strerror}; nothing is answered that is not written down "
+            "there",
             setting="client.state_dir",
         ) from None

@@ -80,6 +80,7 @@ def _add(words: Words, plus: Sequence[CipherContext], minus: Sequence[CipherCont
 
 
 def _stream(seed: bytes, part: int, segment: int) -> CipherContext:
-    """Return the stream of a seed for a segment of a part: counter mode from (part, segment, 2) on."""
+    """Return the stream of a seed for a segment of a part: counter mode from (part, segment, 2)
+    on."""
     nonce = part.to_bytes(4, "big") + segment.to_bytes(8, "big")
     return Cipher(algorithms.AES256(seed), modes.GCM(nonce)).encryptor()

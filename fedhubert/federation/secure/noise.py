@@ -51,8 +51,8 @@ def share_of_noise(noise_multiplier: float, clip_norm: float, least: int, collud
 
 
 def check_covered(std: float, unit: float, weight: int) -> None:
-    """Raise :class:`SecureError` (``secure_garbage``) where noise of standard deviation ``std`` would
-    not cover an update: one that weighs more than one clip norm, or is on a grid so coarse
+    """Raise :class:`SecureError` (``secure_garbage``) where noise of standard deviation ``std``
+    would not cover an update: one that weighs more than one clip norm, or is on a grid so coarse
     (``unit``) that rounding takes the noise away. A server chooses both."""
     if weight != 1:
         raise SecureError(
@@ -63,7 +63,8 @@ def check_covered(std: float, unit: float, weight: int) -> None:
     if std < LEAST_STEPS * unit:
         raise SecureError(
             "secure_garbage",
-            f"noise of standard deviation {std:.3g} on a grid of {unit:.3g}: {LEAST_STEPS:g} steps at least",
+            f"noise of standard deviation {std:.3g} on a grid of {unit:.3g}: {LEAST_STEPS:g} steps "
+            "at least",
             setting="federated.update_codec",
         )
 

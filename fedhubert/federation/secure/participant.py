@@ -3,9 +3,10 @@ opens.
 
 y_i = x_i + PRG(b_i) + sum over j > i of PRG(h_ij) - sum over j < i of PRG(h_ij), modulo the size of
 the words. h_ij cancels when both are in the sum, and is opened where one is not; b_i is opened
-where i is in the sum, and covers an update that comes late, when its h_ij are open already (Bonawitz
-et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning"). Unlike there,
-the seeds of one sum are shared, and never the run key, which would unmask all others too.
+where i is in the sum, and covers an update that comes late, when its h_ij are open already
+(Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning").
+Unlike there, the seeds of one sum are shared, and never the run key, which would unmask all others
+too.
 """
 
 import secrets

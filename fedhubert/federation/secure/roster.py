@@ -58,7 +58,8 @@ class Roster:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.federation):
             raise RosterError(
-                f"federation {quoted(self.federation)}: a name of up to 64 letters, digits, dots, dashes and underscores",
+                f"federation {quoted(self.federation)}: a name of up to 64 letters, digits, dots, "
+                "dashes and underscores",
                 setting="--federation",
             )
         owners: dict[bytes, int] = {}
@@ -70,17 +71,20 @@ class Roster:
                 )
             if owners.setdefault(key, number) != number:
                 raise RosterError(
-                    f"site {number} has the key of site {owners[key]}: each makes its own (fedhubert certs --site {number})",
+                    f"site {number} has the key of site {owners[key]}: each makes its own "
+                    f"(fedhubert certs --site {number})",
                     setting="--roster",
                 )
         if not LEAST_SITES <= len(self.sites) <= MOST_SITES:
             raise RosterError(
-                f"{len(self.sites)} sites: a roster has from {LEAST_SITES} (of two, each knows the other's part of a sum) to {MOST_SITES}",
+                f"{len(self.sites)} sites: a roster has from {LEAST_SITES} (of two, each knows the "
+                f"other's part of a sum) to {MOST_SITES}",
                 setting="--roster",
             )
         if not LEAST_SITES <= self.min_sites <= len(self.sites):
             raise RosterError(
-                f"min_sites {quoted(self.min_sites)}: from {LEAST_SITES} to the {len(self.sites)} that there are",
+                f"min_sites {quoted(self.min_sites)}: from {LEAST_SITES} to the {len(self.sites)} "
+                "that there are",
                 setting="--min-sites",
             )
 
@@ -115,7 +119,8 @@ class Roster:
         else:
             why = f"the roster has no site {number}"
         raise RosterError(
-            f"{why}: do not take part; send site-{number}.pub to the coordinator again, compare its digits by phone, and ask for a new roster",
+            f"{why}: do not take part; send site-{number}.pub to the coordinator again, compare "
+            "its digits by phone, and ask for a new roster",
             setting=setting,
         )
 
@@ -141,7 +146,8 @@ def read_roster(path: Path, *, setting: str = "roster") -> Roster:
         return _roster_of(json.loads(content, object_pairs_hook=_once))
     except (RosterError, ValueError, RecursionError) as error:
         raise RosterError(
-            f"{setting}: {path} is no roster: {error or 'too deep'}; ask the coordinator for roster.json, which fedhubert certs --roster makes",
+            f"{setting}: {path} is no roster: {error or 'too deep'}; ask the coordinator for "
+            "roster.json, which fedhubert certs --roster makes",
             setting=setting,
         ) from None
 

@@ -126,7 +126,8 @@ class SumTerms:
         if not least_threshold(helpers) <= self.threshold <= helpers:
             raise SecureError(
                 "secure_threshold",
-                f"{self.threshold} of {helpers} helpers are to suffice: {least_threshold(helpers)} at least, and no more than there are",
+                f"{self.threshold} of {helpers} helpers are to suffice: {least_threshold(helpers)} "
+                "at least, and no more than there are",
                 setting="secure.threshold",
             )
 

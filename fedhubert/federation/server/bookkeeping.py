@@ -143,11 +143,17 @@ class Bookkeeper:
     def _end_after(self, number: int) -> str:
         if self._record.is_over():
             patience = self._config.federated.early_stopping.patience
-            return f"early stopping: round {self._record.best_round()} has had the best model for {patience} rounds"
+            return (
+                f"early stopping: round {self._record.best_round()} has had the best model for "
+                f"{patience} rounds"
+            )
         privacy, last = self._state.privacy, number == self._config.federated.num_rounds
         if privacy and not last and not privacy.allows(number + 1):
             budget = self._config.privacy.max_epsilon
-            return f"privacy budget: one more round would exceed privacy.max_epsilon={budget}; the run ends here"
+            return (
+                f"privacy budget: one more round would exceed privacy.max_epsilon={budget}; the "
+                "run ends here"
+            )
         return ""
 
     def _save_best(self, result: RoundResult) -> None:

@@ -105,7 +105,8 @@ def build_and_load(config: Config, state: dict[str, Any]) -> None:
         ]
         if shapes[0] != shapes[1]:
             raise CheckpointError(
-                f"the new configuration's model does not take the checkpoint's: {name} is {shapes[1]} there and {shapes[0]} here",
+                f"the new configuration's model does not take the checkpoint's: {name} is "
+                f"{shapes[1]} there and {shapes[0]} here",
                 setting="model",
             )
 

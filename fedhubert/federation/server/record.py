@@ -106,13 +106,15 @@ class RunRecord:
             return None
         if self.config.resume != "auto":
             raise CheckpointError(
-                f"{self.folder.checkpoints} already holds checkpoints up to round {found.round}: go on with resume=auto, or choose another out=...",
+                f"{self.folder.checkpoints} already holds checkpoints up to round {found.round}: "
+                "go on with resume=auto, or choose another out=...",
                 setting="resume",
             )
         checkpoint, resume = found.load()
         if "rounds" not in resume:
             raise CheckpointError(
-                f"the run in {self.folder.path} is no federated one, or of an older version; choose another out=...",
+                f"the run in {self.folder.path} is no federated one, or of an older version; "
+                "choose another out=...",
                 setting="out",
             )
         check_same_run(checkpoint["config"], self.config, self.folder.path)

@@ -13,7 +13,8 @@ def check_same_run(saved: Mapping[str, object], config: Config, folder: Path) ->
     changed = changes(saved, config.model_dump(mode="json"))
     if changed:
         raise CheckpointError(
-            f"the run in {folder} was started with other values of {', '.join(changed)}; resume with the same, choose another out=..., "
+            f"the run in {folder} was started with other values of {', '.join(changed)}; resume "
+            "with the same, choose another out=..., "
             "or go on from it under the new ones with `fedhubert fork`",
             setting="resume",
         )

@@ -206,7 +206,8 @@ def _targets(federation: Federation, record: RunRecord, state: RunState) -> Targ
     )
     if state.centroids and state.targets_key not in ("", targets.key):
         raise CheckpointError(
-            f"targets.checkpoint={config.targets.checkpoint} is not the model that the run in {record.folder.path} began with: "
+            f"targets.checkpoint={config.targets.checkpoint} is not the model that the run in "
+            f"{record.folder.path} began with: "
             "name that one, or choose another out=...",
             setting="targets.checkpoint",
         )

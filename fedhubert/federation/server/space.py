@@ -102,7 +102,8 @@ def check_checkpoint_space(
     if short:
         raise CheckpointError(
             f"checkpoints take {_size(needed)} of {folder}, where {short}: free some space, "
-            f"choose another out=... (or checkpoint_dir=...), or keep fewer (checkpoint.keep_last={config.checkpoint.keep_last})",
+            "choose another out=... (or checkpoint_dir=...), or keep fewer "
+            f"(checkpoint.keep_last={config.checkpoint.keep_last})",
             setting="checkpoint.keep_last",
         )
 
@@ -133,7 +134,8 @@ def check_site_space(
     short = _lacking(folder, needed)
     if short:
         raise ConfigError(
-            f"labels, features, optimisers and models of the clients take {_size(needed)} of {folder}, where {short}: free some space, "
+            f"labels, features, optimisers and models of the clients take {_size(needed)} of "
+            f"{folder}, where {short}: free some space, "
             "or choose another client.state_dir=...",
             setting="client.state_dir",
         )

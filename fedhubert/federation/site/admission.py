@@ -231,7 +231,8 @@ class Guard:
         if len(plan.rows) < update.min_utterances:
             yield Refusal(
                 "data.manifest",
-                f"{len(plan.rows)} utterances to train on, fewer than update.min_utterances={update.min_utterances}",
+                f"{len(plan.rows)} utterances to train on, fewer than "
+                f"update.min_utterances={update.min_utterances}",
             )
             return
         rows, seconds = set[int](), 0.0
@@ -244,7 +245,8 @@ class Guard:
         if len(rows) < update.min_utterances:
             yield Refusal(
                 setting,
-                f"an update of {len(rows)} utterances, fewer than update.min_utterances={update.min_utterances}",
+                f"an update of {len(rows)} utterances, fewer than "
+                f"update.min_utterances={update.min_utterances}",
             )
         if seconds < update.min_seconds:
             yield Refusal(

@@ -107,7 +107,8 @@ def write_down(
         )
     except OSError as error:
         raise AuditError(
-            f"cannot write to {folder}: {error.strerror}; nothing is sent that is not written down there",
+            f"cannot write to {folder}: {error.strerror}; nothing is sent that is not written down "
+            "there",
             setting="audit",
         ) from None
 

@@ -59,7 +59,8 @@ def book(run: RunEntry, number: int, start: int, length: int, *, rewinding: bool
     if not rewinding:
         if same is not None and length not in same.lengths:
             raise Refused(
-                f"partition {number}: {length} micro-batches from {start} on, before {same.lengths}",
+                f"partition {number}: {length} micro-batches from {start} on, before "
+                f"{same.lengths}",
                 setting="client.local_steps",
                 partition=number,
             )

@@ -127,7 +127,8 @@ def _manifest(plan: SitePlan) -> Iterator[Finding]:
     yield Finding(
         "manifest",
         True,
-        f"{config['manifest']}: {len(manifest)} utterances, {hours:.1f} h of audio in {manifest.root}",
+        f"{config['manifest']}: {len(manifest)} utterances, {hours:.1f} h of audio in "
+        f"{manifest.root}",
     )
 
 
@@ -215,7 +216,8 @@ def _roster(plan: SitePlan) -> Iterator[Finding]:
         yield Finding(
             "roster",
             True,
-            f"{roster.federation}, {len(roster.sites)} sites, sums of {roster.min_sites} or more; nothing leaves unmasked; "
+            f"{roster.federation}, {len(roster.sites)} sites, sums of {roster.min_sites} or more; "
+            "nothing leaves unmasked; "
             f"digits {roster.digits}",
         )
 
@@ -237,16 +239,19 @@ def _coordinator(plan: SitePlan) -> Iterator[Finding]:
                 version = secured.version()
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
-            f"{address} shows a certificate that is not to be believed ({error.verify_message}): wrong ca.crt, a name that the "
+            f"{address} shows a certificate that is not to be believed ({error.verify_message}): "
+            "wrong ca.crt, a name that the "
             "certificate does not have, or somebody in between"
         ) from None
     except ssl.SSLError as error:
         raise ConfigError(
-            f"{address} does not speak TLS ({error.reason}): a wrong port, or a SuperLink without certificates"
+            f"{address} does not speak TLS ({error.reason}): a wrong port, or a SuperLink without "
+            "certificates"
         ) from None
     except OSError as error:
         raise ConfigError(
-            f"{address} does not answer ({error.strerror or error}): is it up, and does a firewall let this host through?"
+            f"{address} does not answer ({error.strerror or error}): is it up, and does a firewall "
+            "let this host through?"
         ) from None
     assert theirs is not None, "verified"
     yield Finding("coordinator", True, f"{address} answers in {version}")

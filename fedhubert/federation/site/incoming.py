@@ -58,7 +58,10 @@ _cached: CachedModel | None = None
 def cached_model(job: ClientJob) -> CachedModel:
     """Return this process's model of a job; it is built where it is another than the last one."""
     global _cached
-    key = f"{job.model.model_dump_json()}{job.client.activation_checkpointing}{job.client.compile}{job.task.model_dump_json()}"
+    key = (
+        f"{job.model.model_dump_json()}{job.client.activation_checkpointing}{job.client.compile}"
+        f"{job.task.model_dump_json()}"
+    )
     if _cached is None or _cached.key != key:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         log.info(

@@ -143,7 +143,8 @@ class Ledger:
             return Entries()
         except (OSError, ValidationError):
             raise LedgerError(
-                f"{self._file} cannot be read: without it this site does not know what it has answered; look at what "
+                f"{self._file} cannot be read: without it this site does not know what it has "
+                "answered; look at what "
                 "happened to it, and remove it to begin anew",
                 setting="client.state_dir",
             ) from None

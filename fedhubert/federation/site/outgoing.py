@@ -67,8 +67,8 @@ def add_noise(
     unit: float,
     weight: int,
 ) -> None:
-    """Add the noise of client ``number`` to its part of the sum (``privacy=distributed``), an update
-    of ``weight`` on a grid of ``unit``.
+    """Add the noise of client ``number`` to its part of the sum (``privacy=distributed``), an
+    update of ``weight`` on a grid of ``unit``.
 
     Raises:
         FederationError: the request does not say to which norm updates are clipped.

@@ -126,7 +126,10 @@ def value_of(policy: Policy, name: str) -> object:
 
 def explain(policy: Policy) -> str:
     """Return ``policy`` as a commented YAML file that :func:`load_policy` reads."""
-    head = "What this site does for a server; what is not allowed here is refused, by name. A key that is left out has its strict default."
+    head = (
+        "What this site does for a server; what is not allowed here is refused, by name. A key "
+        "that is left out has its strict default."
+    )
     return (
         "\n".join(
             [_comment(head, 0), *(line for key in policy_keys() for line in _lines(policy, key))]
@@ -144,7 +147,8 @@ def _lines(policy: Policy, key: Key) -> Iterator[str]:
         yield f"{start}{name}:"
         return
     yield _comment(
-        f"{key.description} ({type_of(key.schema)}; strict: {_typed(value_of(Policy(), key.name))})",
+        f"{key.description} ({type_of(key.schema)}; strict: "
+        f"{_typed(value_of(Policy(), key.name))})",
         depth,
     )
     yield f"{start}{name}: {_typed(value_of(policy, key.name))}"

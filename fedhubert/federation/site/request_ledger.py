@@ -48,7 +48,8 @@ class RequestLedger:
                     )
                 if request.expires <= over_s:
                     raise Expired(
-                        f"the request expires at {request.expires}, and {self.path} begins after {over_s} (seconds since 1970)",
+                        f"the request expires at {request.expires}, and {self.path} begins after "
+                        f"{over_s} (seconds since 1970)",
                         setting="clock",
                     )
                 entries[request.id] = request.expires
@@ -64,7 +65,8 @@ class RequestLedger:
                     os.fsync(file.fileno())
         except OSError as error:
             raise LedgerError(
-                f"cannot write {self.path}: {error.strerror}; nothing is answered that is not written down there",
+                f"cannot write {self.path}: {error.strerror}; nothing is answered that is not "
+                "written down there",
                 setting="state-dir",
             ) from None
 
@@ -80,7 +82,8 @@ class RequestLedger:
         entries = {match.group(2).decode(): int(match.group(1)) for match in matches if match}
         if not all(matches):
             raise LedgerError(
-                f"{self.path} is damaged: move it away once every request that was sent so far has expired",
+                f"{self.path} is damaged: move it away once every request that was sent so far has "
+                "expired",
                 setting="state-dir",
             )
         return entries, entries.pop(_OVER, -1)

@@ -100,7 +100,8 @@ class Resident:
             event = self._worker.wait(0.0)
         except WorkerDied as died:
             self._say(
-                f"the worker {died}; a new one in {RETRY_S:.0f} s (site.log in the state folder may say more)"
+                f"the worker {died}; a new one in {RETRY_S:.0f} s (site.log in the state folder "
+                "may say more)"
             )
             self._stop.wait(RETRY_S)
             self._worker.start()
@@ -191,7 +192,8 @@ class Resident:
             fallback = self._unread(job) if asked is None else asked.fallback
             if fallback is None:
                 return self._say(
-                    f"{said}; the SuperNode tells the coordinator within a minute, as it hears no more of it"
+                    f"{said}; the SuperNode tells the coordinator within a minute, as it hears no "
+                    "more of it"
                 )
             self._node.api.push(job.token, fallback.message, fallback)
             self._node.api.finish(job.token, LOST)

@@ -65,7 +65,9 @@ def job_refusals(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Ite
     if job.noise_multiplier < policy.update.min_noise_multiplier:
         yield Refusal(
             "privacy.noise_multiplier",
-            f"{job.noise_multiplier:g} is below update.min_noise_multiplier={policy.update.min_noise_multiplier:g} (privacy=distributed)",
+            f"{job.noise_multiplier:g} is below "
+            f"update.min_noise_multiplier={policy.update.min_noise_multiplier:g} "
+            "(privacy=distributed)",
         )
     most = policy.kmeans.max_label_values
     yield from _beyond(
@@ -92,7 +94,8 @@ def model_refusals(
         setting = named if one_name else f"{named}.conv_layers"
         yield Refusal(
             setting,
-            f"convolutions [kernel, stride] of {str(front_end)[:200]} are not among model.convolutions",
+            f"convolutions [kernel, stride] of {str(front_end)[:200]} are not among "
+            "model.convolutions",
         )
     yield from beyond(
         "conv_layers",

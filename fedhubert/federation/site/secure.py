@@ -59,7 +59,8 @@ class SecureSite:
         if own_value(node_config, "data.manifest"):
             raise SecureError(
                 "secure_roster",
-                "this site has pinned no roster (fedhubert site --roster), and without one anybody could be the others of a sum",
+                "this site has pinned no roster (fedhubert site --roster), and without one anybody "
+                "could be the others of a sum",
                 setting=ROSTER,
             )
         return cls(folder, None, None)
@@ -97,7 +98,8 @@ class SecureSite:
         if key is None or key.row(terms.run, self.fingerprint, number) != terms.key_of(number):
             raise SecureError(
                 "secure_keys",
-                f"the run key of client {number} is another one: it has been described before its state was lost",
+                f"the run key of client {number} is another one: it has been described before its "
+                "state was lost",
                 setting="client.state_dir",
             )
         return key
@@ -128,7 +130,8 @@ class SecureSite:
             if alone and (missing := self.roster.sites.keys() - set(terms.cohort)):
                 raise SecureError(
                     "secure_cohort",
-                    f"{terms.kind} without sites {sorted(missing)}: k-means and label counts are over the whole roster",
+                    f"{terms.kind} without sites {sorted(missing)}: k-means and label counts are "
+                    "over the whole roster",
                     setting=ROSTER,
                 )
         check_different(terms.keys)

@@ -129,7 +129,8 @@ class OwnNode:
             self._pause_s = FIRST_PAUSE_S if steady else min(2 * self._pause_s, LONGEST_PAUSE_S)
             self._not_before = now + self._pause_s
             self._say(
-                f"SuperNode: {self._reason(self._process.returncode)}; again in {self._pause_s:.0f} s"
+                f"SuperNode: {self._reason(self._process.returncode)}; again in "
+                f"{self._pause_s:.0f} s"
             )
             self._process = None
         if now < self._not_before:
@@ -182,7 +183,8 @@ class OwnNode:
     def _reason(self, code: int) -> str:
         if self._refused:
             return (
-                "the coordinator does not take the key: it counts as in use for up to 60 s after a site died, or is in use by another "
+                "the coordinator does not take the key: it counts as in use for up to 60 s after a "
+                "site died, or is in use by another "
                 "process, or is not registered (`flwr supernode register`)"
             )
         return f"ended with {code}: {self._last[-200:] or 'it said nothing'}"

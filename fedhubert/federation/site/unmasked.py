@@ -66,7 +66,8 @@ class Pinned:
         if request.job.secure == "none":
             raise SecureError(
                 "secure_required",
-                f"this site has pinned the roster of {federation}, and {task.KIND} is of a run with secure.protocol=none: "
+                f"this site has pinned the roster of {federation}, and {task.KIND} is of a run "
+                "with secure.protocol=none: "
                 "it takes part in runs with secure=pairwise",
             )
         in_sum = isinstance(task, Summing) and (
@@ -75,7 +76,8 @@ class Pinned:
         if not in_sum and type(task) not in NEEDS_NO_MASK:
             raise SecureError(
                 "secure_required",
-                f"{task.KIND} in the clear: this site has pinned the roster of {federation}, and sends nothing unmasked",
+                f"{task.KIND} in the clear: this site has pinned the roster of {federation}, and "
+                "sends nothing unmasked",
             )
         return request
 
@@ -101,7 +103,8 @@ def _key_of(node_config: Mapping[str, object]) -> Ed25519PrivateKey:
     named = node_config.get(SITE_KEY)
     if not named:
         raise ConfigError(
-            "a site with a roster needs its long-term key: put site-N.key into --keys (fedhubert certs --site N made it), "
+            "a site with a roster needs its long-term key: put site-N.key into --keys (fedhubert "
+            "certs --site N made it), "
             f"or name it as {SITE_KEY} in the node's configuration",
             setting=SITE_KEY,
         )

@@ -70,7 +70,8 @@ class SiteWork:
         put_together_once()
 
     def __call__(self, job: Job, say: Say) -> None:
-        """Answer the message of ``job``; that its task is over is for who beats for it to say, or a last beat would find it gone.
+        """Answer the message of ``job``; that its task is over is for who beats for it to say, or a
+        last beat would find it gone.
 
         Raises:
             Unreachable: the SuperNode is gone or wants no reply any more.

@@ -145,7 +145,8 @@ class Worker:
         code = self._process.exitcode
         if code is not None and code < 0:
             return WorkerDied(
-                f"killed by {signal.Signals(-code).name}; SIGKILL is mostly the kernel, out of memory"
+                f"killed by {signal.Signals(-code).name}; SIGKILL is mostly the kernel, out of "
+                "memory"
             )
         return WorkerDied(f"ended with exit code {code}")
 

@@ -84,8 +84,8 @@ class ServerStrategy:
         return 1.0
 
     def pooled_factor(self, sums: Mapping[str, int | float]) -> float:
-        """Return the same as :meth:`mean_factor` where only the clients' figures' ``sums`` are known
-        (:mod:`fedhubert.federation.secure.figures`)."""
+        """Return the same as :meth:`mean_factor` where only the clients' figures' ``sums`` are
+        known (:mod:`fedhubert.federation.secure.figures`)."""
         return 1.0
 
     def step(
@@ -115,7 +115,8 @@ class ServerStrategy:
         remedy."""
         if config.client.optimizer == "muon" and config.federated.clients_per_round > 1:
             yield (
-                "client.optimizer=muon: the mean of clients' orthogonal steps is biased where their "
+                "client.optimizer=muon: the mean of clients' orthogonal steps is biased where "
+                "their "
                 "audio differs, and need not converge (arXiv 2509.26337); "
                 "federated.strategy=FedMuon with client.optimizer=sgd client.local_steps=1 "
                 "orthogonalises the mean instead"
@@ -128,7 +129,8 @@ class ServerStrategy:
             state[key].shape != self.state[key].shape for key in state
         ):
             raise CheckpointError(
-                f"the checkpoint's server optimiser state {sorted(state)} does not fit the strategy's {sorted(self.state)}; "
+                f"the checkpoint's server optimiser state {sorted(state)} does not fit the "
+                f"strategy's {sorted(self.state)}; "
                 "resume with the strategy and model that the run began with",
                 setting="federated.strategy",
             )
@@ -166,13 +168,15 @@ def check_strategy(config: Config) -> ServerStrategy:
         )
     if config.privacy.enabled and (strategy.needs_every_update or not strategy.only_adds_up):
         raise ConfigError(
-            f"privacy.mechanism={config.privacy.mechanism}: federated.strategy={name} does more with updates than "
+            f"privacy.mechanism={config.privacy.mechanism}: federated.strategy={name} does more "
+            "with updates than "
             "add them up: choose FedAvg, FedAvgM, FedAdam, ...",
             setting="federated.strategy",
         )
     if config.secure.enabled and strategy.needs_every_update:
         raise ConfigError(
-            f"secure.protocol=pairwise: federated.strategy={name} needs every client's own update, and there are only sums: choose FedAvg, "
+            f"secure.protocol=pairwise: federated.strategy={name} needs every client's own update, "
+            "and there are only sums: choose FedAvg, "
             "FedAvgM, FedAdam, ...",
             setting="federated.strategy",
         )

@@ -75,8 +75,8 @@ class Ring:
         return min((half - 1 - spare) // self.summands, int(self.clip / self.step))
 
     def within(self, norm: float, numel: int) -> float:
-        """Return the norm of an update [``numel``] of weight ``max_weight`` that is at most ``norm``
-        after rounding.
+        """Return the norm of an update [``numel``] of weight ``max_weight`` that is at most
+        ``norm`` after rounding.
 
         Raises:
             UpdateRejected: rounding alone is as long.
@@ -138,8 +138,8 @@ def wrapped(integers: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def narrow(integers: torch.Tensor, bits: int) -> Words:
-    """Return ``integers`` [P] modulo the ring in the words that masks are added to: int16, or int32,
-    of which a ring of 24 bits counts the lowest 24."""
+    """Return ``integers`` [P] modulo the ring in the words that masks are added to: int16, or
+    int32, of which a ring of 24 bits counts the lowest 24."""
     words: Words = wrapped(integers, bits).numpy().astype(word_type(bits))
     return words
 
@@ -155,8 +155,8 @@ def widened(words: Words, bits: int) -> torch.Tensor:
 
 
 def to_wire(words: Words, bits: int) -> npt.NDArray[Any]:
-    """Return ``words`` [P] as they travel: as they are, or, of 24 bits, three bytes each, the lowest
-    first, in a uint8 array [3 P]."""
+    """Return ``words`` [P] as they travel: as they are, or, of 24 bits, three bytes each, the
+    lowest first, in a uint8 array [3 P]."""
     if bits != 24:
         return words
     octets: npt.NDArray[np.uint8] = words.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3]

@@ -55,7 +55,8 @@ def read_request(message: Message) -> Request[Instruction]:
     record = message.content.config_records["request"]
     if record.get("protocol") != PROTOCOL_VERSION:
         raise FederationError(
-            f"the server speaks protocol {quoted(record.get('protocol'))} (fedhubert {quoted(record.get('version'))}), this site {PROTOCOL_VERSION} "
+            f"the server speaks protocol {quoted(record.get('protocol'))} (fedhubert "
+            f"{quoted(record.get('version'))}), this site {PROTOCOL_VERSION} "
             f"(fedhubert {__version__}): install the same version on both",
             setting="version",
         )

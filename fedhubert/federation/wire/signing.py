@@ -153,7 +153,8 @@ def check_request(
         )
     if not envelope.issued - CLOCK_SKEW_S <= now_s <= envelope.expires + CLOCK_SKEW_S:
         raise Expired(
-            f"the request holds from {envelope.issued} to {envelope.expires} and this site's clock says {now_s:.0f} (seconds since 1970): if it is "
+            f"the request holds from {envelope.issued} to {envelope.expires} and this site's clock "
+            f"says {now_s:.0f} (seconds since 1970): if it is "
             "a new one, set the clocks right",
             setting="clock",
         )

@@ -23,8 +23,8 @@ from fedhubert.federation.wire.flower.private import UnsupportedFlower, private
 log = logging.getLogger("fedhubert")
 
 CHUNK_BYTES = 12 * 2**20
-"""Flower's are 5 MiB, and what docker/proxy lets through is 16. A push must bring two pieces within the
-three minutes after which the SuperLink gives it up: 1.2 Mbit/s are enough."""
+"""Flower's are 5 MiB, and what docker/proxy lets through is 16. A push must bring two pieces within
+the three minutes after which the SuperLink gives it up: 1.2 Mbit/s are enough."""
 
 _MOST_HEADER = 2**16
 """What version 1.0 of NumPy's format has before the values, at most."""

@@ -1,4 +1,5 @@
-"""Flower's private parts: looked up when they are wanted, and named where this Flower lacks them."""
+"""Flower's private parts: looked up when they are wanted, and named where this Flower lacks
+them."""
 
 import importlib
 import importlib.metadata
@@ -28,7 +29,8 @@ def supported() -> str:
 def lacks(what: str) -> UnsupportedFlower:
     """Return the error that says that this Flower has no such part."""
     return UnsupportedFlower(
-        f"Flower {importlib.metadata.version('flwr')} has no {what}; fedhubert supports {supported()}"
+        f"Flower {importlib.metadata.version('flwr')} has no {what}; fedhubert supports "
+        f"{supported()}"
     )
 
 

@@ -1,5 +1,5 @@
-"""``flower-supernode`` with short waits: ``python -m fedhubert.federation.wire.flower.supernode_process`` takes its
-flags. `fedhubert site` starts it."""
+"""``flower-supernode`` with short waits: ``python -m
+fedhubert.federation.wire.flower.supernode_process`` takes its flags. `fedhubert site` starts it."""
 
 from fedhubert.federation.wire.flower.private import private
 from fedhubert.federation.wire.flower.waits import shorten_waits

@@ -1,11 +1,12 @@
 """Shorter waits inside Flower, in the processes that fedhubert starts itself.
 
-A SuperNode that has found no message asks again after three seconds; whoever pulls an object that is
-not all there yet asks again after one, two, four and eight. With sites that train for seconds this
-is most of a round. Here a wait is a share of the time for which nothing has happened, so that a site
-that idles asks as seldom as Flower's own.
+A SuperNode that has found no message asks again after three seconds; whoever pulls an object that
+is not all there yet asks again after one, two, four and eight. With sites that train for seconds
+this is most of a round. Here a wait is a share of the time for which nothing has happened, so that
+a site that idles asks as seldom as Flower's own.
 
-Where a Flower has moved a part, its own waits stay, with a warning: they cost time and nothing else.
+Where a Flower has moved a part, its own waits stay, with a warning: they cost time and nothing
+else.
 """
 
 import functools

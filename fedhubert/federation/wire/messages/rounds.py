@@ -42,8 +42,8 @@ class WithModel(Summing):
 
 
 class RingTerms(BaseModel):
-    """What a ring codec needs to know (:class:`fedhubert.federation.updates.ring.Ring`): the largest
-    entry, how many updates are added up, the largest weight, and room for noise."""
+    """What a ring codec needs to know (:class:`fedhubert.federation.updates.ring.Ring`): the
+    largest entry, how many updates are added up, the largest weight, and room for noise."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 

@@ -109,8 +109,8 @@ class Statistics(Answer):
 
 
 class LabelCounts(Answer):
-    """Frames by cluster of the first set, of both splits [K] over the partitions, and by cluster and label [K, L]
-    where labels were asked for."""
+    """Frames by cluster of the first set, of both splits [K] over the partitions, and by cluster
+    and label [K, L] where labels were asked for."""
 
     COLUMNS = frozenset({"frames", "label_rate_hz", "num_clusters"})
     SLOTS: ClassVar[Mapping[str, Slot]] = {
