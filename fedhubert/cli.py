@@ -49,10 +49,22 @@ VERBS = {
         "several trainings and exports as one command that can be resumed (takes Hydra overrides)"
     ),
     "fork": "a new run from a round of another one, under other settings",
-    "evaluate": "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an untrained model beside",
-    "report": "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, probes",
-    "export": "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load, or into a program for onnxruntime or torch",
-    "bench-model": "what encoders take to run, beside each other: time, memory, size, products, in torch and onnxruntime, on one thread and all",
+    "evaluate": (
+        "masked prediction, linear probes and cluster purity of a checkpoint, with MFCC and an "
+        "untrained model beside"
+    ),
+    "report": (
+        "runs side by side on one HTML page: curves, clients, failures, bytes, time, settings, "
+        "probes"
+    ),
+    "export": (
+        "turn a round checkpoint into what HuggingFace, s3prl, torchaudio or fairseq load, or into "
+        "a program for onnxruntime or torch"
+    ),
+    "bench-model": (
+        "what encoders take to run, beside each other: time, memory, size, products, in torch and "
+        "onnxruntime, on one thread and all"
+    ),
     "state": "what a site keeps between rounds and runs, and how to remove it",
     "site": (
         "a site of a federation: takes the coordinator's messages and answers them with the "

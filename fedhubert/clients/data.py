@@ -112,7 +112,8 @@ class Site:
         part = FrozenPart.find(self.extractor_folder, key)
         if part is None:
             raise CheckpointError(
-                f"{FrozenPart.file(self.extractor_folder, key)} is missing or damaged; start the run again, which sends it",
+                f"{FrozenPart.file(self.extractor_folder, key)} is missing or damaged; start the "
+                "run again, which sends it",
                 setting="client.state_dir",
             )
         part.load_into(model)

@@ -77,7 +77,8 @@ def _own_annotation(job: ClientJob, node_config: NodeConfig) -> MaskedTask:
     if own_value(node_config, "data.manifest"):
         site = rules_for(key)["site"]
         raise ConfigError(
-            f"task={job.task.name} learns from labels, and this site has not named the column of its manifest that they may come from: "
+            f"task={job.task.name} learns from labels, and this site has not named the column of "
+            "its manifest that they may come from: "
             f"{site}=COLUMN in the node's configuration (fedhubert site --set {site}=COLUMN)",
             setting=key,
         )

@@ -127,7 +127,8 @@ class Partitions:
         key, column = annotation or ("", None)
         if not annotations.usable.any():
             raise DataError(
-                f"{self._settings.manifest}: none of {len(self._manifest)} utterances has anything in the column {column} that "
+                f"{self._settings.manifest}: none of {len(self._manifest)} utterances has anything "
+                f"in the column {column} that "
                 f"task={self._job.task.name} can learn",
                 setting=f"task.{key}",
             )

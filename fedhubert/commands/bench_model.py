@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoints",
         nargs="+",
         metavar="C",
-        help="round checkpoint, run folder, HuggingFace folder, any encoder that can be imported, or model=NAME: sizes of conf/model, fresh weights",
+        help=(
+            "round checkpoint, run folder, HuggingFace folder, any encoder that can be imported, "
+            "or model=NAME: sizes of conf/model, fresh weights"
+        ),
     )
     parser.add_argument(
         "--runs",

@@ -30,12 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tuned.add_argument(
         "--text-column",
         metavar="NAME",
-        help="of a run with task=ctc: word and character error rates against this column, and no probes",
+        help=(
+            "of a run with task=ctc: word and character error rates against this column, and no "
+            "probes"
+        ),
     )
     tuned.add_argument(
         "--label-column",
         metavar="NAME",
-        help="of a run with task=classify: accuracy and macro F1 against this column, and no probes",
+        help=(
+            "of a run with task=classify: accuracy and macro F1 against this column, and no probes"
+        ),
     )
     add_annotation_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")

@@ -1,4 +1,5 @@
-"""``fedhubert export``: a round checkpoint in the formats that other tools load, or as a program."""
+"""``fedhubert export``: a round checkpoint in the formats that other tools load, or as a
+program."""
 
 import argparse
 from collections.abc import Mapping
@@ -72,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--manifest",
         type=Path,
         metavar="M",
-        help=f"audio, {COMPARED} utterances of which it is compared with the model on, beside made sounds",
+        help=(
+            f"audio, {COMPARED} utterances of which it is compared with the model on, beside made "
+            "sounds"
+        ),
     )
     program.add_argument(
         "--root", type=Path, metavar="DIR", help="where the manifest's paths start"

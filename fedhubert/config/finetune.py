@@ -61,11 +61,13 @@ class FineTuneTask(MaskedTask):
     def check_run(self, compiled: bool, private: bool, trains: bool) -> None:
         if compiled:
             raise ValueError(
-                f"task={self.name} hears whole utterances, of any length, and client.compile=true makes a graph for each: set client.compile=false"
+                f"task={self.name} hears whole utterances, of any length, and client.compile=true "
+                "makes a graph for each: set client.compile=false"
             )
         if private and self.freeze_share > 0.0:
             raise ValueError(
-                "task.freeze_share: the noise of differential privacy would move the frozen encoder: set task.freeze_share=0"
+                "task.freeze_share: the noise of differential privacy would move the frozen "
+                "encoder: set task.freeze_share=0"
             )
 
 
@@ -144,7 +146,8 @@ class CtcConfig(FineTuneTask):
         super().check_run(compiled, private, trains)
         if trains and self.vocabulary is None:
             raise ValueError(
-                "task.vocabulary=null asks the sites for their characters, with dry_run=true; give what that says"
+                "task.vocabulary=null asks the sites for their characters, with dry_run=true; give "
+                "what that says"
             )
 
     @field_validator("vocabulary")

@@ -104,8 +104,9 @@ class ModelConfig(Model):
         key("all", fork=["server_optimizer"])
     )
     """What is trained, beside mask embedding and heads: all, top:N (of the encoder its last N
-    layers), adapters (low-rank ones in each layer), bias (its biases), or head (nothing of it). What
-    is not trained does not travel: sites get it once. For a model that begins with ``init_from``."""
+    layers), adapters (low-rank ones in each layer), bias (its biases), or head (nothing of it).
+    What is not trained does not travel: sites get it once. For a model that begins with
+    ``init_from``."""
 
     adapter_rank: Annotated[int, Field(ge=1, le=1024)] = 8
     """Rank of the adapters (LoRA): each has rank x (inputs + outputs) numbers."""
@@ -129,7 +130,8 @@ class ModelConfig(Model):
         layers = int(self.trainable.removeprefix("top:")) if ":" in self.trainable else 0
         if layers > self.num_layers:
             raise ValueError(
-                f"trainable={self.trainable} names more layers than there are (num_layers {self.num_layers})"
+                f"trainable={self.trainable} names more layers than there are (num_layers "
+                f"{self.num_layers})"
             )
         return self
 

@@ -157,7 +157,8 @@ class TargetsConfig(Model):
             )
         if self.source == LAYER_AUTO and not (self.choice_manifest and self.choice_phones):
             raise ValueError(
-                "source=layer:auto needs choice_manifest and choice_phones: held-out audio and its phones in time"
+                "source=layer:auto needs choice_manifest and choice_phones: held-out audio and its "
+                "phones in time"
             )
         if bool(self.label_column) != bool(self.label_values):
             raise ValueError(

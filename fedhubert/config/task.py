@@ -164,7 +164,8 @@ class DistillConfig(MaskedTask):
             )
         if self.freeze_conv and self.init in ("channels", "none"):
             raise ValueError(
-                f"task.freeze_conv=true keeps the teacher's convolutions, and task.init={self.init} gives the student others: leave one of them out"
+                "task.freeze_conv=true keeps the teacher's convolutions, and "
+                f"task.init={self.init} gives the student others: leave one of them out"
             )
         if self.freeze_conv and init_from:
             raise ValueError(

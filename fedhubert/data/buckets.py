@@ -1,5 +1,5 @@
-"""Which utterances of similar length make a batch: where, in their order by length, buckets and batches
-begin."""
+"""Which utterances of similar length make a batch: where, in their order by length, buckets and
+batches begin."""
 
 from itertools import pairwise
 

@@ -54,8 +54,8 @@ def file_of(path: Path, parts: Sequence[Part]) -> Iterator["Ranges | int"]:
 
 
 def _copy(path: Path, parts: Sequence[Part], target: int) -> None:
-    """Write parts of a file over what ``target`` has, up to where the file ends if it has shrunk; go
-    to its beginning."""
+    """Write parts of a file over what ``target`` has, up to where the file ends if it has shrunk;
+    go to its beginning."""
     os.lseek(target, 0, os.SEEK_SET)
     with open(path, "rb", buffering=0) as source:
         for part in parts:

@@ -90,7 +90,8 @@ def finetuned_score(
     rows = [row for row, labels in enumerate(said) if labels and lengths[row] >= RECEPTIVE_SAMPLES]
     if not rows:
         raise DataError(
-            f"no utterance of the manifest has anything in the column {column} that the model was trained on",
+            f"no utterance of the manifest has anything in the column {column} that the model was "
+            "trained on",
             setting=f"--{key.replace('_', '-')}",
         )
     names = spec.sum_names

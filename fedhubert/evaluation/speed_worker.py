@@ -1,9 +1,9 @@
-"""A process that runs one encoder when it is asked to: ``python -m fedhubert.evaluation.speed_worker
-RUN FILE THREADS``, with RUN torch or onnx.
+"""A process that runs one encoder when it is asked to: ``python -m
+fedhubert.evaluation.speed_worker RUN FILE THREADS``, with RUN torch or onnx.
 
 Each line that comes in is a number of samples; the answer is the wall and CPU seconds of one run.
-At the end of the input it says the most memory that it has had from then on, in bytes. For a graph nothing but
-onnxruntime and NumPy is imported, as where it is deployed.
+At the end of the input it says the most memory that it has had from then on, in bytes. For a graph
+nothing but onnxruntime and NumPy is imported, as where it is deployed.
 """
 
 import contextlib

@@ -33,9 +33,13 @@ def loading(format_name: str, out: Path, pipeline: str = "") -> str:
 
 
 REFUSED = {
-    "distiller": "s3prl's distiller_local has no LayerNorm before the projection, and these encoders have one: no such file computes the same. "
+    "distiller": "s3prl's distiller_local has no LayerNorm before the projection, and these "
+    "encoders have one: no such file computes the same. "
     "Use `--format s3prl`: it loads with hubert_local, students too",
-    "torchscript": "torch has given TorchScript up in favour of torch.export. Use `--format torch_export`, or `--format onnx`",
+    "torchscript": (
+        "torch has given TorchScript up in favour of torch.export. Use `--format torch_export`, or "
+        "`--format onnx`"
+    ),
 }
 """Formats that people look for and that cannot hold these models exactly, each with the reason and
 the remedy."""

@@ -66,7 +66,10 @@ def _zip_of_another_kind(path: Path) -> str | None:
     except Exception:  # cut short or damaged: whoever reads it says that
         return None
     if "constants.pkl" in names:
-        return "is a TorchScript archive, a program: load it by torch.jit where it is trusted, save its state_dict() by torch.save, and name that"
+        return (
+            "is a TorchScript archive, a program: load it by torch.jit where it is trusted, save "
+            "its state_dict() by torch.save, and name that"
+        )
     if "archive_format" in names:
         return f"is a program of torch.export, {_PROGRAM}"
     return None if "data.pkl" in names else "is a zip archive: unpack it and name what is in it"

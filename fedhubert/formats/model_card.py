@@ -50,13 +50,13 @@ with torch.no_grad():
     "fairseq": """\
 import fairseq
 
-models, cfg, task = fairseq.checkpoint_utils.load_model_ensemble_and_task(["THIS_FOLDER/hubert_fairseq.pt"])""",
+models, cfg, task = fairseq.checkpoint_utils.load_model_ensemble_and_task(["THIS_FOLDER/hubert_fairseq.pt"])""",  # noqa: E501
     "onnx": """\
 import numpy as np
 import onnxruntime  # or, for files of audio: python infer.py AUDIO...
 
 session = onnxruntime.InferenceSession("THIS_FOLDER/model.onnx", providers=["CPUExecutionProvider"])
-layers = session.run(None, {"waveforms": np.asarray(waveforms, np.float32)})  # waveforms: [batch, samples] at 16 kHz""",
+layers = session.run(None, {"waveforms": np.asarray(waveforms, np.float32)})  # waveforms: [batch, samples] at 16 kHz""",  # noqa: E501
     "torch_export": """\
 import torch
 
@@ -115,10 +115,10 @@ _PADDING_MASKED = """\
 Zeros behind a waveform change no frame of it as long as {told} how long it is; without that attention sees the zeros."""  # noqa: E501
 _PADDING_ROUNDED = """\
 Zeros behind a waveform change its frames a little: fairseq's code, which s3prl has too, rounds the length to frames in
-such a way that attention may see one frame behind the end. For the same values as alone give waveforms one by one."""
+such a way that attention may see one frame behind the end. For the same values as alone give waveforms one by one."""  # noqa: E501
 _PADDING_SEEN = """\
 Attention sees zeros behind a waveform, and the program takes no mask. Give waveforms one by one, or batches of equal
-length."""
+length."""  # noqa: E501
 _PADDING = {
     "huggingface": _PADDING_MASKED.format(told="`attention_mask` says"),
     "torchaudio": _PADDING_MASKED.format(told="`lengths` say"),

@@ -59,7 +59,8 @@ def write_onnx(source: Source, folder: Path, settings: ProgramSettings) -> list[
         found = agreement(encoder, runner(model), audio or made)
         on = f"{len(audio)} utterances" if audio else "made sounds (--manifest M: on speech)"
         words += [
-            f"int8: cosine of its frames with float32's {found.cosine:.5f} in the mean, {found.least_cosine:.5f} at least, on {on}"
+            f"int8: cosine of its frames with float32's {found.cosine:.5f} in the mean, "
+            f"{found.least_cosine:.5f} at least, on {on}"
         ]
     _describe(source, model)
     script = Path(__file__).with_name(SCRIPT_FILE).read_text(encoding="utf-8")
@@ -84,7 +85,8 @@ def write_graph(encoder: LayerEncoder, path: Path) -> None:
     num_bytes = sum(parameter.nbytes for parameter in encoder.parameters())
     if num_bytes > MOST_BYTES:
         raise CheckpointError(
-            f"{num_bytes / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB: name fewer or earlier --layers, or use --format torch_export",
+            f"{num_bytes / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB: name fewer or "
+            "earlier --layers, or use --format torch_export",
             setting="--layers",
         )
     with _quiet(), warnings.catch_warnings():

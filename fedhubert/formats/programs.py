@@ -78,7 +78,8 @@ def encoder_of(source: Source, settings: ProgramSettings) -> LayerEncoder:
     layers = settings.layers or (deepest,)
     if not set(layers) <= set(range(deepest + 1)) or len(set(layers)) < len(layers):
         raise ConfigError(
-            f"--layers {','.join(map(str, layers))}: the model has layers 0 to {deepest}; name each once",
+            f"--layers {','.join(map(str, layers))}: the model has layers 0 to {deepest}; name "
+            "each once",
             setting="--layers",
         )
     unknown = [name for name in source.state if not name.startswith((ENCODER, MASK, HEAD))]
@@ -129,7 +130,8 @@ def agreement(encoder: LayerEncoder, run: Run, batches: Sequence[Floats]) -> Agr
         for mine, other, kept in zip(ours, theirs, cosines, strict=True):
             if mine.shape != other.shape or not np.isfinite(other).all():
                 raise CheckpointError(
-                    f"the program gives {other.shape} for waveforms {waveforms_BN.shape}, the model {mine.shape}, or values that are not finite"
+                    f"the program gives {other.shape} for waveforms {waveforms_BN.shape}, the "
+                    f"model {mine.shape}, or values that are not finite"
                 )
             differences.append(float(np.abs(mine - other).max()))
             shares.append(differences[-1] / float(np.abs(mine).max()))
@@ -173,7 +175,8 @@ def must_be_equal(found: Agreement, batches: Sequence[Floats]) -> str:
     """
     lengths = [waveforms_BN.shape[1] for waveforms_BN in batches]
     words = (
-        f"differs from torch by {found.difference:.1e} at most, {found.share:.1e} of its layer's largest value, "
+        f"differs from torch by {found.difference:.1e} at most, {found.share:.1e} of its layer's "
+        "largest value, "
         f"over {len(batches)} batches of {min(lengths)} to {max(lengths)} samples"
     )
     if not found.rounding:
@@ -194,7 +197,9 @@ def refuse_chunks(checkpoint: Mapping[str, object]) -> NoReturn:
         else ""
     )
     raise ConfigError(
-        f"--streaming-chunk: chunks would not give what the whole gives: {because}attention and the convolution of positions see what comes "
-        "before and after a frame. Cut the audio at pauses (`fedhubert prepare --cut 15`) and give each part whole, as in training",
+        f"--streaming-chunk: chunks would not give what the whole gives: {because}attention and "
+        "the convolution of positions see what comes "
+        "before and after a frame. Cut the audio at pauses (`fedhubert prepare --cut 15`) and give "
+        "each part whole, as in training",
         setting="--streaming-chunk",
     )

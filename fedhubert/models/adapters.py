@@ -1,5 +1,6 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685, section 4.1): a frozen matrix W gets a
-learned B A beside it, of few numbers, and W + (alpha / rank) B A in its place when training is over.
+learned B A beside it, of few numbers, and W + (alpha / rank) B A in its place when training is
+over.
 
 ``peft`` has the same for models of transformers; torchaudio's layers it would wrap under other
 names, which checkpoints here could not have.

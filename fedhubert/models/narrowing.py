@@ -18,8 +18,8 @@ def narrowed(state: Mapping[str, Tensor], channels: Sequence[int]) -> dict[str, 
     """Return the convolutions of a model, and the norm behind them, with so many ``channels`` in
     each layer.
 
-    A channel matters by the length of its own weights (under a norm: the norm's) times that of those
-    that the next layer reads it by. A filter that loses inputs is as long as it was.
+    A channel matters by the length of its own weights (under a norm: the norm's) times that of
+    those that the next layer reads it by. A filter that loses inputs is as long as it was.
 
     Args:
         state: The model's tensors, in the names of

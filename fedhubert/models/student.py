@@ -98,14 +98,16 @@ def check_fit(student: ModelConfig, task: DistillConfig) -> ModelConfig:
             )
     if _steps(student) != _steps(teacher):
         raise ConfigError(
-            f"model.conv_layers has kernels and strides {_steps(student)}, the teacher {_steps(teacher)}: their frames would not meet; "
+            f"model.conv_layers has kernels and strides {_steps(student)}, the teacher "
+            f"{_steps(teacher)}: their frames would not meet; "
             "the student may have other channels alone",
             setting="model.conv_layers",
         )
     channels = [[out for out, _, _ in config.conv_layers] for config in (student, teacher)]
     if task.init == "channels" and any(map(int.__gt__, *channels)):
         raise ConfigError(
-            f"model.conv_layers has {channels[0]} channels, the teacher {channels[1]}: task.init=channels takes some of its; set task.init=none",
+            f"model.conv_layers has {channels[0]} channels, the teacher {channels[1]}: "
+            "task.init=channels takes some of its; set task.init=none",
             setting="model.conv_layers",
         )
     deepest = max(task.teacher_layers, default=0)

@@ -1,5 +1,5 @@
-"""What of a model is trained, where that is not all of it: the rest stays as the run began, does not
-travel, and is brought to a site once."""
+"""What of a model is trained, where that is not all of it: the rest stays as the run began, does
+not travel, and is brought to a site once."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ def freeze(model: HubertModel, trainable: str) -> None:
 
     Whatever is not the encoder's always is: the mask embedding and the heads. Of the encoder
     ``head`` trains nothing, ``bias`` the biases (BitFit, Ben Zaken et al. 2022, section 3),
-    ``adapters`` those of :mod:`fedhubert.models.adapters`, and ``top:N`` the last N layers, with the
-    norm that ends a ``layer_norm_first`` encoder.
+    ``adapters`` those of :mod:`fedhubert.models.adapters`, and ``top:N`` the last N layers, with
+    the norm that ends a ``layer_norm_first`` encoder.
     """
     if trainable == "all":
         return

@@ -101,10 +101,10 @@ _SHARES = {
 
 
 def plot_curves(metrics_file: Path, out: Path) -> None:
-    """Draw loss and masked accuracy of a run by round, with the two levels that a model must pass to
-    have learned anything: the entropy of the labels' unigram distribution and the share of the most
-    frequent label. Of a student: its loss and its distance to the teacher; of fine-tuning: its loss,
-    and accuracy or word error rate."""
+    """Draw loss and masked accuracy of a run by round, with the two levels that a model must pass
+    to have learned anything: the entropy of the labels' unigram distribution and the share of the
+    most frequent label. Of a student: its loss and its distance to the teacher; of fine-tuning: its
+    loss, and accuracy or word error rate."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -60,7 +60,8 @@ class StagePlan:
             if stage.export:
                 if stage.export not in FORMATS | PROGRAMS:
                     raise ConfigError(
-                        f"stage {stage.name}: no format {stage.export!r}; there are {', '.join(FORMATS | PROGRAMS)}"
+                        f"stage {stage.name}: no format {stage.export!r}; there are "
+                        f"{', '.join(FORMATS | PROGRAMS)}"
                     )
                 sources[stage.name] = before[-1] if stage.of == "previous" else stage.of
                 continue

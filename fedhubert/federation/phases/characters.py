@@ -41,7 +41,8 @@ def agreed_characters(federation: Federation) -> str:
     found = vocabulary_of(counts)
     if not found:
         raise FederationError(
-            "no character occurs often enough at any site (targets.min_frames, min-frames there): give task.vocabulary",
+            "no character occurs often enough at any site (targets.min_frames, min-frames there): "
+            "give task.vocabulary",
             setting="task.vocabulary",
         )
     return found

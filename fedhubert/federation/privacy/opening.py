@@ -158,9 +158,15 @@ def _outside(config: Config) -> Iterator[str]:
     if config.task.needs_labels and config.targets.kind == "kmeans":
         yield "the k-means targets (sums and counts of the clients' frames, without noise)"
     if config.privacy.client_metrics:
-        yield "the clients' exact figures in checkpoints and exports, and what goes by them (privacy.client_metrics=true)"
+        yield (
+            "the clients' exact figures in checkpoints and exports, and what goes by them "
+            "(privacy.client_metrics=true)"
+        )
     if config.targets.of_a_layer:
-        yield "the model of targets.checkpoint, whose layer the targets are of, if it was trained on these clients' data"
+        yield (
+            "the model of targets.checkpoint, whose layer the targets are of, if it was trained on "
+            "these clients' data"
+        )
     if spec_of(config.task).taught is not None:
         yield (
             "the teacher (task.teacher), which the student learns from, if it was trained on these "

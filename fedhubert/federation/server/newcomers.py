@@ -27,8 +27,8 @@ class Equipment:
     frozen: FrozenPart | None
 
     def bring_models(self) -> None:
-        """Bring the teacher and the part that is not trained, if there are such, to all nodes; go on
-        without those that cannot take them, where ``federated.min_clients`` allows; raises
+        """Bring the teacher and the part that is not trained, if there are such, to all nodes; go
+        on without those that cannot take them, where ``federated.min_clients`` allows; raises
         :class:`FederationError`."""
         timeout_s = self.federation.config.federated.round_timeout_s
         for what, send in self._sent():

@@ -265,7 +265,8 @@ class Guard:
             update={"manifest": None, "root": None, "num_workers": 0, "prefetch_batches": 1}
         )
         asked = digest(
-            f"{manifest.fingerprint(range(len(manifest)))} {job.seed} {job.task.of_data} {data.model_dump_json()}"
+            f"{manifest.fingerprint(range(len(manifest)))} {job.seed} {job.task.of_data} "
+            f"{data.model_dump_json()}"
         )
         if asked not in day.described:
             if len(day.described) >= most:

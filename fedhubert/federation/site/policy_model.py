@@ -198,8 +198,8 @@ class Policy(_Part):
     iteration and no `model.trainable` but `all`, without the two of the teacher no distillation."""
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)] = TASKS
-    """What is trained here (`task`). `classify` and `ctc` learn from labels of people, from a column
-    of the manifest that the node's configuration names (`class-column`, `text-column`)."""
+    """What is trained here (`task`). `classify` and `ctc` learn from labels of people, from a
+    column of the manifest that the node's configuration names (`class-column`, `text-column`)."""
 
     faults: bool = False
     """Whether a server may have this site fail on purpose (`faults.*`)."""

@@ -8,7 +8,8 @@ per-utterance value has a place in them.
 
 A module for each subject: :mod:`.message` has what all of them share, :mod:`.nodes` what a node is
 and has, :mod:`.targets` k-means and labels, :mod:`.rounds` what comes with the global model,
-:mod:`.characters` what transcripts are written in, :mod:`.secure` secure aggregation. Each says in its ``ANSWERS`` what answers its instructions.
+:mod:`.characters` what transcripts are written in, :mod:`.secure` secure aggregation. Each says in
+its ``ANSWERS`` what answers its instructions.
 
 Shapes: P parameters, K clusters, D features wide, L labels, N partitions.
 """
