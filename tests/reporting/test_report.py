@@ -219,10 +219,9 @@ def test_two_runs_with_their_differing_settings_and_evaluations(run: Path, tmp_p
         "central",
         "1 (not finished)",
     ]
-    assert ["checkpoint", "1", "0.1800 0.1700 to 0.2000", ""] in page.rows
+    assert ["checkpoint", "1", "0.1800 0.1700 to 0.2000"] in page.rows
     assert ["checkpoint", "2", "0.4321", "0.1000"] in page.rows and [
         "mfcc",
-        "",
         "0.3700",
         "0.4100",
         "0.1300",
