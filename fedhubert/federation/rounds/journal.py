@@ -67,6 +67,11 @@ class Entry:
             skipped,
         )
 
+    def restore(self, outcome: RoundOutcome) -> None:
+        """Have ``outcome`` say who was asked, who failed and what was sent as it was then."""
+        outcome.asked, outcome.failures = list(self.asked), list(self.failures)
+        outcome.count_bytes_as(self.bytes)
+
 
 @dataclass(frozen=True)
 class Attempt:

@@ -269,7 +269,6 @@ class Round:
         self._attempt += 1
         refresh(self._federation)
         outcome = self._outcome
-        missing = self._wanted - len(outcome.clients)
         if not set(self._queue) & self._federation.connected:
             self._queue = [
                 partition for partition in outcome.asked if partition not in outcome.clients
@@ -283,7 +282,7 @@ class Round:
             self._federated.round_retries,
             describe_failures(outcome.failures),
         )
-        self._gather_from(self._ask(missing))
+        self._gather_from(self._ask(self._wanted - len(outcome.clients)))
 
     def _check_quorum(self) -> None:
         outcome, needed = self._outcome, self._federated.quorum
@@ -304,8 +303,7 @@ class Round:
         replay, check that they are those of before."""
         outcome, replayed = self._outcome, self._replayed
         if replayed and set(outcome.clients) == set(replayed.steps):
-            outcome.asked, outcome.failures = list(replayed.asked), list(replayed.failures)
-            outcome.count_bytes_as(replayed.bytes)
+            replayed.restore(outcome)
             if release == replayed.release:
                 return
         if replayed and self._privacy:

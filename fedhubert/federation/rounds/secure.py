@@ -255,8 +255,7 @@ class SecureRound(Round):
         privacy, once more with the name of what is released."""
         replayed, outcome = self._replayed, self._outcome
         if replayed:
-            outcome.asked, outcome.failures = list(replayed.asked), list(replayed.failures)
-            outcome.count_bytes_as(replayed.bytes)
+            replayed.restore(outcome)
             if release == replayed.release:
                 return
             if self._privacy and replayed.release:
