@@ -122,6 +122,8 @@ def _one_seed(
                 [(source, comparison.out / "teacher.json")],
                 comparison.probing,
             )
+    if not systems[TEACHER]:
+        del systems[TEACHER]
     return systems
 
 

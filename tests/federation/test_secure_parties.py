@@ -150,7 +150,7 @@ def test_a_model_of_its_own_for_one_site_gives_noise_and_no_update(
             change(message, "model", lambda values: values + 1e-3)
 
     sites.on_request = another_model
-    (event,) = rounds(sites.secure("federated.round_retries=0"))
+    (event,) = rounds(sites.secure("federated.num_rounds=1"))
     assert event["secure"]["skipped"] == "secure_unreadable"
     assert "secure_share" in caplog.text
 
