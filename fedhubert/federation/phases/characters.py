@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fedhubert.data.texts import CODES, vocabulary_of
 from fedhubert.errors import FederationError
-from fedhubert.federation.phases.counts import ask_all
+from fedhubert.federation.phases.asking import ask_all
 from fedhubert.federation.phases.secure_counts import sum_over_all
 from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.secure.figures import CHARACTER_FIGURES

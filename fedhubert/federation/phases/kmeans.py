@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from fedhubert import live
 from fedhubert.config.target_sets import of_set
-from fedhubert.federation.phases.counts import StatisticsReader, ask_all, read_moments, read_seeds
+from fedhubert.federation.phases.asking import ask_all
+from fedhubert.federation.phases.counts import StatisticsReader, read_moments, read_seeds
 from fedhubert.federation.phases.secure_counts import sum_over_all
 from fedhubert.federation.phases.sums import (
     moment_shapes,

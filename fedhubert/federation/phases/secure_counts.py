@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.errors import FederationError
-from fedhubert.federation.phases.counts import ask_again
+from fedhubert.federation.phases.asking import ask_again
 from fedhubert.federation.roster.nodes import Federation, describe_failures, setting_of
 from fedhubert.federation.roster.preflight import check_alike
 from fedhubert.federation.rounds.secure_terms import terms_for, wire_terms

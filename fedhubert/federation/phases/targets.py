@@ -11,14 +11,8 @@ import torch
 
 from fedhubert import live
 from fedhubert.config.target_sets import of_set
-from fedhubert.federation.phases.counts import (
-    Counts,
-    ask_all,
-    count_shapes,
-    failed_of,
-    read_counts,
-    sizes_of,
-)
+from fedhubert.federation.phases.asking import ask_all, failed_of
+from fedhubert.federation.phases.counts import Counts, count_shapes, read_counts, sizes_of
 from fedhubert.federation.phases.delivery import failures_of, go_on_without
 from fedhubert.federation.phases.extractor import distribute
 from fedhubert.federation.phases.kmeans import KMeansProgress, fit
