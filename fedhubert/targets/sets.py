@@ -177,7 +177,7 @@ class SetFeatures:
 def mfcc_source(targets: TargetsConfig) -> FeatureSource:
     """Return the features of the sets that ``targets.sets`` names, MFCC where it names none."""
     kinds = tuple(each.kind for each in targets.label_sets)
-    return MFCC if kinds == ("mfcc",) else SetFeatures(kinds)
+    return MFCC if not targets.sets or kinds == ("mfcc",) else SetFeatures(kinds)
 
 
 def of_speakers(

@@ -43,6 +43,7 @@ def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     manifest = folder / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
     return [
+        "experiment=demo_fedavg",
         *SMALL,
         f"data.manifest={manifest}",
         f"data.root={tone_folder}",

@@ -123,7 +123,9 @@ class Played:
         journal: Journal | None = None,
         secret: bytes = bytes(32),
     ) -> None:
-        self.config = compose(["client.local_steps=8", *overrides])
+        chosen = any(text.startswith("experiment=") for text in overrides)
+        start = [] if chosen else ["experiment=demo_fedavg"]
+        self.config = compose([*start, "client.local_steps=8", *overrides])
         count = self.config.federated.num_clients
         played: Answer = answer or (lambda node, task: reply(node, round=task["round"]))
         self.grid = PlayedGrid(played, [100 + number for number in range(count)])
