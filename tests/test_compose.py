@@ -351,8 +351,8 @@ def test_a_search_without_optuna_says_which_extra(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.manifest=gone.csv"], "model hubert_tiny"),
-        (["data.manifest=gone.csv", "model=hubert_small"], "model hubert_small"),
+        (["data.manifest=gone.csv"], "model=hubert_tiny"),
+        (["data.manifest=gone.csv", "model=hubert_small"], "model=hubert_small"),
         (["data.manifest=gone.csv", "experiment=speech_mini"], ""),
     ],
 )

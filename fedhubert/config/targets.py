@@ -40,11 +40,9 @@ class TargetsConfig(Model):
     recipe, 500 for the second."""
 
     sets: Annotated[tuple[str, ...], Field(max_length=MAX_SETS)] = ()
-    """Of source=mfcc: kinds of features that are clustered side by side, each predicted by a head
-    of its own, as in ``[mfcc,mfcc_z,static,mfcc_speaker:200]``: mfcc, static (the 13 cepstra) or
-    deltas (their differences), as they are, with ``_z`` on the scale of speech, with ``_speaker``
-    standardised per speaker (on the site), and ``:K`` for K instead of ``num_clusters``. Figures
-    are of the first. None: MFCC alone."""
+    """Of source=mfcc: kinds of features to cluster side by side, each with a head of its own: mfcc,
+    static (13 cepstra) or deltas; ``_z``: on the scale of speech; ``_speaker``: standardised per
+    speaker, on the site; ``:K``: K clusters. Figures are of the first. None: MFCC alone."""
 
     label_rate_hz: Literal[50, 100] = key(100, unit="Hz", site="label-rate-hz", composed=None)
     """Of the labels; null: the source's rate (mfcc and precomputed 100, layer:N 50). State it for

@@ -22,6 +22,7 @@ from tests.flower import parse_superlink
 from .pages import REPOSITORY
 
 _COMPOSED = (
+    "targets.sets",
     "experiment",
     "data.manifest",
     "task.teacher",
