@@ -10,7 +10,7 @@ from tests.integration.conftest import SMALL
 PITCHES_HZ = {"low": 220.0, "mid": 700.0, "high": 2200.0}
 LABELS = "[low,mid,high]"
 RUN = [
-    *("experiment=demo", *SMALL, "task.feature_penalty=0", "task.mask_probability=0"),
+    *("experiment=demo_fedavg", *SMALL, "task.feature_penalty=0", "task.mask_probability=0"),
     *("client.validation_batches=0", "data.partition.validation_fraction=0.34"),
     *("federated.client_fraction=1", "federated.num_rounds=2", "client.lr=0.01"),
     *("model.dropout=0", "model.layer_drop=0"),

@@ -1,11 +1,13 @@
 """Whole runs of fine-tuning, over audio whose labels can be heard."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message
 
 from fedhubert.baselines.central import BaselineOptions, train_baseline
 from fedhubert.clients import data as site
@@ -141,15 +143,23 @@ def test_a_resumed_run_is_the_undisturbed_one(words: Path, tmp_path: Path, task:
     whole, _ = train(run_of(words, tmp_path / "whole", *more, "task.freeze_share=0.5"))
     parts = run_of(words, tmp_path / "parts", *more, "task.freeze_share=0.5", "resume=auto")
 
-    def stops(number: int, done: int, asked: int) -> None:
-        if number == 2:
-            raise KeyboardInterrupt
+    class Stopped(InProcessGrid):
+        asked = 0
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            self.asked += sum(
+                message.metadata.message_type == "train.round" for message in messages
+            )
+            if self.asked == 5:  # in the middle of the second round
+                raise KeyboardInterrupt
+            return super().push_messages(messages)
 
     incoming._cached = None
     site._cached_site.cache_clear()
-    grid = InProcessGrid([{"partition-id": n, "num-partitions": 3} for n in range(3)])
+    grid = Stopped([{"partition-id": n, "num-partitions": 3} for n in range(3)])
     with pytest.raises(KeyboardInterrupt):
-        run_federation(grid, parts, on_client=stops)
+        run_federation(grid, parts)
     again, _ = train(parts)
     assert torch.equal(weights(whole.checkpoint), weights(again.checkpoint))
 
