@@ -26,6 +26,7 @@ def adamw(trainer: Trainer, batch: Batch, **how: bool) -> None:
     group = trainer.optimizer.param_groups[0]
     settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
     trainer.optimizer = torch.optim.AdamW(trainer.parameters, **settings, **how)
+    trainer.optimizer.param_groups[0]["factor"] = group["factor"]
 
 
 def attention_mask(trainer: Trainer, batch: Batch) -> None:

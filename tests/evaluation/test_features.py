@@ -45,7 +45,8 @@ def folder(tiny_model_config: ModelConfig, tmp_path: Path) -> Path:
     out = tmp_path / "huggingface"
     out.mkdir()
     write_huggingface(
-        Source(tiny_model_config, build_hubert(tiny_model_config, 3).state_dict(), {}, 1, {}), out
+        Source(tiny_model_config, build_hubert(tiny_model_config, 3).state_dict(), {}, {}, 1, {}),
+        out,
     )
     return out
 
@@ -60,7 +61,7 @@ def test_layers_are_those_of_transformers(
         "conv_bias": norm_first,
     }
     config = tiny_model_config.model_copy(update=changes)
-    write_huggingface(Source(config, build_hubert(config, 3).state_dict(), {}, 1, {}), tmp_path)
+    write_huggingface(Source(config, build_hubert(config, 3).state_dict(), {}, {}, 1, {}), tmp_path)
     reference = TransformersHubert.from_pretrained(tmp_path).eval()
     waveform = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
     encoder, _ = load_encoder(tmp_path)

@@ -134,7 +134,16 @@ def test_noise_that_the_grid_cannot_hold_is_refused_by_name() -> None:
 def test_a_teacher_and_an_extractor_are_named_among_what_epsilon_does_not_cover() -> None:
     def outside(*overrides: str) -> str:
         return " ".join(
-            _outside(compose(["privacy=central", "federated.strategy=FedAvg", *overrides]))
+            _outside(
+                compose(
+                    [
+                        "experiment=demo_fedavg",
+                        "privacy=central",
+                        "federated.strategy=FedAvg",
+                        *overrides,
+                    ]
+                )
+            )
         )
 
     assert "task.teacher" in outside("task=distill", "task.teacher=/models/teacher.pt")
