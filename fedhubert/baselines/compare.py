@@ -97,7 +97,6 @@ def _one_seed(
             )
         ),
         MFCC: {},
-        TEACHER: {},
     }
     if comparison.probing is not None:
         clients = [
@@ -116,14 +115,13 @@ def _one_seed(
         if taught is not None:
             given = str(taught.teacher)
             source = given if given.startswith("torchaudio:") else str(on_server(given))
+            systems[TEACHER] = {}
             _probe(
                 systems,
                 TEACHER,
                 [(source, comparison.out / "teacher.json")],
                 comparison.probing,
             )
-    if not systems[TEACHER]:
-        del systems[TEACHER]
     return systems
 
 

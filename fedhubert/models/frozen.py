@@ -47,6 +47,11 @@ _NEVER_KEPT = {"other_classes"}
 """Heads of further sets of labels."""
 
 
+def short_digest() -> hashlib.blake2b:
+    """Return a fresh digest of 32 hexadecimal digits, the shorter kind of key."""
+    return hashlib.blake2b(digest_size=16)
+
+
 @dataclass(frozen=True, eq=False)
 class FrozenModel:
     """Sizes and tensors (float32, on the CPU) of a frozen model; subclasses say what it is called

@@ -1,7 +1,6 @@
 """What of a model is trained, where that is not all of it: the rest stays as the run began, does
 not travel, and is brought to a site once."""
 
-import hashlib
 from dataclasses import dataclass
 
 from torch import nn
@@ -9,7 +8,7 @@ from torch import nn
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError
 from fedhubert.models.adapters import is_adapters
-from fedhubert.models.frozen import ENCODER, FrozenModel, layer_of
+from fedhubert.models.frozen import ENCODER, FrozenModel, layer_of, short_digest
 from fedhubert.models.hubert import HubertModel
 
 
@@ -53,9 +52,7 @@ class FrozenPart(FrozenModel):
     error = CheckpointError
     setting = key_setting = "model.trainable"
 
-    @staticmethod
-    def new_digest() -> hashlib.blake2b:
-        return hashlib.blake2b(digest_size=16)
+    new_digest = staticmethod(short_digest)
 
     @classmethod
     def of(cls, model: HubertModel) -> "FrozenPart | None":

@@ -5,7 +5,6 @@ as in transformers 5; transformers 4 puts the final norm of a ``layer_norm_first
 last one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from fedhubert.models.heads import at_least_float32
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import LabelledBatch, Objective, TeacherSource, ratio
 from fedhubert.objectives.spec import register
-from fedhubert.objectives.utterances import UtteranceSpec, hear
+from fedhubert.objectives.utterances import UtteranceSpec, UtteranceTerms, hear
 
 
 class ClassifyHead(nn.Module):
@@ -34,15 +33,6 @@ class ClassifyHead(nn.Module):
         weights = self.layer_weights.softmax(0)
         mixed_bTD = (torch.stack(list(layers)) * weights.view(-1, 1, 1, 1)).sum(0)
         return at_least_float32(self.classifier(self.projector(mixed_bTD).mean(1)))
-
-
-@dataclass(frozen=True)
-class LabelTerms:
-    """Sums over utterances (see :class:`fedhubert.objectives.objective.Terms`)."""
-
-    loss_sum: Tensor
-    frames: int
-    sums: Mapping[str, Tensor | int]
 
 
 @register("classify")
@@ -95,7 +85,7 @@ class Classification(UtteranceSpec):
     def loss(self, teacher: TeacherSource | None = None) -> Objective:
         return self._terms
 
-    def _terms(self, model: HubertModel, batch: LabelledBatch) -> LabelTerms:
+    def _terms(self, model: HubertModel, batch: LabelledBatch) -> UtteranceTerms:
         head, losses, targets, scores = model.get_submodule(self.head_name), [], [], []
         for heard in hear(model, batch, self.tuning):
             scores_bC = head(heard.layers)
@@ -117,7 +107,7 @@ class Classification(UtteranceSpec):
             counts = torch.bincount(said_B * count + best_B, minlength=count**2).tolist()
             names = self.sum_names[len(self.trained_sum_names) :]
             sums |= dict(zip(names, counts, strict=True))
-        return LabelTerms(loss_sum, len(said_B), sums)
+        return UtteranceTerms(loss_sum, len(said_B), sums)
 
     def combine(self, sums: Mapping[str, float]) -> dict[str, object]:
         """Return ``loss`` (nats an utterance), ``accuracy`` and ``utterances``; where confusions

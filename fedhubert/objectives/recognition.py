@@ -4,7 +4,7 @@ linear layer on the transformer's output, as in fairseq's and HuggingFace's fine
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -30,19 +30,10 @@ from fedhubert.models.heads import at_least_float32
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import LabelledBatch, Objective, TeacherSource, ratio
 from fedhubert.objectives.spec import register
-from fedhubert.objectives.utterances import UtteranceSpec, hear
+from fedhubert.objectives.utterances import UtteranceSpec, UtteranceTerms, hear
 
 CHARACTERS_PER_S = 12
 """Of read speech, about."""
-
-
-@dataclass(frozen=True)
-class TextTerms:
-    """Sums over characters (see :class:`fedhubert.objectives.objective.Terms`)."""
-
-    loss_sum: Tensor
-    frames: int
-    sums: Mapping[str, Tensor | int]
 
 
 @register("ctc")
@@ -111,7 +102,7 @@ class Recognition(UtteranceSpec):
         error_counts([], [])
         return self._terms
 
-    def _terms(self, model: HubertModel, batch: LabelledBatch) -> TextTerms:
+    def _terms(self, model: HubertModel, batch: LabelledBatch) -> UtteranceTerms:
         head, losses, characters = model.get_submodule(self.head_name), [], 0
         written: list[str] = []
         spoken: list[str] = []
@@ -145,7 +136,7 @@ class Recognition(UtteranceSpec):
         if not torch.is_grad_enabled():
             unwritable = sum(text.count(UNWRITABLE) for text in spoken)
             sums |= {**error_counts(spoken, written).sums, "unwritable": unwritable}
-        return TextTerms(loss_sum, characters, sums)
+        return UtteranceTerms(loss_sum, characters, sums)
 
     def combine(self, sums: Mapping[str, float]) -> dict[str, object]:
         """Return ``loss`` (nats a character) and ``characters``; where texts were decoded also
@@ -175,11 +166,7 @@ class ErrorCounts:
     @property
     def sums(self) -> Mapping[str, int]:
         """By name."""
-        return {
-            "character_errors": self.character_errors,
-            "words": self.words,
-            "word_errors": self.word_errors,
-        }
+        return asdict(self)
 
 
 def error_counts(references: Sequence[str], written: Sequence[str]) -> ErrorCounts:

@@ -8,7 +8,7 @@ utterance's figures are those that it has alone, in training as in use.
 Shape suffixes: B batch, b rows of one length, N samples, T 50-Hz frames, D width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,16 @@ class Heard:
     layers: list[Tensor]
     last_bTD: Tensor
     conv_power: Tensor
+
+
+@dataclass(frozen=True)
+class UtteranceTerms:
+    """Sums over utterances, or over their characters (see
+    :class:`fedhubert.objectives.objective.Terms`); ``frames`` counts these."""
+
+    loss_sum: Tensor
+    frames: int
+    sums: Mapping[str, Tensor | int]
 
 
 class UtteranceSpec(ObjectiveSpec):

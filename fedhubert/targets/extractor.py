@@ -1,6 +1,5 @@
 """The model whose layer gives a second iteration's features: cut down to that layer."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from torch import Tensor
 from fedhubert.config import ModelConfig, TargetsConfig
 from fedhubert.errors import TargetsError
 from fedhubert.formats.importing import import_on_server
-from fedhubert.models.frozen import ENCODER, NO_HEAD, UNUSED, FrozenModel, layer_of
+from fedhubert.models.frozen import ENCODER, NO_HEAD, UNUSED, FrozenModel, layer_of, short_digest
 from fedhubert.models.hubert import HubertModel, build_hubert
 
 
@@ -27,9 +26,7 @@ class Extractor(FrozenModel):
     error = TargetsError
     setting = key_setting = "targets.checkpoint"
 
-    @staticmethod
-    def new_digest() -> hashlib.blake2b:
-        return hashlib.blake2b(digest_size=16)
+    new_digest = staticmethod(short_digest)
 
     @classmethod
     def of(cls, targets: TargetsConfig) -> "Extractor | None":

@@ -3,7 +3,6 @@ of those that fail."""
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -35,6 +34,16 @@ _LONGEST_PAUSE = 2**6
 _STARTS_BELIEVED = 3
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Until when (``time.monotonic``) a node is asked nothing, when its SuperNode had come online,
+    and how often it has been refused."""
+
+    until: float
+    activated: str
+    times: int
 
 
 @dataclass
@@ -77,10 +86,8 @@ class Federation:
         self._keys = NodeKeys.read(self.config.federated.node_keys)
         self._claims: dict[int, int] = {}
         self._correspondence = Correspondence.of(self.config.federated, self._keys)
-        self._refused_until: dict[int, float] = {}
-        self._refusals: Counter[int] = Counter()
+        self._refusals: dict[int, _Refusal] = {}
         self._activated: dict[int, str] = {}
-        self._activated_when_refused: dict[int, str] = {}
 
     @property
     def num_keys(self) -> int:
@@ -195,21 +202,23 @@ class Federation:
         return [node for node in sorted(present - set(self.hosts)) if self._may_be_asked(node)]
 
     def _may_be_asked(self, node: int) -> bool:
-        if self._refused_until.get(node, 0.0) <= time.monotonic():
+        refusal = self._refusals.get(node)
+        if refusal is None or refusal.until <= time.monotonic():
             return True
         # one that is started again and again would let every round wait
-        started_anew = self._activated.get(node, "") != self._activated_when_refused.get(node, "")
-        return started_anew and self._refusals[node] <= _STARTS_BELIEVED
+        started_anew = self._activated.get(node, "") != refusal.activated
+        return started_anew and refusal.times <= _STARTS_BELIEVED
 
     def refuse(self, node: int) -> None:
         """Ask ``node`` again in a minute, and every time that it is refused later and later: up to
         an hour. One whose SuperNode was started anew since it was last present is asked at once,
         a few times a run."""
-        self._activated_when_refused[node] = self._activated.get(node, "")
-        self._refused_until[node] = time.monotonic() + _TRY_AGAIN_S * min(
-            2 ** self._refusals[node], _LONGEST_PAUSE
+        before = self._refusals.get(node)
+        times = before.times if before else 0
+        pause_s = _TRY_AGAIN_S * min(2**times, _LONGEST_PAUSE)
+        self._refusals[node] = _Refusal(
+            time.monotonic() + pause_s, self._activated.get(node, ""), min(times + 1, 16)
         )
-        self._refusals[node] = min(self._refusals[node] + 1, 16)
 
     def set_aside(self, nodes: Collection[int]) -> None:
         """Ask ``nodes``, which were silent, nothing before they have joined again."""
