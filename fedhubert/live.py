@@ -190,8 +190,7 @@ def _seconds(seconds: float) -> str:
 @contextlib.contextmanager
 def libraries_write_to(path: Path) -> Iterator[None]:
     """Have what libraries (Ray, Flower, decoders of audio) print by themselves appended to
-    ``path``:
-    the process's standard output and error lead there, and ours goes on to the terminal.
+    ``path``: the process's standard output and error lead there, and ours goes on to the terminal.
 
     Only whoever uses :func:`terminal` is seen until the end. Does nothing where standard error is
     not the process's own, as under a test.

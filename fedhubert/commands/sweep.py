@@ -41,18 +41,13 @@ def run_sweep(overrides: Sequence[str]) -> int:
     Raises:
         FedhubertError: some failed, or (code ``interrupted``) the sweep was asked to stop.
     """
-    from fedhubert.compose.sweeps import multirun, sweep_jobs
+    from fedhubert.compose.sweeps import differing, multirun, sweep_jobs
     from fedhubert.federation.engine.run import check_here, train_here
     from fedhubert.reporting.console import log_to_terminal, output_console
 
     planned = sweep_jobs(overrides)
     searched = {_key(text) for _, names in planned for text in names}
-    differ = searched | {
-        _key(text)
-        for each, _ in planned
-        for text in each
-        if any(text not in job for job, _ in planned)
-    }
+    differ = searched | set(map(_key, differing(planned)))
     jobs: list[Job] = []
     interrupted: list[FedhubertError] = []
 

@@ -34,6 +34,11 @@ def sweep_jobs(overrides: Sequence[str]) -> list[tuple[list[str], list[str]]]:
     return [(list(job), searched) for job in itertools.product(*lists)]
 
 
+def differing(jobs: Sequence[tuple[list[str], list[str]]]) -> set[str]:
+    """Return the overrides that some of the ``jobs`` (:func:`sweep_jobs`) have and others lack."""
+    return {text for job, _ in jobs for text in job if any(text not in other for other, _ in jobs)}
+
+
 def jobs_of(overrides: Sequence[str]) -> list[tuple[str, Config]]:
     """Return name and configuration of every job of a sweep. Its name is its number, and the
     overrides in which it differs from others. What a search chooses has its default.
@@ -42,8 +47,9 @@ def jobs_of(overrides: Sequence[str]) -> list[tuple[str, Config]]:
         ConfigError: what is wrong with one, by its name.
     """
     jobs, found = sweep_jobs(overrides), []
+    different = differing(jobs)
     for number, (job, searched) in enumerate(jobs):
-        differs = [text for text in job if any(text not in other for other, _ in jobs)]
+        differs = [text for text in job if text in different]
         chosen = [f"{text} (searched)" for text in searched]
         name = " ".join([f"job {number}:", *differs, *chosen]).removesuffix(":")
         with _named(name):
