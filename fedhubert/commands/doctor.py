@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # --help answers without it
 EXTRAS = {
     "eval": "probes and clusters of `evaluate` and `compare`",
     "privacy": "epsilon of privacy=central",
+    "asr": "word errors of task=ctc and `evaluate --text-column`",
     "tensorboard": "reporting.trackers=[tensorboard]",
     "wandb": "reporting.trackers=[wandb]",
     "mlflow": "reporting.trackers=[mlflow]",

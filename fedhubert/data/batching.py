@@ -69,7 +69,10 @@ class Batch:
     def places(self) -> FramePlaces:
         """Where the mask's frames stand; a GPU has to wait for them, unless they were worked out
         before the batch came to it."""
-        return self.known_places or FramePlaces.of(self.mask_BT)
+        if self.known_places is not None:
+            return self.known_places
+        with torch.inference_mode(False):  # kept, they may be trained on after they were scored
+            return FramePlaces.of(self.mask_BT)
 
     @property
     def tensors(self) -> list[torch.Tensor]:

@@ -36,12 +36,13 @@ def in_turn(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def peak_mb() -> float:
-    """Return the most memory that this process has had so far (``ru_maxrss`` would begin at that of the process that started it)."""
+    """Return the most memory that this process has had since :func:`memory_mb` (``ru_maxrss`` would begin at that of the process that started it)."""
     return _field("/proc/self/status", "VmHWM")
 
 
 def memory_mb() -> float:
-    """Return the memory that this process has now."""
+    """Return the memory that this process has now, from which on its peak counts anew."""
+    Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5): resets VmHWM
     return _field("/proc/self/status", "VmRSS")
 
 
