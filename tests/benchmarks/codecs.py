@@ -1,7 +1,8 @@
 """What lossy codecs cost and save: int8 updates with a bf16 broadcast beside float32, on the speech that FEDHUBERT_CORPUS names.
 
 ``python -m tests.benchmarks.codecs --rounds 20 --seeds 0 1 2`` runs both for each seed and prints two JSON lines per seed;
-``--codecs ring32 ring24 ring16`` the same for others.
+``--codecs ring32 ring24 ring16`` the same for others. ``--way muon`` takes FedMuon over single steps in place of FedAvg over twenty of AdamW: it
+leaves the plateau in minutes (``--rounds 250``), so that a codec that harmed learning would be seen.
 """
 
 import argparse
@@ -32,14 +33,20 @@ LOCAL = [  # twenty steps between two exchanges: an update is worth its bytes
     *("federated.sampling=random", "targets.sets=[]", "task.mask_probability_start=null"),
     "model.conv_layers=[[32,10,5],[32,3,2],[32,3,2],[32,3,2],[32,3,2],[32,2,2],[32,2,2]]",
 ]
-_RING = "federated.ring_clip=0.02"  # twenty steps of AdamW at 1e-3
+MUON = [
+    *("targets.sets=[]", "client.validation_batches=10", "client.validation_every=10"),
+    "model.conv_layers=[[32,10,5],[32,3,2],[32,3,2],[32,3,2],[32,3,2],[32,2,2],[32,2,2]]",
+]
+WAYS = {"local": LOCAL, "muon": MUON}
+RING_CLIP = {"local": 0.02, "muon": 100.0}
+"""Of an entry of an update: twenty steps of AdamW at 1e-3, and one of SGD at 1000."""
 LOSSY = {
     "int8": ["federated.update_codec=int8", "federated.broadcast_codec=bf16"],
-    **{codec: [f"federated.update_codec={codec}", _RING] for codec in RING_BITS},
+    **{codec: [f"federated.update_codec={codec}"] for codec in RING_BITS},
 }
 
 
-def train(out: Path, *overrides: str) -> list[dict[str, Any]]:
+def train(out: Path, *overrides: str, way: str = "local") -> list[dict[str, Any]]:
     """Run one training in a process of its own and return its events; a finished one is not run again."""
     command = [
         sys.executable,
@@ -49,7 +56,7 @@ def train(out: Path, *overrides: str) -> list[dict[str, Any]]:
         "experiment=speech_mini",
         f"out={out}",
         "resume=auto",
-        *LOCAL,
+        *WAYS[way],
         *overrides,
     ]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -72,14 +79,17 @@ def figures(events: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def compare(codec: str, seeds: list[int], out: Path, settings: list[str]) -> None:
+def compare(
+    codec: str, seeds: list[int], out: Path, settings: list[str], way: str = "local"
+) -> None:
     """Print the bytes and the held-out loss of each seed."""
     for seed in seeds:
         same = [f"seed={seed}", *settings]
-        exact = figures(train(out / f"fp32-{seed}", *same))
-        lossy = figures(train(out / f"{codec}-{seed}", *same, *LOSSY[codec]))
+        ring = [f"federated.ring_clip={RING_CLIP[way]:g}"] if codec in RING_BITS else []
+        exact = figures(train(out / f"fp32-{seed}", *same, way=way))
+        lossy = figures(train(out / f"{codec}-{seed}", *same, *LOSSY[codec], *ring, way=way))
         how = "int8 up, bf16 down" if codec == "int8" else codec
-        name = f"{how} beside float32, {' '.join(settings)}, seed {seed}"
+        name = f"{how} beside float32, {way}, {' '.join(settings)}, seed {seed}"
         figure(f"{name}: bytes", lossy["bytes"] / 1e6, exact["bytes"] / 1e6, "MB")
         fell_by, differs_by = (
             exact["first_loss"] - exact["loss"],
@@ -100,11 +110,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--codecs", nargs="+", choices=sorted(LOSSY), default=["int8"])
+    parser.add_argument("--way", choices=sorted(WAYS), default="local")
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     out = arguments.out or Path(tempfile.mkdtemp(prefix="codecs-"))
     for codec in arguments.codecs:
-        compare(codec, arguments.seeds, out, [f"federated.num_rounds={arguments.rounds}"])
+        rounds = [f"federated.num_rounds={arguments.rounds}"]
+        compare(codec, arguments.seeds, out, rounds, arguments.way)
 
 
 if __name__ == "__main__":

@@ -140,11 +140,10 @@ def test_cohorts(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_codecs_settings_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDHUBERT_CORPUS", str(tmp_path))
-    for codec in ([], *codecs.LOSSY.values()):
-        assert (
-            compose(["experiment=speech_mini", *codecs.LOCAL, *codec]).federated.strategy
-            == "FedAvg"
-        )
+    for way, strategy in (("local", "FedAvg"), ("muon", "FedMuon")):
+        for codec in ([], *codecs.LOSSY.values()):
+            settings = ["experiment=speech_mini", *codecs.WAYS[way], *codec]
+            assert compose(settings).federated.strategy == strategy
 
 
 @pytest.mark.slow
