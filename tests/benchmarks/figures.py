@@ -12,11 +12,11 @@ from typing import Any
 
 
 def figure(name: str, ours: float, peer: float | None, unit: str, **more: Any) -> None:
-    """Print one figure; ``ratio`` is how many times less ours is."""
-    sides = {"ours": _rounded(ours)} | (
-        {} if peer is None else {"peer": _rounded(peer), "ratio": _rounded(peer / ours)}
-    )
-    print(json.dumps({"name": name, **sides, "unit": unit, **more}), flush=True)
+    """Print one figure; ``ratio`` is how many times less ours is, None where ours is nothing."""
+    said: dict[str, Any] = {"name": name, "ours": _rounded(ours)}
+    if peer is not None:
+        said |= {"peer": _rounded(peer), "ratio": _rounded(peer / ours) if ours else None}
+    print(json.dumps(said | {"unit": unit, **more}), flush=True)
 
 
 def _rounded(value: float) -> float:
