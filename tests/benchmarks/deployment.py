@@ -125,7 +125,7 @@ class Measured:
 
 def ours(deployed: Deployment, rounds: int, layers: int, more: Sequence[str] = ()) -> Measured:
     """Play a run; its rounds are counted without their slowest client's training."""
-    out = deployed.folder / f"ours-{deployed.started}"
+    out = Path(tempfile.mkdtemp(prefix="ours-", dir=deployed.folder)) / "run"
     base = [
         "model=hubert_base",
         f"model.num_layers={layers}",
