@@ -46,6 +46,10 @@ ROWS = {
     "FedAdagrad": ["federated.strategy=FedAdagrad", "federated.weight_by=uniform"],
     "FedProx": ["federated.strategy=FedProx"],
     "FedNova": ["federated.strategy=FedNova", "client.optimizer=sgd", "client.momentum=0.9"],
+    "FedMuon": [
+        *("federated.strategy=FedMuon", "client.local_steps=1", "client.optimizer=sgd"),
+        *("client.lr=1000", "client.grad_clip_norm=0", "client.weight_decay=0"),
+    ],
     "int8": ["federated.update_codec=int8", "client.optimizer_policy=keep"],
     "ring32": ["federated.update_codec=ring32", "federated.strategy=FedNova"],
     "ring24": ["federated.update_codec=ring24", "federated.ring_clip=0.02"],
