@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= outputs/demo
-FAST := tests/test_imports.py tests/test_compose.py tests/config tests/data tests/objectives tests/models \
+FAST := tests/test_imports.py tests/test_compose.py tests/test_overrides.py tests/config tests/data tests/objectives tests/models \
   $(addprefix tests/federation/test_,arrays.py codecs.py exact_sum.py grid.py guards.py rounds.py sampling.py server_optimizers.py)
 PROCESSES ?= 2
 FLWR ?=

@@ -25,7 +25,7 @@ from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.central import CentralTrainer, plan_rounds
-from tests.federation.test_equivalences import SMALL, Clients, relative
+from tests.federation.clients import SMALL, Clients, relative
 
 SGD = [
     "client.optimizer=sgd",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.deployment.conftest import marked_processes
+from tests.deployment.processes import marked_processes
 
 PERIOD_S, LOOK_FOR_NEW_S = 0.1, 1.0
 CLOCK_HZ = 100

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from tests.benchmarks.figures import figure
 from tests.benchmarks.processes import Watch, lines_with
-from tests.deployment.conftest import Deployment, free_port
+from tests.deployment.conftest import Deployment
+from tests.deployment.processes import free_port
 
 NUM_SITES = 2
 ENDS = "tests.benchmarks.transport_ends"

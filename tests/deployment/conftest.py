@@ -3,20 +3,15 @@
 Every process carries a mark in its environment, by which all of them (also those that Flower starts and detaches) are found and ended.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +21,12 @@ import soundfile
 from fedhubert.cli import main
 from tests.federation.in_process import open_policy
 
+from .line import LINE_HOST
+from .processes import LONG_S, MARK, Running, free_port, marked_processes, wait_until
+
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 NODES = 3
-LINE_HOST, LINE_SITE = "10.203.7.1", "10.203.7.2"
-LONG_S = 300.0  # how long to wait for what takes seconds on a machine with nothing else to do
-MARK = "FEDHUBERT_TEST_DEPLOYMENT"
 SMALL = [
     "experiment=demo_fedavg",
     "model.conv_layers=[[16,10,5],[16,3,2],[16,3,2],[16,3,2],[16,3,2],[16,2,2],[16,2,2]]",
@@ -55,90 +50,6 @@ SMALL = [
     "client.threads=1",
     "checkpoint.every=1",
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Running:
-    """A process in a session of its own, with its output in a file."""
-
-    def __init__(
-        self, name: str, command: list[str], environment: dict[str, str], log: Path
-    ) -> None:
-        self.name, self.log = name, log
-        with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                command,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=log.parent,
-                start_new_session=True,
-            )
-
-    def text(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def wait_for(self, text: str, timeout_s: float = LONG_S) -> None:
-        """Wait until its output contains ``text``."""
-
-        def there() -> bool:
-            if text in self.text():
-                return True
-            assert self.popen.poll() is None, (
-                f"{self.name} ended with {self.popen.returncode}:\n{self.text()}"
-            )
-            return False
-
-        wait_until(there, f"{text!r} in the output of {self.name}", timeout_s, self.text)
-
-    def kill(self) -> None:
-        """Kill it and what it started at once, as a machine that loses power would."""
-        os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
-
-    def terminate(self) -> None:
-        """End it as a service manager would, so that the SuperLink knows."""
-        self.popen.terminate()
-        self.wait()
-
-    def wait(self, timeout_s: float = LONG_S) -> int:
-        """Wait until it ends by itself and return its exit code."""
-        try:
-            return self.popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(
-                f"{self.name} goes on after {timeout_s} s:\n{self.text()}"
-            ) from None
-
-
-def wait_until(
-    check: Callable[[], Any], what: str, timeout_s: float, more: Callable[[], str] = str
-) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s\n{more()}"
-        time.sleep(0.2)
-
-
-def marked_processes(mark: str) -> Iterator[tuple[int, str]]:
-    """Yield (pid, command line) of the live processes that carry ``mark`` in their environment."""
-    needle = f"{MARK}={mark}".encode()
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            if needle in (folder / "environ").read_bytes().split(b"\0"):
-                yield (
-                    int(folder.name),
-                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
-                )
-        except (OSError, ProcessLookupError):
-            continue
 
 
 class Deployment:
@@ -354,87 +265,6 @@ class Deployment:
             deadline = time.monotonic() + patience_s
             while any(marked_processes(self.mark)) and time.monotonic() < deadline:
                 time.sleep(0.1)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A network namespace of the test's own, joined to the host by one virtual cable."""
-
-    namespace: str
-    host_address: str
-    device: str
-
-    def cut(self) -> None:
-        ip("link", "set", self.device, "down")
-
-    def heal(self) -> None:
-        ip("link", "set", self.device, "up")
-
-
-class Relay(socketserver.ThreadingTCPServer):
-    """Pass connections to the cable's end on to the SuperLink, which listens on the loopback only."""
-
-    allow_reuse_address = daemon_threads = True
-
-    def __init__(self, address: str, port: int) -> None:
-        self.port = port
-        super().__init__((address, port), RelayHandler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class RelayHandler(socketserver.BaseRequestHandler):
-    def handle(self) -> None:
-        assert isinstance(self.server, Relay)
-        with socket.create_connection(("127.0.0.1", self.server.port)) as onward:
-            back = threading.Thread(target=copy_bytes, args=(onward, self.request), daemon=True)
-            back.start()
-            copy_bytes(self.request, onward)
-            back.join()
-
-
-def copy_bytes(source: socket.socket, sink: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
-
-
-def ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
-
-
-@contextlib.contextmanager
-def site_network(deployment: Deployment) -> Iterator[Line]:
-    """Make a namespace whose only way out is a cable to this host, and take both away at the end."""
-    tag = deployment.mark[:6]
-    line = Line(f"fedhubert-{tag}", LINE_HOST, f"fh{tag}")
-    ip("netns", "add", line.namespace)
-    try:
-        ip(
-            "link",
-            "add",
-            line.device,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "uplink",
-            "netns",
-            line.namespace,
-        )
-        ip("address", "add", f"{LINE_HOST}/30", "dev", line.device)
-        ip("link", "set", line.device, "up")
-        ip("-n", line.namespace, "address", "add", f"{LINE_SITE}/30", "dev", "uplink")
-        for device in ("uplink", "lo"):
-            ip("-n", line.namespace, "link", "set", device, "up")
-        with Relay(LINE_HOST, deployment.port) as relay:
-            yield line
-            relay.shutdown()
-    finally:
-        subprocess.run(["ip", "link", "delete", line.device], capture_output=True)
-        subprocess.run(["ip", "netns", "delete", line.namespace], capture_output=True)
 
 
 TLS_FILES = (("ca-cert", "ca.crt"), ("cert", "server.crt"), ("key", "server.key"))

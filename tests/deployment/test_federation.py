@@ -13,7 +13,9 @@ import torch
 from fedhubert.cli import main
 from fedhubert.formats.round_file import load_checkpoint
 
-from .conftest import LONG_S, NODES, Deployment, site_network, wait_until
+from .conftest import NODES, Deployment
+from .line import site_network
+from .processes import LONG_S, wait_until
 
 pytestmark = pytest.mark.deployment
 

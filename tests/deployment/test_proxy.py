@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import BIN, LONG_S, NODES, REPOSITORY, Deployment, free_port, wait_until, write_site
+from .conftest import BIN, NODES, REPOSITORY, Deployment, write_site
+from .processes import LONG_S, free_port, wait_until
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 TEMPLATE = REPOSITORY / "docker/proxy/nginx.conf.template"

@@ -15,7 +15,8 @@ from fedhubert.federation.site.faults import InjectedCrash
 from tests.federation.in_process import InProcessGrid, open_policy
 from tests.flower import identify
 
-from .conftest import LONG_S, NODES, SMALL, Deployment, Running, wait_until, write_site
+from .conftest import NODES, SMALL, Deployment, write_site
+from .processes import LONG_S, Running, wait_until
 from .test_federation import assert_same_model, events
 
 pytestmark = pytest.mark.deployment

@@ -14,8 +14,10 @@ import pytest
 from fedhubert.cli import main
 from tests.federation.in_process import open_policy
 
-from .conftest import LINE_HOST, LONG_S, NODES, Deployment, write_site
+from .conftest import NODES, Deployment, write_site
 from .hostile_peer import DONE
+from .line import LINE_HOST
+from .processes import LONG_S
 
 PATIENCE_S = 3 * LONG_S
 pytestmark = pytest.mark.deployment

@@ -10,7 +10,8 @@ import pytest
 
 from fedhubert.cli import main
 
-from .conftest import LONG_S, NODES, Deployment, Running, wait_until, write_site
+from .conftest import NODES, Deployment, write_site
+from .processes import LONG_S, Running, wait_until
 from .test_federation import assert_same_model, events
 
 pytestmark = pytest.mark.deployment

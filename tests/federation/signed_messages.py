@@ -18,8 +18,8 @@ from fedhubert.federation.wire.messages.message import Instruction
 from fedhubert.federation.wire.messages.rounds import Train, Trained
 from tests.flower import deflated, inflated, said_by
 
+from .clients import SMALL
 from .signed import NODES, Keys
-from .test_equivalences import SMALL
 
 JOB = client_job(compose(["experiment=demo_fedavg", *SMALL])).model_dump_json()
 TRAIN = Train(

@@ -17,9 +17,9 @@ from fedhubert.federation.roster.connect import connect
 from fedhubert.federation.site.audit import _entries
 from fedhubert.federation.wire.arrays import sha256_of_ndarray
 
+from .clients import SMALL
 from .in_process import InProcessGrid, federation, open_policy
-from .test_equivalences import SMALL
-from .test_second_iteration import NotKept
+from .second_iteration import NotKept
 
 Node = dict[str, str | int]
 LIMIT = 10**6  # bytes that a file may have, where the disk is full

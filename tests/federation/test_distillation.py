@@ -2,124 +2,29 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 import torch
-from transformers import HubertModel
 
 from fedhubert.cli import main
 from fedhubert.clients import data as site
 from fedhubert.compose import compose
-from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError, ConfigError, FederationError
 from fedhubert.federation.phases.teacher import with_teacher
-from fedhubert.federation.server.dry_run import check_models, describe_federation
-from fedhubert.federation.server.session import RunResult, run_federation
-from fedhubert.federation.site import incoming
+from fedhubert.federation.server.session import RunResult
 from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.formats import FORMATS
-from fedhubert.formats.export import export
 from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.models.hubert import build_hubert
 from fedhubert.models.student import HEADS
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.teacher_runner import TeacherRunner
-from tests.flower import identify
 from tests.integration.conftest import SMALL
 
-from .in_process import InProcessGrid
+from .distilling import ALL, Run, assert_same, data, events, run, teacher, weights
 
-Run = Callable[..., tuple[RunResult, InProcessGrid]]
-ALL = [
-    "task.objectives.hints=0.5",
-    "task.hints=[[1,1]]",
-    "task.objectives.logits=0.5",
-    "task.objectives.pseudo_labels=0.5",
-]
-
-
-@pytest.fixture(autouse=True)
-def app_identity() -> None:
-    """Flower sets this when it starts an app."""
-    identify()
-
-
-@pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pretraining run with one checkpoint: two layers, 48 wide, 12 classes."""
-    config = compose(
-        [
-            "experiment=demo_fedavg",
-            *SMALL,
-            "model.embed_dim=48",
-            "model.num_heads=4",
-            "model.num_layers=2",
-        ]
-    )
-    run = tmp_path_factory.mktemp("pretrained")
-    model = build_hubert(config.model, seed=7)
-    RoundStore(run / "checkpoints").save(
-        4,
-        model.state_dict(),
-        config=config.model_dump(mode="json"),
-        federated_metrics={},
-        resume=None,
-    )
-    return run
-
-
-@pytest.fixture()
-def run(data: list[str], teacher: Path, tmp_path: Path) -> Run:
-    def go(
-        name: str,
-        *overrides: str,
-        nodes: int = 3,
-        state: str = "state",
-        node: dict[str, str | int] | None = None,
-    ) -> tuple[RunResult, InProcessGrid]:
-        incoming._cached = None  # as in a new process
-        configs: list[dict[str, str | int]] = [
-            {"partition-id": number, "num-partitions": nodes} for number in range(nodes)
-        ]
-        configs[0] |= node or {}
-        places = [
-            f"out={tmp_path / name}",
-            f"client.state_dir={tmp_path / state}",
-            f"task.teacher={teacher}",
-        ]
-        task = ["experiment=demo_distill", "task.layers=[1,2]"]
-        grid = InProcessGrid(configs)
-        return run_federation(grid, compose([*task, *data, *SMALL, *places, *overrides])), grid
-
-    return go
-
-
-def events(result: RunResult, kind: str) -> list[dict[str, Any]]:
-    lines = (result.folder.path / "metrics.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == kind]
-
-
-def weights(result: RunResult) -> dict[str, torch.Tensor]:
-    model: dict[str, torch.Tensor] = load_checkpoint(result.checkpoint)["model"]
-    return model
-
-
-def assert_same(left: RunResult, right: RunResult) -> None:
-    ours, theirs = weights(left), weights(right)
-    assert ours.keys() == theirs.keys() and all(
-        torch.equal(ours[name], theirs[name]) for name in ours
-    )
+__all__ = ["data", "run", "teacher"]  # fixtures
 
 
 def test_a_distillation_leaves_a_student_its_figures_and_its_lineage(
@@ -306,96 +211,6 @@ def test_another_teacher_is_refused(run: Run, tmp_path: Path) -> None:
         run("run", "model.conv_layers=[[8,10,5],[8,3,2],[8,3,2],[8,3,2],[8,3,2],[8,2,2],[8,2,2]]")
     with pytest.raises(ConfigError, match="num_clusters"):
         run("run", "task.objectives.logits=1", "targets.num_clusters=5")
-
-
-@pytest.mark.parametrize("format_name", FORMATS)
-def test_exports_hold_the_student_without_its_heads(
-    run: Run, tmp_path: Path, format_name: str
-) -> None:
-    result, _ = run("run", "federated.num_rounds=1")
-    checkpoint = load_checkpoint(result.checkpoint)
-    out = export(checkpoint, format_name, tmp_path / format_name)
-    for file in out.glob("*.pt"):
-        assert not any(HEADS in name for name in _names(torch.load(file, weights_only=True)))
-    if format_name == "huggingface":
-        student = build_hubert(ModelConfig(**checkpoint["config"]["model"]), seed=1)
-        kept = {
-            name: tensor
-            for name, tensor in checkpoint["model"].items()
-            if not name.startswith(HEADS)
-        }
-        student.load_state_dict(kept)
-        waveform = torch.randn(1, 9_000, generator=torch.Generator().manual_seed(0))
-        with torch.inference_mode():
-            expected = student.eval().extract_features(waveform)[-1]
-            theirs = HubertModel.from_pretrained(out).eval()(waveform).last_hidden_state
-        assert float((theirs - expected).abs().max()) < 1e-5
-
-
-def _names(values: Any) -> list[str]:
-    return (
-        [name for key, item in values.items() for name in [str(key), *_names(item)]]
-        if isinstance(values, dict)
-        else []
-    )
-
-
-def test_a_dry_run_describes_a_distillation(data: list[str], teacher: Path, tmp_path: Path) -> None:
-    places = [f"client.state_dir={tmp_path / 'state'}", f"task.teacher={teacher}"]
-    config = compose(["experiment=demo_distill", *data, *SMALL, *places])
-    configs: list[dict[str, str | int]] = [
-        {"partition-id": number, "num-partitions": 3} for number in range(3)
-    ]
-    assert describe_federation(InProcessGrid(configs), check_models(config)).row_count == 4
-    assert not (tmp_path / "state/teachers").exists()
-
-
-def test_the_server_scores_the_student_on_a_manifest_of_its_own(
-    run: Run, data: list[str], tone_folder: Path
-) -> None:
-    manifest = data[0].partition("=")[2]
-    result, _ = run(
-        "run",
-        f"evaluation.manifest={manifest}",
-        f"evaluation.root={tone_folder}",
-        "federated.num_rounds=2",
-    )
-    assert [event["server_validation"]["model_round"] for event in events(result, "round")] == [
-        1,
-        2,
-    ]
-    assert all(
-        event["server_validation"]["cosine_distance"] > 0 for event in events(result, "round")
-    )
-
-
-def test_no_audio_path_or_utterance_leaves_a_site(run: Run, tone_folder: Path) -> None:
-    _, grid = run("run", "federated.num_rounds=1")
-    frames = sum((soundfile.info(path).frames for path in tone_folder.rglob("*.wav")), 0)
-    for answer in grid.answers:
-        text = str(answer.content.config_records) + str(answer.content.metric_records)
-        assert "utterance0" not in text and "speaker0" not in text and str(tone_folder) not in text
-        for record in answer.content.array_records.values():
-            assert all(array.numpy().size != frames for array in record.values())
-
-
-def test_a_distillation_can_be_private(run: Run) -> None:
-    result, _ = run(
-        "run",
-        "privacy=central",
-        "privacy.clip_norm=1e-3",
-        "federated.client_fraction=1",
-        "federated.num_rounds=2",
-    )
-    for event in events(result, "round"):
-        assert event["privacy"]["epsilon"] > 0 and len(event["clients"]) == 3
-        assert all(
-            0.9e-3 < client["update_norm"] <= 1e-3 and client["weight"] == 1
-            for client in event["clients"]
-        )
-    assert (
-        "k-means" not in (result.folder.path / "federated_training.log").read_text()
-    )  # it has no labels to be made
 
 
 @pytest.mark.parametrize(

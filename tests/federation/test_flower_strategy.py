@@ -25,7 +25,7 @@ from tests.integration.conftest import SMALL
 
 from .conftest import reply
 from .in_process import InProcessGrid, federation
-from .test_second_iteration import NotKept
+from .second_iteration import NotKept
 
 ROUNDS = 3
 SETTINGS = [

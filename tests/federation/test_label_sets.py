@@ -20,23 +20,16 @@ from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.targets import kmeans
 from fedhubert.targets.features import parts_of
-from tests.flower import identify
 
+from .second_iteration import data as small
+from .second_iteration import nodes, run_targets
 from .test_runs import Run, data, events, model, run
-from .test_second_iteration import data as small
-from .test_second_iteration import nodes, run_targets
 from .test_secure_runs import PLAIN, Go, go
 
 __all__ = ["data", "go", "run", "small"]  # fixtures
 SETS = ["mfcc_z", "static:5", "mfcc_speaker"]
 DATA = ["data.manifest=not-read.csv"]
 THREE = f"targets.sets=[{','.join(SETS)}]"
-
-
-@pytest.fixture(autouse=True)
-def app_identity() -> None:
-    """Flower sets this when it starts an app."""
-    identify()
 
 
 @pytest.mark.parametrize("seeding", ["local", "moments"])

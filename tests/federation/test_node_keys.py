@@ -19,8 +19,8 @@ from fedhubert.models.hubert import build_hubert
 from fedhubert.training.parameters import ParameterLayout
 from tests.flower import identify, key_bytes, node_info
 
+from .clients import SMALL
 from .in_process import InProcessGrid
-from .test_equivalences import SMALL
 
 NODES = 3
 

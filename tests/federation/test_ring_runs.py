@@ -16,15 +16,10 @@ from fedhubert.federation.updates.ring import RING_BITS
 from fedhubert.formats.round_file import load_checkpoint
 from tests.flower import identify
 
+from .clients import SMALL
 from .in_process import InProcessGrid
-from .test_equivalences import SMALL
 
 CLIENTS = 3
-
-
-@pytest.fixture(autouse=True)
-def app_identity() -> None:
-    identify()
 
 
 @pytest.fixture(scope="module")

@@ -2,57 +2,28 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fedhubert import __version__
-from fedhubert.cli import main
 from fedhubert.clients import data as site
 from fedhubert.clients.samples import release_extractor
 from fedhubert.compose import compose
 from fedhubert.data.audio import read_audio
-from fedhubert.errors import FederationError, FedhubertError
-from fedhubert.federation.phases.targets import prepare_targets
-from fedhubert.federation.roster.connect import connect
-from fedhubert.federation.roster.preflight import check_alike
+from fedhubert.errors import FedhubertError
 from fedhubert.federation.server.dry_run import check_models, describe_federation
 from fedhubert.federation.strategies.strategy import client_job
-from fedhubert.federation.wire import protocol, reading
-from fedhubert.federation.wire.messages.message import PROTOCOL_VERSION
 from fedhubert.federation.wire.messages.nodes import Describe, SendExtractor
 from fedhubert.federation.wire.messages.targets import Label, SeedKMeans
 from fedhubert.models.hubert import build_hubert
 from fedhubert.runs.store import RoundStore
 from fedhubert.targets import kmeans
-from tests.flower import identify
 
-from .in_process import InProcessGrid, federation
-from .test_equivalences import SMALL
+from .in_process import federation
+from .second_iteration import NODES, Settings, data, nodes, run_targets
 
-NODES = 3
-Settings = list[str]
-
-
-@pytest.fixture(autouse=True)
-def app_identity() -> None:
-    """Flower sets this when it starts an app."""
-    identify()
-
-
-@pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [
-        *SMALL,
-        "model.num_layers=3",
-        f"data.manifest={manifest}",
-        f"data.root={tone_folder}",
-        "data.min_seconds=0.5",
-    ]
+__all__ = ["data"]  # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -82,34 +53,6 @@ def overrides(data: Settings, checkpoint: Path, tmp_path: Path) -> Settings:
         "targets.min_frames=1",
     ]
     return [*data, *layer, f"client.state_dir={tmp_path / 'state'}"]
-
-
-def nodes(**changes: str | int) -> list[dict[str, str | int]]:
-    """Node configurations; ``changes`` are those of node 1."""
-    configs: list[dict[str, str | int]] = [
-        {"partition-id": number, "num-partitions": NODES} for number in range(NODES)
-    ]
-    configs[1] |= {key.replace("_", "-"): value for key, value in changes.items()}
-    return configs
-
-
-class NotKept:
-    """Progress of k-means that nobody needs."""
-
-    def load(self) -> None:
-        return None
-
-    def save(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def run_targets(
-    overrides: Settings, configs: list[dict[str, Any]] | None = None
-) -> tuple[Any, list[dict[str, Any]], InProcessGrid]:
-    run, grid = federation(overrides, configs or nodes())
-    connect(run)
-    events: list[dict[str, Any]] = []
-    return prepare_targets(run, (), NotKept(), events.append), events, grid
 
 
 def test_clusters_are_those_of_pooled_lloyd_on_the_models_own_features(
@@ -236,118 +179,6 @@ def test_a_model_that_cannot_serve_is_refused_before_anyone_is_asked(
     with pytest.raises(FedhubertError, match=text):
         describe_federation(run.grid, check_models(run.config))
     assert not grid.kinds
-
-
-PRECOMPUTED = ["targets=precomputed", "targets.label_rate_hz=50"]
-
-
-def km(folder: Path, manifest_overrides: Settings, clusters: int, short: int = 0) -> str:
-    """Write 50-Hz labels for the tones and a dictionary of ``clusters``; the first ``short`` lines lack ten labels."""
-    config = compose(manifest_overrides)
-    lengths = site.open_site(client_job(config), nodes()[0]).manifest.lengths()
-    lines = [
-        " ".join(["1"] * ((int(length) - 400) // 320 + 1 - 10 * (row < short)))
-        for row, length in enumerate(lengths)
-    ]
-    folder.mkdir()
-    (folder / "train.km").write_text("\n".join(lines) + "\n")
-    (folder / "dict.km.txt").write_text("".join(f"{cluster} 1\n" for cluster in range(clusters)))
-    return str(folder / "train.km")
-
-
-def test_sites_that_differ_are_refused_by_name_with_the_remedy(
-    data: Settings, tmp_path: Path
-) -> None:
-    labels = km(tmp_path / "labels", data, 6)
-    settings = [
-        *data,
-        *PRECOMPUTED,
-        f"targets.labels={labels}",
-        f"client.state_dir={tmp_path / 'state'}",
-    ]
-    connect(federation(settings, nodes())[0])
-    cases: list[tuple[dict[str, str | int], str]] = [
-        (
-            {"label_rate_hz": 100},
-            r"label rate in Hz: site 1 has 100, the server 50: .*targets\.label_rate_hz",
-        ),
-        (
-            {"labels": km(tmp_path / "more", data, 9)},
-            r"number of clusters: site 1 has 9, the server 6: .*targets\.num_clusters",
-        ),
-    ]
-    for changes, text in cases:
-        with pytest.raises(FederationError, match=text):
-            connect(federation(settings, nodes(**changes))[0])
-    configs = nodes(centroids_hash="aa")
-    connect(federation(settings, configs)[0])  # only one site states it
-    configs[2]["centroids-hash"] = "bb"
-    with pytest.raises(
-        FederationError,
-        match="hash of the centroids: site 2 has bb, another site aa: .*one set of centroids",
-    ):
-        connect(federation(settings, configs)[0])
-
-
-def test_versions_sample_rates_and_models_that_differ_are_named() -> None:
-    good = {"sample_rate_hz": 16000, "layout": "aa", "num_clusters": 6, "label_rate_hz": 50}
-    check_alike({0: good, 1: good}, good)
-    for key, value, text in (
-        ("layout", "bb", "model shape: site 3 has bb, the server aa"),
-        ("sample_rate_hz", 8000, "sample rate: site 3 has 8000, the server 16000"),
-    ):
-        with pytest.raises(FederationError, match=text):
-            check_alike({0: good, 3: {**good, key: value}}, good)
-    with pytest.raises(FederationError, match="model shape: site 1 has not stated"):
-        check_alike({1: {key: good[key] for key in good if key != "layout"}}, good)
-
-
-@pytest.mark.parametrize("where", ["site", "server"])
-def test_other_versions_are_named_with_the_site(
-    data: Settings, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    run, grid = federation(data, nodes())
-    push = grid.push_messages
-
-    def other_version(messages: Any) -> Any:
-        number = PROTOCOL_VERSION
-        with monkeypatch.context() as patch:
-            if where == "site":
-                for module in (protocol, reading):
-                    patch.setattr(module, "PROTOCOL_VERSION", number + 5)
-            else:
-                patch.setattr(protocol, "__version__", "9.9.9")
-            return push(messages)
-
-    grid.push_messages = other_version  # type: ignore[method-assign]
-    text = (
-        f"protocol: site 0 has {PROTOCOL_VERSION + 5}"
-        if where == "site"
-        else f"site 0 has 9.9.9, the server {__version__}"
-    )
-    with pytest.raises(FederationError, match=text):
-        connect(run)
-
-
-def test_labels_that_do_not_fit_are_named_on_the_site_and_counted_to_the_server(
-    data: Settings, tmp_path: Path
-) -> None:
-    labels = km(tmp_path / "short", data, 6, short=2)
-    settings = [
-        *data,
-        *PRECOMPUTED,
-        f"targets.labels={labels}",
-        f"client.state_dir={tmp_path / 'state'}",
-    ]
-    with pytest.raises(FederationError, match="labels_do_not_fit_2_utterances") as error:
-        run_targets(settings)
-    assert "wav" not in str(error.value) and "client" in str(error.value)
-    told = (tmp_path / "state/site.log").read_text()
-    assert (
-        "speaker0/utterance0.wav" in told
-        and "speaker0/utterance1.wav" in told
-        and "utterance2.wav" not in told
-    )
 
 
 def test_a_dry_run_describes_every_client_and_leaves_nothing(

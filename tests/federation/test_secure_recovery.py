@@ -16,7 +16,8 @@ from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.server.session import RunResult
 from fedhubert.federation.site import opening, train
 from fedhubert.federation.site.faults import InjectedCrash
-from tests.federation.test_secure_runs import PLAIN, Go, data, go, model, rounds
+from tests.federation.test_runs import data, model, rounds
+from tests.federation.test_secure_runs import PLAIN, Go, go
 
 __all__ = ["data", "go"]
 

@@ -26,8 +26,8 @@ from fedhubert.training.parameters import ParameterLayout
 from tests.federation.signed_messages import HOUR_S, signed
 from tests.flower import said_by
 
+from .clients import SMALL
 from .signed import NODES, Keys, SignedGrid
-from .test_equivalences import SMALL
 
 
 def run_settings(tone_folder: Path, folder: Path) -> list[str]:

@@ -29,16 +29,9 @@ from tests.federation.signed_messages import (
     unsigned,
     with_content,
 )
-from tests.flower import identify
 
+from .clients import SMALL
 from .signed import Keys
-from .test_equivalences import SMALL
-
-
-@pytest.fixture(autouse=True)
-def app_identity() -> None:
-    """Flower sets this when it starts an app."""
-    identify()
 
 
 def test_what_the_coordinator_signed_is_answered_also_after_a_wire(

@@ -1,11 +1,13 @@
 """Models and checkpoints that the tests of formats share."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fedhubert.commands import export
 from fedhubert.config import ModelConfig
 from fedhubert.models.hubert import HubertModel, build_hubert
 from fedhubert.runs.store import RoundStore
@@ -63,3 +65,12 @@ def hubert_local() -> Any:
     """s3prl's own loader; the test is skipped where s3prl is not installed."""
     reason = "s3prl is not installed, whose loader this compares with: pip install s3prl==0.4.18"
     return pytest.importorskip("s3prl.upstream.hubert.hubconf", reason=reason).hubert_local
+
+
+FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+
+
+def run_export(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    export.add_arguments(parser)
+    return export.run(parser.parse_args([str(argument) for argument in arguments]))

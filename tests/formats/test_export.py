@@ -1,5 +1,3 @@
-import argparse
-import hashlib
 import json
 import os
 import runpy
@@ -15,29 +13,15 @@ from safetensors import safe_open
 
 import fedhubert.formats
 from fedhubert.cli import main
-from fedhubert.commands import export
 from fedhubert.config import ModelConfig
-from fedhubert.errors import CheckpointError, ConfigError
+from fedhubert.errors import CheckpointError
 from fedhubert.formats import FORMATS
 from fedhubert.formats.export import export as export_to
 from fedhubert.formats.importing import import_encoder
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.models.hubert import build_hubert
 
-from .common import hubert_local, saved, trained
-
-FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path, tiny_model_config: ModelConfig) -> Path:
-    return saved(tmp_path / "run" / "checkpoints", trained(tiny_model_config))
-
-
-def _run(*arguments: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    export.add_arguments(parser)
-    return export.run(parser.parse_args([str(argument) for argument in arguments]))
+from .common import FILES, run_export, saved, trained
 
 
 def test_config_keeps_the_recipe_in_huggingfaces_names(
@@ -80,7 +64,7 @@ def test_command_takes_a_file_or_a_folder(
     checkpoint: Path, tmp_path: Path, given: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "out"
-    assert _run("--checkpoint", tmp_path / given, "--out", out) == 0
+    assert run_export("--checkpoint", tmp_path / given, "--out", out) == 0
     assert sorted(path.name for path in out.iterdir()) == FILES
     printed = capsys.readouterr().out
     assert f"{checkpoint} -> {out}: {', '.join(FILES)}" in printed
@@ -90,13 +74,13 @@ def test_command_takes_a_file_or_a_folder(
 def test_folder_in_use_is_left_alone_unless_forced(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    assert _run("--checkpoint", checkpoint, "--out", out) == 0  # an empty folder is free
+    assert run_export("--checkpoint", checkpoint, "--out", out) == 0  # an empty folder is free
     (out / "notes.txt").write_text("mine")
     (out / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"out is not empty.*--force"):
-        _run("--checkpoint", checkpoint, "--out", out)
+        run_export("--checkpoint", checkpoint, "--out", out)
     assert (out / "config.json").read_text() == "{}"
-    assert _run("--checkpoint", checkpoint, "--out", out, "--force") == 0
+    assert run_export("--checkpoint", checkpoint, "--out", out, "--force") == 0
     assert json.loads((out / "config.json").read_text())["model_type"] == "hubert"
     assert (out / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "notes.txt"])
@@ -105,9 +89,9 @@ def test_folder_in_use_is_left_alone_unless_forced(checkpoint: Path, tmp_path: P
 def test_out_that_cannot_be_a_folder(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="file is a file"):
-        _run("--checkpoint", checkpoint, "--out", tmp_path / "file")
+        run_export("--checkpoint", checkpoint, "--out", tmp_path / "file")
     with pytest.raises(CheckpointError, match=r"cannot write to .*file/out"):
-        _run("--checkpoint", checkpoint, "--out", tmp_path / "file" / "out")
+        run_export("--checkpoint", checkpoint, "--out", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -125,7 +109,7 @@ def test_failure_while_writing_leaves_nothing_half_done(
         lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(CheckpointError, match="No space left") as caught:
-        _run("--checkpoint", checkpoint, "--out", out, "--force")
+        run_export("--checkpoint", checkpoint, "--out", out, "--force")
     assert caught.value.setting == "out"
     assert sorted(tmp_path.iterdir()) == listing
     assert before is None or [path.read_text() for path in out.iterdir()] == [before]
@@ -149,68 +133,6 @@ def test_help_does_not_wait_for_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
-def test_card_beside_every_format(
-    tmp_path: Path, tiny_model_config: ModelConfig, format_name: str
-) -> None:
-    metrics = {
-        "train": {"loss": 3.25, "masked_accuracy": 0.125},
-        "validation": {},
-        "clients": 5,
-        "data": {
-            "clients": 7,
-            "utterances": 4321,
-            "train_audio_s": 98765.4,
-            "path": "/secret/audio",
-        },
-        "lineage": [
-            {"init_from": {"format": "huggingface", "encoder_sha256": "abc123", "missed": []}},
-            {
-                "round": 4,
-                "checkpoint_sha256": "def456",
-                "changed": {"data.root": ["/secret/a", "/secret/b"]},
-            },
-        ],
-        "history": [{"round": 1}],
-    }
-    run = {
-        "seed": 11,
-        "data": {"manifest": "/secret/manifest.csv"},
-        "federated": {"strategy": "FedYogi"},
-        "init_from": "/secret/model",
-    }
-    content = load_checkpoint(
-        saved(tmp_path / "run", trained(tiny_model_config), 12, metrics, **run)
-    )
-    out = export_to(content, format_name, tmp_path / "out")
-    card = (out / "README.md").read_text()
-    for told in (
-        "round 12",
-        "| seed | 11 |",
-        "FedYogi",
-        "| utterances | 4321 |",
-        "| clients | 7 |",
-        "| train.loss | 3.25 |",
-        "abc123",
-        "def456",
-        "| 2.changed | data.root |",
-    ):
-        assert told in card, told
-    assert "secret" not in card and "history" not in card
-    weights = next(file for file in out.iterdir() if file.suffix in (".pt", ".safetensors"))
-    assert hashlib.sha256(weights.read_bytes()).hexdigest() in card
-    code = card.split("```python\n")[1].split("```")[0].replace("THIS_FOLDER", str(out))
-    if format_name == "fairseq":
-        compile(code, "card", "exec")  # fairseq itself does not install beside this Python
-        return
-    if format_name == "s3prl":
-        hubert_local()
-    names: dict[str, object] = {"waveforms": torch.randn(2, 9000), "waveform": torch.randn(9000)}
-    exec(code, names)
-    layers = names["layers"] if format_name == "torchaudio" else names["hidden_states"]
-    assert isinstance(layers, list | tuple) and len(layers) >= tiny_model_config.num_layers
-
-
 def test_formats_that_cannot_be_exact_are_refused_by_name(
     checkpoint: Path,
     tmp_path: Path,
@@ -218,13 +140,13 @@ def test_formats_that_cannot_be_exact_are_refused_by_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
-        _run("--checkpoint", checkpoint, "--format", "distiller", "--out", tmp_path / "out")
+        run_export("--checkpoint", checkpoint, "--format", "distiller", "--out", tmp_path / "out")
     assert (
         "no LayerNorm before the projection" in (said := capsys.readouterr().err.replace("\n", " "))
         and "--format s3prl" in said
     )
     with pytest.raises(SystemExit):
-        _run("--checkpoint", checkpoint, "--format", "tflite", "--out", tmp_path / "out")
+        run_export("--checkpoint", checkpoint, "--format", "tflite", "--out", tmp_path / "out")
     assert (
         "'tflite' is none of huggingface, s3prl, torchaudio, fairseq, onnx"
         in capsys.readouterr().err
@@ -251,8 +173,10 @@ def test_files_have_the_mode_that_the_umask_says(checkpoint: Path, tmp_path: Pat
     before = os.umask(0o027)
     try:
         for format_name in FORMATS:
-            _run("--checkpoint", checkpoint, "--format", format_name, "--out", tmp_path / "new")
-            _run(
+            run_export(
+                "--checkpoint", checkpoint, "--format", format_name, "--out", tmp_path / "new"
+            )
+            run_export(
                 *("--checkpoint", checkpoint, "--format", format_name),
                 *("--out", tmp_path / "new", "--force"),
             )
@@ -266,22 +190,6 @@ def test_files_have_the_mode_that_the_umask_says(checkpoint: Path, tmp_path: Pat
         os.umask(before)
 
 
-@pytest.mark.parametrize(
-    "flags", [("--language", "en", "--language", "fr"), ("--language", "en,fr")]
-)
-def test_the_card_is_one_of_the_hubs(
-    checkpoint: Path, tmp_path: Path, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    said = ("--license", "cc-by-4.0", "--dataset", "a/speech", "--base-model", "b/model", *flags)
-    assert _run("--checkpoint", checkpoint, "--out", tmp_path / "out", *said) == 0
-    assert "the model card does not say" not in capsys.readouterr().out
-    data = hub.ModelCard.load(tmp_path / "out" / "README.md").data
-    assert (data.license, data.language, data.base_model) == ("cc-by-4.0", ["en", "fr"], "b/model")
-    assert (data.datasets, data.pipeline_tag) == (["a/speech"], "feature-extraction")
-    assert (data.library_name, data.tags[:2]) == ("transformers", ["speech", "hubert"])
-
-
 def test_the_chapters_first_command_works(
     tmp_path: Path, tiny_model_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,38 +199,6 @@ def test_the_chapters_first_command_works(
     saved(Path("runs/calls/checkpoints"), trained(tiny_model_config))
     assert program == "fedhubert" and main(arguments) == 0
     assert sorted(path.name for path in Path("calls-hf").iterdir()) == FILES
-
-
-def test_what_the_card_does_not_say_is_said(
-    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _run("--checkpoint", checkpoint, "--out", tmp_path / "out") == 0
-    assert "the model card does not say: --license, --language" in capsys.readouterr().out
-    hub = pytest.importorskip("huggingface_hub")
-    data = hub.ModelCard.load(tmp_path / "out" / "README.md").data
-    assert (data.license, data.language, data.base_model) == (None, None, None)
-    for flag, value in (("--license", "CC BY 4.0"), ("--language", "English")):
-        with pytest.raises(ConfigError, match=rf"{flag} '{value}' is no"):
-            _run("--checkpoint", checkpoint, "--out", tmp_path / "other", flag, value)
-    assert not (tmp_path / "other").exists()
-
-
-@pytest.mark.parametrize(
-    ("run", "name"),
-    [
-        ({"init_from": "hf:facebook/hubert-base-ls960@main"}, "facebook/hubert-base-ls960"),
-        ({"init_from": "torchaudio:HUBERT_LARGE"}, "facebook/hubert-large-ll60k"),
-        ({"task": {"teacher": "hf:me/teacher"}}, "me/teacher"),
-        ({"init_from": "/secret/model"}, None),
-    ],
-)
-def test_the_base_model_is_the_one_that_the_run_names_on_the_hub(
-    tmp_path: Path, tiny_model_config: ModelConfig, run: dict[str, object], name: str | None
-) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    content = load_checkpoint(saved(tmp_path / "run", trained(tiny_model_config), **run))
-    out = export_to(content, "huggingface", tmp_path / "out")
-    assert hub.ModelCard.load(out / "README.md").data.base_model == name
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -351,6 +227,6 @@ def test_the_printed_python_loads_whatever_the_folder_is_called(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / 'it\'s "my" model\\1'
-    assert _run("--checkpoint", checkpoint, "--format", "torchaudio", "--out", out) == 0
+    assert run_export("--checkpoint", checkpoint, "--format", "torchaudio", "--out", out) == 0
     code = capsys.readouterr().out.split("load it with ")[1]
     assert isinstance(eval(code, {"runpy": runpy}), torch.nn.Module)

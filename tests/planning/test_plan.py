@@ -1,9 +1,7 @@
 """The planner against what it plans: messages and steps of real rounds, files that are written, and times that can be worked out by hand."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,19 +9,20 @@ import torch
 from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.config import Config
-from fedhubert.errors import ConfigError
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.models.hubert import build_hubert
 from fedhubert.planning import sizes
-from fedhubert.planning.inputs import ClientAudio, Inputs, Rates, audio_of, inputs_of, open_data
-from fedhubert.planning.rounds import RunPlan, plan
+from fedhubert.planning.inputs import Inputs, Rates, audio_of, inputs_of, open_data
+from fedhubert.planning.rounds import plan
 from fedhubert.planning.words import read_words
 from fedhubert.runs.store import RoundStore
 from fedhubert.training.parameters import ParameterLayout
 from tests.federation.conftest import app_identity  # noqa: F401
 from tests.federation.in_process import InProcessGrid
 from tests.integration.conftest import SMALL
+
+from .plans import audio, planned
 
 
 @pytest.fixture(scope="module")
@@ -113,114 +112,6 @@ def test_every_figure_of_a_run_that_is_no_time_is_exact(
         sizes.site_disk(inputs, client) - kept * 16 * inputs.numel for client in inputs.clients
     )
     assert disk == pytest.approx(labels + features, rel=0.05)
-
-
-def audio(batch_s: float, scored_s: float = 0.0, num_batches: int = 10) -> ClientAudio:
-    return ClientAudio(
-        num_batches * batch_s,
-        0.0,
-        scored_s,
-        2 * scored_s,
-        num_batches,
-        lambda positions: batch_s * len(positions),
-    )
-
-
-def planned(
-    clients: list[ClientAudio], overrides: list[str], **rates: Any
-) -> tuple[Inputs, RunPlan]:
-    """RunPlan for a model of 1e6 parameters, whose labels are there already."""
-    base = [
-        "experiment=demo_fedavg",
-        "targets=precomputed",
-        "targets.labels=x.km",
-        "checkpoint.keep_best=false",
-        "client.local_steps=10",
-        "federated.client_cosines=false",
-    ]
-    config = compose(
-        [*base, f"federated.num_clients={len(clients)}", "federated.num_rounds=2", *overrides]
-    )
-    inputs = Inputs(
-        config,
-        ParameterLayout(("weight",), ((1000, 1000),)),
-        1_000_000,
-        tuple(clients),
-        Rates(**rates),
-    )
-    return inputs, plan(inputs)
-
-
-def test_rounds_that_are_not_scored_take_no_time_for_it() -> None:
-    clients, rates = [audio(4.0, 8.0)], {"audio_s_per_s": 2.0, "score_audio_s_per_s": 8.0}
-    _, found = planned(clients, ["client.validation_every=2"], **rates)
-    assert [part.clients_s for part in found.rounds] == pytest.approx([21.0, 20.0])
-
-
-def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
-    """Two sites: 10 steps of 4 s at 2 s/s, 8 s scored at 8 s/s, 4 MB up at 1 MB/s and down at 2 MB/s; the other half of all but the line.
-
-    The end scores twice as much.
-    """
-    times = {
-        "audio_s_per_s": 2.0,
-        "score_audio_s_per_s": 8.0,
-        "up_mbit_s": 8.0,
-        "down_mbit_s": 16.0,
-    }
-    server = {"round_overhead_s": 3.0, "fold_ns": 1000.0, "step_ns": 500.0, "disk_mb_s": 4.0}
-    _, found = planned(
-        [audio(4.0, 8.0), audio(2.0, 4.0)], ["checkpoint.every=2"], **times, **server
-    )
-    slowest = 20.0 + 1.0 + 4.0 + 2.0
-    assert [part.clients_s for part in found.rounds] == pytest.approx([slowest, slowest])
-    assert [part.seconds for part in found.rounds] == pytest.approx(
-        [slowest + 2.5 + 3.0, slowest + 2.5 + 3.0 + 1.0]
-    )
-    assert found.server_s == pytest.approx(2 * 2.5 + 1.0)
-    assert [share.device_s for share in found.shares] == pytest.approx(
-        [2 * 21.0 + 2.0, 2 * 10.5 + 1.0]
-    )  # and the final scores
-    assert found.final_s == pytest.approx(2.0 + 2.0 + 3.0) and found.labels_s == 0.0
-    assert found.seconds == pytest.approx(2 * (slowest + 5.5) + 1.0 + 7.0)
-    assert [part.bytes_up for part in found.rounds] == [8_000_000, 8_000_000]
-
-
-def test_a_simulation_shares_its_workers() -> None:
-    """Five clients of 10 s on two workers: three turns, not two and a half. With a worker each, one."""
-    for workers, seconds in ((2, 30.0), (5, 10.0)):
-        _, found = planned(
-            [audio(1.0)] * 5, [f"simulation.num_workers={workers}"], audio_s_per_s=1.0
-        )
-        assert [part.clients_s for part in found.rounds] == pytest.approx([seconds, seconds])
-        assert sum(share.device_s for share in found.shares) == pytest.approx(100.0)
-
-
-def test_who_is_asked_in_excess_is_not_waited_for_but_works_all_the_same() -> None:
-    clients = [audio(1.0), audio(2.0), audio(50.0)]
-    _, found = planned(
-        clients,
-        ["federated.client_fraction=0.5", "federated.over_commit=1.5"],
-        audio_s_per_s=1.0,
-        up_mbit_s=1e9,
-    )
-    assert [part.clients_s for part in found.rounds] == pytest.approx([20.0, 20.0], rel=1e-3)
-    assert [share.rounds for share in found.shares] == [2, 2, 0] and found.shares[2].steps == 0
-    assert found.shares[2].device_s == pytest.approx(1000.0) and found.shares[2].bytes_up == 0
-    assert found.rounds[0].bytes_down == 3 * 4_000_000 and found.rounds[0].bytes_up == 2 * 4_000_000
-
-
-def test_clients_stop_at_their_time_limit_and_late_ones_are_named() -> None:
-    _, found = planned([audio(1.0), audio(4.0)], ["client.max_seconds=12"], audio_s_per_s=1.0)
-    assert [share.steps for share in found.shares] == [20, 6] and not found.warnings
-    _, found = planned(
-        [audio(1.0), audio(4.0)], ["federated.round_timeout_s=15"], audio_s_per_s=1.0, up_mbit_s=1e9
-    )
-    (warning,) = found.warnings
-    assert (
-        "1 clients would be too late, first client 1 in round 1" in warning
-        and "federated.round_timeout_s=15" in warning
-    )
 
 
 @pytest.mark.parametrize("sets", ["[]", "[mfcc,static:300,deltas_z:700]"])
@@ -366,80 +257,6 @@ def test_what_a_strategy_takes_is_planned() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ("hours=5", "audio_s_per_s=N"),
-        ("hours=5 audio_s_per_s=fast", "audio_s_per_s='fast'"),
-        ("hours=5 audio_s_per_s=0", "audio_s_per_s='0'"),
-        ("hours=-5 audio_s_per_s=1", "hours='-5'"),
-        ("hours=5 hours_per_client=1 audio_s_per_s=1", "Give one of"),
-        ("data.manifest=null audio_s_per_s=1", "hours=N"),
-        ("hours_per_client=[1,2] audio_s_per_s=1", "federated.num_clients is 5"),
-        ("hours=5 audio_s_per_s=1 up_mbit_s=-1", "up_mbit_s='-1'"),
-        ("hours=5 audio_s_per_s=1 measure=perhaps", "measure='perhaps'"),
-        ("hours=5 audio_s_per_s=1 federated.num_round=3", "federated.num_rounds"),
-    ],
-)
-def test_what_is_wrong_is_named_with_the_remedy(words: str, named: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        read_words(["experiment=demo_fedavg", *words.split()])
-    assert named in str(error.value)
-
-
-def test_the_command_prints_a_table_or_json_and_what_it_assumes(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = ["plan", "experiment=demo_fedavg", "hours=2", "audio_s_per_s=20", "up_mbit_s=10"]
-    assert main(words) == 0
-    table = capsys.readouterr().out
-    for part in (
-        "real sites",
-        "the run",
-        "audio_s_per_s: 20, given",
-        "round_overhead_s: 15, the default on real sites",
-    ):
-        assert part in table
-    assert main([*words, "json=true"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["clients"] == 5 and report["steps"] == 5 * 8 * 75 == sum(
-        client["steps"] for client in report["per_client"]
-    )
-    assert report["seconds"] == pytest.approx(
-        report["labels_s"] + report["rounds_s"] + report["final_s"]
-    )
-    assert (
-        report["bytes_up"] == 5 * 8 * report["update_bytes"]
-        and report["assumptions"]["rates"]["up_mbit_s"] == 10
-    )
-    assert main(["plan", "--help"]) == 0 and "hours_per_client" in capsys.readouterr().out
-    assert main(["plan", "--fast"]) == 2
-
-
-def test_the_slurm_script_says_what_the_planner_says(capsys: pytest.CaptureFixture[str]) -> None:
-    script = (Path(__file__).parents[2] / "docker/slurm/librispeech_2gpu.sbatch").read_text()
-    command = script.partition("`fedhubert ")[2].partition("`")[0]
-    assert main([*command.split(), "json=true"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    hours, round_s = report["seconds"] / 3600, report["rounds_s"] / report["rounds"]
-    memory, device, disk, state = (
-        report["server_memory_bytes"],
-        report["client_memory_bytes"],
-        report["checkpoint_bytes"],
-        sum(client["state_bytes"] for client in report["per_client"]),
-    )
-    for text in (
-        f"{hours:.1f} h on two GPUs, {report['device_h']:.1f} GPU hours",
-        f"{report['labels_s'] / 60:.1f} min on CPUs",
-        f"{round_s / 60:.1f} min a round",
-        f"{memory / 1e9:.3g} GB of memory for the server",
-        f"{device / 1e9:.3g} GB for weights",
-        f"{report['bytes_up'] / 1e12:.3g} TB of updates",
-        f"{disk / 1e9:.3g} GB of checkpoints and {state / 1e9:.3g} GB of labels",
-    ):
-        assert text in script, text
-
-
 @pytest.mark.parametrize("data", ["audio", "noise"])
 def test_speed_is_measured_by_training(
     settings: list[str], data: str, monkeypatch: pytest.MonkeyPatch
@@ -452,36 +269,3 @@ def test_speed_is_measured_by_training(
     assert data in said["audio_s_per_s"] and "measured here" in said["score_audio_s_per_s"]
     assert inputs.rates.scoring > inputs.rates.audio_s_per_s > 0
     assert torch.get_num_threads() == threads
-
-
-def test_muon_costs_the_server_time_and_memory_and_is_warned_of() -> None:
-    """Newton-Schulz by hand: five iterations on a [1000, 1000] matrix are 5 * 6e9 operations."""
-    name = ParameterLayout(("wav2vec2.encoder.weight", "bias"), ((1000, 1000), (1000,)))
-    found = {}
-    for strategy in ("FedAvg", "FedMuon"):
-        inputs, _ = planned([audio(1.0)], [f"federated.strategy={strategy}"], audio_s_per_s=1.0)
-        inputs = replace(inputs, layout=name)
-        found[strategy] = (inputs, plan(inputs))
-    (average, plain), (muon, stepped) = found["FedAvg"], found["FedMuon"]
-    written = (sizes.written(muon, 2) - sizes.written(average, 2)) * 1e-6 / muon.rates.disk_mb_s
-    assert stepped.server_s - plain.server_s == pytest.approx(2 * 30.0 / 50.0 + written)
-    kept = 4 * (1_000_000 + 2 * 1000 + 1)
-    assert sizes.server_memory(muon) - sizes.server_memory(average) == kept
-    assert "client.local_steps=1" in stepped.warnings[0] and not plain.warnings
-    client = muon.config.client.model_copy(update={"optimizer": "muon", "optimizer_policy": "keep"})
-    local = replace(muon, config=muon.config.model_copy(update={"client": client}))
-    adamw = client.model_copy(update={"optimizer": "adamw"})
-    usual = replace(muon, config=muon.config.model_copy(update={"client": adamw}))
-    assert sizes.client_memory(usual) - sizes.client_memory(local) == 4_000_000
-
-
-def test_secure_sums_cost_masks_and_a_message_more() -> None:
-    clients = [audio(4.0) for _ in range(5)]
-    rates = {"audio_s_per_s": 1.0, "up_mbit_s": 80.0, "round_overhead_s": 3.0}
-    _, plain = planned(clients, ["federated.client_fraction=1"], **rates)
-    inputs, secure = planned(clients, ["federated.client_fraction=1", "secure=pairwise"], **rates)
-    assert secure.rounds[0].bytes_up > 2 * plain.rounds[0].bytes_up
-    assert secure.rounds[0].bytes_down == plain.rounds[0].bytes_down + 5 * 5 * 128
-    # 4 bytes a parameter more on the line, five masks, the second message
-    longer = 4 * inputs.numel * 8 / 80e6 + 3.0
-    assert secure.rounds[0].seconds - plain.rounds[0].seconds == pytest.approx(longer, rel=0.1)

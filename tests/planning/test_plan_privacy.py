@@ -7,7 +7,7 @@ import pytest
 from fedhubert.commands.plan import report
 from fedhubert.federation.privacy.accounting import epsilon_of
 from fedhubert.planning.privacy import NOISE_S, PrivacyPlan, privacy_of
-from tests.planning.test_plan import audio, planned
+from tests.planning.plans import audio, planned
 
 
 @pytest.mark.parametrize("mechanism", ["central", "distributed"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedhubert.reporting.report_files import read_runs
 from fedhubert.runs.starts import note_start, typed
 
-from .test_report import FINAL, TARGETS, report, round_event, run, write
+from .by_hand import FINAL, TARGETS, report, round_event, run, write
 
 __all__ = ["run"]  # the fixture
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .test_report import FINAL, TARGETS, client, report, round_event, write
+from .by_hand import FINAL, TARGETS, client, report, round_event, write
 
 BROWSER = next(
     (

@@ -1,12 +1,7 @@
-import errno
 import os
 import pickle
-import random
-import resource
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +13,13 @@ from fedhubert.errors import CheckpointError
 from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.runs.store import RoundStore
 
+from .stores import flip, names, save, store
 
-def _save(store: RoundStore, number: int, *, size: int = 1000, resume: bool = True) -> Path:
-    state = {"weight": torch.full((size,), float(number)), "bias": torch.arange(3.0)}
-    kept = {"m": torch.full((size,), 0.5 + number), "positions": {"3": 7}} if resume else None
-    return store.save(
-        number,
-        state,
-        config={"seed": 1, "model": {"betas": [0.9, 0.98]}},
-        federated_metrics={"loss": 2.5},
-        resume=kept,
-    )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RoundStore:
-    return RoundStore(tmp_path / "checkpoints")
-
-
-def _names(store: RoundStore) -> list[str]:
-    return sorted(path.name for path in store.folder.iterdir())
+__all__ = ["store"]  # fixtures
 
 
 def test_is_read_by_plain_torch(store: RoundStore) -> None:
-    path = _save(store, 10)
+    path = save(store, 10)
     assert path.name == "round_010_checkpoint.pt"
     ckpt = torch.load(path, map_location="cpu", weights_only=True)
     assert (ckpt["round"], ckpt["federated_metrics"], ckpt["config"]["seed"]) == (
@@ -54,8 +32,8 @@ def test_is_read_by_plain_torch(store: RoundStore) -> None:
 
 
 def test_round_trip_with_what_resuming_needs(store: RoundStore) -> None:
-    _save(store, 9)
-    _save(store, 1000)
+    save(store, 9)
+    save(store, 1000)
     found = store.latest()
     assert (found.round, found.rejected, store.rounds()) == (1000, [], [9, 1000])
     checkpoint, kept = found.load()
@@ -96,7 +74,7 @@ def test_values_become_plain_and_weights_float32(store: RoundStore) -> None:
 
 
 def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
-    first, second = (_save(RoundStore(tmp_path / name), 2).read_bytes() for name in ("a", "b"))
+    first, second = (save(RoundStore(tmp_path / name), 2).read_bytes() for name in ("a", "b"))
     assert first == second
 
 
@@ -111,14 +89,14 @@ def test_objects_are_refused_by_name(store: RoundStore, where: str) -> None:
 
 
 def test_saving_again_replaces_the_whole_round(store: RoundStore) -> None:
-    _save(store, 1)
-    _save(store, 1, size=5, resume=False)
-    assert _names(store) == ["round_001_checkpoint.pt", "round_001_checkpoint.sha256"]
+    save(store, 1)
+    save(store, 1, size=5, resume=False)
+    assert names(store) == ["round_001_checkpoint.pt", "round_001_checkpoint.sha256"]
     assert len(load_checkpoint(store.path(1))["model"]["weight"]) == 5
 
 
 def test_digests_are_those_of_sha256sum(store: RoundStore) -> None:
-    _save(store, 3)
+    save(store, 3)
     if shutil.which("sha256sum") is None:
         pytest.skip("no sha256sum on this machine")
     subprocess.run(
@@ -132,8 +110,8 @@ def test_digests_are_those_of_sha256sum(store: RoundStore) -> None:
 @pytest.mark.parametrize("file", ["checkpoint.pt", "resume.pt"])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
 def test_truncated_files_are_passed_over(store: RoundStore, file: str, keep: float) -> None:
-    _save(store, 1)
-    _save(store, 2)
+    save(store, 1)
+    save(store, 2)
     path = store.folder / f"round_002_{file}"
     os.truncate(path, int(path.stat().st_size * keep))
     found = store.latest()
@@ -147,9 +125,9 @@ def test_truncated_files_are_passed_over(store: RoundStore, file: str, keep: flo
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("file", ["checkpoint.pt", "resume.pt", "checkpoint.sha256"])
 def test_flipped_bits_are_passed_over(store: RoundStore, file: str, place: float) -> None:
-    _save(store, 1)
-    path = _save(store, 2)
-    _flip(store.folder / f"round_002_{file}", place)
+    save(store, 1)
+    path = save(store, 2)
+    flip(store.folder / f"round_002_{file}", place)
     assert store.latest().round == 1
     if file == "checkpoint.pt":
         with pytest.raises(
@@ -158,15 +136,9 @@ def test_flipped_bits_are_passed_over(store: RoundStore, file: str, place: float
             load_checkpoint(path)
 
 
-def _flip(path: Path, place: float) -> None:
-    data = bytearray(path.read_bytes())
-    data[int(place * (len(data) - 1))] ^= 0x10
-    path.write_bytes(data)
-
-
 def test_missing_sidecar_is_passed_over_but_can_be_read(store: RoundStore) -> None:
-    _save(store, 1)
-    path = _save(store, 2)
+    save(store, 1)
+    path = save(store, 2)
     (store.folder / "round_002_resume.pt").unlink()
     found = store.latest()
     assert (found.round, found.rejected) == (1, [(path, "round_002_resume.pt is missing")])
@@ -178,9 +150,9 @@ def test_copied_without_digests_it_is_checked_by_its_crcs(
     store: RoundStore, tmp_path: Path
 ) -> None:
     copy = tmp_path / "model.pt"
-    shutil.copy(_save(store, 4), copy)
+    shutil.copy(save(store, 4), copy)
     assert load_checkpoint(copy)["round"] == 4
-    _flip(copy, 0.5)
+    flip(copy, 0.5)
     with pytest.raises(CheckpointError, match="corrupt"):
         load_checkpoint(copy)
     os.truncate(copy, 2000)
@@ -189,7 +161,7 @@ def test_copied_without_digests_it_is_checked_by_its_crcs(
 
 
 def test_saved_without_a_sidecar_it_cannot_be_resumed(store: RoundStore) -> None:
-    _save(store, 1, resume=False)
+    save(store, 1, resume=False)
     with pytest.raises(CheckpointError, match="can be exported, but not resumed"):
         store.latest().load()
 
@@ -260,7 +232,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, content: Any, message
 
 
 def test_sidecar_taken_for_the_checkpoint(store: RoundStore) -> None:
-    _save(store, 1)
+    save(store, 1)
     with pytest.raises(
         CheckpointError,
         match=r"round_001_resume\.pt is no round checkpoint.*name a round_NNN_checkpoint\.pt",
@@ -268,117 +240,13 @@ def test_sidecar_taken_for_the_checkpoint(store: RoundStore) -> None:
         load_checkpoint(store.folder / "round_001_resume.pt")
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_full_disk_leaves_what_was_there(
-    store: RoundStore, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _save(store, 1)
-    before = _names(store)
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        CheckpointError, match=rf"cannot write to {store.folder}: No space left on device"
-    ) as caught:
-        _save(store, number)
-    assert caught.value.setting == "checkpoint_dir"
-    assert _names(store) == before
-    assert store.latest().round == 1
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_writes_that_fail_midway_leave_what_was_there(store: RoundStore, number: int) -> None:
-    """A real failure of ``write``, deep inside torch's writer: the process may write no file larger than 64 kB."""
-    _save(store, 1)
-    before = _names(store)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
-    try:
-        with pytest.raises(
-            CheckpointError, match=rf"cannot write to {store.folder}: File too large"
-        ):
-            _save(store, number, size=100_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert _names(store) == before
-    assert store.latest().load()[0]["round"] == 1
-
-
-def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"cannot write to .*file/checkpoints"):
-        _save(RoundStore(tmp_path / "file" / "checkpoints"), 1)
-
-
-@pytest.mark.parametrize("same_round", [False, True])
-def test_a_kill_at_any_moment_leaves_the_newest_round_intact(
-    store: RoundStore, same_round: bool
-) -> None:
-    _save(store, 1)
-    rng = random.Random(0)
-    interrupted = 0
-    for _ in range(12):
-        child = os.fork()
-        if child == 0:
-            try:
-                number = store.latest().round or 0
-                while True:
-                    number = 2 if same_round else number + 1
-                    _save(store, number, size=300_000)
-                    store.prune(2)
-            finally:
-                os._exit(1)
-        time.sleep(rng.uniform(0.02, 0.1))
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        interrupted += any(name.endswith(".tmp") for name in _names(store))
-        found = store.latest()
-        assert found.rejected == []
-        checkpoint, kept = found.load()
-        assert checkpoint["round"] == found.round
-        assert torch.all(checkpoint["model"]["weight"] == found.round)
-        assert torch.all(kept["m"] == 0.5 + checkpoint["round"])
-    assert interrupted, "no kill met a save: the test shows nothing"
-    _save(store, 999)
-    store.prune(1)
-    assert _names(store) == [
-        "round_999_checkpoint.pt",
-        "round_999_checkpoint.sha256",
-        "round_999_resume.pt",
-    ]
-
-
-def test_pruning_keeps_the_newest(store: RoundStore) -> None:
-    for number in (1, 2, 3, 10):
-        _save(store, number)
-    (store.folder / "round_other.txt").touch()
-    store.prune(2)
-    assert store.rounds() == [3, 10]
-    assert len(_names(store)) == 7
-
-
-@pytest.mark.parametrize("same_process", [False, True])
-def test_pruning_never_takes_the_newest_intact_round(store: RoundStore, same_process: bool) -> None:
-    for number in (1, 2, 3, 4):
-        _save(store, number)
-    if not same_process:
-        for number in (3, 4):
-            _flip(store.path(number), 0.5)
-        store = RoundStore(store.folder)
-    store.prune(1)
-    assert store.rounds() == ([4] if same_process else [2, 4])
-    assert store.latest().round == (4 if same_process else 2)
-
-
 def test_finding_the_checkpoint(
     tmp_path: Path, store: RoundStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = _save(store, 1), _save(store, 2)
+    first, second = save(store, 1), save(store, 2)
     assert find_checkpoint(first) == first
     assert find_checkpoint(store.folder) == find_checkpoint(tmp_path) == second
-    _flip(second, 0.3)
+    flip(second, 0.3)
     assert find_checkpoint(tmp_path) == first
     assert "round_002_checkpoint.pt is damaged" in caplog.text
     with pytest.raises(CheckpointError, match="nowhere is neither"):

@@ -1,65 +1,19 @@
 """What a client has masked and opened, over restarts and between two processes."""
 
-import multiprocessing
-import stat
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fedhubert.federation.secure.bindings import Subject, model_digest
-from fedhubert.federation.secure.errors import SecureError
-from fedhubert.federation.secure.keys import RunKeyFile
-from fedhubert.federation.secure.ledger import MOST_TRIES, SumLedger
-from fedhubert.federation.secure.roster import Roster, read_roster, write_roster
-from fedhubert.federation.secure.terms import SumTerms
+from fedhubert.federation.secure.bindings import model_digest
+from fedhubert.federation.secure.ledger import MOST_TRIES
 from tests.federation.secure.cohort import Cohort
 from tests.federation.secure.refusals import refusal
 
-COHORT = Cohort(5)
-KIND = COHORT.terms.kind
-ALL = COHORT.numbers
+from .ledgers import ALL, COHORT, KIND, Site, about, site
 
-
-PINNED = ("model", "settings", "seed", "places", "start", "own")
-
-
-def about(model: str = "model 1", start: int | None = 0, **changes: Any) -> Subject:
-    fields = {"settings": "settings", "seed": 0, "places": f"all at {start}"} | changes
-    return Subject(model, start=start, **fields)
-
-
-class Site:
-    """Client 0 at work with its ledger."""
-
-    def __init__(self, folder: Path, run: str = "run") -> None:
-        self.folder, self.run = folder, run
-
-    @property
-    def ledger(self) -> SumLedger:
-        return SumLedger(self.folder, self.run)  # each time from the disk
-
-    def in_run(self, run: str) -> "Site":
-        return Site(self.folder, run)
-
-    def round(
-        self, number: int, attempt: int = 0, model: str = "", start: int | None = 0, **changes: Any
-    ) -> None:
-        known = {name: changes.pop(name) for name in PINNED if name in changes}
-        terms = replace(COHORT.terms, run=self.run, round=number, attempt=attempt, **changes)
-        self.ledger.enter(terms, about(model or f"model {number}", start, **known))
-        self.ledger.answered(terms, 0 if start is None else start + 4)
-
-    def open(self, number: int, attempt: int = 0, included: tuple[int, ...] = ALL) -> SumTerms:
-        return self.ledger.open(KIND, number, attempt, 0, included, 3)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "client")
-
+__all__ = ["site"]  # fixtures
 
 FEWER: dict[str, Any] = {
     "cohort": ALL[:4],
@@ -330,64 +284,3 @@ def test_masks_by_pairs_alone_hide_one_thing(site: Site) -> None:
     with refusal("secure_replay"):
         site.ledger.answer_once(terms, "counts by another column of the manifest")
     site.ledger.answer_once(terms, "counts")
-
-
-def test_a_damaged_ledger_stops_the_site(site: Site) -> None:
-    site.round(1)
-    (site.folder / "run/ledger.json").write_text("{")
-    with refusal("secure_ledger"):
-        site.round(2)
-
-
-def test_nothing_that_is_kept_can_be_read_by_others(site: Site) -> None:
-    site.round(1)
-    site.open(1)
-    RunKeyFile(site.ledger.run_folder).load_or_make(COHORT.keys[0].signing)
-    files = [path for path in site.folder.rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"run.key", "ledger.json", "models.json"}
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-    assert stat.S_IMODE(site.folder.stat().st_mode) == 0o700
-
-
-def _enter(folder: Path, results: Any) -> None:
-    try:
-        SumLedger(folder, "run").enter(COHORT.terms, about())
-        results.put("entered")
-    except SecureError as error:
-        results.put(error.code)
-
-
-def test_of_two_processes_of_a_site_one_answers(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_enter, args=(tmp_path / "c", results)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    assert sorted(results.get(timeout=60) for _ in processes) == ["entered", "secure_replay"]
-    for process in processes:
-        process.join()
-
-
-def test_a_run_key_stays_until_it_is_deleted(tmp_path: Path) -> None:
-    signing = COHORT.keys[0].signing
-    file = RunKeyFile(tmp_path / "run")
-    row = file.load_or_make(signing).row("run", "", 0)
-    assert row[32:64] == file.load_or_make(signing).row("run", "", 0)[32:64]
-    thrown = RunKeyFile(tmp_path / "thrown")
-    assert thrown.load_or_make(None).row("r", "", 0) == thrown.load_or_make(None).row("r", "", 0)
-    file.delete()
-    assert row[32:64] != file.load_or_make(signing).row("run", "", 0)[32:64]
-
-
-def test_a_run_key_that_cannot_be_deleted_is_said(tmp_path: Path) -> None:
-    (tmp_path / "run.key").mkdir()
-    with refusal("secure_keys"):
-        RunKeyFile(tmp_path).delete()
-
-
-def test_a_roster_comes_back_from_its_file(tmp_path: Path) -> None:
-    roster = Roster("clinics", 3, {n: bytes([n] * 32) for n in (0, 3, 7, 8)})
-    write_roster(tmp_path / "roster.json", roster)
-    read = read_roster(tmp_path / "roster.json")
-    assert read == roster and read.fingerprint == roster.fingerprint
-    assert replace(roster, min_sites=4).fingerprint != roster.fingerprint

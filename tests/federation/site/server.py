@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 import soundfile
+import torch
 
 from fedhubert.compose import compose
 from fedhubert.config import ClientJob
@@ -19,6 +20,11 @@ from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.messages import ANSWERS
 from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
+from fedhubert.federation.wire.messages.rounds import Train
+from fedhubert.federation.wire.messages.targets import Label
+from fedhubert.objectives.spec import build_model
+from fedhubert.targets.kmeans import centroids_hash
+from fedhubert.training.parameters import ParameterLayout
 
 Node = dict[str, str | int]
 AnswerT = TypeVar("AnswerT", bound=Answer)
@@ -143,3 +149,33 @@ def answered(reply: protocol.Reply[Answer], kind: type[AnswerT]) -> AnswerT:
 
 def only(failures: tuple[Failure, ...]) -> Mapping[str, str]:
     return {failure.code: failure.setting for failure in failures}
+
+
+CENTROIDS = np.random.default_rng(0).standard_normal((6, 39)).astype(np.float32)
+
+
+def label(server: Server, *overrides: str, run: str = "run") -> str:
+    """Have the audio labelled, which training needs; returns the labels' name."""
+    key = centroids_hash(CENTROIDS)
+    server.ask(Label(targets=key, arrays={"centroids": CENTROIDS}), *overrides, run=run)
+    return key
+
+
+def train(
+    server: Server,
+    *overrides: str,
+    position: int = 0,
+    run: str = "run",
+    vector: torch.Tensor | None = None,
+) -> Train:
+    job = server.job(*overrides)
+    model = build_model(job.model, job.task, job.seed)
+    layout = ParameterLayout.of(model)
+    values = layout.to_vector(model) if vector is None else vector
+    return Train(
+        round=1,
+        positions={0: position},
+        layout=layout.fingerprint,
+        targets=label(server, *overrides, run=run),
+        arrays={"model": values.numpy()},
+    )

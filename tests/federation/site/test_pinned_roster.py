@@ -21,8 +21,7 @@ from fedhubert.federation.wire.messages.targets import Label, MomentsKMeans, See
 from fedhubert.targets.kmeans import centroids_hash
 from tests.federation.in_process import InProcessGrid
 
-from .server import JOB, Node, Server, answered, only
-from .test_attacks import CENTROIDS, train
+from .server import CENTROIDS, JOB, Node, Server, answered, only, train
 
 
 def pin(node: Node, folder: Path, *, number: int = 0, least: int = 3) -> Node:

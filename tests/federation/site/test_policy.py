@@ -28,8 +28,8 @@ from fedhubert.federation.wire.messages.nodes import (
 from fedhubert.federation.wire.messages.rounds import Evaluate
 from fedhubert.federation.wire.messages.targets import Label, StepKMeans
 
-from .server import Server
-from .test_attacks import CENTROIDS, ONE_CLUSTER, label, train
+from .server import CENTROIDS, Server, label, train
+from .test_attacks import ONE_CLUSTER
 
 README = Path(policies.__file__).with_name("README.md")
 KEYS = [key.name for key in policy_keys() if not key.is_group]
