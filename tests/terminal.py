@@ -25,13 +25,11 @@ class Seen:
     Attributes:
         lines: Every state of every line, without colours, in order.
         code: The exit code; negative for a signal.
-        first_s: From the start to the first character that is seen.
         stopped_s: From the signal to the end.
     """
 
     lines: list[str]
     code: int
-    first_s: float
     stopped_s: float
 
     @property
@@ -59,7 +57,7 @@ def on_terminal(
         os.execvpe(command[0], list(command), {**env, "TERM": "xterm-256color"})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     started = time.monotonic()
-    first = pressed = 0.0
+    pressed = 0.0
     said = b""
     try:
         while time.monotonic() - started < timeout_s:
@@ -70,8 +68,6 @@ def on_terminal(
             except OSError:  # whoever wrote has ended
                 break
             said += piece
-            if not first and _CODES.sub("", piece.decode(errors="replace")).strip():
-                first = time.monotonic()
             if press and not pressed and re.search(at.encode(), said):
                 pressed = time.monotonic()
                 if press == "^C":
@@ -88,4 +84,4 @@ def on_terminal(
     lines = [line.rstrip() for line in re.split(r"\r?\n|\r", plain)]
     ended = time.monotonic()
     code = os.waitstatus_to_exitcode(status)
-    return Seen([line for line in lines if line], code, first - started, ended - pressed)
+    return Seen([line for line in lines if line], code, ended - pressed)

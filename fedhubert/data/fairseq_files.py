@@ -1,7 +1,7 @@
 """fairseq's label files: ``.km`` (a line of space-separated cluster ids per utterance) and
 ``dict.km.txt``."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +45,3 @@ def parse_ids(text: str, where: str) -> npt.NDArray[np.int64]:
     if len(ids) and int(ids.min()) < 0:
         raise DataError(f"{where}: a label is negative", setting="targets.labels")
     return ids
-
-
-def write_km(path: Path, labels: Iterable[npt.NDArray[np.integer]]) -> None:
-    """Write one line of ids per utterance."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(" ".join(map(str, ids.tolist())) + "\n" for ids in labels)
-
-
-def write_dict(path: Path, num_clusters: int) -> None:
-    """Write ``dict.km.txt``: every cluster id once (fairseq puts its four special entries before
-    them)."""
-    path.write_text("".join(f"{cluster} 1\n" for cluster in range(num_clusters)))

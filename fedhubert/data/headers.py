@@ -8,7 +8,6 @@ which header the whole of a file can be read.
 import functools
 import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -207,6 +206,3 @@ def _ogg(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout |
     return (
         PLAIN if whole else Layout(remark="no page is marked as the last: cut short, or streamed")
     )
-
-
-Form = Callable[[Path, int, int, bytes, str], Layout | None]

@@ -21,8 +21,6 @@ from fedhubert.errors import ConfigError
 _PUBLIC = re.compile(r"(node|site)-(0|[1-9]\d{0,8})\.pub")
 _REVOKED = "revoked"
 
-PublicKey = Ed25519PublicKey | EllipticCurvePublicKey
-
 
 @dataclass(frozen=True)
 class SiteKeys:

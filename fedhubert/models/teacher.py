@@ -106,11 +106,6 @@ class Teacher(FrozenModel):
         teacher.build(torch.device("cpu"))
         return teacher
 
-    @property
-    def has_head(self) -> bool:
-        """Whether it can tell its cluster distribution."""
-        return any(name.startswith(_HEAD) for name in self.state)
-
     def build(self, device: torch.device, precision: str = "fp32") -> HubertModel:
         """Return the model in evaluation mode, without gradients; raises :class:`CheckpointError`
         when the weights do not fit its sizes."""

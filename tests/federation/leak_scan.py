@@ -59,7 +59,7 @@ class LeakScanner:
     """Looks into messages for anything of ``sites``; ``min_frames`` is the fewest frames that a statistic may be over."""
 
     def __init__(self, sites: list[Site], min_frames: int) -> None:
-        self._sites, self._min_frames = sites, min_frames
+        self._min_frames = min_frames
         waveforms = [wave for site in sites for wave in _at_other_rates(site)]
         self._signatures = np.unique(np.concatenate([_signatures(wave) for wave in waveforms]))
         self._words = {

@@ -11,9 +11,6 @@ from fedhubert.federation.roster.connect import connect
 
 from .clients import SMALL
 from .in_process import InProcessGrid, federation
-from .test_second_iteration import checkpoint, overrides
-
-__all__ = ["checkpoint", "overrides"]  # fixtures
 
 NODES = 3
 Settings = list[str]
