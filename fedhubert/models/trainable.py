@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedhubert.config import ModelConfig
+from fedhubert.config import Config, ModelConfig
 from fedhubert.errors import CheckpointError
 from fedhubert.models.adapters import is_adapters
 from fedhubert.models.frozen import ENCODER, FrozenModel, layer_of, short_digest
@@ -78,6 +78,14 @@ class FrozenPart(FrozenModel):
             )
         for name, parameter in frozen.items():
             parameter.data.copy_(self.state[name])
+
+
+def with_frozen_part(config: Config, part: FrozenPart | None) -> Config:
+    """Return a configuration that tells the sites which part they need."""
+    if part is None:
+        return config
+    model = config.model.model_copy(update={"frozen_part": part.key})
+    return config.model_copy(update={"model": model})
 
 
 def _frozen(model: HubertModel) -> dict[str, nn.Parameter]:

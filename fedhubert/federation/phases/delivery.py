@@ -1,6 +1,8 @@
-"""Brings a trained model to the sites: at most once to each."""
+"""Brings a model that sites do not train to them, at most once to each: the teacher of a
+distillation, the extractor of a second iteration, or the frozen part of the model."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedhubert.federation.roster.nodes import Federation
@@ -13,19 +15,71 @@ from fedhubert.federation.wire.messages.nodes import (
     SendTeacher,
 )
 from fedhubert.models.frozen import FrozenModel
+from fedhubert.models.teacher import Teacher
+from fedhubert.models.trainable import FrozenPart
+from fedhubert.targets.extractor import Extractor
+
+log = logging.getLogger("fedhubert")
 
 
 @dataclass(frozen=True)
 class ModelTransfer:
-    """A model to bring to sites: the instruction that asks whether it is there, and the one that
-    brings it."""
+    """A model to bring to sites.
 
+    Attributes:
+        name: What errors call it.
+        said: What the log says of it.
+        event: What its event says of it, in ``metrics.jsonl``.
+        ask: Asks whether it is there.
+        send: Brings it.
+    """
+
+    model: FrozenModel
+    name: str
+    said: str
+    event: Mapping[str, object]
     ask: HasExtractor | HasTeacher
     send: SendExtractor | SendTeacher
 
 
-def tensors_of(model: FrozenModel) -> dict[str, NDArray]:
-    """Return a model's tensors as they travel."""
+def teacher_transfer(teacher: Teacher) -> ModelTransfer:
+    """Return the transfer of a teacher; sites that have another fail."""
+    return ModelTransfer(
+        teacher,
+        "teacher",
+        "teacher",
+        {"event": "teacher", "sha256": teacher.key},
+        HasTeacher(teacher=teacher.key),
+        SendTeacher(teacher=teacher.key, model=teacher.config, arrays=_arrays(teacher)),
+    )
+
+
+def extractor_transfer(extractor: Extractor) -> ModelTransfer:
+    """Return the transfer of the model whose layer gives the features."""
+    key, layer, width = extractor.key, extractor.config.num_layers, extractor.config.embed_dim
+    return ModelTransfer(
+        extractor,
+        "extractor",
+        f"features: layer {layer}, {width} wide; extractor",
+        {"event": "extractor", "hash": key, "layer": layer},
+        HasExtractor(extractor=key),
+        SendExtractor(extractor=key, model=extractor.config, arrays=_arrays(extractor)),
+    )
+
+
+def frozen_transfer(part: FrozenPart) -> ModelTransfer:
+    """Return the transfer of the part of the model that the run does not train."""
+    return ModelTransfer(
+        part,
+        "frozen part",
+        f"model.trainable={part.config.trainable}: the frozen part",
+        {"event": "frozen_part", "hash": part.key},
+        HasExtractor(extractor=part.key),
+        SendExtractor(extractor=part.key, model=part.config, arrays=_arrays(part)),
+    )
+
+
+def _arrays(model: FrozenModel) -> dict[str, NDArray]:
     return {name: tensor.numpy() for name, tensor in model.state.items()}
 
 
@@ -41,6 +95,7 @@ def deliver(
     federation: Federation,
     transfer: ModelTransfer,
     shares: Mapping[int, Sequence[int]],
+    on_event: Callable[[dict[str, object]], None],
     timeout_s: float,
 ) -> Delivery:
     """Make sure that each node of ``shares`` (node id -> partitions) has the model.
@@ -55,6 +110,16 @@ def deliver(
         lacking = lacking[1:]
     lacking = _lacking(federation, transfer, lacking, timeout_s, done)
     done.sent += len(_ask(federation, transfer.send, lacking, timeout_s, done))
+    size, nodes = transfer.model.num_bytes, len(shares)
+    log.info(
+        "%s (%.1f MB) sent to %d of %d nodes; the others have it",
+        transfer.said,
+        size / 1e6,
+        done.sent,
+        nodes,
+    )
+    counts = {"nodes": nodes, "sent_to": done.sent, "bytes_down": done.sent * size}
+    on_event({**transfer.event, **counts})
     return done
 
 

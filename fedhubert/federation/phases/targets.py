@@ -13,8 +13,12 @@ from fedhubert import live
 from fedhubert.config.target_sets import of_set
 from fedhubert.federation.phases.asking import ask_all, failed_of
 from fedhubert.federation.phases.counts import Counts, count_shapes, read_counts, sizes_of
-from fedhubert.federation.phases.delivery import failures_of, go_on_without
-from fedhubert.federation.phases.extractor import distribute
+from fedhubert.federation.phases.delivery import (
+    deliver,
+    extractor_transfer,
+    failures_of,
+    go_on_without,
+)
 from fedhubert.federation.phases.kmeans import KMeansProgress, fit
 from fedhubert.federation.phases.secure_counts import sum_over_all
 from fedhubert.federation.roster.bounds import label_frames
@@ -121,9 +125,9 @@ def prepare_targets(
         else LayerFeatures.of(extractor, federation.config.data, torch.device("cpu"))
     )
     if extractor is not None:
-        delivery = distribute(
+        delivery = deliver(
             federation,
-            extractor,
+            extractor_transfer(extractor),
             federation.hosts,
             on_event,
             federation.config.federated.round_timeout_s,
@@ -183,7 +187,8 @@ def label_newcomers(
     """Have nodes that join later label their audio; returns what went wrong."""
     failures: list[Failure] = []
     if targets.extractor is not None:
-        delivery = distribute(federation, targets.extractor, shares, on_event, timeout_s)
+        transfer = extractor_transfer(targets.extractor)
+        delivery = deliver(federation, transfer, shares, on_event, timeout_s)
         failures = failures_of(delivery, shares)
         shares = {node: hosted for node, hosted in shares.items() if node not in delivery.failed}
     instruction, sizes = targets.instruction(), sizes_of(federation, LabelCounts)

@@ -1,7 +1,7 @@
 """The teacher of a distillation: read on the server, named by its content, brought to the sites."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +9,6 @@ from torch import Tensor
 
 from fedhubert.config import Config, ModelConfig
 from fedhubert.errors import CheckpointError
-from fedhubert.federation.phases.delivery import Delivery, ModelTransfer, deliver, tensors_of
-from fedhubert.federation.roster.nodes import Federation
-from fedhubert.federation.wire.messages.nodes import HasTeacher, SendTeacher
 from fedhubert.formats.importing import encoder_sha256, import_on_server
 from fedhubert.models.hubert import HubertModel
 from fedhubert.models.teacher import Teacher
@@ -125,36 +122,3 @@ def server_objective(
     return spec.loss(
         TeacherRunner(teacher.teacher, spec.taught, on) if teacher and spec.taught else None
     )
-
-
-def send_teacher(
-    federation: Federation,
-    teacher: Teacher,
-    shares: Mapping[int, Sequence[int]],
-    on_event: Callable[[dict[str, object]], None],
-    timeout_s: float,
-) -> Delivery:
-    """Make sure that each node of ``shares`` (node id -> partitions) has the teacher; those that
-    cannot keep it, or have another, fail."""
-    transfer = ModelTransfer(
-        HasTeacher(teacher=teacher.key),
-        SendTeacher(teacher=teacher.key, model=teacher.config, arrays=tensors_of(teacher)),
-    )
-    delivery = deliver(federation, transfer, shares, timeout_s)
-    sent = delivery.sent
-    log.info(
-        "teacher (%.1f MB) sent to %d of %d nodes; the others have it",
-        teacher.num_bytes / 1e6,
-        sent,
-        len(shares),
-    )
-    on_event(
-        {
-            "event": "teacher",
-            "sha256": teacher.key,
-            "nodes": len(shares),
-            "sent_to": sent,
-            "bytes_down": sent * teacher.num_bytes,
-        }
-    )
-    return delivery

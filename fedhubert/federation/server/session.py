@@ -13,7 +13,6 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.deployment.expiry import expiring
 from fedhubert.errors import CheckpointError, DataError, FedhubertError
 from fedhubert.federation.phases.evaluation import ServerEvaluation
-from fedhubert.federation.phases.frozen import with_frozen_part
 from fedhubert.federation.phases.layer_choice import with_layer
 from fedhubert.federation.phases.secure_run import close_run, say_how_secure
 from fedhubert.federation.phases.targets import Targets, no_targets, prepare_targets
@@ -38,7 +37,7 @@ from fedhubert.federation.server.space import check_checkpoint_space
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, StreamingGrid
-from fedhubert.models.trainable import FrozenPart
+from fedhubert.models.trainable import FrozenPart, with_frozen_part
 from fedhubert.reporting.learning import Levels
 from fedhubert.runs.folder import RunFolder
 from fedhubert.targets.extractor import Extractor
