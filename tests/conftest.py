@@ -53,6 +53,10 @@ def write_tones(root: Path, speakers: int = 3) -> None:
             soundfile.write(path, samples.astype(np.float32), rate, subtype="PCM_16")
 
 
+def is_png(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.fixture(scope="session")
 def tone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three speakers with four files of 1 to 2.5 s each: a gliding tone in noise, at 16 kHz and 8 kHz."""

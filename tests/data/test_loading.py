@@ -92,6 +92,7 @@ def test_a_batch_holds_the_crops_their_labels_and_masks_of_the_documented_seed(
 ) -> None:
     config = data_config(max_seconds=0.8, batch_seconds=2.5)
     plan = plan_of(tones, config)
+    assert plan.num_batches > 1
     for batch in load_batches(
         tones, plan, range(plan.num_batches), counting_labels(rate_hz), MASK, config
     ):

@@ -99,7 +99,8 @@ def test_vectors_that_know_the_phone_make_no_error_and_noise_half() -> None:
     knows = np.eye(5, dtype=np.float32)[kinds.phones_N]
     noise = rng.standard_normal((300, 20)).astype(np.float32)
     for features, error in ((knows, 0.0), (noise, 0.5)):
-        for cells in score(kinds, mean_distance(features)):
+        within, across = score(kinds, mean_distance(features))
+        for cells in (within, across):
             found = summarise(cells, 0)
             assert found is not None and found.error == pytest.approx(error, abs=0.03)
 

@@ -37,7 +37,10 @@ def test_a_distillation_leaves_a_student_its_figures_and_its_lineage(
     checkpoint = load_checkpoint(result.checkpoint)
     assert checkpoint["model"][f"{HEADS}layers.2.weight"].shape == (48, 32)
     assert checkpoint["config"]["task"]["teacher_sha256"] == events(result, "teacher")[0]["sha256"]
-    assert checkpoint["federated_metrics"]["lineage"][0]["teacher"]["encoder_parameters"] > 0
+    theirs = load_checkpoint(find_checkpoint(teacher))["model"]
+    encoder = sum(value.numel() for name, value in theirs.items() if name.startswith("wav2vec2."))
+    lineage = checkpoint["federated_metrics"]["lineage"][0]
+    assert lineage["teacher"]["encoder_parameters"] == encoder
     for event in events(result, "round"):
         assert event["train"]["frames"] == sum(
             client["train_frames"] for client in event["clients"]
@@ -50,10 +53,7 @@ def test_a_distillation_leaves_a_student_its_figures_and_its_lineage(
         assert event["validation"]["objectives"] == {
             "layers": pytest.approx(sums["layers_sum"] / sums["frames"])
         }
-        assert (
-            0 < event["validation"]["cosine_distance"] < 2
-            and event["validation"]["relative_l2"] > 0
-        )
+        assert 0 < event["validation"]["cosine_distance"] < 2
         energy = [
             sum(client[f"validation_{name}_energy_sum"] for client in event["clients"])
             for name in ("error", "teacher")

@@ -292,7 +292,6 @@ def test_a_replay_without_a_change_is_the_run(recorded: Any, tmp_path: Path) -> 
         Replayed(grid, -1, lambda content: None), compose([*overrides, f"out={tmp_path / 'out'}"])
     )
     before = load_checkpoint(folder / "out/checkpoints/round_001_checkpoint.pt")["model"]
-    assert all(
-        torch.equal(tensor, before[name])
-        for name, tensor in load_checkpoint(result.checkpoint)["model"].items()
-    )
+    after = load_checkpoint(result.checkpoint)["model"]
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())

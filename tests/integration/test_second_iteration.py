@@ -64,7 +64,7 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
     assert (
         1 / 3 <= targets["agreement"]["chance_purity"] <= targets["agreement"]["label_purity"] <= 1
     )
-    assert by_name["final"]["validation"]["loss"] > 0
+    assert by_name["final"]["validation"]["model_round"] == 3
     second = load_checkpoint(out / "iteration2/checkpoints/round_003_checkpoint.pt")
     assert second["model"]["logit_generator.label_embeddings"].shape[0] == 6 + 4
     assert HubertModel.from_pretrained(out / "huggingface").config.num_hidden_layers == 1
@@ -92,11 +92,8 @@ def test_the_recipe_trains_both_iterations_exports_and_skips_what_is_done(
     )
     assert done.returncode == 0, done.stderr
     assert_same_model(out / "iteration2", alone)
-    assert all(
-        event["server_validation"]["loss"] > 0
-        for event in events(alone)
-        if event["event"] == "round"
-    )
+    scored = [event["server_validation"] for event in events(alone) if event["event"] == "round"]
+    assert len({validation["loss"] for validation in scored}) == 3  # each round's model its own
     changed = train(
         alone,
         *ITERATION_2,

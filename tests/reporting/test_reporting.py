@@ -10,6 +10,7 @@ from fedhubert.reporting.curves import plot_curves, trend
 from fedhubert.reporting.summary import final_event, rounds_table
 from fedhubert.runs.folder import RunFolder, resolve_out
 from fedhubert.runs.metrics import append_event, keep_events, read_events
+from tests.conftest import is_png
 
 
 def test_events_are_appended_whole_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_students_table_and_plot_show_its_distance(tmp_path: Path) -> None:
     assert list(table.columns[2].cells) == ["0.7500", "0.3750"]
     assert list(table.columns[4].cells) == ["0.3750", ""]
     plot_curves(log, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 0
+    assert is_png(tmp_path / "curves.png")
 
 
 def test_table_and_plot_are_made_from_the_log(tmp_path: Path) -> None:
