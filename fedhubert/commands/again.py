@@ -1,6 +1,7 @@
-"""The command that goes on, for whoever has stopped one."""
+"""How a command ends: its exit codes, and the command that goes on, for whoever has stopped one."""
 
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,16 @@ EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
 
 _ASKED_TO = ("train", "central")
 """Verbs that go on only where ``resume=auto`` says so; others look for what is there."""
+
+
+def unknown_option(verb: str, option: str, words: str = "overrides") -> int:
+    """Say that ``verb`` has no such option; return the exit code."""
+    print(
+        f"fedhubert: unknown option {option}; `fedhubert {verb}` takes KEY=VALUE {words}, "
+        "see --help",
+        file=sys.stderr,
+    )
+    return EXIT_USAGE
 
 
 def same_command(arguments: Sequence[str], out: str | None = None) -> str:

@@ -1,10 +1,10 @@
 """The verbs ``central`` and ``compare``: Hydra overrides, and a few words of their own."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedhubert.commands.again import unknown_option
 from fedhubert.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,12 +42,7 @@ def central(arguments: Sequence[str]) -> int:
         return 0
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
-        print(
-            f"fedhubert: unknown option {flags[0]}; `fedhubert central` takes KEY=VALUE overrides, "
-            "see --help",
-            file=sys.stderr,
-        )
-        return 2
+        return unknown_option("central", flags[0])
     from fedhubert.baselines.central import train_baseline
     from fedhubert.compose import compose
     from fedhubert.reporting.console import log_to_terminal, output_console

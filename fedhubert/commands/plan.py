@@ -2,11 +2,11 @@
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from fedhubert.commands.again import unknown_option
 from fedhubert.durations import duration
 
 if TYPE_CHECKING:
@@ -53,12 +53,7 @@ def plan(arguments: Sequence[str]) -> int:
         return 0
     flags = [argument for argument in arguments if argument.startswith("-")]
     if flags:
-        print(
-            f"fedhubert: unknown option {flags[0]}; `fedhubert plan` takes KEY=VALUE words, see "
-            "--help",
-            file=sys.stderr,
-        )
-        return 2
+        return unknown_option("plan", flags[0], "words")
     from fedhubert import live
     from fedhubert.planning.rounds import plan as played
     from fedhubert.planning.words import read_words

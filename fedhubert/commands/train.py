@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedhubert.commands.again import EXIT_USAGE, with_command
+from fedhubert.commands.again import unknown_option, with_command
 
 if TYPE_CHECKING:
     from fedhubert.config import Config
@@ -57,12 +57,7 @@ def train(arguments: Sequence[str]) -> int:
         if flag not in ("-h", "--help", "--cfg", "-m", "--multirun", "--cfg=job", "--explain")
     ]
     if unknown:
-        print(
-            f"fedhubert: unknown option {unknown[0]}; `fedhubert train` takes KEY=VALUE overrides, "
-            "see --help",
-            file=sys.stderr,
-        )
-        return EXIT_USAGE
+        return unknown_option("train", unknown[0])
     if {"-h", "--help"} & set(flags):
         from fedhubert.compose import group_choices
 

@@ -164,6 +164,7 @@ class Trainer:
         while True:
             tally = self._gradients(micro_batches)
             if tally is None:
+                # for all further steps: what did not fit once costs a failed try each time
                 self.parts = _halved(self.parts, micro_batches)
                 continue
             count = len(tally.losses)
@@ -212,6 +213,7 @@ class Trainer:
         tally = Tally()
         for batch in micro_batches:
             for number, piece in enumerate(batch.split(self.parts)):
+                # by the place in the data, so that a repeated or resumed step drops the same
                 _seed(
                     self.device,
                     derive_seed(self.seed, "dropout", self.partition, batch.position, number),
@@ -230,6 +232,7 @@ class Trainer:
         before, a scalar on the device."""
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        # batches without a masked frame have gradients of zero, which stay so
         torch._foreach_div_(gradients, float(max(1, frames)))
         # no anchor without a pull
         for parameter, anchor in zip(self.parameters, self.anchor, strict=False):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks.figures import figure, run
-from tests.benchmarks.processes import Watch, lines_with
+from tests.benchmarks.processes import Watch, flower_app, lines_with
 from tests.deployment.conftest import Deployment, write_site
 
 NUM_SITES = 2
@@ -32,23 +32,7 @@ SIDES = {
 }
 CODECS = ["federated.update_codec=int8", "federated.broadcast_codec=bf16"]
 STOCK = {
-    "pyproject.toml": """[project]
-name = "stock"
-version = "1.0.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "benchmark"
-
-[tool.flwr.app.components]
-serverapp = "stock.server:app"
-clientapp = "stock.client:app"
-
-[tool.flwr.app.config]
-out = ""
-rounds = 3
-layers = 12
-""",
+    "pyproject.toml": flower_app("stock", 'out = ""\nrounds = 3\nlayers = 12'),
     "stock/__init__.py": "",
     "stock/model.py": """from torchaudio.models import hubert_pretrain_base
 

@@ -120,6 +120,25 @@ class Watch:
         return {kind: seconds for kind, seconds in cpu.items() if seconds > 0.05}, asleep
 
 
+def flower_app(name: str, config: str) -> str:
+    """Return the ``pyproject.toml`` of a Flower app of ``name.server`` and ``name.client``; ``config`` is what a run may set, in TOML."""
+    return f"""[project]
+name = "{name}"
+version = "1.0.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "benchmark"
+
+[tool.flwr.app.components]
+serverapp = "{name}.server:app"
+clientapp = "{name}.client:app"
+
+[tool.flwr.app.config]
+{config}
+"""
+
+
 def kind_of(command: str) -> str:
     return next((kind for words, kind in KINDS.items() if words in command), "others")
 

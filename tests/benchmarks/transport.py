@@ -13,32 +13,16 @@ import tempfile
 from pathlib import Path
 
 from tests.benchmarks.figures import figure
-from tests.benchmarks.processes import Watch, lines_with
+from tests.benchmarks.processes import Watch, flower_app, lines_with
 from tests.deployment.conftest import Deployment
 from tests.deployment.processes import free_port
 
 NUM_SITES = 2
 ENDS = "tests.benchmarks.transport_ends"
 APP = {
-    "pyproject.toml": """[project]
-name = "transport"
-version = "1.0.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "benchmark"
-
-[tool.flwr.app.components]
-serverapp = "transport.server:app"
-clientapp = "transport.client:app"
-
-[tool.flwr.app.config]
-out = ""
-way = ""
-rounds = 3
-numel = 1
-sites = 1
-""",
+    "pyproject.toml": flower_app(
+        "transport", 'out = ""\nway = ""\nrounds = 3\nnumel = 1\nsites = 1'
+    ),
     "transport/__init__.py": "",
     "transport/server.py": """from flwr.serverapp import ServerApp
 

@@ -115,8 +115,10 @@ class RoundFold:
             except UpdateRejected as rejected:
                 code = f"update_{rejected.reason}"
             except (KeyError, TypeError, ValueError, OverflowError):
+                # whatever a reply does to our arithmetic fails its clients, and never the run
                 code = "malformed"
             else:
+                # only now: whoever is refused above leaves no figures behind either
                 outcome.clients.update(clients)
                 accepted = set(clients)
                 self._sketches.update(sketches)
@@ -160,6 +162,7 @@ class RoundFold:
         :mod:`fedhubert.federation.rounds.limits`.
         """
         clients, fell = self._outcome.clients, list[int]()
+        # without what is dropped the median is another: look again until nothing is too long
         while self._limits.holds_back:
             limit = self._limits.longest(
                 float(metrics["update_norm"]) for metrics in clients.values()
@@ -217,6 +220,7 @@ class RoundFold:
             raise UpdateRejected("layout")
         if not set(answer.metrics) <= expected:
             raise UpdateRejected("partition")
+        # a "sum" of one client would go around its codec, and around clipping
         if ("sum" in answer.arrays) != (asked > 1):
             raise UpdateRejected("sum")
         private = self._clip_norm is not None

@@ -52,6 +52,7 @@ def run_rounds(
     for number in range(first, last + 1):
         started = time.monotonic()
         opened = open_round(rounds, number, model)
+        # a message is made when the window has room for it, while replies are aggregated
         result = opened.finish(
             rounds.federation.grid.send_and_receive(
                 opened.messages(), timeout=rounds.federation.config.federated.round_timeout_s

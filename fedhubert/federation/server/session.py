@@ -157,6 +157,7 @@ def _phases(
     equipment.bring_models()
     targets = _targets(federation, record, state)
     books.levels = Levels.of(targets.event()) if config.task.needs_labels else None
+    # only now: who joins before is prepared with all the others
     federation.on_join = lambda shares: equipment.on_join(targets, shares)
 
     if books.is_over():
@@ -167,6 +168,7 @@ def _phases(
             books.evaluation = ServerEvaluation(config, targets, objective)
         _train(federation, record, state, books)
 
+    # not num_rounds: a run may end early
     number = int(record.history[-1]["round"])
     model = state.layout.to_vector(state.model)
     scores = score_everywhere(federation, targets.key, state.rounds, model, number, record.journal)
@@ -211,6 +213,7 @@ def _targets(federation: Federation, record: RunRecord, state: RunState) -> Targ
             setting="targets.checkpoint",
         )
     state.centroids, state.targets_key = targets.centroids, targets.key
+    # a resumed run has both from its beginning
     if state.first_round == 1 and needs_labels:
         record.event(targets.event())
         record.lineage.append({"targets": targets.lineage()})

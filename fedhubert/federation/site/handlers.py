@@ -190,6 +190,7 @@ def label(request: Request[Label], node_config: NodeConfig) -> Answered:
         task = request.task
         store = site.labels(partition, task.targets, tuple(centroids.values()), task.extractor)
         alike: Metrics = {"label_rate_hz": store.rate_hz, "num_clusters": store.num_clusters}
+        # a site that joins late has nobody to add its counts to
         if not request.task.counted:
             return {}, {"frames": 0, **alike}
         counts = site_figures.label_counts(site, partition, store)

@@ -120,6 +120,7 @@ class _RoundHere:
         start = said_of(number, task.positions, "positions")
         repeated = self._enter(site, partition, start)
         scored = job.client.validation_batches
+        # before it trains: what is scored is the model that came
         metrics = (
             score(request, site, partition, self.incoming, num_batches=scored)
             if job.client.scores_in(task.round)
@@ -130,6 +131,7 @@ class _RoundHere:
         state.optimizer = result.optimizer_state
         weight = self._weight_of(partition, result)
         sent = sent_update(request, number, self.incoming, result, state, self.ring, weight)
+        # before the update leaves: from then on the server may name this version
         self._save_state(folder, number, state)
         update = self._as_the_server_counts_it(sent)
         magnitude = magnitude_of(update)
@@ -169,6 +171,7 @@ class _RoundHere:
             task = self.request.task
             folder.save(task.round, state)
             before = said_of(number, task.site_rounds, "site_rounds")
+            # the version before stays: this round may be asked for again
             folder.prune([task.round, before], task.checkpoints)
 
     def _weight_of(self, partition: Partition, result: LocalResult) -> int:

@@ -121,6 +121,7 @@ class ExactSum:
         assert self._unit == GRID, "a ring's sum is of integers"
         scale = weight * 2.0**GRID_BITS
         bound = largest * scale
+        # by the largest magnitudes: an integer that overflows wraps around unseen
         if self._bound + bound >= _LIMIT:
             raise UpdateRejected("range")
         self._waiting.append((update, scale, bound < 2.0**51))

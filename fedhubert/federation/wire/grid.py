@@ -88,6 +88,7 @@ class StreamingGrid(ForwardingGrid):
                         try:
                             yield reply
                         finally:
+                            # also when the caller stops here: a reply holds a whole model
                             free_arrays(reply)
                 if time.monotonic() > deadline:
                     self.unanswered += [
