@@ -25,6 +25,7 @@ README = next(page for page in PAGES if page.path == REPOSITORY / "README.md")
 WIDTH, LENGTH = 110, 250
 GROUPS = {name for name, key in all_keys().items() if key.is_group}
 PLACES = ("fedhubert/", "tests/", "conf/", "docker/", "server_app/", "client_app/")
+MODULES = [str(path) for place in PLACES for path in (REPOSITORY / place).rglob("*.py")]
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=str)
 
@@ -66,6 +67,8 @@ def test_files_and_tests_that_are_named_exist(page: Page) -> None:
         if path.startswith(PLACES) and "NAME" not in path and re.fullmatch(r"[\w./-]+", path):
             assert (REPOSITORY / path).exists(), f"{page}: {name}"
             assert not test or f"def {test}(" in (REPOSITORY / path).read_text(), f"{page}: {name}"
+        elif re.fullmatch(r"[\w.-]+/[\w./-]+\.py", path):  # told from a folder below
+            assert any(module.endswith(f"/{path}") for module in MODULES), f"{page}: {name}"
 
 
 def dotted(page: Page) -> Iterator[str]:
