@@ -121,7 +121,7 @@ class Watch:
 
 
 def flower_app(name: str, config: str) -> str:
-    """Return the ``pyproject.toml`` of a Flower app of ``name.server`` and ``name.client``; ``config`` is what a run may set, in TOML."""
+    """Return the ``pyproject.toml`` of a Flower app; ``config``: what a run may set, in TOML."""
     return f"""[project]
 name = "{name}"
 version = "1.0.0"

@@ -1,4 +1,5 @@
-"""Every message of whole runs, error replies included, searched for what may not leave a site (what is planted is found: test_planted_leaks.py)."""
+"""Every message of whole runs, error replies included, searched for what may not leave a site;
+that the search finds it is seen in ``test_planted_leaks.py``."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Each kind of leak, planted into what a site sends, is found; and the server takes in none that has no place in a message."""
+"""Each kind of leak, planted into what a site sends, is found; and the server takes in none that
+has no place in a message."""
 
 import base64
 from collections.abc import Callable

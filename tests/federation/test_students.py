@@ -1,4 +1,5 @@
-"""What becomes of a distilled student: exports, scores, a plan, privacy, and nothing of the audio in the messages."""
+"""What becomes of a distilled student: exports, scores, a plan, privacy; and no message has
+anything of the audio."""
 
 from pathlib import Path
 from typing import Any

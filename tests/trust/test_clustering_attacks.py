@@ -1,4 +1,5 @@
-"""What a site says in k-means and of its labels: it is left out, and the others cluster as if it had never been."""
+"""A site that lies in k-means or of its labels is left out, and the others cluster as if it had
+never been."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""What a site says of itself when a run begins, or does not say: it is left out by name, and the others start."""
+"""A site at odds with the others when a run begins, or silent, is left out by name, and the others
+start."""
 
 import logging
 import time

@@ -1,4 +1,5 @@
-"""What a client keeps of secure aggregation on its disk: its ledger and run key, for itself alone and for one process at a time."""
+"""What a client keeps of secure sums on its disk, its ledger and run key, is for one process of
+its own at a time."""
 
 import multiprocessing
 import stat

@@ -1,4 +1,5 @@
-"""Servers that reach for a site's files, memory, time or settings: each attack works on a site whose policy refuses nothing, and not on a strict one."""
+"""Servers that reach for a site's files, memory, time or settings: each attack works on a site
+whose policy refuses nothing, and not on a strict one."""
 
 import json
 from pathlib import Path
