@@ -15,6 +15,7 @@ import torchaudio.transforms
 
 from fedhubert.data.headers import layout_of
 from fedhubert.data.ranges import Part, file_of
+from fedhubert.data.strangers import about_path
 from fedhubert.errors import DataError
 
 MAX_READ_S = 3600.0
@@ -96,6 +97,12 @@ def read_audio(
         return _read(file, recording, rate_hz, start, num_samples)
 
 
+def check_there(recording: Recording) -> None:
+    """Raise :class:`DataError` where no file is at ``recording``; it is not opened."""
+    if not recording.path.is_file():
+        raise _unreadable(recording, OSError("is no file"))
+
+
 @contextmanager
 def open_audio(source: Path | Recording) -> Iterator[soundfile.SoundFile]:
     """Open a recording's file under a header that says its length, and turn errors of the block
@@ -103,8 +110,7 @@ def open_audio(source: Path | Recording) -> Iterator[soundfile.SoundFile]:
     recording = source if isinstance(source, Recording) else Recording(source)
     path, offset, num_bytes = recording.path, recording.offset, recording.num_bytes
     try:
-        if not path.is_file():
-            raise _unreadable(recording, OSError("is no file"))
+        check_there(recording)
         layout = layout_of(path, offset, num_bytes, str(recording))
         inside = bool(offset) or num_bytes is not None
         parts: tuple[Part, ...] = ()
@@ -275,6 +281,8 @@ def _unreadable(recording: Recording, error: Exception) -> DataError:
     if not recording.path.exists():
         linked = recording.path.is_symlink()
         reason = "a dangling link" if linked else "no such file"
+        if hint := about_path(recording.path):
+            reason += f" ({hint})"
     else:
         reason = str(error)
         if reason.startswith("Error opening "):

@@ -1,9 +1,10 @@
 """Manifests on disk: a CSV, or fairseq's ``.tsv``, with the marks and line ends that people's tools
 leave."""
 
+import contextlib
 import csv
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.audio import audio_info
+from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT
+from fedhubert.data.strangers import mistaken_for_manifest
 from fedhubert.errors import DataError
 
 REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
@@ -22,11 +25,10 @@ TSV_RATE_HZ = 16000
 """The rate that fairseq's form, which names none, is of."""
 # become columns in one call; so few that Python's garbage collector does not look at them
 _ROWS_AT_ONCE = 64
-_DELIMITERS = ",;\t"
-_FOREIGN = {
-    "client_id": "Common Voice's table: `fedhubert prepare commonvoice --root DIR` reads it",
-    "n_frames": "fairseq's table of translations: its audio, by `fedhubert prepare folder`",
-}
+_DELIMITERS = ",;\t|"
+_KNOWN = {*REQUIRED, *CUT, CHANNEL, *ARCHIVE}
+_BEFORE_HEADER = ("", "sep=", "sep=,", "sep=;", "sep=|")
+"""Lines that spreadsheets put before the columns' names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,37 +66,80 @@ def read_table(path: Path, root: Path | None) -> Table:
     try:
         # utf-8-sig: spreadsheets put a byte order mark first
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return (_read_tsv if path.suffix == ".tsv" else _read_csv)(path, file, root)
+            before, first = _first_line(file)
+            header = _Header.of(first)
+            # tab-separated tables have that ending, too
+            if path.suffix != ".tsv" or not header.missing:
+                return _read_csv(path, header, before + 1, file, root)
+            return _read_tsv(path, first, file, root)
     except OSError as error:
         raise DataError(
             f"cannot read the manifest {path}: {error.strerror}", setting="data.manifest"
         ) from None
     except UnicodeDecodeError:
+        what = mistaken_for_manifest(path)
         raise DataError(
-            f"{path} is not UTF-8 text: save it as UTF-8", setting="data.manifest"
+            f"{path} is not UTF-8 text: {what if 'this is' in what else 'save it as UTF-8'}",
+            setting="data.manifest",
         ) from None
     except csv.Error as error:
         raise DataError(f"{path} is not a CSV: {error}", setting="data.manifest") from None
 
 
-def _read_csv(path: Path, file: TextIO, root: Path | None) -> Table:
-    first_line = file.readline()
-    delimiter = max(_DELIMITERS, key=first_line.count)
-    header = next(csv.reader([first_line], delimiter=delimiter), [])
-    missing = [name for name in REQUIRED if name not in header]
-    if missing:
+def _first_line(file: TextIO) -> tuple[int, str]:
+    """Return how many lines come before the first that says something, and that line."""
+    number = 0
+    for line in iter(file.readline, ""):
+        if line.strip().lower() not in _BEFORE_HEADER:
+            return number, line
+        number += 1
+    return number, ""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The columns' names, and how they are set apart."""
+
+    names: list[str]
+    delimiter: str
+    spaced: bool
+
+    @classmethod
+    def of(cls, line: str) -> "_Header":
+        """Read a first line: names of ours in any case, with or without spaces around them."""
+        delimiter = max(_DELIMITERS, key=line.count)
+        found = next(csv.reader([line], delimiter=delimiter), [])
+        spaced = any(name.startswith(" ") for name in found[1:])
+        found = next(csv.reader([line], delimiter=delimiter, skipinitialspace=spaced), [])
+        names = [name.strip() for name in found]
+        ours = [name.lower() if name.lower() in _KNOWN else name for name in names]
+        return cls(ours, delimiter, spaced)
+
+    @property
+    def missing(self) -> list[str]:
+        return [name for name in REQUIRED if name not in self.names]
+
+
+def _read_csv(path: Path, header: _Header, above: int, file: TextIO, root: Path | None) -> Table:
+    """Read the lines that follow the header, which is line ``above``."""
+    if header.missing:
         raise DataError(
-            f"{path}: no column {', '.join(missing)} in the first line; {_remedy(header)}",
+            f"{path}: no column {', '.join(header.missing)} in the first line; "
+            f"{mistaken_for_manifest(path, header.names)}",
             setting="data.manifest",
         )
-    if len(set(header)) < len(header):
+    names = header.names
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
-            f"{path}: a column name occurs twice in the first line", setting="data.manifest"
+            f"{path}: the column {twice} occurs twice in the first line: rename one, or take it "
+            "out",
+            setting="data.manifest",
         )
-    rows = csv.reader(file, delimiter=delimiter)
-    table: list[list[str]] = [[] for _ in header]
-    width = len(header)
-    first = 2
+    rows = csv.reader(file, delimiter=header.delimiter, skipinitialspace=header.spaced)
+    table: list[list[str]] = [[] for _ in names]
+    width = len(names)
+    first = above + 1
     while block := list(islice(rows, _ROWS_AT_ONCE)):
         if set(map(len, block)) != {width}:
             for number, row in enumerate(block, first):
@@ -102,10 +147,13 @@ def _read_csv(path: Path, file: TextIO, root: Path | None) -> Table:
                     fields = f"{len(row)} fields, the first line has {width}"
                     raise DataError(f"{path}, line {number}: {fields}", setting="data.manifest")
         first += len(block)
-        by_column = zip(*filter(None, block), strict=True)
+        by_column = zip(*filter(any, block), strict=True)
         for column, values in zip(table, by_column, strict=False):  # none where all rows are empty
             column.extend(values)
-    columns = dict(zip(header, table, strict=True))
+    columns = dict(zip(names, table, strict=True))
+    if "" in columns["path"]:
+        line = columns["path"].index("") + above + 1
+        raise DataError(f"{path}, line {line}: no path", setting="data.manifest")
     num_samples = _integers(path, columns.pop("num_samples"), "num_samples", MAX_SAMPLES)
     sample_rates = _integers(path, columns.pop("sample_rate"), "sample_rate", MAX_RATE_HZ)
     return Table(
@@ -118,20 +166,12 @@ def _read_csv(path: Path, file: TextIO, root: Path | None) -> Table:
     )
 
 
-def _remedy(header: Iterable[str]) -> str:
-    known = (said for name, said in _FOREIGN.items() if name in header)
-    said = next(known, None)
-    return f"this is {said}" if said else "`fedhubert prepare folder` writes a manifest"
-
-
-def _read_tsv(path: Path, file: TextIO, root: Path | None) -> Table:
-    lines = iter(file)
-    stated = next(lines, "").rstrip("\r\n")
+def _read_tsv(path: Path, first: str, lines: TextIO, root: Path | None) -> Table:
+    stated = first.strip()
     if not stated or "\t" in stated:
-        names = stated.split("\t")
         raise DataError(
-            f"{path}: the first line of a .tsv names the audio root"
-            + (f"; {_remedy(names)}" if set(names) & set(_FOREIGN) else ""),
+            f"{path}: the first line of a .tsv names the audio root; "
+            f"{mistaken_for_manifest(path, stated.split(chr(9)))}",
             setting="data.manifest",
         )
     paths, counts = [], []
@@ -146,7 +186,7 @@ def _read_tsv(path: Path, file: TextIO, root: Path | None) -> Table:
         paths.append(fields[0])
         counts.append(fields[1])
     num_samples = _integers(path, counts, "samples", MAX_SAMPLES)
-    start = root or Path(stated)
+    start = root or Path(stated).expanduser()
     rates = np.full(len(paths), _one_rate(path, start, paths), np.int32)
     return Table(start, paths, _first_folders(paths), num_samples, rates, {})
 
@@ -180,13 +220,18 @@ def _first_folders(paths: list[str]) -> list[str]:
 
 
 def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArray[np.int64]:
+    """Return cells as whole numbers; 16000.0, as tables with a gap are written, is one."""
+    numbers = np.zeros(1, np.int64)
     try:
         numbers = np.array(values, dtype=np.int64)
-    except (ValueError, OverflowError):
-        numbers = np.array([], dtype=np.int64)
-    if len(numbers) != len(values) or (
-        len(numbers) and (numbers.min() <= 0 or numbers.max() >= limit)
-    ):
+    except OverflowError:
+        pass
+    except ValueError:
+        with contextlib.suppress(ValueError), np.errstate(invalid="ignore"):
+            exact = np.array(values, dtype=np.float64)
+            if (exact == np.rint(exact)).all():
+                numbers = exact.astype(np.int64)
+    if len(numbers) and (numbers.min() <= 0 or numbers.max() >= limit):
         line, value = next(
             (
                 (line, value)
@@ -197,14 +242,18 @@ def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArr
         )
         raise DataError(
             f"{path}, line {line}: {name} is {value[:80]!r}, not a whole number from 1 to "
-            f"{limit - 1}",
+            f"{limit - 1}; `fedhubert prepare` writes it",
             setting="data.manifest",
         )
     return numbers
 
 
 def _whole_number(value: str, limit: int) -> bool:
-    return value.isascii() and value.isdigit() and len(value) <= 20 and 0 < int(value) < limit
+    try:
+        number = float(value)
+    except ValueError:
+        return False
+    return number.is_integer() and 0 < number < limit
 
 
 def csv_lines(table: Table) -> Iterator[list[str | int]]:

@@ -5,10 +5,17 @@ import logging
 import threading
 from collections.abc import Sized
 
+import numpy as np
+import numpy.typing as npt
+
+from fedhubert.data.audio import check_there
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import DataError, FedhubertError
 
 log = logging.getLogger("fedhubert.site")
+
+MOST_LOOKED_AT = 1000
+"""Files of a manifest that are looked for before a run."""
 
 
 class LeftOut:
@@ -54,3 +61,30 @@ class LeftOut:
             raise refused from None
         if not known:
             log.warning("left out: %s: %s", self._manifest.paths[row], error)
+
+
+def check_files(manifest: Manifest, rows: npt.NDArray[np.int64], share: float) -> None:
+    """Look for the files of ``rows``, or of 1000 spread over them, before hours go into the others.
+
+    Args:
+        share: ``data.max_unreadable``: as many may be missing, which is said in the log.
+
+    Raises:
+        DataError: more are missing, or lie outside the root.
+    """
+    looked = rows[:: -(-len(rows) // MOST_LOOKED_AT)].tolist() if len(rows) else []
+    missing: list[DataError] = []
+    for row in looked:
+        try:
+            check_there(manifest.recording(row))
+        except DataError as error:
+            missing.append(error)
+    if not missing:
+        return
+    said = f"{len(missing)} of {len(looked)} files that the manifest names are not there"
+    first = f"{said}; the first: {missing[0]}"
+    if len(missing) > share * len(looked):
+        raise DataError(
+            f"{first}. Paths start from data.root ({manifest.root})", setting="data.root"
+        )
+    log.warning("%s", first)

@@ -13,6 +13,7 @@ import numpy as np
 from fedhubert.clients.data import Site, open_site
 from fedhubert.config import Config
 from fedhubert.data.corpora import with_absolute_data
+from fedhubert.data.unreadable import check_files
 from fedhubert.errors import ConfigError
 from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.strategies.strategy import client_job
@@ -46,8 +47,9 @@ def check_machine(config: Config) -> Site:
         client_job(config), {"partition-id": 0, "num-partitions": num_supernodes(config)}
     )
     _check_state_folder(site.settings.state_dir)
-    for number in range(config.federated.num_clients):
-        site.partition(number)
+    clients = [site.partition(number) for number in range(config.federated.num_clients)]
+    rows = np.concatenate([client.rows for client in clients])
+    check_files(site.manifest, rows, config.data.max_unreadable)
     _check_labels(config, site)
     return site
 

@@ -1,0 +1,75 @@
+"""What people give as a manifest that is none, and paths that other systems would understand: each
+called what it is, with the remedy."""
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+_PREPARE = "`fedhubert prepare folder --root DIR --out M.csv` writes a manifest"
+_COLUMNS = (
+    ("client_id", "Common Voice's table: `fedhubert prepare commonvoice --root DIR` reads it"),
+    ("n_frames", "fairseq's table of translations: its audio, by `fedhubert prepare folder`"),
+    ("file_name", "an audiofolder's: `fedhubert prepare huggingface --root DIR` reads its folder"),
+    ("wav", f"SpeechBrain's table: {_PREPARE} of its audio"),
+)
+"""Columns by which tables of other tools are told."""
+_KALDI = ("wav.scp", "segments", "utt2spk", "spk2utt")
+_BEGINNINGS = (
+    (
+        b"PAR1",
+        "a Parquet table: write it as CSV (pandas: `read_parquet(A).to_csv(B, index=False)`)",
+    ),
+    (b"\x1f\x8b", "compressed by gzip: `gunzip` it"),
+    (b"PK", "a spreadsheet or zip archive: save the table as CSV in UTF-8"),
+    (b"\xff\xfe", "UTF-16 text: save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`)"),
+    (b"\xfe\xff", "UTF-16 text: save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`)"),
+    (b"RIFF", f"audio: {_PREPARE}"),
+    (b"fLaC", f"audio: {_PREPARE}"),
+    (b"OggS", f"audio: {_PREPARE}"),
+    (b"ID3", f"audio: {_PREPARE}"),
+)
+_LOOK_AT = 4096
+
+
+def mistaken_for_manifest(path: Path, header: Iterable[str] = ()) -> str:
+    """Return what a file is in the place of a manifest, with the remedy.
+
+    Args:
+        header: Names in its first line, where it has any.
+    """
+    names = set(header)
+    for column, said in _COLUMNS:
+        if column in names:
+            return f"this is {said}"
+    if path.name in _KALDI or path.suffix == ".scp":
+        return "this is a list of Kaldi's: `fedhubert prepare kaldi --root DIR` reads its folder"
+    with path.open("rb") as file:
+        head = file.read(_LOOK_AT)
+    for mark, said in _BEGINNINGS:
+        if head.startswith(mark):
+            return f"this is {said}"
+    if head.lstrip().startswith((b"{", b"[")):
+        if b'"supervisions"' in head or b'"sampling_rate"' in head or b'"recording_id"' in head:
+            return "this is lhotse's: `fedhubert prepare lhotse` reads it"
+        return f"this is JSON, such as NeMo's: {_PREPARE} of its audio"
+    return _PREPARE if not names else f"the first line names the columns; {_PREPARE}"
+
+
+def about_path(path: Path) -> str:
+    """Return why nothing is at ``path``, where it looks like one of another system; '' else."""
+    name = str(path)
+    first = {part.rstrip(":") for part in path.parts if part.endswith(":")}
+    if first & {"http", "https", "s3", "gs", "hdfs"}:
+        return "an address: download what is there, manifests name files"
+    if "file" in first:
+        return "write the path without file://"
+    if "\\" in name:
+        return "Windows' path: write / for \\, from the audio root on"
+    if "~" in path.parts:
+        return "~ is not expanded in a manifest: write the folder's name, or set data.root"
+    if name != name.strip():
+        return "the path ends in a space"
+    for other in (unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+        if other != name and Path(other).exists():
+            return "a file of that name is there, in Unicode's other form: write the manifest again"
+    return ""
