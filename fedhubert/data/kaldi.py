@@ -1,5 +1,5 @@
-"""A Kaldi data directory: ``wav.scp``, and ``segments``, ``utt2spk``, ``text``, ``utt2lang`` and
-``reco2file_and_channel`` where they are."""
+"""A Kaldi data directory: ``wav.scp``, and ``segments``, ``utt2spk`` (or ``spk2utt``), ``text``,
+``utt2lang`` and ``reco2file_and_channel`` where they are."""
 
 import re
 from pathlib import Path
@@ -35,7 +35,7 @@ def scan_kaldi(folder: Path, audio_root: Path | None = None) -> Found:
         for name, cells in _table(folder / "reco2file_and_channel").items()
         if cells
     }
-    speakers, texts = _table(folder / "utt2spk"), _table(folder / "text")
+    speakers, texts = _speakers(folder), _table(folder / "text")
     languages = _table(folder / "utt2lang")
     segments = _table(folder / "segments")
     parts = segments or dict.fromkeys(recordings, "")
@@ -61,12 +61,21 @@ def scan_kaldi(folder: Path, audio_root: Path | None = None) -> Found:
         candidates.append(Candidate(recordings[recording], speakers.get(name, "unknown"), used))
     remarks = []
     if not speakers:
-        remarks.append("warning: no utt2spk: the speaker of all is `unknown`")
+        remarks.append("warning: no utt2spk or spk2utt: the speaker of all is `unknown`")
     used_by = {item.path for item in candidates}
     unused = len(set(recordings.values()) - used_by)
     if unused:
         remarks.append(f"{unused} recordings have no segment, and are not in the manifest")
     return rooted(candidates, rejected, remarks, folder)
+
+
+def _speakers(folder: Path) -> dict[str, str]:
+    """Return utterance -> speaker, of whichever of the two lists is there."""
+    of_utterances = _table(folder / "utt2spk")
+    if of_utterances:
+        return of_utterances
+    lists = _table(folder / "spk2utt")
+    return {name: speaker for speaker, names in lists.items() for name in names.split()}
 
 
 def _unusable(place: str) -> str:

@@ -52,6 +52,8 @@ def mistaken_for_manifest(path: Path, header: Iterable[str] = ()) -> str:
         if b'"supervisions"' in head or b'"sampling_rate"' in head or b'"recording_id"' in head:
             return "this is lhotse's: `fedhubert prepare lhotse` reads it"
         return f"this is JSON, such as NeMo's: {_PREPARE} of its audio"
+    if b"\0" in head:
+        return "this is no text, or UTF-16: save it as UTF-8"
     return _PREPARE if not names else f"the first line names the columns; {_PREPARE}"
 
 

@@ -55,6 +55,9 @@ def test_kaldi_segments_speakers_and_texts(
     assert "the file has 4.00 s" in rejected["telephone.wav from 3.0 s on"]
     assert "not `recording start end`" in rejected["utt7"]
     assert "utt3" not in rejected  # its recording is named
+    (data / "utt2spk").unlink()
+    (data / "spk2utt").write_text("spkC utt1 utt4\nspkD utt2\n")
+    assert Manifest.read(prepared(data, kind="kaldi")).speakers == ["spkC", "spkD", "spkC"]
     (data / "segments").unlink()
     assert len(Manifest.read(prepared(data, kind="kaldi"))) == 2
     capsys.readouterr()

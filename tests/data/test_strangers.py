@@ -58,6 +58,7 @@ def test_tables_of_other_tools_hands_are_read(tmp_path: Path, text: str, name: s
         (HEAD + ROWS + ",ann,16000,8000\n", "m.csv", "line 4: no path"),
         ("# by me\n" + HEAD + ROWS, "m.csv", "the first line names the columns"),
         ((HEAD + ROWS).encode("utf-16"), "m.csv", "UTF-16 text"),
+        ((HEAD + ROWS).encode("utf-16-le"), "m.csv", "or UTF-16"),
         ((HEAD + "a.wav,Jos\xe9,1,1\n").encode("latin-1"), "m.csv", "save it as UTF-8"),
         (b"PAR1\x15\x04\xff\xff", "m.parquet", "a Parquet table: write it as CSV"),
         (b"\x1f\x8b\x08\x00\xff", "m.csv.gz", "`gunzip` it"),
