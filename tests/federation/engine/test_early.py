@@ -118,6 +118,7 @@ def test_a_run_without_fault_gets_as_far_as_ray(start: Callable[..., None], tmp_
             r"cannot write to the state folder .*client\.state_dir",
         ),
         (["data.manifest=TMP/nowhere.csv"], r"no such file .*nowhere\.csv"),
+        (["data.root=TMP"], r"\d+ of \d+ files .* are not there; the first: .*Paths start from"),
     ],
 )
 def test_what_cannot_work_is_said_before_ray_starts(
