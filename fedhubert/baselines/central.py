@@ -52,7 +52,8 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
     finished is left as it is.
 
     Events, configuration and checkpoints have the form of a federated run's. Local only: a run's
-    folder per client below it.
+    folder per client below it. A model's head is its own, whatever ``task.head`` says: central
+    training has one for all, local training one for each client.
 
     Raises:
         CheckpointError: the folder holds another run, or one that is not to be replaced
@@ -60,7 +61,9 @@ def train_baseline(config: Config, options: BaselineOptions) -> RunFolder:
         FedhubertError: as the federated run's clients.
     """
     config, teacher = with_teacher(with_layer(with_absolute_data(config)))
-    config = config.model_copy(update={"client": config.baseline.of(config.client)})
+    config = config.model_copy(
+        update={"client": config.baseline.of(config.client), "task": config.task.pooled()}
+    )
     resolve_device(config.client.device)
     folder = RunFolder.of(config)
     if config.resume == "auto" and is_finished(folder, config, options):

@@ -8,7 +8,7 @@ from pathlib import Path
 from fedhubert.files import LOCK_NAME, is_locked
 
 KINDS = {
-    "runs": "kept optimisers and left-over rounding of one run",
+    "runs": "kept optimisers, left-over rounding and personal heads of one run",
     "labels": "pseudo-labels of a partition under one set of centroids",
     "features": "a partition's sample of features for k-means",
     "extractors": "models that gave features",

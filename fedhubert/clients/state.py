@@ -1,5 +1,5 @@
-"""What a site keeps of a partition between rounds: its local optimiser, and what a lossy codec left
-over.
+"""What a site keeps of a partition between rounds: its local optimiser, what a lossy codec left
+over, and a head of its own.
 
 Each round writes a version of its own. The server names the version to go on from, so a site whose
 round was not accepted, or whose server went back to an earlier checkpoint, goes back with it. Kept
@@ -20,8 +20,8 @@ from fedhubert.errors import CheckpointError, FedhubertError
 from fedhubert.files import exclusively, private_folder, temporary_path, write_temporary
 
 STATE_MISSING = "state_missing"
-"""Code of a site that no longer has the state (a kept optimiser, left-over rounding) of the round
-that the server names."""
+"""Code of a site that no longer has the state (a kept optimiser, left-over rounding, a head) of the
+round that the server names."""
 _NAME = re.compile(r"round_(\d+)\.pt")
 
 
@@ -33,11 +33,12 @@ class StateMissing(FedhubertError):
 
 @dataclass
 class PartitionState:
-    """The kept optimiser (``state_dict``) and the left-over of the codec [P]; None where there is
-    none."""
+    """The kept optimiser (``state_dict``), the left-over of the codec [P], and the tensors of a
+    personal head by name; None where there is none."""
 
     optimizer: dict[str, object] | None = None
     residual: torch.Tensor | None = None
+    head: dict[str, torch.Tensor] | None = None
 
 
 class StateFolder:
@@ -62,7 +63,7 @@ class StateFolder:
         path = self._path(round_number)
         try:
             kept = torch.load(path, map_location="cpu", weights_only=True)
-            return PartitionState(kept["optimizer"], kept["residual"])
+            return PartitionState(kept["optimizer"], kept["residual"], kept.get("head"))
         except Exception as error:  # a damaged file: torch raises many kinds
             reason = "is not there" if isinstance(error, FileNotFoundError) else "is damaged"
             raise StateMissing(
@@ -74,7 +75,7 @@ class StateFolder:
         """Write the state that ``round_number`` left, whole or not at all; raises
         :class:`CheckpointError` when it cannot be written."""
         path = self._path(round_number)
-        values = {"optimizer": state.optimizer, "residual": state.residual}
+        values = {"optimizer": state.optimizer, "residual": state.residual, "head": state.head}
         try:
             private_folder(self._folder)
             write_temporary(

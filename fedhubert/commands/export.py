@@ -105,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from fedhubert.formats.huggingface_heads import pipeline_of
     from fedhubert.formats.model_card import Publication
     from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
+    from fedhubert.formats.source import HEADS_STAY, Source
 
     languages = tuple(code for given in args.language for code in given.split(","))
     publication = Publication(args.license, languages, args.base_model, tuple(args.dataset))
@@ -120,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         tell=print,
     )
     print(f"{path} -> {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
+    if not Source.of(checkpoint).learned.shares_head:
+        print(HEADS_STAY)
     unsaid = [flag for flag in ("license", "language") if not getattr(args, flag)]
     if unsaid:
         print(f"the model card does not say: {', '.join(f'--{flag}' for flag in unsaid)}")

@@ -103,8 +103,8 @@ class ClientConfig(Model):
     Early stopping and ``checkpoint.keep_best`` see the scored models alone."""
 
     state_dir: str | None = key(None, resume="free", site="state-dir", path=True)
-    """Folder where a site keeps labels, features, teachers and kept optimisers; null: below the
-    user's cache folder."""
+    """Folder where a site keeps labels, features, teachers, kept optimisers and personal heads;
+    null: below the user's cache folder."""
 
     state_max_gb: Positive | None = key(100.0, unit="GB", site="state-max-gb")
     """At the start of a run, what was not used for longest goes until the state folder fits; null:

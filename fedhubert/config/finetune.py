@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from fedhubert.config.base import Fraction, NonNegative, Positive, PositiveInt
 from fedhubert.config.keys import key
 from fedhubert.config.masked import MaskedTask
+from fedhubert.config.model import ModelConfig
 
 MOST_LABELS = 32
 """The most labels of ``task=classify``: their confusions are so many squared."""
@@ -35,6 +36,10 @@ class FineTuneTask(MaskedTask):
     channel_mask_length: PositiveInt = key(64, unit="channels")
     """Length of a span of zeroed channels."""
 
+    head: Literal["shared", "personal"] = "shared"
+    """personal: each client has a head of its own, which stays in its site's state folder; the
+    encoder alone travels, and is all that checkpoints and exports have."""
+
     freeze_share: Fraction = 0.1
     """Share of the run in which the head alone is trained, at its beginning; 1: all of it. The
     encoder's updates are zeros then."""
@@ -54,6 +59,21 @@ class FineTuneTask(MaskedTask):
     @property
     def encoder_rate(self) -> float:
         return self.encoder_lr_factor
+
+    @property
+    def shares_head(self) -> bool:
+        return self.head == "shared"
+
+    def pooled(self) -> FineTuneTask:
+        return self.model_copy(update={"head": "shared"})
+
+    def check_model(self, model: ModelConfig, init_from: str | None) -> None:
+        if not self.shares_head and (model.trainable == "head" or self.freeze_share == 1.0):
+            raise ValueError(
+                "task.head=personal: a head that does not travel, and an encoder that is not "
+                "trained, leave nothing to learn together: let some of the encoder be trained "
+                "(model.trainable, task.freeze_share)"
+            )
 
     def freezes_encoder(self, progress: float) -> bool:
         return progress < self.freeze_share

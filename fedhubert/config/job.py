@@ -86,9 +86,13 @@ class ClientJob(Model):
 
     @property
     def keeps_state(self) -> bool:
-        """Whether sites keep something between rounds: a local optimiser, or what a lossy codec
-        left over."""
-        return self.client.optimizer_policy == "keep" or self.update_codec == "int8"
+        """Whether sites keep something between rounds: a local optimiser, what a lossy codec left
+        over, or a head of their own."""
+        return (
+            self.client.optimizer_policy == "keep"
+            or self.update_codec == "int8"
+            or not self.task.shares_head
+        )
 
 
 def job_with(config: Config, terms: ClientTerms) -> ClientJob:

@@ -74,6 +74,15 @@ class MaskedTask(Model):
         """The encoder's learning rate, in rates of the rest of the model."""
         return 1.0
 
+    @property
+    def shares_head(self) -> bool:
+        """Whether what the objective adds to the model travels, and is one for all clients."""
+        return True
+
+    def pooled(self) -> MaskedTask:
+        """Return the task as one model learns it from everybody's audio."""
+        return self
+
     def freezes_encoder(self, progress: float) -> bool:
         """Whether the encoder stands still at ``progress`` in [0, 1] of the run."""
         return False

@@ -176,6 +176,11 @@ class Config(Model):
     def _model_fits_its_task(self) -> Self:
         self.task.check_model(self.model, self.init_from)
         self.task.check_run(self.client.compile, self.privacy.enabled, not self.dry_run)
+        if self.evaluation.manifest and not self.task.shares_head:
+            raise ValueError(
+                "evaluation.manifest is scored by the server, and with task.head=personal the "
+                "heads stay at their sites: leave it out, or set task.head=shared"
+            )
         return self
 
     @model_validator(mode="after")

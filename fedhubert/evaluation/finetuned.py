@@ -83,6 +83,12 @@ def finetuned_score(
             f"{path} was trained by task={read.learned.name}, which has no `{key}`",
             setting=f"--{key.replace('_', '-')}",
         )
+    if not read.learned.shares_head:
+        raise CheckpointError(
+            f"{path} has the encoder alone: with task.head=personal the heads stay at their sites, "
+            "whose held-out figures are in the run's metrics.jsonl",
+            setting="task.head",
+        )
     model = spec.build_model(read.config, 0)
     model.load_state_dict(saved["model"])
     said = [spec.said(value) for value in annotation_column(manifest, key, column)]

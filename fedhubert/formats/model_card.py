@@ -21,7 +21,7 @@ from fedhubert.files import sha256_of
 from fedhubert.formats import PROGRAMS
 from fedhubert.formats.hub import HUB
 from fedhubert.formats.huggingface_heads import pipeline_of
-from fedhubert.formats.source import Source
+from fedhubert.formats.source import HEADS_STAY, Source
 from fedhubert.formats.sources import BUNDLE
 from fedhubert.models.frames import num_frames
 
@@ -83,6 +83,7 @@ _TRAINING = (
     "task.name",
     "task.labels",
     "task.vocabulary",
+    "task.head",
     "task.freeze_share",
     "targets.kind",
     "targets.source",
@@ -218,6 +219,7 @@ def _lines(
         "format. 16 kHz waveforms go in as they are, without"
     )
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
+    yield from () if source.learned.shares_head else ("", HEADS_STAY)
     pipeline = pipeline_of(source.heads, format_name)
     loading = _TUNED.format(pipeline=pipeline) if pipeline else _LOADING[format_name]
     yield from ("", "## Loading", "", "```python", *loading.splitlines(), "```", "")

@@ -13,6 +13,11 @@ from fedhubert.formats.fairseq_form import label_rate_of
 from fedhubert.formats.naming import HEAD, MASK, OTHER_HEADS
 from fedhubert.models.heads import is_objectives_own
 
+HEADS_STAY = (
+    "It was fine-tuned with a head for each client (task.head=personal), which stayed at their "
+    "sites: this is the encoder alone."
+)
+"""Said of a model whose heads are not in its checkpoint."""
 _TASK: TypeAdapter[MaskedTask] = TypeAdapter(Task)
 
 

@@ -45,6 +45,15 @@ class LogitGenerator(nn.Module):
             return frames @ classes.T / self.temperature
 
 
+def own_heads(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy on the CPU of what an objective added to ``model``, by name."""
+    return {
+        name: tensor.detach().to("cpu", copy=True)
+        for name, tensor in model.state_dict().items()
+        if is_objectives_own(name)
+    }
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32 if it is of a narrower type."""
     return x.float() if x.dtype.itemsize < 4 else x

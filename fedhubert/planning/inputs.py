@@ -158,7 +158,7 @@ def inputs_of(config: Config, clients: Sequence[ClientAudio], rates: Rates) -> I
     config, teacher = with_teacher(config)
     model = build_model(config.model, config.task, config.seed)
     every = sum(int(parameter.numel()) for parameter in model.parameters())
-    layout = ParameterLayout.of(model)
+    layout = ParameterLayout.of(model, heads=config.task.shares_head)
     return Inputs(
         config, layout, every, tuple(clients), rates, teacher.teacher.num_bytes if teacher else 0
     )

@@ -15,6 +15,7 @@ from fedhubert.reporting.fairness import fairness
 from fedhubert.reporting.report_about import settings, starts
 from fedhubert.reporting.report_comparison import comparisons
 from fedhubert.reporting.report_data import RunData
+from fedhubert.reporting.report_files import all_settings
 from fedhubert.reporting.report_parts import Section, Table, decimal
 from fedhubert.reporting.report_privacy import HEAD as PRIVACY_HEAD
 from fedhubert.reporting.report_privacy import privacy_rows
@@ -93,6 +94,12 @@ def _summary(runs: Sequence[RunData]) -> Section:
         "validation splits. "
         "A model that ignores its input has the unigram entropy and the most frequent label."
     )
+    own = [run.name for run in runs if dict(all_settings([run])).get("task.head") == ["personal"]]
+    if own:
+        note += (
+            f" {', '.join(own)}: the encoder alone is shared (task.head=personal), and figures "
+            "are those of each client's own head on it."
+        )
     tables = [Table(head, rows)] if rows else []
     return Section("Summary", tables=tables, note=note, warnings=_other_clusters(runs))
 

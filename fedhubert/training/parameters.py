@@ -10,21 +10,23 @@ import torch
 from torch import nn
 
 from fedhubert.errors import TrainingError
+from fedhubert.models.heads import is_objectives_own
 
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Names and shapes of the trainable parameters, in the model's order."""
+    """Names and shapes of trainable parameters, in the model's order."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "ParameterLayout":
+    def of(cls, model: nn.Module, *, heads: bool = True) -> "ParameterLayout":
+        """Return those of ``model``, with or without the heads that its objective added."""
         trainable = [
             (name, tuple(parameter.shape))
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad
+            if parameter.requires_grad and (heads or not is_objectives_own(name))
         ]
         return cls(tuple(name for name, _ in trainable), tuple(shape for _, shape in trainable))
 

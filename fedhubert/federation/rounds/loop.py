@@ -81,10 +81,18 @@ def score_everywhere(
     if federation.config.secure.enabled:
         return score_masked(federation, targets_key, state, model, number, journal)
     outcome = RoundOutcome(number, sorted(federation.connected))
+    personal = not federation.config.task.shares_head
     broadcast = Broadcast.of(federation, targets_key, model)
     shares, limits = federation.everyone(), RoundLimits(federation.config, federation.partitions)
     messages = (
-        broadcast.message(node, Evaluate, partitions, number, state.positions)
+        broadcast.message(
+            node,
+            Evaluate,
+            partitions,
+            number,
+            state.positions,
+            site_rounds=state.versions(partitions) if personal else {},
+        )
         for node, partitions in shares.items()
     )
     for message in federation.grid.send_and_receive(

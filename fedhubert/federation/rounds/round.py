@@ -203,9 +203,7 @@ class Round:
         if self._replayed:
             more["steps"] = {partition: self._replayed.steps[partition] for partition in partitions}
         if self.rounds.keeps_state:
-            more["site_rounds"] = {
-                partition: state.site_rounds.get(partition, 0) for partition in partitions
-            }
+            more["site_rounds"] = state.versions(partitions)
             more["checkpoints"] = tuple(self.rounds.checkpoints())
         return self._broadcast.message(
             node, Train, partitions, self._outcome.number, state.positions, arrays, **more

@@ -133,11 +133,7 @@ class SecureRound(Round):
             attempt,
             positions={partition: state.positions.get(partition, 0) for partition in self._cohort},
             steps=replayed.steps if replayed else None,
-            site_rounds={
-                partition: state.site_rounds.get(partition, 0) for partition in self._cohort
-            }
-            if rounds.keeps_state
-            else None,
+            site_rounds=state.versions(self._cohort) if rounds.keeps_state else None,
             scale=self._scale(),
             norm=2.0 ** math.frexp(state.norms[-1])[1] if any(state.norms[-1:]) else 1.0,
         )

@@ -42,13 +42,22 @@ def score_masked(
     try:
         attempt = journal.begin(Evaluate.KIND, number, cohort) if journal else 0
         positions = dict.fromkeys(cohort, 0)
-        terms, keys = total.begin(cohort, attempt, positions=positions)
+        personal = not federation.config.task.shares_head
+        versions = state.versions(cohort) if personal else {}
+        terms, keys = total.begin(cohort, attempt, positions=positions, site_rounds=versions)
         asked_now = set(kept or cohort) & federation.connected
         shares = assign_to_nodes(sorted(asked_now), federation.hosts, {})
         broadcast = Broadcast.of(federation, targets_key, model)
         messages = (
             broadcast.message(
-                node, Evaluate, partitions, number, positions, arrays=keys, secure=terms
+                node,
+                Evaluate,
+                partitions,
+                number,
+                positions,
+                arrays=keys,
+                secure=terms,
+                site_rounds={p: versions[p] for p in partitions if p in versions},
             )
             for node, partitions in shares.items()
         )

@@ -1,7 +1,7 @@
 """What a round hands to the next, and to a resumed run."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,10 @@ class RoundState:
                 # it has lost its state: next time it begins afresh
                 self.site_rounds[failure.partition] = 0
         del self.norms[:-_NORMS_KEPT]
+
+    def versions(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Return which version of its state each of ``partitions`` goes on from; 0: none."""
+        return {partition: self.site_rounds.get(partition, 0) for partition in partitions}
 
     def skip(self, cohort: Sequence[int], micro_batches: Mapping[int, int]) -> None:
         """Book a round whose sum over the clients of ``micro_batches``, of those of ``cohort``, was

@@ -160,8 +160,8 @@ class Bookkeeper:
         """Keep the model that this round began with: only now has it been scored."""
         model, layout = self._state.model, self._state.layout
         layout.load_vector(model, result.before)
-        self._record.save_best(self._record.best_round(), model.state_dict())
+        self._record.save_best(self._record.best_round(), self._state.saved_model())
         layout.load_vector(model, result.model)
 
     def _save(self, number: int) -> None:
-        self._record.save(number, self._state.model.state_dict(), self._state.to_plain())
+        self._record.save(number, self._state.saved_model(), self._state.to_plain())

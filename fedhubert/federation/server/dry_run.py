@@ -49,7 +49,7 @@ def check_models(config: Config) -> CheckedModels:
         start_from(model, config.init_from)
     if config.task.needs_labels:
         Extractor.of(config.targets)
-    return CheckedModels(config, ParameterLayout.of(model))
+    return CheckedModels(config, ParameterLayout.of(model, heads=config.task.shares_head))
 
 
 def describe_federation(

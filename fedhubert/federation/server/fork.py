@@ -18,6 +18,7 @@ from fedhubert.federation.server.resume import changes
 from fedhubert.federation.strategies.strategy import check_strategy
 from fedhubert.files import sha256_of
 from fedhubert.formats.round_file import round_of
+from fedhubert.models.heads import is_objectives_own
 from fedhubert.objectives.spec import build_model
 from fedhubert.runs.folder import RunFolder
 from fedhubert.runs.metrics import append_event, read_events
@@ -98,7 +99,11 @@ def fork(source: Path, overrides: Sequence[str], round_number: int | None = None
 def build_and_load(config: Config, state: dict[str, Any]) -> None:
     """Check that the model of ``config`` takes ``state``; raises :class:`CheckpointError` naming
     the parameter that differs."""
-    expected = build_model(config.model, config.task, config.seed).state_dict()
+    expected = {
+        name: tensor
+        for name, tensor in build_model(config.model, config.task, config.seed).state_dict().items()
+        if config.task.shares_head or not is_objectives_own(name)
+    }
     for name in sorted(expected.keys() | state.keys()):
         shapes = [
             tuple(states[name].shape) if name in states else None for states in (expected, state)

@@ -4,6 +4,8 @@ needs beside it."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from fedhubert.config import Config
 from fedhubert.federation.phases.teacher import ServerTeacher
 from fedhubert.federation.privacy.mechanism import Mechanism
@@ -12,6 +14,7 @@ from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.server.record import RunRecord
 from fedhubert.federation.strategies.strategy import ServerStrategy, strategy_of
 from fedhubert.formats.starting import start_from
+from fedhubert.models.heads import is_objectives_own, own_heads
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.spec import build_model
 from fedhubert.targets.kmeans import Centroids
@@ -31,6 +34,7 @@ class RunState:
         centroids: float32[K, D] of each set of pseudo-labels; none before there are any.
         targets_key: Names the labels on the sites.
         privacy: The mechanism and what it has spent; None without differential privacy.
+        shares_head: Whether the model's head is everybody's; personal ones stay at the sites.
     """
 
     model: HubertModel
@@ -42,13 +46,15 @@ class RunState:
     centroids: Centroids = ()
     targets_key: str = ""
     privacy: Mechanism | None = None
+    shares_head: bool = True
 
     @classmethod
     def initial(cls, config: Config) -> "RunState":
         """Return the state of a run under ``config`` before anything is read or trained."""
         model = build_model(config.model, config.task, config.seed)
-        layout = ParameterLayout.of(model)
-        return cls(model, layout, strategy_of(config.federated, layout))
+        shared = config.task.shares_head
+        layout = ParameterLayout.of(model, heads=shared)
+        return cls(model, layout, strategy_of(config.federated, layout), shares_head=shared)
 
     def restore(self, record: RunRecord, teacher: ServerTeacher | None) -> None:
         """Go on from the newest whole checkpoint of ``record``; where there is none, begin, from
@@ -71,7 +77,8 @@ class RunState:
                 record.lineage.append({"teacher": dict(teacher.lineage)})
             return
         values = resumed.resume
-        self.model.load_state_dict(resumed.checkpoint["model"])
+        kept = {} if self.shares_head else own_heads(self.model)
+        self.model.load_state_dict({**kept, **resumed.checkpoint["model"]})
         # a forked run with another strategy begins with a fresh one
         if values["server_optimizer"] is not None:
             self.strategy.load_state(values["server_optimizer"])
@@ -80,6 +87,13 @@ class RunState:
         self.centroids = centroids_in(values)
         self.targets_key = str(values.get("targets_key", ""))
         self.first_round = resumed.round + 1
+
+    def saved_model(self) -> dict[str, Tensor]:
+        """Return the model as checkpoints have it: without a head that nobody has trained here."""
+        state = self.model.state_dict()
+        if self.shares_head:
+            return state
+        return {name: tensor for name, tensor in state.items() if not is_objectives_own(name)}
 
     def to_plain(self) -> Mapping[str, object]:
         """Return what a checkpoint holds beside the model: the inverse of :meth:`restore`."""

@@ -3,17 +3,28 @@ succeeds."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import NodeConfig
+from fedhubert.errors import FederationError
 from fedhubert.federation.site.failures import Answered, failure_of
 from fedhubert.federation.wire.messages.message import Failure, Instruction
 from fedhubert.federation.wire.protocol import Request
 
-__all__ = ["Answered", "each_partition"]
+__all__ = ["Answered", "each_partition", "said_of"]
+
+
+def said_of(partition: int, named: Mapping[int, int], what: str) -> int:
+    """Return what a request says of a partition; raises :class:`FederationError` where it says
+    nothing."""
+    if partition not in named:
+        raise FederationError(
+            f"the request has no {what} of partition {partition}", setting="version"
+        )
+    return named[partition]
 
 
 def each_partition(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from fedhubert.federation.updates.codecs import decode
 from fedhubert.federation.updates.exact_sum import UpdateRejected
 from fedhubert.federation.wire.messages.rounds import WithModel
 from fedhubert.federation.wire.protocol import Request
+from fedhubert.models.heads import is_objectives_own, own_heads
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
 from fedhubert.objectives.spec import build_model, spec_of
@@ -24,11 +26,18 @@ log = logging.getLogger("fedhubert.site")
 
 @dataclass
 class CachedModel:
-    """The one model that a process keeps between messages."""
+    """The one model that a process keeps between messages.
+
+    Attributes:
+        layout: What of it travels.
+        fresh_head: What a client's own head begins with, from the run's seed; empty where the head
+            is the server's.
+    """
 
     key: str
     model: HubertModel
     layout: ParameterLayout
+    fresh_head: Mapping[str, torch.Tensor]
     objective: Objective | None = None
 
 
@@ -46,10 +55,29 @@ class Incoming:
     vector: torch.Tensor
     device: torch.device
 
-    def load(self) -> CachedModel:
-        """Return this process's model, with the server's parameters in it."""
+    def load(self, head: Mapping[str, torch.Tensor] | None = None) -> CachedModel:
+        """Return this process's model, with the server's parameters in it; ``head``: the client's
+        own, where heads are personal (None: a fresh one).
+
+        Raises:
+            FederationError: a head of other sizes.
+        """
         self.cached.layout.load_vector(self.cached.model, self.vector)
+        if self.cached.fresh_head:
+            _load_head(self.cached.model, self.cached.fresh_head if head is None else head)
         return self.cached
+
+
+def _load_head(model: HubertModel, head: Mapping[str, torch.Tensor]) -> None:
+    own = {name: tensor for name, tensor in model.state_dict().items() if is_objectives_own(name)}
+    if {name: tensor.shape for name, tensor in head.items()} != {
+        name: tensor.shape for name, tensor in own.items()
+    }:
+        raise FederationError(
+            "the head that this client has kept does not fit the run's labels", setting="task.head"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(head[name])
 
 
 _cached: CachedModel | None = None
@@ -73,7 +101,9 @@ def cached_model(job: ClientJob) -> CachedModel:
         model = build_model(job.model, job.task, job.seed)
         model.set_activation_checkpointing(job.client.activation_checkpointing)
         model.set_compiled(job.client.compile)
-        _cached = CachedModel(key, model, ParameterLayout.of(model))
+        shared = job.task.shares_head
+        layout = ParameterLayout.of(model, heads=shared)
+        _cached = CachedModel(key, model, layout, {} if shared else own_heads(model))
     return _cached
 
 

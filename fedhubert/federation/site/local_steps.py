@@ -2,29 +2,18 @@
 
 import math
 import time
-from collections.abc import Mapping
 
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.state import PartitionState
-from fedhubert.errors import FederationError
+from fedhubert.federation.site.handling import said_of
 from fedhubert.federation.site.incoming import Incoming
 from fedhubert.federation.site.scoring import batches_at
 from fedhubert.federation.wire.messages.rounds import Train
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.training.local import LocalResult, Progress, train_locally
 from fedhubert.training.schedule import round_progress
-
-
-def said_of(partition: int, named: Mapping[int, int], what: str) -> int:
-    """Return what a request says of a partition; raises :class:`FederationError` where it says
-    nothing."""
-    if partition not in named:
-        raise FederationError(
-            f"the request has no {what} of partition {partition}", setting="version"
-        )
-    return named[partition]
 
 
 def train_partition(
@@ -44,7 +33,7 @@ def train_partition(
     if exactly is None and repeated is not None:
         exactly = math.ceil(repeated / job.client.accumulate)
     position = said_of(number, task.positions, "positions")
-    cached = incoming.load()
+    cached = incoming.load(state.head)
     deadline = time.monotonic() + (job.client.max_seconds or float("inf"))
     steps = 0
 

@@ -43,7 +43,6 @@ def subject_of(
     whatever else the message says; ``own``: what its site says."""
     job, task = request.job, request.task
     terms = task.secure or SecureTerms(attempt=0, cohort=(), threshold=0, neighbours=0)
-    site_rounds = task.site_rounds if isinstance(task, Train) else {}
     return Subject(
         model=model,
         settings=digest_of(
@@ -54,7 +53,7 @@ def subject_of(
         seed=job.seed,
         places=digest_of(str(task.round), repr(terms.positions), repr(terms.site_rounds)),
         start=task.positions.get(number, 0) if isinstance(task, Train) else None,
-        own=f"{site_rounds.get(number)} {own}",
+        own=f"{task.site_rounds.get(number)} {own}",
     )
 
 

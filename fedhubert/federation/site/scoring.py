@@ -1,8 +1,9 @@
 """The server's model, scored at a site."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
 
 from fedhubert.clients import Metrics
 from fedhubert.clients.data import Site, open_site
@@ -12,13 +13,15 @@ from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.federation.secure.bindings import model_digest
 from fedhubert.federation.secure.figures import score_figures, score_names
-from fedhubert.federation.site.handling import Answered, each_partition
+from fedhubert.federation.site.handling import Answered, each_partition, said_of
 from fedhubert.federation.site.incoming import Incoming, incoming_model
 from fedhubert.federation.site.masker import Masker, of_the_site, subject_of
 from fedhubert.federation.wire.messages.rounds import Evaluate, Scored, WithModel
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.objectives.spec import spec_of
 from fedhubert.training.local import evaluate
+
+Head = Mapping[str, torch.Tensor] | None
 
 
 def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answered:
@@ -30,11 +33,12 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
     named = model_digest(incoming.vector.numpy()) if masker else ""
 
     def score_one(site: Site, partition: Partition) -> Metrics:
+        head = _own_head(request, site, partition)
         if masker is None:
-            return score(request, site, partition, incoming, num_batches=0)
+            return score(request, site, partition, incoming, head, num_batches=0)
         own = of_the_site(request, node_config, site, partition)
         masker.enter(partition.number, subject_of(request, named, partition.number, own))
-        metrics = score(request, site, partition, incoming, num_batches=0)
+        metrics = score(request, site, partition, incoming, head, num_batches=0)
         masker.add(partition.number, np.zeros(0, np.int64), score_figures(metrics, spec))
         return {}
 
@@ -44,17 +48,27 @@ def evaluate_model(request: Request[Evaluate], node_config: NodeConfig) -> Answe
     return masker.answer(task, metrics, incoming.cached.layout.fingerprint), failures
 
 
+def _own_head(request: Request[Evaluate], site: Site, partition: Partition) -> Head:
+    """Return the head that a client has kept of the round that the request names; None where it has
+    none yet, or heads are shared."""
+    if request.job.task.shares_head:
+        return None
+    version = said_of(partition.number, request.task.site_rounds, "site_rounds")
+    return site.state_folder(request.run_key, partition.number).load(version).head
+
+
 def score(
     request: Request[WithModel],
     site: Site,
     partition: Partition,
     incoming: Incoming,
+    head: Head = None,
     *,
     num_batches: int,
 ) -> Metrics:
-    """Return the incoming model's figures on the first ``num_batches`` of a partition's validation
-    split; 0: all."""
-    cached, plan = incoming.load(), partition.validation_plan
+    """Return the incoming model's figures, with the client's own ``head`` where it has one, on the
+    first ``num_batches`` of a partition's validation split; 0: all."""
+    cached, plan = incoming.load(head), partition.validation_plan
     result = evaluate(
         cached.model,
         batches_at(request, site, partition, plan, plan.first(num_batches)),

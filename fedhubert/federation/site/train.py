@@ -17,9 +17,9 @@ from fedhubert.clients.state import PartitionState, StateFolder
 from fedhubert.federation.secure.bindings import model_digest
 from fedhubert.federation.secure.figures import CLEAR, train_figures, train_names
 from fedhubert.federation.site import faults
-from fedhubert.federation.site.handling import Answered, each_partition
+from fedhubert.federation.site.handling import Answered, each_partition, said_of
 from fedhubert.federation.site.incoming import Incoming, incoming_model
-from fedhubert.federation.site.local_steps import said_of, train_partition, training_metrics
+from fedhubert.federation.site.local_steps import train_partition, training_metrics
 from fedhubert.federation.site.masker import Masker, of_the_site, subject_of
 from fedhubert.federation.site.outgoing import add_noise, ring_of, sent_update
 from fedhubert.federation.site.scoring import score
@@ -39,6 +39,7 @@ from fedhubert.federation.updates.sketches import Sketch, sketch_of
 from fedhubert.federation.wire.messages.message import Answer
 from fedhubert.federation.wire.messages.rounds import Train, Trained
 from fedhubert.federation.wire.protocol import Request
+from fedhubert.models.heads import own_heads
 from fedhubert.objectives.spec import spec_of
 from fedhubert.training.local import LocalResult
 
@@ -119,16 +120,17 @@ class _RoundHere:
         job, task = request.job, request.task
         start = said_of(number, task.positions, "positions")
         repeated = self._enter(site, partition, start)
-        scored = job.client.validation_batches
+        scored, state = job.client.validation_batches, self._load_state(folder, number)
         # before it trains: what is scored is the model that came
         metrics = (
-            score(request, site, partition, self.incoming, num_batches=scored)
+            score(request, site, partition, self.incoming, state.head, num_batches=scored)
             if job.client.scores_in(task.round)
             else {}
         )
-        state = self._load_state(folder, number)
         result = train_partition(request, site, partition, self.incoming, state, repeated)
         state.optimizer = result.optimizer_state
+        if not job.task.shares_head:
+            state.head = own_heads(self.incoming.cached.model)
         weight = self._weight_of(partition, result)
         sent = sent_update(request, number, self.incoming, result, state, self.ring, weight)
         # before the update leaves: from then on the server may name this version

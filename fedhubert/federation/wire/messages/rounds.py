@@ -29,6 +29,7 @@ class WithModel(Summing):
         positions: Partition -> micro-batches that it has consumed in this run.
         layout: Fingerprint of the parameters' names and shapes.
         targets: Names the labels.
+        site_rounds: Partition -> the round whose state to go on from, where sites keep state.
         budget_s: Seconds after which nothing new is begun.
     """
 
@@ -37,6 +38,7 @@ class WithModel(Summing):
     positions: PerPartition = Field(default={})
     layout: Key
     targets: Key = ""
+    site_rounds: PerPartition = Field(default={})
     broadcast_codec: Literal["fp32", "bf16"] = "fp32"
     budget_s: Annotated[float, Field(gt=0.0)] | None = None
 
@@ -63,7 +65,6 @@ class Train(WithModel):
         clip_norm: Scale updates down to this norm (differential privacy).
         ring: Of a codec that has one.
         steps: Partition -> optimiser steps, where a round is replayed.
-        site_rounds: Partition -> the round whose state to go on from, where sites keep state.
         checkpoints: Rounds that a resume may go back to.
     """
 
@@ -74,7 +75,6 @@ class Train(WithModel):
     clip_norm: Norm | None = None
     ring: RingTerms | None = None
     steps: PerPartition | None = None
-    site_rounds: PerPartition = Field(default={})
     checkpoints: Rounds = ()
 
 
