@@ -18,57 +18,14 @@ from typing import Any
 from fedhubert import __version__
 from fedhubert.errors import ConfigError
 from fedhubert.files import sha256_of
-from fedhubert.formats import PROGRAMS
+from fedhubert.formats.answers import answers_of
+from fedhubert.formats.card_words import LOADING, PADDING, PADDING_CHANGES, SCORES, TUNED
 from fedhubert.formats.hub import HUB
 from fedhubert.formats.huggingface_heads import pipeline_of
 from fedhubert.formats.source import HEADS_STAY, Source
 from fedhubert.formats.sources import BUNDLE
 from fedhubert.models.frames import num_frames
 
-_LOADING = {
-    "huggingface": """\
-import torch
-from transformers import HubertModel
-
-model = HubertModel.from_pretrained("THIS_FOLDER").eval()
-with torch.no_grad():
-    hidden_states = model(waveforms, output_hidden_states=True).hidden_states  # waveforms: [batch, samples] at 16 kHz""",  # noqa: E501
-    "s3prl": """\
-import torch
-from s3prl.upstream.hubert.hubconf import hubert_local  # s3prl 0.4.18
-
-upstream = hubert_local("THIS_FOLDER/hubert_s3prl.pt").eval()
-with torch.no_grad():
-    hidden_states = upstream([waveform])["hidden_states"]  # waveform: [samples] at 16 kHz""",
-    "torchaudio": """\
-import runpy, torch
-
-model = runpy.run_path("THIS_FOLDER/load.py")["load_model"]()
-encoder = getattr(model, "wav2vec2", model)
-with torch.no_grad():
-    layers, _ = encoder.extract_features(waveforms)  # waveforms: [batch, samples] at 16 kHz""",
-    "fairseq": """\
-import fairseq
-
-models, cfg, task = fairseq.checkpoint_utils.load_model_ensemble_and_task(["THIS_FOLDER/hubert_fairseq.pt"])""",  # noqa: E501
-    "onnx": """\
-import numpy as np
-import onnxruntime  # or, for files of audio: python infer.py AUDIO...
-
-session = onnxruntime.InferenceSession("THIS_FOLDER/model.onnx", providers=["CPUExecutionProvider"])
-layers = session.run(None, {"waveforms": np.asarray(waveforms, np.float32)})  # waveforms: [batch, samples] at 16 kHz""",  # noqa: E501
-    "torch_export": """\
-import torch
-
-program = torch.export.load("THIS_FOLDER/model.pt2").module()
-layers = program(waveforms)  # waveforms: [batch, samples] at 16 kHz""",
-}
-_TUNED = """\
-from transformers import pipeline
-
-model = pipeline("{pipeline}", "THIS_FOLDER")
-print(model("speech.wav"))  # or an array [samples] at 16 kHz"""
-"""Of a fine-tuned model in HuggingFace's form."""
 _LIBRARY = {
     "huggingface": "transformers",
     "s3prl": "s3prl",
@@ -108,26 +65,6 @@ _BUNDLES = {
     "HUBERT_XLARGE": "facebook/hubert-xlarge-ll60k",
 }
 """torchaudio's bundles under their names on the hub."""
-_PADDING_CHANGES = """\
-Zeros behind a waveform change **all** of its frames: the norm of the first convolution takes its mean and variance
-over the whole input, and no mask can undo that. Give waveforms one by one, or batches of equal length, as in
-training."""  # noqa: E501
-_PADDING_MASKED = """\
-Zeros behind a waveform change no frame of it as long as {told} how long it is; without that attention sees the zeros."""  # noqa: E501
-_PADDING_ROUNDED = """\
-Zeros behind a waveform change its frames a little: fairseq's code, which s3prl has too, rounds the length to frames in
-such a way that attention may see one frame behind the end. For the same values as alone give waveforms one by one."""  # noqa: E501
-_PADDING_SEEN = """\
-Attention sees zeros behind a waveform, and the program takes no mask. Give waveforms one by one, or batches of equal
-length."""  # noqa: E501
-_PADDING = {
-    "huggingface": _PADDING_MASKED.format(told="`attention_mask` says"),
-    "torchaudio": _PADDING_MASKED.format(told="`lengths` say"),
-    "s3prl": _PADDING_ROUNDED,
-    "fairseq": _PADDING_ROUNDED,
-    **dict.fromkeys(PROGRAMS, _PADDING_SEEN),
-}
-"""What zeros do where the convolutions have layer norms, which see one frame at a time."""
 _LICENSE, _LANGUAGE = re.compile(r"[a-z0-9][a-z0-9.\-]*"), re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*")
 
 
@@ -221,13 +158,19 @@ def _lines(
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
     yield from () if source.learned.shares_head else ("", HEADS_STAY)
     pipeline = pipeline_of(source.heads, format_name)
-    loading = _TUNED.format(pipeline=pipeline) if pipeline else _LOADING[format_name]
+    answers = answers_of(source)
+    scores = format_name in SCORES and answers is not None and (folder / answers.file).exists()
+    loading = SCORES[format_name] if scores else LOADING[format_name]
+    if pipeline:
+        loading = TUNED.format(pipeline=pipeline)
     yield from ("", "## Loading", "", "```python", *loading.splitlines(), "```", "")
+    if scores and answers is not None:
+        yield from (f"`{answers.file}` says what the scores stand for.", "")
     if agreement:
         yield from ("Compared with the model when it was written:", "")
         yield from (*(f"- {words}" for words in agreement), "")
     whole = config.conv_norm == "group_norm"
-    yield from ("## Padding", "", _PADDING_CHANGES if whole else _PADDING[format_name], "")
+    yield from ("## Padding", "", PADDING_CHANGES if whole else PADDING[format_name], "")
     yield from _table("Model", _model_rows(source))
     yield from _table(
         "Training",

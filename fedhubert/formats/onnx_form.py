@@ -17,6 +17,7 @@ from torch.export import Dim
 
 from fedhubert import __version__
 from fedhubert.errors import CheckpointError, ConfigError
+from fedhubert.formats.answers import Answers, answers_of
 from fedhubert.formats.programs import (
     Floats,
     ProgramSettings,
@@ -30,7 +31,7 @@ from fedhubert.formats.programs import (
 from fedhubert.formats.source import Source
 from fedhubert.models.layers import LayerEncoder
 
-MODEL_FILE, SCRIPT_FILE = "model.onnx", "infer.py"
+MODEL_FILE, SCRIPT_FILE, ANSWERING = "model.onnx", "infer.py", "infer_answers.py"
 WAVEFORMS = "waveforms"
 MOST_BYTES = 2_000_000_000
 """Of weights in one file: ONNX's format ends at 2 GiB."""
@@ -39,8 +40,8 @@ OPSET = 20
 
 
 def write_onnx(source: Source, folder: Path, settings: ProgramSettings) -> list[str]:
-    """Write ``model.onnx`` and ``infer.py`` to an existing folder and return how far the graph is
-    from the model, in words.
+    """Write ``model.onnx`` and ``infer.py`` to an existing folder, of a fine-tuned model also what
+    its scores stand for, and return how far the graph is from the model, in words.
 
     Raises:
         ConfigError: the extra ``onnx`` is not installed; a layer that the model does not have.
@@ -62,8 +63,9 @@ def write_onnx(source: Source, folder: Path, settings: ProgramSettings) -> list[
             f"int8: cosine of its frames with float32's {found.cosine:.5f} in the mean, "
             f"{found.least_cosine:.5f} at least, on {on}"
         ]
-    _describe(source, model)
-    script = Path(__file__).with_name(SCRIPT_FILE).read_text(encoding="utf-8")
+    answers = None if settings.layers else answers_of(source)
+    _describe(source, model, answers)
+    script = Path(__file__).with_name(ANSWERING if answers else SCRIPT_FILE).read_text("utf-8")
     (folder / SCRIPT_FILE).write_text(script, encoding="utf-8")
     return words
 
@@ -77,7 +79,7 @@ def require_onnx() -> None:
 
 def write_graph(encoder: LayerEncoder, path: Path) -> None:
     """Write the encoder as a graph from ``waveforms`` [batch, samples] to ``layer_N`` [batch,
-    frames, width] in float32.
+    frames, width], or ``scores``, in float32.
 
     Raises:
         CheckpointError: weights that one ONNX file cannot hold.
@@ -96,7 +98,7 @@ def write_graph(encoder: LayerEncoder, path: Path) -> None:
             (torch.zeros(2, 16_000),),
             path,
             input_names=[WAVEFORMS],
-            output_names=[f"layer_{layer}" for layer in encoder.layers],
+            output_names=list(encoder.names),
             dynamic_shapes={WAVEFORMS: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}},
             opset_version=OPSET,
             dynamo=True,
@@ -155,7 +157,7 @@ def runner(path: Path) -> Run:
     return run
 
 
-def _describe(source: Source, path: Path) -> None:
+def _describe(source: Source, path: Path, answers: Answers | None) -> None:
     """Say in the file what goes in and comes out, which ``infer.py`` reads, and leave out where on
     this machine the exporter found each operation."""
     import onnx
@@ -178,5 +180,8 @@ def _describe(source: Source, path: Path) -> None:
         "model": source.config.name,
         "round": str(source.round),
     }
+    if answers is not None:
+        answers.write(path.parent)
+        facts["answers"] = answers.as_json
     onnx.helper.set_model_props(model, facts)
     onnx.save(model, path)

@@ -15,15 +15,16 @@ import torch
 
 from fedhubert.config import ModelConfig
 from fedhubert.errors import CheckpointError, ConfigError
+from fedhubert.formats.answers import answers_of
 from fedhubert.formats.naming import ENCODER, HEAD, MASK
 from fedhubert.formats.source import Source
 from fedhubert.models.hubert import build_hubert
-from fedhubert.models.layers import LayerEncoder
+from fedhubert.models.layers import LayerEncoder, ScoringEncoder
 
 Floats = npt.NDArray[np.float32]
 Array = npt.NDArray[np.floating]
 Run = Callable[[Floats], Sequence[Floats]]
-"""From waveforms [B, N] to layers [B, T, D]."""
+"""From waveforms [B, N] to layers [B, T, D], or scores."""
 
 ROUNDING, TIMES_OWN = 5e-6, 4.0
 """The most by which results in float32 may differ, since sums are taken in another order: as a
@@ -37,8 +38,8 @@ class ProgramSettings:
     """How a program is written.
 
     Attributes:
-        layers: Its outputs: 0 is the transformer's input, i the output of layer i; none named: the
-            last one.
+        layers: Its outputs: 0 is the transformer's input, i the output of layer i; none named: what
+            a fine-tuned model says, or the last one.
         int8: Matrix products in 8 bits.
         audio: Waveforms [N] at 16 kHz on which it is compared with the model, too.
     """
@@ -68,7 +69,8 @@ class Agreement:
 
 
 def encoder_of(source: Source, settings: ProgramSettings) -> LayerEncoder:
-    """Return the layers that are asked for, as a module of their own.
+    """Return the layers that are asked for, as a module of their own; where none is named and the
+    model was fine-tuned, what it says.
 
     Raises:
         ConfigError: a layer that the model does not have, or one that is named twice.
@@ -90,6 +92,8 @@ def encoder_of(source: Source, settings: ProgramSettings) -> LayerEncoder:
         model.load_state_dict({**model.state_dict(), **source.state})
     except RuntimeError as error:
         raise CheckpointError(f"the weights do not fit the checkpoint's `model`: {error}") from None
+    if not settings.layers and (answers := answers_of(source)):
+        return ScoringEncoder(model, answers.head(source.heads))
     return LayerEncoder(model, layers)
 
 
@@ -124,7 +128,7 @@ def agreement(encoder: LayerEncoder, run: Run, batches: Sequence[Floats]) -> Agr
     differences: list[float] = []
     shares: list[float] = []
     rounding = True
-    cosines: list[list[npt.NDArray[np.float64]]] = [[] for _ in encoder.layers]
+    cosines: list[list[npt.NDArray[np.float64]]] = [[] for _ in encoder.names]
     for waveforms_BN in batches:
         ours, theirs = _layers(encoder, waveforms_BN), run(waveforms_BN)
         for mine, other, kept in zip(ours, theirs, cosines, strict=True):

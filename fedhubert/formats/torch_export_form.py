@@ -8,6 +8,7 @@ import torch
 from torch.export import Dim
 
 from fedhubert.errors import ConfigError
+from fedhubert.formats.answers import answers_of
 from fedhubert.formats.programs import (
     Floats,
     ProgramSettings,
@@ -43,6 +44,8 @@ def write_torch_export(source: Source, folder: Path, settings: ProgramSettings) 
         )
         torch.export.save(program, folder / PROGRAM_FILE)
         loaded = torch.export.load(folder / PROGRAM_FILE).module()
+    if not settings.layers and (answers := answers_of(source)):
+        answers.write(folder)
 
     def run(waveforms_BN: Floats) -> list[Floats]:
         with torch.inference_mode():

@@ -1,7 +1,10 @@
-"""What pretraining has beside the encoder: the mask embedding and the masked-prediction head.
+"""What models have beside the encoder: the mask embedding, the masked-prediction head, and the head
+that tells labels apart.
 
 Shape suffixes: B batch, T 50-Hz frames, D encoder width, M masked frames, C classes.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +46,22 @@ class LogitGenerator(nn.Module):
             frames = F.normalize(projected, dim=-1, eps=1e-8)
             classes = F.normalize(at_least_float32(self.label_embeddings), dim=-1, eps=1e-8)
             return frames @ classes.T / self.temperature
+
+
+class ClassifyHead(nn.Module):
+    """From layers [b, T, D] to scores of labels [b, C]."""
+
+    def __init__(self, num_layers: int, width: int, projection: int, labels: int) -> None:
+        super().__init__()
+        self.layer_weights = nn.Parameter(torch.zeros(num_layers + 1))
+        self.projector = nn.Linear(width, projection)
+        self.classifier = nn.Linear(projection, labels)
+
+    def forward(self, layers: Sequence[Tensor]) -> Tensor:
+        """Return the scores, in float32 at least."""
+        weights = self.layer_weights.softmax(0)
+        mixed_bTD = (torch.stack(list(layers)) * weights.view(-1, 1, 1, 1)).sum(0)
+        return at_least_float32(self.classifier(self.projector(mixed_bTD).mean(1)))
 
 
 def own_heads(model: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from fedhubert.models.heads import ClassifyHead
 from fedhubert.models.hubert import HubertModel
 
 
@@ -19,6 +20,19 @@ def model_layers(model: HubertModel, waveforms_BN: Tensor) -> list[Tensor]:
     The last one ends with the norm that closes a ``layer_norm_first`` encoder, as HuggingFace's
     last hidden state does.
     """
+    layers = _as_they_are(model, waveforms_BN)
+    if len(layers) > model.config.num_layers:
+        layers[-1] = _closed(model, layers[-1])
+    return layers
+
+
+def _closed(model: HubertModel, last_BTD: Tensor) -> Tensor:
+    """Return the transformer's output for its last layer's."""
+    norm = model.wav2vec2.encoder.transformer.layer_norm
+    return cast(Tensor, norm(last_BTD)) if model.config.layer_norm_first else last_BTD
+
+
+def _as_they_are(model: HubertModel, waveforms_BN: Tensor) -> list[Tensor]:
     transformer = model.wav2vec2.encoder.transformer
     x_BTD = model.wav2vec2.encoder.feature_projection(
         model.wav2vec2.feature_extractor(waveforms_BN, None)[0]
@@ -29,8 +43,6 @@ def model_layers(model: HubertModel, waveforms_BN: Tensor) -> list[Tensor]:
     layers = [x_BTD]
     for layer in transformer.layers:
         layers.append(layer(layers[-1])[0])
-    if model.config.layer_norm_first and len(transformer.layers) == model.config.num_layers:
-        layers[-1] = transformer.layer_norm(layers[-1])
     return layers
 
 
@@ -62,6 +74,7 @@ class LayerEncoder(nn.Module):
     def __init__(self, model: HubertModel, layers: Sequence[int]) -> None:
         super().__init__()
         self.layers = tuple(layers)
+        self.names = tuple(f"layer_{layer}" for layer in layers)
         self.model = copy.deepcopy(model).requires_grad_(False)
         del self.model.mask_generator, self.model.logit_generator
         transformer = self.model.wav2vec2.encoder.transformer
@@ -74,3 +87,26 @@ class LayerEncoder(nn.Module):
         """Return the layers in the order in which they were chosen."""
         found = model_layers(self.model, waveforms)
         return tuple(found[layer] for layer in self.layers)
+
+
+class ScoringEncoder(LayerEncoder):
+    """Waveforms [B, N] to what a fine-tuned model says of them: the scores of labels [B, C], or of
+    characters in each frame [B, T, C].
+
+    Args:
+        model: Its weights are copied.
+        head: On all layers (:class:`~fedhubert.models.heads.ClassifyHead`), or on the transformer's
+            output.
+    """
+
+    def __init__(self, model: HubertModel, head: nn.Module) -> None:
+        super().__init__(model, [model.config.num_layers])
+        self.names = ("scores",)
+        self.head = head.requires_grad_(False).eval()
+
+    def forward(self, waveforms: Tensor) -> tuple[Tensor, ...]:
+        """Return the scores."""
+        layers = _as_they_are(self.model, waveforms)
+        if isinstance(self.head, ClassifyHead):
+            return (self.head(layers),)
+        return (self.head(_closed(self.model, layers[-1])),)

@@ -12,27 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedhubert.config import ClassifyConfig, MaskedTask, ModelConfig
-from fedhubert.models.heads import at_least_float32
+from fedhubert.models.heads import ClassifyHead
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import LabelledBatch, Objective, TeacherSource, ratio
 from fedhubert.objectives.spec import register
 from fedhubert.objectives.utterances import UtteranceSpec, UtteranceTerms, hear
-
-
-class ClassifyHead(nn.Module):
-    """From layers [b, T, D] to scores of labels [b, C]."""
-
-    def __init__(self, num_layers: int, width: int, projection: int, labels: int) -> None:
-        super().__init__()
-        self.layer_weights = nn.Parameter(torch.zeros(num_layers + 1))
-        self.projector = nn.Linear(width, projection)
-        self.classifier = nn.Linear(projection, labels)
-
-    def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """Return the scores, in float32 at least."""
-        weights = self.layer_weights.softmax(0)
-        mixed_bTD = (torch.stack(list(layers)) * weights.view(-1, 1, 1, 1)).sum(0)
-        return at_least_float32(self.classifier(self.projector(mixed_bTD).mean(1)))
 
 
 @register("classify")

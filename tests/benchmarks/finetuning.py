@@ -40,14 +40,17 @@ def train(config: Config, way: str) -> list[Path]:
         clients = range(config.federated.num_clients)
         return [client_folder(folder, n).path for n in clients] if way == "local" else [folder.path]
     clients = config.federated.num_clients
-    run_federation(InProcessGrid([{"partition-id": n, "num-partitions": clients} for n in range(clients)]), config)
+    run_federation(
+        InProcessGrid([{"partition-id": n, "num-partitions": clients} for n in range(clients)]),
+        config,
+    )
     return [RunFolder.of(config).path]
 
 
-def digits_of(corpus: Path, manifest: Path) -> Path:
-    """Write the rows of a corpus whose text is one English digit, of the digits' corpus alone (``fsdd``)."""
+def digits_of(corpus: Path, manifest: Path, every: int = 1) -> Path:
+    """Write each ``every``-th row of a corpus whose text is one English digit, of the digits' corpus alone (``fsdd``)."""
     with (corpus / "manifest.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["source"] == "fsdd"]
+        rows = [row for row in csv.DictReader(file) if row["source"] == "fsdd"][::every]
     manifest.parent.mkdir(parents=True, exist_ok=True)
     with manifest.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -65,9 +68,15 @@ def score(run: Path, held_out: Manifest, key: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=EXPERIMENTS)
-    parser.add_argument("--begin", nargs="+", default=["random"], help="random, or NAME=RUN; student: of model=student_tiny")
+    parser.add_argument(
+        "--begin",
+        nargs="+",
+        default=["random"],
+        help="random, or NAME=RUN; student: of model=student_tiny",
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["federated"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--every", type=int, default=1, help="score each so-manieth utterance alone")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--settings", nargs="*", default=[], help="overrides of every training")
     given = parser.parse_args()
@@ -75,7 +84,7 @@ def main() -> None:
     identify()
     corpus, held_out = Path(os.environ["FEDHUBERT_CORPUS"]), Path(os.environ["FEDHUBERT_EVAL"])
     manifest = digits_of(corpus, given.out / "digits.csv")
-    unheard = Manifest.read(digits_of(held_out, given.out / "unheard.csv"), str(held_out))
+    unheard = Manifest.read(digits_of(held_out, given.out / "unheard.csv", given.every), str(held_out))
     key, told = ("label_column", "accuracy") if given.task == "keywords" else ("text_column", "wer")
     for seed in given.seeds:
         for begin in given.begin:
@@ -93,9 +102,18 @@ def main() -> None:
                 )  # fmt: skip
                 seconds = time.process_time() - started
                 found = [score(folder, unheard, key) for folder in folders]
-                means = {each: round(statistics.fmean(one[each] for one in found), 4) for each in found[0]}
+                means = {
+                    each: round(statistics.fmean(one[each] for one in found), 4)
+                    for each in found[0]
+                }
                 more = {**means, "cpu_s": round(seconds), "settings": " ".join(given.settings)}
-                figure(f"{given.task} from {name}, {way}, seed {seed}: {told}", means[told], None, "share", **more)
+                figure(
+                    f"{given.task} from {name}, {way}, seed {seed}: {told}",
+                    means[told],
+                    None,
+                    "share",
+                    **more,
+                )
 
 
 if __name__ == "__main__":

@@ -148,7 +148,9 @@ def _phases(
         announce(state.privacy, config, state.first_round)
     for line in [*expiring(key_folders(config.federated)), *state.strategy.warnings(config)]:
         log.warning("%s", line)
-    heads = "" if state.shares_head else ", and a head of each client's own, which stays at its site"
+    heads = (
+        "" if state.shares_head else ", and a head of each client's own, which stays at its site"
+    )
     log.info("model %s: %.2f M parameters%s", config.model.name, state.layout.numel / 1e6, heads)
 
     connect(federation)
