@@ -37,8 +37,8 @@ def train(config: Config, way: str) -> list[Path]:
     site._cached_site.cache_clear()
     if way != "federated":
         folder = train_baseline(config, BaselineOptions(local_only=way == "local"))
-        clients = range(config.federated.num_clients)
-        return [client_folder(folder, n).path for n in clients] if way == "local" else [folder.path]
+        everyone = range(config.federated.num_clients)
+        return [client_folder(folder, n).path for n in everyone] if way == "local" else [folder.path]
     clients = config.federated.num_clients
     run_federation(
         InProcessGrid([{"partition-id": n, "num-partitions": clients} for n in range(clients)]),
