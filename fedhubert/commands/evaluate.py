@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "of a run with task=classify: accuracy and macro F1 against this column, and no probes"
         ),
     )
+    parser.add_argument(
+        "--head", type=Path, metavar="FILE", help="with them: a client's own head, at its site"
+    )
     add_annotation_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
@@ -215,7 +218,8 @@ def _tuned_score(args: argparse.Namespace) -> "TunedScore":
     key = "text_column" if args.text_column else "label_column"
     column = args.text_column or args.label_column
     manifest, device = Manifest.read(args.manifest, args.root), resolve_device(args.device)
-    return finetuned_score(Path(args.checkpoint), manifest, key, column, device, args.seed)
+    source = Path(args.checkpoint)
+    return finetuned_score(source, manifest, key, column, device, args.seed, args.head)
 
 
 def probing_of(args: argparse.Namespace) -> "Probing":

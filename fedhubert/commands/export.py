@@ -36,6 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
+        "--head",
+        type=Path,
+        metavar="FILE",
+        help=(
+            "a client's own head (task.head=personal), at its site: "
+            "STATE_DIR/runs/RUN/partition_N/round_R.pt"
+        ),
+    )
+    parser.add_argument(
         "--license", metavar="ID", help="license for the model card, as the hub names it: cc-by-4.0"
     )
     parser.add_argument(
@@ -104,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from fedhubert.formats.export import export
     from fedhubert.formats.huggingface_heads import pipeline_of
     from fedhubert.formats.model_card import Publication
+    from fedhubert.formats.own_head import with_head
     from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
     from fedhubert.formats.source import HEADS_STAY, Source
 
@@ -111,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
     publication = Publication(args.license, languages, args.base_model, tuple(args.dataset))
     path = find_checkpoint(args.checkpoint)
     checkpoint = load_checkpoint(path)
+    if args.head is not None:
+        checkpoint = with_head(checkpoint, args.head)
     out = export(
         checkpoint,
         args.format,

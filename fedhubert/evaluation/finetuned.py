@@ -14,6 +14,7 @@ from fedhubert.data.batching import RECEPTIVE_SAMPLES, Batch, Utterance
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import CheckpointError, DataError
 from fedhubert.evaluation.resampling import interval, speaker_draws
+from fedhubert.formats.own_head import with_head
 from fedhubert.formats.round_file import find_checkpoint, load_checkpoint
 from fedhubert.formats.source import Source
 from fedhubert.models.frames import num_frames
@@ -61,13 +62,20 @@ class TunedScore:
 
 
 def finetuned_score(
-    source: Path, manifest: Manifest, key: str, column: str, device: torch.device, seed: int
+    source: Path,
+    manifest: Manifest,
+    key: str,
+    column: str,
+    device: torch.device,
+    seed: int,
+    head: Path | None = None,
 ) -> TunedScore:
     """Score the model of a run on all utterances of ``manifest`` that have a label, each alone.
 
     Args:
         source: A run's folder or a round checkpoint.
         key, column: ``text_column`` or ``label_column``, and the manifest's column.
+        head: A client's own, as its site has kept it (``task.head=personal``).
 
     Raises:
         CheckpointError: it cannot be read, or was not trained on such labels.
@@ -76,6 +84,8 @@ def finetuned_score(
     """
     path = find_checkpoint(source)
     saved = load_checkpoint(path)
+    if head is not None:
+        saved = with_head(saved, head)
     read = Source.of(saved)
     spec = spec_of(read.learned)
     if not isinstance(spec, UtteranceSpec) or (spec.task.annotation or ("",))[0] != key:
@@ -86,7 +96,8 @@ def finetuned_score(
     if not read.learned.shares_head:
         raise CheckpointError(
             f"{path} has the encoder alone: with task.head=personal the heads stay at their sites, "
-            "whose held-out figures are in the run's metrics.jsonl",
+            "whose held-out figures are in the run's metrics.jsonl; a site scores its own by "
+            "--head STATE_DIR/runs/RUN/partition_N/round_R.pt",
             setting="task.head",
         )
     model = spec.build_model(read.config, 0)

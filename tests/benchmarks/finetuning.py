@@ -23,6 +23,7 @@ from fedhubert.data.manifest import Manifest
 from fedhubert.evaluation.finetuned import finetuned_score
 from fedhubert.federation.server.session import run_federation
 from fedhubert.runs.folder import RunFolder
+from fedhubert.runs.metrics import read_events
 from tests.benchmarks.figures import figure
 from tests.federation.in_process import InProcessGrid
 from tests.flower import identify
@@ -38,7 +39,9 @@ def train(config: Config, way: str) -> list[Path]:
     if way != "federated":
         folder = train_baseline(config, BaselineOptions(local_only=way == "local"))
         everyone = range(config.federated.num_clients)
-        return [client_folder(folder, n).path for n in everyone] if way == "local" else [folder.path]
+        return (
+            [client_folder(folder, n).path for n in everyone] if way == "local" else [folder.path]
+        )
     clients = config.federated.num_clients
     run_federation(
         InProcessGrid([{"partition-id": n, "num-partitions": clients} for n in range(clients)]),
@@ -65,6 +68,13 @@ def score(run: Path, held_out: Manifest, key: str) -> dict[str, float]:
     return {"loss": found.loss, **{name: each.value for name, each in found.figures.items()}}
 
 
+def costs(run: Path) -> dict[str, float]:
+    """Return what a federated run sent, and its epsilon where it has one."""
+    rounds = [event for event in read_events(run / "metrics.jsonl") if event["event"] == "round"]
+    spent = {"epsilon": each["privacy"]["epsilon"] for each in rounds[-1:] if each.get("privacy")}
+    return {"sent_mb": round(sum(each["bytes_up"] + each["bytes_down"] for each in rounds) / 1e6, 3), **spent}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=EXPERIMENTS)
@@ -76,7 +86,9 @@ def main() -> None:
     )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["federated"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--every", type=int, default=1, help="score each so-manieth utterance alone")
+    parser.add_argument(
+        "--every", type=int, default=1, help="score each so-manieth utterance alone"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--settings", nargs="*", default=[], help="overrides of every training")
     given = parser.parse_args()
@@ -84,7 +96,9 @@ def main() -> None:
     identify()
     corpus, held_out = Path(os.environ["FEDHUBERT_CORPUS"]), Path(os.environ["FEDHUBERT_EVAL"])
     manifest = digits_of(corpus, given.out / "digits.csv")
-    unheard = Manifest.read(digits_of(held_out, given.out / "unheard.csv", given.every), str(held_out))
+    unheard = Manifest.read(
+        digits_of(held_out, given.out / "unheard.csv", given.every), str(held_out)
+    )
     key, told = ("label_column", "accuracy") if given.task == "keywords" else ("text_column", "wer")
     for seed in given.seeds:
         for begin in given.begin:
@@ -106,7 +120,7 @@ def main() -> None:
                     each: round(statistics.fmean(one[each] for one in found), 4)
                     for each in found[0]
                 }
-                more = {**means, "cpu_s": round(seconds), "settings": " ".join(given.settings)}
+                more = {**means, **costs(folders[0]), "cpu_s": round(seconds), "settings": " ".join(given.settings)}
                 figure(
                     f"{given.task} from {name}, {way}, seed {seed}: {told}",
                     means[told],

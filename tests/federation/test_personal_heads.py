@@ -1,5 +1,6 @@
 """Heads that stay at their sites (``task.head=personal``)."""
 
+import json
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message
+from safetensors.torch import load_file
 
 from fedhubert.baselines.central import BaselineOptions, train_baseline
 from fedhubert.cli import main
@@ -254,7 +256,8 @@ def test_one_client_learns_what_a_shared_head_does(words: Path, tmp_path: Path, 
 def test_export_and_evaluation_say_what_there_is(
     words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result, _ = train(run_of(words, tmp_path / "run", *CLASSIFY))
+    config = run_of(words, tmp_path / "run", *CLASSIFY)
+    result, _ = train(config)
     run, out = str(result.folder.path), tmp_path / "hf"
     assert main(["export", "--checkpoint", run, "--out", str(out)]) == 0
     assert "this is the encoder alone" in capsys.readouterr().out
@@ -263,6 +266,15 @@ def test_export_and_evaluation_say_what_there_is(
     asked = ["--manifest", str(words), "--label-column", "pitch"]
     assert main(["evaluate", "--checkpoint", run, *asked]) == 1
     assert "the heads stay at their sites" in capsys.readouterr().err
+    head, found = ["--head", str(head_file(config, 1, 2))], tmp_path / "found.json"
+    assert main(["evaluate", "--checkpoint", run, *asked, *head, "--out", str(found)]) == 0
+    assert json.loads(found.read_text())["utterances"] == 24
+    assert main(["export", "--checkpoint", run, *head, "--out", str(tmp_path / "own")]) == 0
+    kept = load_file(tmp_path / "own" / "model.safetensors")["classifier.weight"]
+    assert torch.equal(kept, heads_of(config, 2)[1]["classify_head.classifier.weight"])
+    capsys.readouterr()
+    assert main(["export", "--checkpoint", run, "--head", str(words), "--out", run]) == 1
+    assert "has no head: name a round of the run" in capsys.readouterr().err
     page = tmp_path / "report.html"
     assert main(["report", run, "--out", str(page)]) == 0
     assert "task.head=personal" in page.read_text()
