@@ -71,8 +71,9 @@ def score(run: Path, held_out: Manifest, key: str) -> dict[str, float]:
 def costs(run: Path) -> dict[str, float]:
     """Return what a federated run sent, and its epsilon where it has one."""
     rounds = [event for event in read_events(run / "metrics.jsonl") if event["event"] == "round"]
-    spent = {"epsilon": each["privacy"]["epsilon"] for each in rounds[-1:] if each.get("privacy")}
-    return {"sent_mb": round(sum(each["bytes_up"] + each["bytes_down"] for each in rounds) / 1e6, 3), **spent}
+    sent = round(sum(each["bytes_up"] + each["bytes_down"] for each in rounds) / 1e6, 3)
+    private = rounds[-1].get("privacy") if rounds else None
+    return {"sent_mb": sent, **({"epsilon": private["epsilon"]} if private else {})}
 
 
 def main() -> None:
@@ -120,7 +121,12 @@ def main() -> None:
                     each: round(statistics.fmean(one[each] for one in found), 4)
                     for each in found[0]
                 }
-                more = {**means, **costs(folders[0]), "cpu_s": round(seconds), "settings": " ".join(given.settings)}
+                more = {
+                    **means,
+                    **costs(folders[0]),
+                    "cpu_s": round(seconds),
+                    "settings": " ".join(given.settings),
+                }
                 figure(
                     f"{given.task} from {name}, {way}, seed {seed}: {told}",
                     means[told],
