@@ -52,20 +52,25 @@ class StateFolder:
         :class:`fedhubert.files.FolderInUse` when one is in it."""
         return exclusively(self._folder, setting="client.state_dir", private=True)
 
-    def load(self, round_number: int) -> PartitionState:
+    def load(self, round_number: int, *, personal: bool = False) -> PartitionState:
         """Return the state that ``round_number`` left; an empty one for round 0.
 
         Raises:
-            StateMissing: there is none of that round, or it is damaged.
+            StateMissing: there is none of that round, or it is damaged; it has a head although
+                heads are not ``personal``, and would travel, or none although they are.
         """
         if round_number == 0:
             return PartitionState()
         path = self._path(round_number)
         try:
             kept = torch.load(path, map_location="cpu", weights_only=True)
-            return PartitionState(kept["optimizer"], kept["residual"], kept.get("head"))
+            state = PartitionState(kept["optimizer"], kept["residual"], kept.get("head"))
+            if (state.head is not None) != personal:
+                raise ValueError
+            return state
         except Exception as error:  # a damaged file: torch raises many kinds
-            reason = "is not there" if isinstance(error, FileNotFoundError) else "is damaged"
+            missing = isinstance(error, FileNotFoundError)
+            reason = "is not there" if missing else "is damaged, or of another task.head"
             raise StateMissing(
                 f"{path} {reason}: the partition begins with fresh state in its next round",
                 setting="client.state_dir",

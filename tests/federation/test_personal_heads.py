@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from fedhubert.baselines.central import BaselineOptions, train_baseline
 from fedhubert.cli import main
 from fedhubert.clients import data as site
+from fedhubert.clients.state import PartitionState, StateFolder, StateMissing
 from fedhubert.compose import compose
 from fedhubert.config import Config
 from fedhubert.errors import ConfigError
@@ -232,6 +233,17 @@ def test_a_client_that_has_lost_its_head_says_so_and_begins_anew(
     failures = [[(f["partition"], f["code"]) for f in event["failed"]] for event in rounds]
     assert failures == [[], [(1, "state_missing")], []]
     assert torch.isfinite(heads_of(config, 3)[1]["classify_head.classifier.weight"]).all()
+
+
+def test_a_head_of_its_own_is_not_taken_for_one_that_travels(tmp_path: Path) -> None:
+    """As a server might ask for in the middle of a run."""
+    folder = StateFolder(tmp_path / "state")
+    folder.save(1, PartitionState(head={"ctc_head.bias": torch.ones(3)}))
+    folder.save(2, PartitionState(residual=torch.ones(3)))
+    assert folder.load(1, personal=True).head is not None and folder.load(2).head is None
+    for number, personal in ((1, False), (2, True)):
+        with pytest.raises(StateMissing, match=r"another task\.head"):
+            folder.load(number, personal=personal)
 
 
 @pytest.mark.parametrize("task", TASKS)

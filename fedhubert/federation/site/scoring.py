@@ -54,7 +54,7 @@ def _own_head(request: Request[Evaluate], site: Site, partition: Partition) -> H
     if request.job.task.shares_head:
         return None
     version = said_of(partition.number, request.task.site_rounds, "site_rounds")
-    return site.state_folder(request.run_key, partition.number).load(version).head
+    return site.state_folder(request.run_key, partition.number).load(version, personal=True).head
 
 
 def score(

@@ -166,7 +166,8 @@ class _RoundHere:
     def _load_state(self, folder: StateFolder, number: int) -> PartitionState:
         if not self.request.job.keeps_state:
             return PartitionState()
-        return folder.load(said_of(number, self.request.task.site_rounds, "site_rounds"))
+        version = said_of(number, self.request.task.site_rounds, "site_rounds")
+        return folder.load(version, personal=not self.request.job.task.shares_head)
 
     def _save_state(self, folder: StateFolder, number: int, state: PartitionState) -> None:
         if self.request.job.keeps_state:
