@@ -5,13 +5,14 @@ import json
 import sys
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import soundfile
 
 
-def answer(scores: np.ndarray, said: dict) -> tuple[str, float]:
+def answer(scores: np.ndarray, said: dict[str, Any]) -> tuple[str, float]:
     """Return the label and its probability; or the text of the best token of each frame, and the
     mean probability of these (geometric)."""
     if "tokens" in said:
