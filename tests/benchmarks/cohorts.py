@@ -1,81 +1,114 @@
 """What a client of a large cohort costs: a linear model of 0.9 M parameters, one SGD step on one batch per client, many clients per round.
 
 Ours plays all clients on a few nodes, which hand in exact partial sums, on two workers and on one; beside it stock Flower's simulation on two, and
-pfl-research's simulator, which is one process (extra ``bench``). Model, batch and step are the same.
-``python -m tests.benchmarks.cohorts`` prints one JSON line per case, and the ratios.
+pfl-research's simulator, which is one process (extra ``bench``). Model, batch and step are the same; sketches of updates, which pfl has none of, are
+sent in one case by itself. Wall time, and CPU seconds of the driver and its workers: wall time counts whatever else the machine does.
+``case profile 200`` prints where one worker's time goes. A last case is of the server alone: 100 000 clients that only reply, all of them in each of
+three rounds. ``python -m tests.benchmarks.cohorts`` prints one JSON line per case, and the ratios.
 """
 
 import argparse
+import cProfile
 import importlib.util
 import json
+import pstats
+import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
 
+from tests.benchmarks.cohort_model import BATCH, Linear, kept, step
+from tests.benchmarks.cohort_peers import pfl, stock
 from tests.benchmarks.engine import (
     DESCRIBED,
     NUM_ROUNDS,
     NUM_WORKERS,
     TRAINED,
     PeakMemory,
+    private_mb,
     simulate,
-    timed,
 )
 from tests.benchmarks.figures import case_alone, figure, run
 
-NUM_FEATURES, NUM_CLASSES, BATCH, LEARNING_RATE = 900, 1000, 16, 0.1
+SMALL = 10
+"""Features and classes of the server's case, whose clients cost next to nothing."""
 
 
-class Linear(nn.Module):
-    """The model, in the form that pfl asks for."""
+def answered(task: Any, layout: Any, sketches: bool) -> tuple[dict[int, Any], dict[str, Any]]:
+    """Do what a site does with a request (``fedhubert/federation/site/train.py``): train each partition from the model in it on; return the
+    clients' figures, and one update or the sum of several."""
+    from fedhubert.federation.updates.exact_sum import ExactSum, magnitude_of
+    from fedhubert.federation.updates.sketches import sketch_of
+    from fedhubert.training.parameters import tensor_of
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(NUM_CLASSES, NUM_FEATURES))
-
-    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(functional.linear(x, self.weight), y)
-
-    def metrics(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, Any]:
-        return {}
-
-
-def batch_of(client: int) -> list[torch.Tensor]:
-    """Return a client's data: features [BATCH, NUM_FEATURES] and classes [BATCH]."""
-    generator = torch.Generator().manual_seed(client)
-    return [
-        torch.randn(BATCH, NUM_FEATURES, generator=generator),
-        torch.randint(NUM_CLASSES, (BATCH,), generator=generator),
-    ]
-
-
-_kept: dict[Any, Any] = {}
-
-
-def kept(key: Any, make: Any) -> Any:
-    """Return what this process made for ``key`` the first time: data and models that stay in memory."""
-    if key not in _kept:
-        _kept[key] = make()
-    return _kept[key]
+    incoming, several = tensor_of(task.arrays["model"]), len(task.partitions) > 1
+    total, metrics, arrays, drawn = ExactSum(layout.numel), {}, {}, []
+    for partition in task.partitions:
+        layout.load_vector(kept("model", Linear), incoming)
+        model, _ = step(partition)
+        update = layout.update_of(model, incoming, total.room() if several else None)
+        magnitude = magnitude_of(update)
+        metrics[partition] = {**TRAINED, "weight": BATCH, "update_norm": magnitude.norm}
+        if several:
+            total.add(update, BATCH, magnitude)
+        else:
+            arrays["update"] = update.numpy()
+        if sketches:
+            drawn.append(sketch_of(update, 0, task.round))
+    if several:
+        arrays["sum"] = total.partial().total.numpy()
+    return metrics, arrays | ({"sketches": np.stack(drawn)} if sketches else {})
 
 
-def step(client: int) -> tuple[Linear, torch.optim.Optimizer]:
-    """Take a client's step on this process's model, which has to be at the global one."""
-    model = kept("model", Linear)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    optimizer.zero_grad()
-    model.loss(*kept(client, lambda: batch_of(client))).backward()
-    optimizer.step()
-    return model, optimizer
+def only_replied(task: Any, layout: Any, sketches: bool) -> tuple[dict[int, Any], dict[str, Any]]:
+    """Answer for clients that take no step and have no update to speak of: what is left is the server's work."""
+    figures = {**TRAINED, "weight": BATCH, "update_norm": 1e-3}
+    total = np.zeros(layout.numel, np.int64)
+    return {partition: dict(figures) for partition in task.partitions}, {"sum": total}
 
 
-def ours(clients: int, workers: int, registered: int | None = None) -> list[tuple[float, float]]:
-    """Return the wall and the driver's CPU seconds of each round, for which ``clients`` of those registered (None: all) are drawn."""
-    from flwr.app import ArrayRecord, Context, Message
+def planned(config: Any, layout: Any) -> tuple[float, int]:
+    """Return the seconds and the bytes of a round as ``fedhubert plan measure=true`` estimates them: by the speed of a few clients in this process."""
+    from types import SimpleNamespace
+
+    from fedhubert.planning.inputs import ClientAudio, Inputs, Rates
+    from fedhubert.planning.rounds import plan
+
+    few, model = tuple(range(20)), {"model": np.zeros(layout.numel, np.float32)}
+    task, taken = SimpleNamespace(arrays=model, partitions=few, round=1), []
+    for _ in range(3):
+        started = time.monotonic()
+        answered(task, layout, config.sends_sketches)
+        taken.append(time.monotonic() - started)
+    about = ClientAudio(DESCRIBED["train_audio_s"], 50.0, 0.0, 0.0, 4, lambda at: float(len(at)))
+    rates = Rates(audio_s_per_s=len(few) / min(taken))  # a step hears a second, as is described
+    clients = (about,) * config.federated.num_clients
+    found = plan(Inputs(config, layout, layout.numel, clients, rates)).rounds[-1]
+    return found.seconds, found.bytes_down + found.bytes_up
+
+
+@dataclass
+class Round:
+    """What a round took: wall time, CPU seconds of the driver and of its workers, bytes of arrays, and the driver's private memory at its end; and
+    what was planned."""
+
+    wall_s: float
+    driver_s: float
+    workers_s: float = 0.0
+    driver_mb: float = 0.0
+    num_bytes: int = 0
+    planned_s: float = 0.0
+    planned_bytes: int = 0
+
+
+def ours(
+    clients: int, workers: int, registered: int, sketches: bool, answer: Any = answered
+) -> list[Round]:
+    """Play rounds for which ``clients`` of those ``registered`` are drawn, as a run plays them."""
+    from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
 
@@ -83,46 +116,42 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
     from fedhubert.config import FederatedConfig
     from fedhubert.federation.engine.simulation import num_supernodes, object_store_bytes
     from fedhubert.federation.roster.nodes import Federation
-    from fedhubert.federation.rounds.shared import Rounds
-    from fedhubert.federation.rounds.strategy import FederatedStrategy
+    from fedhubert.federation.rounds.loop import run_rounds
+    from fedhubert.federation.rounds.shared import RoundResult, Rounds
     from fedhubert.federation.strategies.fedavg import FedAvg
-    from fedhubert.federation.updates.exact_sum import ExactSum, magnitude_of
-    from fedhubert.federation.updates.sketches import sketch_of
     from fedhubert.federation.wire import protocol, reading
-    from fedhubert.federation.wire.arrays import HeldArray
     from fedhubert.federation.wire.grid import StreamingGrid, messages_in_flight
-    from fedhubert.training.parameters import ParameterLayout, tensor_of
+    from fedhubert.training.parameters import ParameterLayout
 
-    registered = registered or clients
-    overrides = [
-        f"federated.client_fraction={clients / registered}",
-        "federated.strategy=FedAvg",
-        f"simulation.num_workers={workers}",
-    ]
-    config = compose([f"federated.num_clients={registered}", *overrides])
-    layout = ParameterLayout.of(Linear())
+    config = compose(
+        [
+            f"federated.num_clients={registered}",
+            f"federated.client_fraction={clients / registered}",
+            f"federated.num_rounds={NUM_ROUNDS}",
+            "client.local_steps=1",
+            f"federated.client_cosines={'true' if sketches else 'false'}",
+            "federated.strategy=FedAvg",
+            f"simulation.num_workers={workers}",
+        ]
+    )
+    layout = ParameterLayout.of(Linear() if answer is answered else Linear(SMALL, SMALL))
+    expected = planned(config, layout) if answer is answered else (0.0, 0)
     client_app, server_app = ClientApp(), ServerApp()
 
     @client_app.train("round")
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
         request = reading.read_request(message)
-        incoming = tensor_of(request.arrays["model"])
-        fold, metrics, sketches = ExactSum(layout.numel), {}, []
-        for partition in request.task.partitions:
-            layout.load_vector(kept("model", Linear), incoming)
-            model, _ = step(partition)
-            update = layout.update_of(model, incoming)
-            magnitude = magnitude_of(update)
-            metrics[partition] = {**TRAINED, "weight": BATCH, "update_norm": magnitude.norm}
-            fold.add(update, BATCH, magnitude)
-            sketches.append(sketch_of(update, 0, request.task.round))
-        part = fold.partial()
+        metrics, arrays = answer(request.task, layout, request.job.sends_sketches)
+        # with what Ray and Flower took since the last message
+        clock = kept("clock", lambda: [0.0])
+        spent, clock[0] = time.process_time() - clock[0], time.process_time()
+        for figures in metrics.values():
+            figures["train_cpu_s"] = spent / len(metrics)
         info = {"round": request.task.round, "layout": request.task.layout}
-        arrays = {"sum": part.total.numpy(), "sketches": np.stack(sketches)}
         return protocol.reply_of(message, metrics=metrics, arrays=arrays, info=info)
 
-    times: list[tuple[float, float]] = []
+    played: list[Round] = []
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
@@ -131,13 +160,25 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
         federation = Federation(
             StreamingGrid(grid, window=messages_in_flight(workers)), config, "bench", layout
         )
-        federation.hosts = {node: list(range(registered)) for node in nodes}
-        federation.partitions = {number: dict(DESCRIBED) for number in range(registered)}
-        strategy = FederatedStrategy(Rounds(federation, FedAvg(FederatedConfig())))
-        initial = ArrayRecord()
-        initial["model"] = HeldArray(np.zeros(layout.numel, np.float32))
-        timed(strategy, federation.grid, initial, times)
-        assert len(strategy.results[-1].outcome.clients) == clients
+        partitions = list(range(registered))
+        few = num_supernodes(config) < registered
+        federation.hosts = {
+            node: partitions if few else [number] for number, node in enumerate(nodes)
+        }
+        federation.partitions = {number: dict(DESCRIBED) for number in partitions}
+        spent = time.process_time()
+
+        def after(result: RoundResult, started: float) -> None:
+            nonlocal spent
+            assert len(result.outcome.clients) == clients, result.outcome.failures[:3]
+            theirs = sum(each["train_cpu_s"] for each in result.outcome.clients.values())
+            wall, driver = time.monotonic() - started, time.process_time() - spent
+            sent = result.outcome.bytes_up + result.outcome.bytes_down
+            played.append(Round(wall, driver, theirs, private_mb(), sent, *expected))
+            spent = time.process_time()
+
+        rounds = Rounds(federation, FedAvg(FederatedConfig()))
+        run_rounds(rounds, torch.zeros(layout.numel), 1, NUM_ROUNDS, after)
 
     store = object_store_bytes(layout.numel, workers, sharded=True)
     simulate(
@@ -147,152 +188,88 @@ def ours(clients: int, workers: int, registered: int | None = None) -> list[tupl
         num_workers=workers,
         object_store_memory=store,
     )
-    return times
+    return played
 
 
-def stock(clients: int, workers: int) -> list[tuple[float, float]]:
-    """The same clients as Flower's quickstarts write them: state dict in, step, state dict out."""
-    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.serverapp.strategy import FedAvg
+def profiled(clients: int) -> None:
+    """Print where a worker's time goes, by a request of one node in this process."""
+    from types import SimpleNamespace
 
-    client_app, server_app = ClientApp(), ServerApp()
+    from fedhubert.training.parameters import ParameterLayout
 
-    @client_app.train()
-    def train(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
-        kept("model", Linear).load_state_dict(message.content["arrays"].to_torch_state_dict())
-        model, _ = step(int(context.node_config["partition-id"]))
-        content = {
-            "arrays": ArrayRecord(model.state_dict()),
-            "metrics": MetricRecord({"num-examples": BATCH}),
-        }
-        return Message(RecordDict(content), reply_to=message)
-
-    times: list[tuple[float, float]] = []
-
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
-        strategy = FedAvg(
-            fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients
-        )
-        timed(strategy, grid, ArrayRecord(Linear().state_dict()), times)
-
-    simulate(server_app, client_app, clients, num_workers=workers)
-    return times
+    layout, numbers = ParameterLayout.of(Linear()), tuple(range(clients))
+    model = {"model": np.zeros(layout.numel, np.float32)}
+    task = SimpleNamespace(arrays=model, partitions=numbers, round=1)
+    answered(task, layout, sketches=True)
+    profile = cProfile.Profile(time.process_time)
+    profile.runcall(answered, task, layout, sketches=True)
+    pstats.Stats(profile, stream=sys.stderr).sort_stats("tottime").print_stats(16)
 
 
-def pfl(clients: int, workers: int) -> list[tuple[float, float]]:
-    """The same under pfl-research's simulator, which is this process alone, whatever ``workers``."""
-    from pfl.aggregate.simulate import SimulatedBackend
-    from pfl.algorithm.base import NNAlgorithmParams
-    from pfl.algorithm.federated_averaging import FederatedAveraging
-    from pfl.callback.base import TrainingProcessCallback
-    from pfl.data import FederatedDataset
-    from pfl.data.dataset import Dataset
-    from pfl.data.sampling import MinimizeReuseUserSampler
-    from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
-    from pfl.metrics import Metrics
-    from pfl.model.pytorch import PyTorchModel
-
-    torch.set_num_threads(1)
-    times: list[tuple[float, float]] = []
-
-    class Clock(TrainingProcessCallback):  # type: ignore[misc]
-        def on_train_begin(self, *, model: Any) -> Any:
-            self.started = time.monotonic(), time.process_time()
-            return Metrics()
-
-        def after_central_iteration(
-            self, aggregate_metrics: Any, model: Any, *, central_iteration: int
-        ) -> tuple[bool, Any]:
-            times.append(
-                (time.monotonic() - self.started[0], time.process_time() - self.started[1])
-            )
-            self.started = time.monotonic(), time.process_time()
-            return False, Metrics()
-
-    module = Linear()
-    model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
-    data = {client: batch_of(client) for client in range(clients)}
-    sampler = MinimizeReuseUserSampler(list(data))
-    dataset = FederatedDataset(lambda client: Dataset(data[client], user_id=str(client)), sampler)
-    FederatedAveraging().run(
-        algorithm_params=NNAlgorithmParams(
-            central_num_iterations=NUM_ROUNDS,
-            evaluation_frequency=10**6,
-            train_cohort_size=clients,
-            val_cohort_size=0,
-        ),
-        backend=SimulatedBackend(training_data=dataset, val_data=dataset),
-        model=model,
-        model_train_params=NNTrainHyperParams(
-            local_num_epochs=1, local_learning_rate=LEARNING_RATE, local_batch_size=None
-        ),
-        model_eval_params=NNEvalHyperParams(local_batch_size=None),
-        callbacks=[Clock()],
-    )
-    return times
-
-
-def case(way: str, clients: str, workers: str, *registered: str) -> dict[str, Any]:
+def case(way: str, clients: str, workers: str = "1", registered: str = "") -> dict[str, Any]:
     """Run one case in this process."""
-    count = int(clients)
+    count, about = int(clients), {"way": way, "clients": int(clients), "workers": int(workers)}
+    if way == "profile":
+        profiled(count)
+        return about
     with PeakMemory() as peak:
-        times = {"ours": ours, "stock": stock, "pfl": pfl}[way](
-            count, int(workers), *map(int, registered)
-        )
+        if way in ("ours", "sketches", "server"):
+            answer = only_replied if way == "server" else answered
+            asked = int(registered or clients)
+            played = ours(count, int(workers), asked, way == "sketches", answer)
+        else:
+            times = {"stock": stock, "pfl": pfl}[way](count, int(workers))
+            played = [Round(wall, cpu) for wall, cpu in times]
+    best = {
+        "ms_per_client": min(each.wall_s for each in played) / count * 1e3,
+        "cpu_ms_per_client": min(each.driver_s + each.workers_s for each in played) / count * 1e3,
+        "workers_cpu_ms_per_client": min(each.workers_s for each in played) / count * 1e3,
+    }
     memory = {"driver_mb": peak.driver_mb, "store_mb": peak.store_mb}
-    about = {"way": way, "clients": count, "workers": int(workers)}
-    return {**about, "ms_per_client": min(wall for wall, _ in times) / count * 1e3, **memory}
+    memory["after_rounds_mb"] = [each.driver_mb for each in played]
+    last = played[-1]
+    plan = {"bytes": last.num_bytes, "planned_bytes": last.planned_bytes}
+    plan |= {"s": min(each.wall_s for each in played), "planned_s": last.planned_s}
+    return {**about, **best, **memory, **plan}
 
 
-def compare(our_clients: list[int], stock_clients: int, pfl_clients: int, registered: int) -> None:
+def alone(*what: object) -> dict[str, Any]:
+    """Run a case in a process of its own, and print what came of it."""
+    result = case_alone(__spec__.name, *what)
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def compare(
+    our_clients: list[int], stock_clients: int, pfl_clients: int, registered: int, many: int
+) -> None:
     """Print the figures of all cases, one JSON line each; pfl's only where it is installed."""
-    mine = [case_alone(__spec__.name, "ours", clients, NUM_WORKERS) for clients in our_clients]
-    peers = [("stock", stock_clients, NUM_WORKERS)]
+    mine = [alone("ours", clients, NUM_WORKERS) for clients in our_clients]
+    stocks = alone("stock", stock_clients, NUM_WORKERS)
+    wall, name = "ms_per_client", f"cohort: ms per client beside stock, {NUM_WORKERS} workers"
+    figure(name, mine[-1][wall], stocks[wall], "ms")
     if importlib.util.find_spec("pfl"):
-        mine.append(case_alone(__spec__.name, "ours", our_clients[-1], 1))
-        peers.append(("pfl", pfl_clients, 1))
-    theirs = [case_alone(__spec__.name, *peer) for peer in peers]
-    for result in [*mine, *theirs]:
-        print(json.dumps(result), flush=True)
-    for peer in theirs:
-        our = next(
-            result["ms_per_client"]
-            for result in reversed(mine)
-            if result["workers"] == peer["workers"]
-        )
-        figure(
-            f"cohort: ms per client beside {peer['way']}, {peer['workers']} workers",
-            our,
-            peer["ms_per_client"],
-            "ms",
-        )
-    few = case_alone(__spec__.name, "ours", 100, NUM_WORKERS, registered)
-    figure(
-        f"cohort: ms per client, 100 drawn of {registered} registered",
-        few["ms_per_client"],
-        None,
-        "ms",
-    )
-    figure(
-        f"cohort: server memory, 100 drawn of {registered} registered",
-        few["driver_mb"] + few["store_mb"],
-        None,
-        "MB",
-    )
-    peaks = [
-        round(result["driver_mb"] + result["store_mb"])
-        for result in mine
-        if result["workers"] == NUM_WORKERS
-    ]
-    print(
-        json.dumps(
-            {"name": f"cohort: server memory, {our_clients} clients", "ours": peaks, "unit": "MB"}
-        )
-    )
+        theirs = alone("pfl", pfl_clients)
+        for way in ("ours", "sketches"):
+            one, about = alone(way, our_clients[-1], 1, registered), f"{way}, one worker"
+            figure(f"cohort: ms per client beside pfl, {about}", one[wall], theirs[wall], "ms")
+            cpu = "cpu_ms_per_client"
+            figure(f"cohort: CPU per client beside pfl, {about}", one[cpu], theirs[cpu], "ms")
+            for what in ("s", "bytes"):
+                name = f"cohort: a round, {about}: {what} beside what is planned"
+                figure(name, one[what], one[f"planned_{what}"], what)
+    few = alone("ours", min(100, registered), NUM_WORKERS, registered)
+    drawn = f"{few['clients']} drawn of {registered} registered"
+    figure(f"cohort: ms per client, {drawn}", few[wall], None, "ms")
+    memory = few["driver_mb"] + few["store_mb"]
+    figure(f"cohort: server memory, {drawn}", memory, None, "MB")
+    peaks = [round(result["driver_mb"] + result["store_mb"]) for result in mine]
+    name = f"cohort: server memory, {our_clients} clients"
+    print(json.dumps({"name": name, "ours": peaks, "unit": "MB"}))
+    served = alone("server", many, NUM_WORKERS)
+    name, after = f"cohort: server alone, {many} clients a round", served["after_rounds_mb"]
+    figure(f"{name}: CPU", served["cpu_ms_per_client"], None, "ms")
+    figure(f"{name}: driver's private memory after the last round", after[-1], None, "MB", of=after)
 
 
 def main() -> None:
@@ -301,11 +278,12 @@ def main() -> None:
     parser.add_argument("--stock-clients", type=int, default=200)
     parser.add_argument("--pfl-clients", type=int, default=1000)
     parser.add_argument("--registered", type=int, default=10_000)
+    parser.add_argument("--many", type=int, default=100_000)
     run(
         parser,
         case,
-        lambda arguments: compare(
-            arguments.clients, arguments.stock_clients, arguments.pfl_clients, arguments.registered
+        lambda given: compare(
+            given.clients, given.stock_clients, given.pfl_clients, given.registered, given.many
         ),
     )
 

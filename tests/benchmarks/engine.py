@@ -34,9 +34,14 @@ class PeakMemory:
     def _sample(self) -> None:
         raylets: list[int] = []
         while not self._stop.wait(0.05):
-            self.driver_mb = max(self.driver_mb, _status_mb(os.getpid(), "RssAnon"))
+            self.driver_mb = max(self.driver_mb, private_mb())
             raylets = raylets or _children(os.getpid(), "raylet")
             self.store_mb = max([self.store_mb, *map(_store_mb, raylets)])
+
+
+def private_mb() -> float:
+    """Return the private memory of this process."""
+    return _status_mb(os.getpid(), "RssAnon")
 
 
 def _status_mb(pid: int, field: str) -> float:

@@ -14,6 +14,7 @@ from tests.benchmarks import (
     clusters,
     codecs,
     cohorts,
+    corpora,
     data,
     distillation,
     rounds,
@@ -69,6 +70,12 @@ def test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data.write_manifest(tmp_path / "manifest.csv", 100)
     for way in ("ours", "dictionaries"):
         assert data.case(way, str(tmp_path / "manifest.csv"))["rows"] == 100
+
+
+def test_corpora(tmp_path: Path) -> None:
+    corpora.write_corpus(tmp_path, 400)
+    found = corpora.start(tmp_path, 4)
+    assert found["rows"] == 400 and 0 < found["all_cpu_s"] < 60
 
 
 def test_archives(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +139,7 @@ def test_rounds(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_cohorts(capfd: pytest.CaptureFixture[str]) -> None:
-    cohorts.compare([4], stock_clients=2, pfl_clients=4, registered=200)
+    cohorts.compare([4], stock_clients=2, pfl_clients=4, registered=200, many=70)
     said = lines(capfd.readouterr().out)
     assert {line["way"] for line in said if "way" in line} >= {"ours", "stock"}
     assert any(line.get("name") == "cohort: ms per client beside stock, 2 workers" for line in said)

@@ -18,10 +18,13 @@ def describe_partitions(
     federation: Federation, hosts: Mapping[int, Sequence[int]], timeout_s: float
 ) -> list[Failure]:
     """Ask the nodes of ``hosts`` what each partition has; returns those that cannot take part."""
+    able: dict[int, list[int]] = {}
+    for node, hosted in hosts.items():
+        for partition in hosted:
+            able.setdefault(partition, []).append(node)
     shares: dict[int, list[int]] = {}
-    for partition in sorted({partition for hosted in hosts.values() for partition in hosted}):
-        able = [node for node in hosts if partition in hosts[node]]
-        shares.setdefault(able[partition % len(able)], []).append(partition)
+    for partition, nodes in sorted(able.items()):
+        shares.setdefault(nodes[partition % len(nodes)], []).append(partition)
     failures: list[Failure] = []
     heard: set[int] = set()
     most = max(map(len, shares.values()), default=0)

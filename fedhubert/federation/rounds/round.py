@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
@@ -161,17 +162,21 @@ class Round:
     def _ask(self, count: int) -> Iterator[Message]:
         """Return messages to the next ``count`` partitions of the queue that are connected."""
         connected = self._federation.connected
-        asked = [partition for partition in self._queue if partition in connected][:count]
-        self._queue = [partition for partition in self._queue if partition not in asked]
+        present = (partition for partition in self._queue if partition in connected)
+        asked = list(islice(present, count))
+        taken = set(asked)
+        self._queue = [partition for partition in self._queue if partition not in taken]
         return self._ask_for(asked)
 
     def _ask_for(self, asked: list[int]) -> Iterator[Message]:
         """Return messages to those of ``asked`` that are connected."""
         outcome = self._outcome
-        outcome.asked += [partition for partition in asked if partition not in outcome.asked]
+        before, partitions = set(outcome.asked), self._federation.partitions
+        outcome.asked += [partition for partition in asked if partition not in before]
         load = {
-            partition: float(about["train_audio_s"])
-            for partition, about in self._federation.partitions.items()
+            partition: float(partitions[partition]["train_audio_s"])
+            for partition in asked
+            if partition in partitions
         }
         self._shares = assign_to_nodes(asked, self._federation.hosts, load)
         self._fold.expect(self._shares)
