@@ -57,10 +57,12 @@ class ParameterLayout:
             view.copy_(parameter.detach())
         return vector
 
-    def update_of(self, model: nn.Module, start: torch.Tensor) -> torch.Tensor:
-        """Return how far the parameters are from ``start`` [P], as a float32 vector [P] on the CPU;
-        raises like :meth:`load_vector`."""
-        update = torch.empty(self.numel)
+    def update_of(
+        self, model: nn.Module, start: torch.Tensor, room: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return how far the parameters are from ``start`` [P], as a float32 vector [P] on the CPU,
+        in the memory of ``room`` [P] where that is given; raises like :meth:`load_vector`."""
+        update = torch.empty(self.numel) if room is None else room
         views, before = self.split(update), self.split(start)
         for name, parameter in zip(self.names, self._parameters(model), strict=True):
             torch.sub(parameter.detach().to("cpu", torch.float32), before[name], out=views[name])

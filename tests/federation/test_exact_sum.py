@@ -51,7 +51,7 @@ def test_any_order_and_any_shards_give_the_same_bits() -> None:
         assert torch.equal(merged.mean(), expected)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
 def test_the_sum_is_every_products_nearest_integer_whether_or_not_an_update_waits_for_another(
     count: int,
 ) -> None:
@@ -67,9 +67,27 @@ def test_the_sum_is_every_products_nearest_integer_whether_or_not_an_update_wait
     )
 
 
+def test_memory_that_a_sum_lends_is_not_used_again_before_what_is_in_it_was_added() -> None:
+    parts, fold, seen = updates(40, numel=70_001), ExactSum(70_001), set()
+    for number, (update, weight) in enumerate(parts):
+        room = fold.room()
+        seen.add(room.data_ptr())
+        fold.add(room.copy_(update), weight)
+        if number % 7 == 3:
+            with pytest.raises(UpdateRejected):
+                fold.add(fold.room().fill_(math.nan), 1)
+        if number == 20:
+            assert torch.equal(fold.mean(), total_of(parts[:21]).mean())
+    assert torch.equal(fold.mean(), total_of(parts).mean())
+    assert len(seen) < 20 and fold.room().data_ptr() in seen
+    fold.clear()
+    fold.add(fold.room().copy_(parts[0][0]), parts[0][1])
+    assert torch.equal(fold.mean(), total_of(parts[:1]).mean())
+
+
 def test_a_cleared_sum_is_a_new_one() -> None:
     first, second, third = updates(3)
-    fold = total_of([first, second, first])  # one of them waits
+    fold = total_of([first, second, first])  # they wait
     fold.clear()
     assert fold.weight == 0 and not fold.partial().total.any()
     fold.add(*third)

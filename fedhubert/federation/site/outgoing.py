@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from fedhubert.clients.state import PartitionState
 from fedhubert.errors import FederationError
@@ -28,11 +29,13 @@ def sent_update(
     state: PartitionState,
     ring: Ring | None,
     weight: int,
+    room: torch.Tensor | None = None,
 ) -> Outgoing:
-    """Return the update of ``weight`` as it travels and as the server decodes it; what the codec
-    leaves over goes into ``state``."""
+    """Return the update of ``weight`` as it travels and as the server decodes it, in the memory of
+    ``room`` [P] where that is given; what the codec leaves over goes into ``state``."""
     job, task, layout = request.job, request.task, incoming.cached.layout
-    update = Outgoing(layout.update_of(incoming.cached.model, incoming.vector), state.residual)
+    moved = layout.update_of(incoming.cached.model, incoming.vector, room)
+    update = Outgoing(moved, state.residual)
     seed = derive_seed(job.seed, "codec", task.round, number)
     sent = run_steps(
         update,

@@ -132,7 +132,10 @@ class _RoundHere:
         if not job.task.shares_head:
             state.head = own_heads(self.incoming.cached.model)
         weight = self._weight_of(partition, result)
-        sent = sent_update(request, number, self.incoming, result, state, self.ring, weight)
+        # what is sent by itself, and what int8 leaves over, keep their memory
+        plain = job.update_codec == "fp32"
+        room = self.total.room() if self.total is not None and plain else None
+        sent = sent_update(request, number, self.incoming, result, state, self.ring, weight, room)
         # before the update leaves: from then on the server may name this version
         self._save_state(folder, number, state)
         update = self._as_the_server_counts_it(sent)

@@ -41,8 +41,9 @@ _ROW = 2**12  # short enough that BLAS takes one thread for its product with its
 _CHUNK = 16 * _ROW
 # from here on a thread's start is nothing beside the work, and more than two wait for one memory
 _LARGE = 2**22
-# updates in one pass: reading and writing the sum takes the memory longer than reading an update
-_TOGETHER = 2
+# updates in one pass: reading and writing the sum takes the memory longer than reading an update.
+# Of small models more of them, as many as take this many bytes
+_TOGETHER, _MOST_TOGETHER, _WAITING_BYTES = 2, 8, 2**25
 # x + _MAGIC rounds x to an integer (ties to even) that sits in the low bits, for |x| < 2**51
 _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = 0x4338000000000000
@@ -71,12 +72,17 @@ class Magnitude:
 
 class ExactSum:
     """Running sum of ``weight * update`` over float32 vectors of ``numel`` entries; memory is that
-    of one int64 vector and one update."""
+    of one int64 vector and one update (small models: up to 32 MiB of updates)."""
 
     def __init__(self, numel: int) -> None:
         self._total = torch.zeros(numel, dtype=torch.int64)
         self._unit = GRID
         self._waiting: list[tuple[torch.Tensor, float, bool]] = []
+        fitting = _WAITING_BYTES // (4 * max(1, numel))
+        self._together = max(_TOGETHER, min(_MOST_TOGETHER, fitting))
+        self._lent: torch.Tensor | None = None
+        self._taken: list[torch.Tensor] = []
+        self._spare: list[torch.Tensor] = []
         self._magics = 0
         self._bound = 0.0
         self.weight = 0
@@ -91,18 +97,27 @@ class ExactSum:
         """
         self._unit = self._unit if unit is None else unit
         self._total.zero_()
-        self._waiting.clear()
+        self._forget_waiting()
         self._magics, self._bound, self.weight = 0, 0.0, 0
 
     @property
     def numel(self) -> int:
         return self._total.numel()
 
+    def room(self) -> torch.Tensor:
+        """Return memory for the next update, float32 [P], whatever is in it: of a small model that
+        of an update that has been added, since fresh memory takes longer than the subtraction.
+
+        Once it has been added, what lies in it holds until this is called again.
+        """
+        self._lent = self._spare.pop() if self._spare else torch.empty(self.numel)
+        return self._lent
+
     def add(self, update: torch.Tensor, weight: int, magnitude: Magnitude | None = None) -> None:
         """Fold one client's update [P] with its integer weight.
 
         Everything is checked here, so a rejected update leaves the sum as it was. The update must
-        not change until the sum has been read: it may be added together with the next one.
+        not change until the sum has been read: it may be added together with the next ones.
 
         Args:
             magnitude: The update's :func:`magnitude_of`, where the caller knows it.
@@ -125,9 +140,12 @@ class ExactSum:
         if self._bound + bound >= _LIMIT:
             raise UpdateRejected("range")
         self._waiting.append((update, scale, bound < 2.0**51))
+        if self._lent is not None and self._lent.data_ptr() == update.data_ptr():
+            self._taken.append(self._lent)
+            self._lent = None
         self._bound += bound
         self.weight += weight
-        if len(self._waiting) == _TOGETHER:
+        if len(self._waiting) == self._together:
             self._add_waiting()
 
     def _add_waiting(self) -> None:
@@ -149,7 +167,13 @@ class ExactSum:
 
         _in_threads(add, self.numel)
         self._magics += sum(small for _, _, small in waiting)
+        self._forget_waiting()
+
+    def _forget_waiting(self) -> None:
         self._waiting.clear()
+        if self.numel < _LARGE:
+            self._spare += self._taken
+        self._taken.clear()
 
     def _settle(self) -> None:
         """Add what waits, and take off the bits of the magic numbers that were added; they and the
