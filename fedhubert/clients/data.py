@@ -22,7 +22,7 @@ from fedhubert.clients.state import StateFolder
 from fedhubert.config import ClientJob, MaskedTask
 from fedhubert.data.corpora import resolve_manifest
 from fedhubert.data.loading import LabelSource
-from fedhubert.data.manifest import Manifest
+from fedhubert.data.manifest_cache import read_shared
 from fedhubert.data.partition import Rows
 from fedhubert.disk_cache import DiskCache
 from fedhubert.errors import CheckpointError, ConfigError, TargetsError
@@ -67,7 +67,9 @@ class Site:
     def __init__(self, job: ClientJob, settings: SiteSettings) -> None:
         self.job = job
         self.settings = settings
-        self.manifest = Manifest.read(resolve_manifest(settings.manifest), settings.root)
+        self.manifest = read_shared(
+            resolve_manifest(settings.manifest), settings.root, settings.state_dir
+        )
         self._partitions = Partitions(job, settings, self.manifest)
         self._samples = Samples(job, settings, self.manifest, self.source)
         self._labels: dict[tuple[int, str], LabelStore] = {}

@@ -13,6 +13,7 @@ KINDS = {
     "features": "a partition's sample of features for k-means",
     "extractors": "models that gave features",
     "teachers": "models that were distilled",
+    "manifests": "large manifests, in the form that all processes of a site share",
     "teacher_outputs": "what teachers said, up to task.teacher_cache_bytes",
 }
 """Folders of the state folder; whatever else is in it (logs) is not touched."""

@@ -31,7 +31,7 @@ class Annotations:
         return np.array(self.of_row[row], np.int64)
 
 
-def annotation_column(manifest: Manifest, key: str, column: str | None) -> list[str]:
+def annotation_column(manifest: Manifest, key: str, column: str | None) -> Sequence[str]:
     """Return the column that ``task.KEY`` names.
 
     Raises:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.audio import Recording, read_audio
+from fedhubert.data.cells import AT_ONCE, picked
 from fedhubert.data.manifest_files import REQUIRED, TSV_RATE_HZ, Table, csv_lines, read_table
 from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, Parts, parts_of, with_parts
 from fedhubert.errors import DataError, quoted
@@ -25,7 +26,13 @@ MAX_PATH_BYTES = 4096
 
 @dataclass(frozen=True, eq=False)
 class Manifest(Table):
-    """A table whose ``num_samples`` are of the part of its file that each utterance is."""
+    """A table whose ``num_samples`` are of the part of its file that each utterance is.
+
+    ``known_parts``: what the columns say of that, where they have been read already (see
+    :attr:`parts`).
+    """
+
+    known_parts: Parts | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -40,11 +47,11 @@ class Manifest(Table):
         """
         path = Path(path).expanduser()
         table = read_table(path, Path(root).expanduser().absolute() if root else None)
-        num_samples, columns = with_parts(
+        num_samples, columns, parts = with_parts(
             table.columns, table.num_samples, table.sample_rates_hz, str(path)
         )
         rates = table.sample_rates_hz
-        return cls(table.root, table.paths, table.speakers, num_samples, rates, columns)
+        return cls(table.root, table.paths, table.speakers, num_samples, rates, columns, parts)
 
     def write(self, path: str | Path) -> None:
         """Write a CSV, or fairseq's ``.tsv`` by the ending, atomically.
@@ -81,19 +88,19 @@ class Manifest(Table):
     def select(self, indices: Iterable[int]) -> "Manifest":
         """Return the given rows, in the given order."""
         chosen = np.fromiter(indices, dtype=np.int64)
-        pick = chosen.tolist()
         return Manifest(
             self.root,
-            [self.paths[i] for i in pick],
-            [self.speakers[i] for i in pick],
+            picked(self.paths, chosen),
+            picked(self.speakers, chosen),
             self.num_samples[chosen],
             self.sample_rates_hz[chosen],
-            {name: [values[i] for i in pick] for name, values in self.columns.items()},
+            {name: picked(values, chosen) for name, values in self.columns.items()},
         )
 
-    def column(self, name: str) -> list[str]:
+    def column(self, name: str) -> Sequence[str]:
         """Return a column by name; raises :class:`DataError` that lists the columns there are."""
-        known = {"path": self.paths, "speaker": self.speakers, **self.columns}
+        known: dict[str, Sequence[str]] = {"path": self.paths, "speaker": self.speakers}
+        known |= self.columns
         if name not in known:
             raise DataError(
                 f"the manifest has no column `{name}`; it has {', '.join(known)}",
@@ -104,6 +111,8 @@ class Manifest(Table):
     @cached_property
     def parts(self) -> Parts:
         """Which part of its file each utterance is."""
+        if self.known_parts is not None:
+            return self.known_parts
         return parts_of(self.columns, self.sample_rates_hz, str(self.root))
 
     def audio_path(self, row: int) -> Path:
@@ -157,22 +166,34 @@ class Manifest(Table):
 
     def file_names(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """Return which file each of these rows is (a part) of; equal names are one file."""
-        return [
-            f"{self._archive(row)}\0{os.path.normpath(self.paths[row])}" for row in rows.tolist()
-        ]
+        paths = map(os.path.normpath, picked(self.paths, rows))
+        if ARCHIVE[0] not in self.columns:
+            return [f"\0{path}" for path in paths]
+        archives = picked(self.columns[ARCHIVE[0]], rows)
+        return [f"{archive}\0{path}" for archive, path in zip(archives, paths, strict=True)]
 
     def lengths(self, rate_hz: int = 16000) -> npt.NDArray[np.int64]:
-        """Return each utterance's samples after resampling to ``rate_hz`` [n]."""
-        rates = self.sample_rates_hz.astype(np.int64)
-        return -(-self.num_samples * rate_hz // rates)
+        """Return each utterance's samples after resampling to ``rate_hz`` [n], not to be changed:
+        every client of a process asks for them."""
+        if rate_hz not in self._lengths:
+            found = -(-self.num_samples * rate_hz // self.sample_rates_hz.astype(np.int64))
+            found.flags.writeable = False
+            self._lengths[rate_hz] = found
+        return self._lengths[rate_hz]
+
+    @cached_property
+    def _lengths(self) -> dict[int, npt.NDArray[np.int64]]:
+        return {}
 
     def fingerprint(self, rows: Sequence[int] | npt.NDArray[np.int64] | None = None) -> str:
         """Return a hash over path, samples, rate and part of the given rows (all by default)."""
         digest = hashlib.blake2b(digest_size=16)
         about = [self.columns[name] for name in (*CUT, CHANNEL, *ARCHIVE) if name in self.columns]
-        for row in range(len(self)) if rows is None else rows:
-            part = "".join(f"\0{column[row]}" for column in about)
-            digest.update(
-                f"{self.paths[row]}\0{self.num_samples[row]}\0{self.sample_rates_hz[row]}{part}\n".encode()
-            )
+        chosen = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        for first in range(0, len(chosen), AT_ONCE):
+            some = chosen[first : first + AT_ONCE]
+            numbers = [self.num_samples[some].tolist(), self.sample_rates_hz[some].tolist()]
+            texts = [picked(column, some) for column in (self.paths, *about)]
+            lines = zip(texts[0], *numbers, *texts[1:], strict=True)
+            digest.update("".join("\0".join(map(str, line)) + "\n" for line in lines).encode())
         return digest.hexdigest()

@@ -4,7 +4,7 @@ leave."""
 import contextlib
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.audio import audio_info
+from fedhubert.data.cells import Cells
 from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT
 from fedhubert.data.strangers import mistaken_for_manifest
 from fedhubert.errors import DataError
@@ -25,6 +26,9 @@ TSV_RATE_HZ = 16000
 """The rate that fairseq's form, which names none, is of."""
 # become columns in one call; so few that Python's garbage collector does not look at them
 _ROWS_AT_ONCE = 64
+# from here on a column is packed, so many rows at a time
+_PACKED_ROWS = 2**16
+_NUMBERS = {"num_samples": MAX_SAMPLES, "sample_rate": MAX_RATE_HZ}
 _DELIMITERS = ",;\t|"
 _KNOWN = {*REQUIRED, *CUT, CHANNEL, *ARCHIVE}
 _BEFORE_HEADER = ("", "sep=", "sep=,", "sep=;", "sep=|")
@@ -47,11 +51,11 @@ class Table:
     """
 
     root: Path
-    paths: list[str]
-    speakers: list[str]
+    paths: Sequence[str]
+    speakers: Sequence[str]
     num_samples: npt.NDArray[np.int64]
     sample_rates_hz: npt.NDArray[np.int32]
-    columns: dict[str, list[str]]
+    columns: Mapping[str, Sequence[str]]
 
 
 def read_table(path: Path, root: Path | None) -> Table:
@@ -137,7 +141,7 @@ def _read_csv(path: Path, header: _Header, above: int, file: TextIO, root: Path 
             setting="data.manifest",
         )
     rows = csv.reader(file, delimiter=header.delimiter, skipinitialspace=header.spaced)
-    table: list[list[str]] = [[] for _ in names]
+    table = [_Column(path, name, above + 1) for name in names]
     width = len(names)
     first = above + 1
     while block := list(islice(rows, _ROWS_AT_ONCE)):
@@ -151,19 +155,60 @@ def _read_csv(path: Path, header: _Header, above: int, file: TextIO, root: Path 
         for column, values in zip(table, by_column, strict=False):  # none where all rows are empty
             column.extend(values)
     columns = dict(zip(names, table, strict=True))
-    if "" in columns["path"]:
-        line = columns["path"].index("") + above + 1
-        raise DataError(f"{path}, line {line}: no path", setting="data.manifest")
-    num_samples = _integers(path, columns.pop("num_samples"), "num_samples", MAX_SAMPLES)
-    sample_rates = _integers(path, columns.pop("sample_rate"), "sample_rate", MAX_RATE_HZ)
+    texts = {name: column.texts() for name, column in columns.items() if name not in _NUMBERS}
+    num_samples, sample_rates = (columns[name].numbers() for name in _NUMBERS)
     return Table(
         root or path.absolute().parent,
-        columns.pop("path"),
-        columns.pop("speaker"),
+        texts.pop("path"),
+        texts.pop("speaker"),
         num_samples,
         sample_rates.astype(np.int32),
-        columns,
+        texts,
     )
+
+
+class _Column:
+    """A column that is being read, its first cell in line ``first``: a list of its cells while they
+    are few; of many, numbers or packed texts."""
+
+    def __init__(self, path: Path, name: str, first: int) -> None:
+        self._path, self._name, self._line = path, name, first
+        self._cells: list[str] = []
+        self._numbers: list[npt.NDArray[np.int64]] = []
+        self._texts: list[Cells] = []
+
+    def extend(self, cells: Iterable[str]) -> None:
+        self._cells.extend(cells)
+        if len(self._cells) >= _PACKED_ROWS:
+            self._pack()
+
+    def _pack(self) -> None:
+        cells, self._cells = self._cells, []
+        if self._name in _NUMBERS:
+            limit = _NUMBERS[self._name]
+            self._numbers.append(_integers(self._path, cells, self._name, limit, self._line))
+        else:
+            self._check(cells)
+            self._texts.append(Cells.of(cells))
+        self._line += len(cells)
+
+    def _check(self, cells: list[str]) -> None:
+        if self._name == "path" and "" in cells:
+            line = self._line + cells.index("")
+            raise DataError(f"{self._path}, line {line}: no path", setting="data.manifest")
+
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Return the cells as whole numbers; raises :class:`DataError`."""
+        self._pack()
+        return np.concatenate(self._numbers)
+
+    def texts(self) -> Sequence[str]:
+        """Return the cells; raises :class:`DataError` for a path that is empty."""
+        if not self._texts:
+            self._check(self._cells)
+            return self._cells
+        self._pack()
+        return Cells.joined(self._texts)
 
 
 def _read_tsv(path: Path, first: str, lines: TextIO, root: Path | None) -> Table:
@@ -185,7 +230,7 @@ def _read_tsv(path: Path, first: str, lines: TextIO, root: Path | None) -> Table
             )
         paths.append(fields[0])
         counts.append(fields[1])
-    num_samples = _integers(path, counts, "samples", MAX_SAMPLES)
+    num_samples = _integers(path, counts, "samples", MAX_SAMPLES, 2)
     start = root or Path(stated).expanduser()
     rates = np.full(len(paths), _one_rate(path, start, paths), np.int32)
     return Table(start, paths, _first_folders(paths), num_samples, rates, {})
@@ -219,8 +264,11 @@ def _first_folders(paths: list[str]) -> list[str]:
     return [name.split("/")[0] if "/" in name else name for name in names]
 
 
-def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArray[np.int64]:
-    """Return cells as whole numbers; 16000.0, as tables with a gap are written, is one."""
+def _integers(
+    path: Path, values: list[str], name: str, limit: int, first: int
+) -> npt.NDArray[np.int64]:
+    """Return cells, the first of them in line ``first``, as whole numbers; 16000.0, as tables with
+    a gap are written, is one."""
     numbers = np.zeros(1, np.int64)
     try:
         numbers = np.array(values, dtype=np.int64)
@@ -235,7 +283,7 @@ def _integers(path: Path, values: list[str], name: str, limit: int) -> npt.NDArr
         line, value = next(
             (
                 (line, value)
-                for line, value in enumerate(values, start=2)
+                for line, value in enumerate(values, start=first)
                 if not _whole_number(value, limit)
             ),
             (0, ""),

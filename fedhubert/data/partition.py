@@ -110,10 +110,16 @@ def _split_files(
 
 
 def _group(values: Sequence[str], rows: Rows) -> dict[str, Rows]:
-    names, inverse = np.unique(
-        np.array([values[row] for row in rows], dtype=object).astype(str), return_inverse=True
+    """Return each value's rows, in their order; the values sorted."""
+    numbers: dict[str, int] = {}
+    of_all = np.fromiter(
+        (numbers.setdefault(value, len(numbers)) for value in values), np.int64, len(values)
     )
-    return {str(name): rows[inverse == index] for index, name in enumerate(names)}
+    of_rows = of_all[rows]
+    order = np.argsort(of_rows, kind="stable")
+    edges = np.searchsorted(of_rows[order], np.arange(len(numbers) + 1))
+    found = {name: rows[order[edges[at] : edges[at + 1]]] for name, at in sorted(numbers.items())}
+    return {name: group for name, group in found.items() if len(group)}
 
 
 def _by_speaker(manifest: Manifest, rows: Rows, num_clients: int, seed: int) -> list[Rows]:

@@ -8,11 +8,12 @@ another.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from fedhubert.data.cells import Cells
 from fedhubert.errors import DataError
 
 CUT = ("start_s", "end_s")
@@ -85,24 +86,27 @@ def parts_of(
 
 
 def with_parts(
-    columns: Mapping[str, list[str]],
+    columns: Mapping[str, Sequence[str]],
     num_samples: Integers,
     sample_rates_hz: npt.NDArray[np.int32],
     where: str,
-) -> tuple[Integers, dict[str, list[str]]]:
-    """Return how many samples each row is, where ``num_samples`` may be those of its file, and the
-    columns with every ``end_s`` filled in that its file gives; raises as :func:`parts_of`."""
+) -> tuple[Integers, dict[str, Sequence[str]], Parts]:
+    """Return how many samples each row is, where ``num_samples`` may be those of its file, the
+    columns with every ``end_s`` filled in that its file gives, and what they say; raises as
+    :func:`parts_of`."""
     parts = parts_of(columns, sample_rates_hz, where)
     ends = np.where(parts.ends < 0, num_samples, parts.ends)
     wrong = np.flatnonzero(ends <= parts.starts)
     if len(wrong):
         raise _bad(where, int(wrong[0]), "start_s is not before the file's end (num_samples)")
-    filled = dict(columns)
-    if parts.cut.any():
-        filled["end_s"] = list(columns.get("end_s") or [""] * len(ends))
-        for row in np.flatnonzero(parts.cut & (parts.ends < 0)).tolist():
-            filled["end_s"][row] = seconds(int(ends[row]), int(sample_rates_hz[row]))
-    return ends - parts.starts, filled
+    filled, open_ended = dict(columns), np.flatnonzero(parts.cut & (parts.ends < 0))
+    if len(open_ended):
+        texts = list(columns.get("end_s") or [""] * len(ends))
+        for row in open_ended.tolist():
+            texts[row] = seconds(int(ends[row]), int(sample_rates_hz[row]))
+        filled["end_s"] = texts
+    known = replace(parts, ends=np.where(parts.cut, ends, parts.ends))
+    return ends - parts.starts, filled, known
 
 
 def seconds(samples: int, rate_hz: int) -> str:
@@ -128,6 +132,9 @@ def _numbers(
     texts: Sequence[str], name: str, where: str, most: float, absent: float
 ) -> npt.NDArray[np.float64]:
     """Return cells as numbers from 0 to ``most``; ``absent`` for empty ones."""
+    whole = texts.integers() if isinstance(texts, Cells) else None
+    if whole is not None and whole.max() <= most:
+        return whole.astype(np.float64)
     numbers = np.empty(len(texts), np.float64)
     for row, text in enumerate(texts):
         try:

@@ -3,7 +3,7 @@ per frame (an alignment)."""
 
 import csv
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,7 @@ class Labels:
         """
         if task in self.tasks:
             by_path = self.tasks[task]
-            values = [by_path.get(path, "") for path in manifest.paths]
+            values: Sequence[str] = [by_path.get(path, "") for path in manifest.paths]
         elif task in ("speaker", *manifest.columns):
             values = manifest.column(task)
         else:
