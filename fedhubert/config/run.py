@@ -24,8 +24,9 @@ class SimulationConfig(Model):
     Flower's own options)."""
 
     num_workers: PositiveInt = key(2, unit="clients")
-    """Clients trained at the same time on this host; not more than its cores, or than its GPUs
-    hold."""
+    """Clients trained at the same time on this host, or on the hosts of ``ray_address``; not more
+    than their cores, or than their GPUs hold. Of a cluster fewer than it has cores: where a host is
+    gone, its workers need free ones elsewhere."""
 
     num_gpus: Count | None = key(None, unit="GPUs")
     """GPUs that Ray may use; null: those it finds."""

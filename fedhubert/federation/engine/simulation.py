@@ -29,7 +29,7 @@ from fedhubert.errors import ConfigError, FederationError
 from fedhubert.federation.engine.hearing import clients_heard
 from fedhubert.federation.site.answering import register
 from fedhubert.federation.strategies.strategy import strategy_of
-from fedhubert.federation.wire.flower import MENDING
+from fedhubert.federation.wire.flower import MENDING, workers_at_most
 from fedhubert.federation.wire.grid import messages_in_flight
 from fedhubert.models.hubert import build_hubert
 
@@ -95,7 +95,8 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
 
     from flwr.simulation import run_simulation
 
-    with clients_heard() as told, _ray(config, told), _quiet_flower():
+    most = workers_at_most(config.simulation.num_workers)
+    with clients_heard() as told, _ray(config, told), _quiet_flower(), most:
         # Flower hands them all to Ray
         workers = {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client, **MENDING}
         backend = {"client_resources": workers}

@@ -8,10 +8,11 @@ not stop because a class of the simulation has another place. What a SuperNode h
 :mod:`.supernode`, and the looking up in :mod:`.private`.
 """
 
+import contextlib
 import io
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,9 +50,13 @@ __all__ = [
     "public_keys",
     "registered_nodes",
     "supported",
+    "workers_at_most",
 ]
 
 log = logging.getLogger("fedhubert")
+
+_FITTING = "pool_size_from_resources"
+"""What says how many workers fit."""
 
 MENDING = {"max_restarts": -1, "max_task_retries": 1}
 """Ray's options for a simulation's workers: one that dies (out of memory, killed) comes back, and
@@ -202,6 +207,24 @@ def is_simulated(grid: Grid) -> bool:
         log.warning("%s: taken for a federation of real sites", error)
         return False
     return isinstance(grid, simulated)
+
+
+@contextlib.contextmanager
+def workers_at_most(most: int) -> Iterator[None]:
+    """Have Flower's simulation start at most so many workers: it takes every processor that Ray
+    has, and where a host of a cluster is gone its workers need a free one elsewhere."""
+    where = "flwr.simulation.ray_transport.ray_actor"
+    try:
+        fitting = private(where, _FITTING)
+    except UnsupportedFlower as error:
+        log.warning("%s: as many workers as Ray has processors", error)
+        yield
+        return
+    setattr(sys.modules[where], _FITTING, lambda resources: min(most, fitting(resources)))
+    try:
+        yield
+    finally:
+        setattr(sys.modules[where], _FITTING, fitting)
 
 
 def mend_workers() -> None:
