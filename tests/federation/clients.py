@@ -1,13 +1,11 @@
 """Clients' handlers and the server's aggregation, called in this process without a federation."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fedhubert.cli import main
 from fedhubert.clients.data import open_site
 from fedhubert.compose import compose
 from fedhubert.config import ClientJob, Config
@@ -47,17 +45,9 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("site")
-    manifest = folder / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [
-        "experiment=demo_fedavg",
-        *SMALL,
-        f"data.manifest={manifest}",
-        f"data.root={tone_folder}",
-        f"client.state_dir={folder / 'state'}",
-    ]
+def settings(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    state = tmp_path_factory.mktemp("site") / "state"
+    return ["experiment=demo_fedavg", *SMALL, *data, f"client.state_dir={state}"]
 
 
 class Clients:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from flwr.app import Message, RecordDict
 
+from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.federation.privacy.accounting import Ledger
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
@@ -46,6 +48,14 @@ Answer = Callable[[int, dict[str, Any]], Message | None]
 def app_identity() -> None:
     """Flower sets this when it starts an app."""
     identify()
+
+
+@pytest.fixture(scope="session")
+def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The tones, by overrides."""
+    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
+    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
+    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
 
 
 def reply(node: int, update: Any = None, **changes: Any) -> Message:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.site import incoming
@@ -26,13 +25,6 @@ ALL = [
     "task.objectives.logits=0.5",
     "task.objectives.pseudo_labels=0.5",
 ]
-
-
-@pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,9 @@
 """Targets over real handlers, without the rounds that follow."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedhubert.cli import main
 from fedhubert.federation.phases.targets import prepare_targets
 from fedhubert.federation.roster.connect import connect
 
@@ -17,16 +15,8 @@ Settings = list[str]
 
 
 @pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [
-        *SMALL,
-        "model.num_layers=3",
-        f"data.manifest={manifest}",
-        f"data.root={tone_folder}",
-        "data.min_seconds=0.5",
-    ]
+def data(data: Settings) -> Settings:
+    return [*SMALL, "model.num_layers=3", *data, "data.min_seconds=0.5"]
 
 
 def nodes(**changes: str | int) -> list[dict[str, str | int]]:

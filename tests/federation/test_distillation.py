@@ -22,9 +22,9 @@ from fedhubert.runs.store import RoundStore
 from fedhubert.training.teacher_runner import TeacherRunner
 from tests.integration.conftest import SMALL
 
-from .distilling import ALL, Run, assert_same, data, events, run, teacher, weights
+from .distilling import ALL, Run, assert_same, events, run, teacher, weights
 
-__all__ = ["data", "run", "teacher"]  # fixtures
+__all__ = ["run", "teacher"]  # fixtures
 
 
 def test_a_distillation_leaves_a_student_its_figures_and_its_lineage(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.config.secure import least_in_cohort
 from fedhubert.errors import ConfigError
@@ -208,13 +207,6 @@ def test_epsilon_after_a_hundred_rounds_is_that_of_the_chapter(
     found = epsilon_of(((1.0, multiplier, 100),), 1e-5)
     print(f"z = {multiplier:g}: epsilon {found:.2f}")
     assert found == pytest.approx(expected, rel=0.01)
-
-
-@pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
 
 
 def play(data: list[str], out: Path, *overrides: str) -> RunResult:

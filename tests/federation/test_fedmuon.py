@@ -13,7 +13,7 @@ from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
 
-from .test_runs import Run, data, model, run  # noqa: F401
+from .test_runs import Run, model, run  # noqa: F401
 
 LAYOUT = ParameterLayout(
     (

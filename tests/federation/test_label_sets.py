@@ -23,10 +23,10 @@ from fedhubert.targets.features import parts_of
 
 from .second_iteration import data as small
 from .second_iteration import nodes, run_targets
-from .test_runs import Run, data, events, model, run
+from .test_runs import Run, events, model, run
 from .test_secure_runs import PLAIN, Go, go
 
-__all__ = ["data", "go", "run", "small"]  # fixtures
+__all__ = ["go", "run", "small"]  # fixtures
 SETS = ["mfcc_z", "static:5", "mfcc_speaker"]
 DATA = ["data.manifest=not-read.csv"]
 THREE = f"targets.sets=[{','.join(SETS)}]"

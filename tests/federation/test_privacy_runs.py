@@ -37,13 +37,6 @@ PRIVATE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
-
-
 class Recorded(InProcessGrid):
     """Keeps also what it sends."""
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.errors import FederationError
 from fedhubert.federation.server.session import run_federation
@@ -23,14 +22,11 @@ CLIENTS = 3
 
 
 @pytest.fixture(scope="module")
-def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("ring") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
+def settings(data: list[str]) -> list[str]:
     return [
         "experiment=demo_fedavg",
         *SMALL,
-        f"data.manifest={manifest}",
-        f"data.root={tone_folder}",
+        *data,
         "federated.connect_timeout_s=2",
         "federated.num_rounds=2",
         "client.local_steps=1",

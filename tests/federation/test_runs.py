@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fedhubert import files
-from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.compose.saved import amend
 from fedhubert.config import Config
@@ -27,13 +26,6 @@ from tests.integration.conftest import SMALL
 from .in_process import InProcessGrid
 
 Run = Callable[..., RunResult]
-
-
-@pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
 
 
 def play(config: Config, nodes: int = 3, order: Callable[[int], float] | None = None) -> RunResult:

@@ -16,10 +16,10 @@ from fedhubert.federation.secure.errors import SecureError
 from fedhubert.federation.server.session import RunResult
 from fedhubert.federation.site import opening, train
 from fedhubert.federation.site.faults import InjectedCrash
-from tests.federation.test_runs import data, model, rounds
+from tests.federation.test_runs import model, rounds
 from tests.federation.test_secure_runs import PLAIN, Go, go
 
-__all__ = ["data", "go"]
+__all__ = ["go"]
 
 FIVE = [
     *("data.partition.kind=random", "federated.num_clients=5", "federated.num_rounds=2"),

@@ -11,10 +11,8 @@ from fedhubert.compose import compose
 from fedhubert.federation.server.session import RunResult, run_federation
 from fedhubert.federation.updates.ring import RING_BITS
 from tests.federation.in_process import InProcessGrid
-from tests.federation.test_runs import data, events, model, rounds
+from tests.federation.test_runs import events, model, rounds
 from tests.integration.conftest import SMALL
-
-__all__ = ["data", "events", "model", "rounds"]
 
 PLAIN = ["targets.seeding=moments", "federated.client_cosines=false"]
 """What secure=pairwise sets of other groups: with it, a plain run has the same seeds for k-means."""

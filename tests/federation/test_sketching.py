@@ -8,7 +8,6 @@ import pytest
 import torch
 from flwr.app import Message
 
-from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.strategies.strategy import client_job
@@ -136,13 +135,10 @@ def test_a_private_round_looks_at_no_sketch() -> None:
 
 
 @pytest.fixture(scope="module")
-def settings(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
+def settings(data: list[str]) -> list[str]:
     return [
         "experiment=demo_fedavg",
-        f"data.manifest={manifest}",
-        f"data.root={tone_folder}",
+        *data,
         *SMALL,
     ]
 

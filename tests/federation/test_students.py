@@ -19,10 +19,10 @@ from fedhubert.models.hubert import build_hubert
 from fedhubert.models.student import HEADS
 from tests.integration.conftest import SMALL
 
-from .distilling import Run, data, events, run, teacher
+from .distilling import Run, events, run, teacher
 from .in_process import InProcessGrid
 
-__all__ = ["data", "run", "teacher"]  # fixtures
+__all__ = ["run", "teacher"]  # fixtures
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -14,7 +14,7 @@ from fedhubert.errors import ConfigError
 from fedhubert.runs import trackers
 from fedhubert.runs.trackers import Point, points_of, settings_of
 
-from .test_runs import Run, data, events, run  # noqa: F401 (fixtures)
+from .test_runs import Run, events, run  # noqa: F401 (fixtures)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

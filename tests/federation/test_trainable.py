@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.config import TaskConfig
 from fedhubert.errors import CheckpointError, ConfigError
@@ -27,13 +26,6 @@ from .in_process import InProcessGrid
 
 Run = Callable[..., tuple[RunResult, InProcessGrid]]
 TWO_LAYERS = [*SMALL, "model.num_layers=2", "federated.num_rounds=2"]
-
-
-@pytest.fixture(scope="module")
-def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
-    assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
-    return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
 
 
 @pytest.fixture(scope="module")
