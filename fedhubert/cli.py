@@ -6,13 +6,16 @@ a run that was asked to stop and can be resumed.
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from fedhubert import __version__, live
 from fedhubert.commands.again import (
     EXIT_ERROR,
+    EXIT_INTERRUPTED,
     EXIT_RESUMABLE,
     EXIT_USAGE,
     same_command,
@@ -25,6 +28,8 @@ _SHOWN = ("prepare", "train", "central", "compare", "plan", "recipe", "fork", "e
 """Verbs that take their time and say on the terminal what they do,"""
 _PRINTS = {"-h", "--help", "--cfg", "--cfg=job"}
 """but for those that only print."""
+_REPORTS = ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")
+"""By which Flower and Ray would tell their makers of a run, and wait for them at its end."""
 
 VERBS = {
     "prepare": (
@@ -79,6 +84,10 @@ VERBS = {
         "do"
     ),
     "certs": "make the TLS certificates and node keys of a federation on real sites",
+    "completion": (
+        "print the script by which bash completes verbs, flags, keys and experiments: "
+        ". <(fedhubert completion bash)"
+    ),
 }
 
 RECIPE_HELP = """\
@@ -105,10 +114,25 @@ The new run's checkpoints say where it comes from and what was changed. After an
 """  # noqa: E501
 
 
+def command() -> NoReturn:
+    """The process ``fedhubert``. One that was interrupted has said all and is gone: taking torch
+    and Ray down in order, and threads that nobody asks any more, may last longer than a person
+    waits."""
+    code = main()
+    if code in (EXIT_RESUMABLE, EXIT_INTERRUPTED):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     starts.typed(arguments)
+    for name in _REPORTS:
+        os.environ.setdefault(name, "0")
     try:
         if arguments[:1] and arguments[0] in _SHOWN and not _PRINTS & set(arguments):
             with live.shown(f"fedhubert {arguments[0]}: loading"), with_command(arguments):
@@ -118,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error)
     except KeyboardInterrupt:
         print(f"fedhubert: interrupted; go on with: {same_command(arguments)}", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # for example `fedhubert train --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
@@ -162,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     from fedhubert.commands import (
         bench_model,
         certs,
+        completion,
         config,
         doctor,
         evaluate,
@@ -189,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         ("doctor", doctor),
         ("site", site),
         ("certs", certs),
+        ("completion", completion),
     )
     for name, module in files:
         verb = verbs.add_parser(
@@ -213,6 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     forked.add_argument("--round", type=int, help="the round to start from (default: the newest)")
     forked.set_defaults(run=_fork)
+    verbs.choices["completion"].set_defaults(verbs=verbs.choices)
     return parser
 
 
@@ -246,4 +273,4 @@ def recipe(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -54,6 +54,8 @@ def on_terminal(
     SIGTERM to all of its group (``press="TERM"``)."""
     child, terminal = pty.fork()
     if child == 0:
+        # a shell without job control has its children ignore Ctrl-C, and we may be one
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.execvpe(command[0], list(command), {**env, "TERM": "xterm-256color"})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     started = time.monotonic()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedhubert.errors import FedhubertError
 
-EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE = 1, 2, 75
+EXIT_ERROR, EXIT_USAGE, EXIT_RESUMABLE, EXIT_INTERRUPTED = 1, 2, 75, 130
 
 _ASKED_TO = ("train", "central")
 """Verbs that go on only where ``resume=auto`` says so; others look for what is there."""

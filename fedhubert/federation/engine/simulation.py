@@ -183,6 +183,8 @@ def _end_workers() -> None:
 
     if not ray.is_initialized():
         return
+    # what Flower would print of each that it misses
+    logging.getLogger("flwr").setLevel(logging.CRITICAL + 1)
     with contextlib.suppress(Exception):  # Ray is going down, or has this elsewhere: Flower waits
         kill = importlib.import_module("ray._private.worker").global_worker.core_worker.kill_actor
         for number in _actors_of(_job()):
