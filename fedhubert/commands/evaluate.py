@@ -195,15 +195,19 @@ def run(args: argparse.Namespace) -> int:
     from fedhubert.reporting.console import log_to_terminal, output_console
 
     log_to_terminal()
-    output = output_console(110)
+    score = None
+    # tables are printed after it: within, standard output is the libraries'
     with live.libraries_write_to(cache_folder() / "evaluate.log"):
         if args.text_column or args.label_column:
             score = _tuned_score(args)
             results = score.as_plain()
-            print_tuned(output, score)
         else:
             results = evaluate_checkpoint(args.checkpoint, probing_of(args))
-            print_results(output, results)
+    output = output_console(110)
+    if score is not None:
+        print_tuned(output, score)
+    else:
+        print_results(output, results)
     if args.out:
         write_results(args.out, results)
         output.print(f"results: {args.out}", soft_wrap=True, highlight=False)

@@ -76,6 +76,7 @@ def label(axes: "Axes", title: str, across: str, up: str, *, whole: bool = True)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if whole:

@@ -25,6 +25,8 @@ from fedhubert.reporting.report_secure import HEAD, secure_rows
 MAX_CLIENTS = 40
 """Rows of a table of clients; of more, those with most failures and then the lowest accuracy are
 shown."""
+NAMED = 3
+"""Runs that the page's title names."""
 
 
 def render(runs: Sequence[RunData]) -> str:
@@ -32,6 +34,7 @@ def render(runs: Sequence[RunData]) -> str:
     trained = [run for run in runs if run.events]  # a comparison's folder is none itself
     sections = (
         _summary(trained),
+        comparisons(runs),
         _curves(trained),
         _clients(trained),
         _drift(trained),
@@ -40,15 +43,15 @@ def render(runs: Sequence[RunData]) -> str:
         _privacy(trained),
         _costs(trained),
         evaluations(runs),
-        comparisons(runs),
         starts(runs),
         settings(runs),
     )
     templates = Environment(
         loader=PackageLoader("fedhubert.reporting"), autoescape=True, undefined=StrictUndefined
     )
+    names = ", ".join(run.name for run in runs) if len(runs) <= NAMED else f"{len(runs)} runs"
     return templates.get_template("report.html").render(
-        names=", ".join(run.name for run in runs), sections=[found for found in sections if found]
+        names=names, sections=[found for found in sections if found]
     )
 
 

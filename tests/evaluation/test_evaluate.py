@@ -3,6 +3,9 @@
 import csv
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,24 @@ def test_all_sections_of_a_checkpoint(
     assert (
         "phone: checkpoint: 0 of 12 utterances" in shown.err
     )  # plain lines where there is no terminal
+
+
+def test_tables_are_on_standard_output_and_threads_and_time_are_said(
+    checkpoint: Path, manifest: Path, tone_folder: Path, tmp_path: Path
+) -> None:
+    """As a process: only there is standard output the libraries' meanwhile."""
+    command = [sys.executable, "-m", "fedhubert.cli", "evaluate", "--checkpoint", str(checkpoint)]
+    audio = ["--manifest", str(manifest), "--root", str(tone_folder)]
+    few = ["--probe", "speaker", "--layers", "0", "--folds", "2", "--clusters", "0"]
+    done = subprocess.run(
+        [*command, *audio, *few, "--threads", "1"],
+        env={**os.environ, "FEDHUBERT_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "s of audio a CPU second" in done.stdout and "checkpoint" in done.stdout
+    assert re.search(r"took \d+ CPU seconds, \d+ by the clock, with 1 threads?", done.stdout)
 
 
 def test_the_same_call_gives_the_same_figures_with_and_without_cache(evaluate: Evaluate) -> None:
