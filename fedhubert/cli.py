@@ -119,7 +119,7 @@ def command() -> NoReturn:
     and Ray down in order, and threads that nobody asks any more, may last longer than a person
     waits."""
     code = main()
-    if code in (EXIT_RESUMABLE, EXIT_INTERRUPTED):
+    if code in (EXIT_RESUMABLE, EXIT_INTERRUPTED) and set(sys.argv[1:2]) & set(_SHOWN):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

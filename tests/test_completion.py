@@ -44,7 +44,9 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def offered(script: Path) -> Ask:
     def ask(line: str) -> set[str]:
         done = subprocess.run(
-            [str(BASH), "--norc", "-euc", TAB, "bash", str(script), line], capture_output=True, text=True
+            [str(BASH), "--norc", "-euc", TAB, "bash", str(script), line],
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0 and not done.stderr, done.stderr
         return {word for word in done.stdout.splitlines() if word}

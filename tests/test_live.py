@@ -94,3 +94,28 @@ def test_the_first_line_comes_before_what_is_slow_to_load() -> None:
     )
     done = subprocess.run(python(probe), capture_output=True, text=True)
     assert done.stdout == "fedhubert train: loading []\n", done.stderr
+
+
+def test_nobody_is_told_of_a_run_unless_asked_to() -> None:
+    """Flower would report each simulation to its makers, and wait for their answer at the end."""
+    names = ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED")
+    script = (
+        "import os\nfrom fedhubert import cli\n"
+        f"cli.main(['config', 'seed'])\nprint([os.environ[name] for name in {names}])"
+    )
+    bare = {name: value for name, value in os.environ.items() if name not in names}
+    for given, seen in (({}, "['0', '0']"), ({names[0]: "1"}, "['1', '0']")):
+        done = subprocess.run(python(script), env=bare | given, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1:] == [seen], done.stderr
+
+
+def test_an_interrupted_command_does_not_wait_for_its_threads() -> None:
+    """A thread that nobody can stop (Flower's, Ray's) keeps an interpreter for as long as it runs."""
+    script = (
+        "import sys, threading, time\nfrom fedhubert import cli\n"
+        "def interrupted(arguments):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n    raise KeyboardInterrupt\n"
+        "cli._run = interrupted\nsys.argv[1:] = ['train', 'out=a']\ncli.command()"
+    )
+    done = subprocess.run(python(script), capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130
+    assert done.stderr.endswith("go on with: fedhubert train out=a resume=auto\n")

@@ -113,7 +113,9 @@ def test_the_page_fits_its_window_and_fetches_nothing(tmp_path: Path, width: int
 def test_a_comparison_comes_first_and_long_names_fit(tmp_path: Path, width: int) -> None:
     models = ("federated", "central", "local_only", "untrained")
     figures = {name: {"mean": 2.0, "sd": 0.1, "seeds": 3} for name in ("loss", "masked_accuracy")}
-    seeds = {seed: {model: {"loss": 2.0, "masked_accuracy": 2.0} for model in models} for seed in "012"}
+    seeds = {
+        seed: {model: {"loss": 2.0, "masked_accuracy": 2.0} for model in models} for seed in "012"
+    }
     compared = tmp_path / "compared"
     compared.mkdir()
     summary = {model: figures for model in models}

@@ -154,7 +154,7 @@ def _ray(config: Config, told: Path) -> Iterator[None]:
         where = f" (in the environment: {', '.join(around)})" if around else ""
         raise ConfigError(
             f"Ray did not start with simulation.{setting}={getattr(simulation, setting)}{where}: "
-            f"{error}",
+            f"{error} Where this machine is busy with other work, try again later.",
             setting=f"simulation.{setting}",
         ) from None
     try:
