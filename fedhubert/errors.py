@@ -51,6 +51,15 @@ class TrainingError(FedhubertError):
     code = "training"
 
 
+class RankError(TrainingError):
+    """A process that trains a client together with others, and died, hung or failed."""
+
+    code = "ranks"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, setting="client.device")
+
+
 class FederationError(FedhubertError):
     """A federation that cannot run or finish a round."""
 

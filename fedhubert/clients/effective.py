@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from fedhubert.clients.settings import NodeConfig, number_in, own_value
 from fedhubert.config import ClientJob, MaskedTask
 from fedhubert.config.catalog import rules_for
+from fedhubert.config.client import device_names
 from fedhubert.errors import ConfigError
 
 RESOLVED = (
@@ -34,7 +35,8 @@ def effective_job(job: ClientJob, node_config: NodeConfig) -> ClientJob:
     """Return ``job`` with the values that hold at this site; of an effective job, the same again.
 
     A site with a manifest of its own counts by ``targets.label_column`` only if it names that
-    column itself: otherwise a server could ask for the frames of any speaker, or of any text.
+    column itself: otherwise a server could ask for the frames of any speaker, or of any text. And
+    it trains on several devices only if it names them.
 
     Raises:
         ConfigError: the node's configuration has a value that cannot be read, by its name there.
@@ -46,6 +48,10 @@ def effective_job(job: ClientJob, node_config: NodeConfig) -> ClientJob:
     if own_value(node_config, "data.manifest"):
         named = own_value(node_config, "targets.label_column")
         changes["targets"]["label_column"] = named if named == job.targets.label_column else None
+        if not own_value(
+            node_config, "client.device"
+        ):  # how many processes, is for the site to say
+            changes["client"]["device"] = device_names(job.client.device)[0]
     rate_hz, task = changes["targets"]["label_rate_hz"], _own_annotation(job, node_config)
     if rate_hz not in _RATES_HZ:
         name = rules_for("targets.label_rate_hz")["site"]

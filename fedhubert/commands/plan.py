@@ -29,7 +29,8 @@ audio: that of data.manifest, cut into clients and batches as the run would; or
   hours=N                 in all, split evenly over federated.num_clients
   hours_per_client=N      of each; or [N,N,...], one per client
 speed:
-  audio_s_per_s=N         seconds of audio that a client trains on per second
+  audio_s_per_s=N         seconds of audio that a client trains on per second (on one device, where it has several)
+  rank_efficiency=N       of several devices (client.device=cuda:0,1): how much of that each reaches (1)
   measure=true            measured on this host in 20 s, on the run's batches, or on noise
   score_audio_s_per_s=N   that it scores (default: three times as many)
   label_audio_s_per_s=N   that get MFCC and pseudo-labels on one CPU thread (900)
@@ -91,6 +92,7 @@ def report(inputs: "Inputs", found: "RunPlan", said: dict[str, str]) -> dict[str
         "epochs": sum(share.audio_s for share in shares)
         / sum(client.train_s for client in inputs.clients),
         "device": inputs.device,
+        "ranks": inputs.ranks,
         "device_h": inputs.devices * math.fsum(share.device_s for share in shares) / 3600,
         "bytes_down": sum(part.bytes_down for part in rounds),
         "bytes_up": sum(part.bytes_up for part in rounds),
@@ -249,7 +251,12 @@ def _space(inputs: "Inputs") -> Iterator[Row]:
 
     state = [sizes.site_disk(inputs, client) for client in inputs.clients]
     yield "server memory", _bytes(sizes.server_memory(inputs))
-    yield "a client's memory, without activations", "", _bytes(sizes.client_memory(inputs))
+    where = f" on each of {inputs.ranks} devices" if inputs.ranks > 1 else ""
+    yield (
+        f"a client's memory{where}, without activations",
+        "",
+        _bytes(sizes.client_memory(inputs)),
+    )
     yield "checkpoints on disk", _bytes(sizes.checkpoint_disk(inputs))
     yield (
         "state folders of sites",

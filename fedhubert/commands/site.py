@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         metavar="NAME",
-        help="cpu, cuda, cuda:1 (default: a GPU where there is one)",
+        help="cpu, cuda, cuda:1; cuda:0,1,2,3: several (default: a GPU where there is one)",
     )
     who.add_argument(
         "--policy",

@@ -19,6 +19,12 @@ from fedhubert.config.keys import key
 from fedhubert.config.muon import MuonConfig
 
 
+def device_names(text: str) -> tuple[str, ...]:
+    """Return cuda:0 and cuda:1 for ``cuda:0,1``; what names one device by itself."""
+    kind, _, numbers = text.partition(":")
+    return tuple(f"{kind}:{number}" for number in numbers.split(",")) if "," in numbers else (text,)
+
+
 class ClientConfig(Model):
     """Local training on one client."""
 
@@ -87,7 +93,9 @@ class ClientConfig(Model):
     training goes on without."""
 
     device: str = key("auto", resume="free", site="device")
-    """Where a client trains: auto (a GPU where there is one), cpu, cuda, cuda:1."""
+    """Where a client trains: auto (a GPU where there is one), cpu, cuda, cuda:1. Several, as
+    cuda:0,1,2,3 or cpu:0,1, share each step's ``accumulate`` micro-batches: one process for each,
+    and the same step to rounding."""
 
     threads: Annotated[int, Field(ge=1, le=1024)] = key(1, unit="CPU threads")
     """Threads of a client's arithmetic; on a simulating host times ``simulation.num_workers``. Sums
@@ -109,6 +117,11 @@ class ClientConfig(Model):
     state_max_gb: Positive | None = key(100.0, unit="GB", site="state-max-gb")
     """At the start of a run, what was not used for longest goes until the state folder fits; null:
     nothing goes."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that share a client's steps: no more than a step has micro-batches."""
+        return device_names(self.device)[: self.accumulate]
 
     def steps_per_round(self, num_batches: int) -> int:
         """Return the optimiser steps of a round for a client whose epoch has ``num_batches``

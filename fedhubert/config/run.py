@@ -32,7 +32,8 @@ class SimulationConfig(Model):
     """GPUs that Ray may use; null: those it finds."""
 
     gpus_per_client: NonNegative = key(0.0, unit="GPUs")
-    """Share of a GPU per client, for example 0.5 for two clients on each GPU."""
+    """Share of a GPU per client, for example 0.5 for two clients on each GPU. 2 and more: a client
+    trains on so many (``client.device``)."""
 
     num_supernodes: PositiveInt | None = key(None, unit="nodes")
     """null: one per client (of more than 64 clients, two per worker). Fewer: each hosts several

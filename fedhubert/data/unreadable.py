@@ -3,7 +3,7 @@ a share."""
 
 import logging
 import threading
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ class LeftOut:
 
     def __contains__(self, row: object) -> bool:
         return row in self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._rows))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -9,7 +9,7 @@ from functools import cached_property
 from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.partitions import Partition
 from fedhubert.config import Config
-from fedhubert.config.base import Model, NonNegative, Positive
+from fedhubert.config.base import Model, NonNegative, Positive, PositiveFraction
 from fedhubert.errors import ConfigError
 from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.phases.teacher import with_teacher
@@ -29,7 +29,11 @@ class Rates(Model):
     """How fast things go."""
 
     audio_s_per_s: Positive
-    """Seconds of audio that a client trains on in a second."""
+    """Seconds of audio that a client trains on in a second, on one device."""
+
+    rank_efficiency: PositiveFraction | None = None
+    """Of a client with several devices: how much of that each reaches beside the others; None:
+    all."""
 
     score_audio_s_per_s: Positive | None = None
     """Seconds of audio that it scores in a second; None: three times as many."""
@@ -134,6 +138,24 @@ class Inputs:
         return 4 * (self.all_parameters - self.numel) if sent else 0
 
     @property
+    def ranks(self) -> int:
+        """How many devices share a client's steps."""
+        whole = 0 if self.rates.on_sites else int(self.config.simulation.gpus_per_client)
+        client = self.config.client
+        named = whole if client.device in ("auto", "cuda") else len(client.devices)
+        return max(1, min(named, client.accumulate))
+
+    @property
+    def training(self) -> float:
+        """Seconds of audio that a client trains on in a second: its devices wait for the one with
+        the most micro-batches of a step."""
+        if self.ranks == 1:
+            return self.rates.audio_s_per_s
+        turns = math.ceil(self.config.client.accumulate / self.ranks)
+        sped = self.config.client.accumulate / turns * (self.rates.rank_efficiency or 1.0)
+        return sped * self.rates.audio_s_per_s
+
+    @property
     def device(self) -> str:
         """What a client trains on, as far as the configuration says: ``GPU``, ``CPU`` or, on sites
         that choose for themselves, ``device``."""
@@ -147,8 +169,12 @@ class Inputs:
     def devices(self) -> float:
         """How many of them: CPU threads, or a share of a GPU."""
         if self.device == "CPU":
-            return float(self.config.client.threads)
-        return 1.0 if self.rates.on_sites else self.config.simulation.gpus_per_client or 1.0
+            return float(self.config.client.threads * self.ranks)
+        return (
+            float(self.ranks)
+            if self.rates.on_sites
+            else self.config.simulation.gpus_per_client or 1.0
+        )
 
 
 def inputs_of(config: Config, clients: Sequence[ClientAudio], rates: Rates) -> Inputs:

@@ -193,12 +193,13 @@ class _Planner:
         )
         steps = settings.steps_per_round(client.num_batches)
         audio_s = client.audio_s(range(position, position + steps * settings.accumulate))
-        in_time = (settings.max_seconds or math.inf) * self._rates.audio_s_per_s / audio_s
+        rate = self._inputs.training
+        in_time = (settings.max_seconds or math.inf) * rate / audio_s
         if in_time < 1.0:
             steps = math.ceil(steps * in_time)
             audio_s = client.audio_s(range(position, position + steps * settings.accumulate))
         scored_s = client.scored_s if settings.scores_in(number) else 0.0
-        seconds = audio_s / self._rates.audio_s_per_s + scored_s / self._rates.scoring
+        seconds = audio_s / rate + scored_s / self._rates.scoring
         seconds += secure.masking_s(self._inputs, self._cohort) if self._secure else 0.0
         seconds += privacy.client_noise_s(self._inputs)
         return _Work(steps, steps * settings.accumulate, audio_s, seconds)

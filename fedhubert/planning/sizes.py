@@ -9,6 +9,7 @@ from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.objectives.spec import spec_of
 from fedhubert.planning import secure
 from fedhubert.planning.inputs import ClientAudio, Inputs
+from fedhubert.training.ranks import BUCKET_BYTES
 
 _SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 19.0
 """Private memory of the server that adds updates up, without a model and per parameter: measured by
@@ -55,8 +56,8 @@ def server_memory(inputs: Inputs) -> float:
 
 
 def client_memory(inputs: Inputs) -> float:
-    """Return the bytes of weights, gradients and optimiser on a client's device, and of a teacher;
-    activations come on top."""
+    """Return the bytes of weights, gradients and optimiser on each of a client's devices, and of a
+    teacher; activations come on top."""
     anchor = 4 if strategy_of(inputs.config.federated).client_terms().proximal_mu else 0
     beside = spec_of(inputs.config.task).device_bytes(inputs.teacher_bytes)
     return (
@@ -64,6 +65,7 @@ def client_memory(inputs: Inputs) -> float:
         + inputs.numel * (4 + anchor)
         + space.optimizer_bytes(inputs.config.client, inputs.layout)
         + beside
+        + (inputs.ranks > 1) * min(BUCKET_BYTES, 4.0 * inputs.numel)
     )
 
 

@@ -88,11 +88,10 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
         found = {"audio_s_per_s": measured.trained, "score_audio_s_per_s": measured.scored}
         given, sources = found | given, dict.fromkeys(found, measured.said) | sources
     rates = validate(Rates, given)
-    return (
-        inputs_of(config, clients, rates),
-        {"audio": audio, **_said(rates, sources)},
-        asked.as_json,
-    )
+    inputs, said = inputs_of(config, clients, rates), {"audio": audio, **_said(rates, sources)}
+    if inputs.ranks > 1 and rates.rank_efficiency is None:
+        said["rank_efficiency"] = "1: as if the devices of a client cost each other nothing"
+    return inputs, said, asked.as_json
 
 
 def _said(rates: Rates, sources: dict[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from fedhubert.errors import TrainingError
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
 from fedhubert.training.optimizers import on_cpu, restore
+from fedhubert.training.ranks import ALONE, Ranks
 from fedhubert.training.schedule import learning_rate
 from fedhubert.training.stepping import Figures, Sums, Tally, Trainer, fetch, objective_of, score
 from fedhubert.training.upload import uploaded
@@ -82,6 +83,7 @@ def train_locally(
     should_stop: Callable[[], bool] = lambda: False,
     proximal_mu: float = 0.0,
     objective: Objective | None = None,
+    ranks: Ranks = ALONE,
 ) -> LocalResult:
     """Take ``progress.num_steps`` optimiser steps, each on ``client.accumulate`` micro-batches of
     ``batches``; fewer if these run out.
@@ -103,6 +105,8 @@ def train_locally(
             to the mean loss per masked frame. Being part of the loss, its gradient is clipped, and
             goes through Adam's moments, with the rest.
         objective: What is learned; None: what ``task`` says, without a teacher.
+        ranks: Who takes the same steps beside this process. ``batches`` and the result's sums are
+            then its own alone, and the first rank has the optimiser's state.
 
     Raises:
         TrainingError: no batch; a loss or gradient that is not finite; one utterance, or the
@@ -111,21 +115,24 @@ def train_locally(
     """
     started = time.monotonic()
     total, norms, steps, consumed = Sums(), 0.0, 0, 0
-    most = progress.num_steps * client.accumulate
+    own = ranks.dealt(client.accumulate)
+    most = progress.num_steps * own
     with (
         _closing(batches),
         _memory_errors(),
         _own_rng(device),
         closing(uploaded(batches, device, most)) as arriving,
     ):
-        trainer = Trainer(model, client, task, seed, partition, device, proximal_mu, objective)
+        trainer = Trainer(
+            model, client, task, seed, partition, device, proximal_mu, objective, ranks
+        )
         if optimizer_state is not None:
             restore(trainer.optimizer, optimizer_state)
         for step in range(progress.num_steps):
-            if step and should_stop():
+            if step and any(ranks.add([should_stop()])):
                 break
-            micro_batches = list(islice(arriving, client.accumulate))
-            if not micro_batches:
+            micro_batches = list(islice(arriving, own))
+            if own and not micro_batches:
                 break
             share = progress.at(step)
             sums, norm = trainer.step(micro_batches, learning_rate(share, client), share)
@@ -135,7 +142,8 @@ def train_locally(
             consumed += len(micro_batches)
         if steps == 0:
             raise TrainingError("no batch to train on", setting="client.local_steps")
-        state = on_cpu(trainer.optimizer) if client.optimizer_policy == "keep" else None
+        kept = client.optimizer_policy == "keep" and ranks.number == 0
+        state = on_cpu(trainer.optimizer) if kept else None
     return LocalResult(
         steps,
         consumed,

@@ -18,6 +18,7 @@ from fedhubert.objectives.objective import Objective, Terms
 from fedhubert.objectives.spec import spec_of
 from fedhubert.seeding import derive_seed
 from fedhubert.training.optimizers import build_optimizer, encoder_parameters, parameters_of
+from fedhubert.training.ranks import ALONE, Ranks
 
 log = logging.getLogger("fedhubert.site")
 
@@ -131,8 +132,10 @@ class Trainer:
         device: torch.device,
         proximal_mu: float,
         objective: Objective | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model.to(device).train()
+        self.ranks = ranks
         self.client, self.seed, self.partition, self.device = client, seed, partition, device
         self.task, self.objective = task, objective_of(task, objective)
         self.optimizer = build_optimizer(model, client, task.encoder_rate)
@@ -150,7 +153,8 @@ class Trainer:
     def step(
         self, micro_batches: list[Batch], lr: float, progress: float = 1.0
     ) -> tuple[Sums, float]:
-        """Take one step at rate ``lr``; return its sums and the gradient's norm before clipping.
+        """Take one step at rate ``lr``; return the sums over ``micro_batches``, which are this
+        rank's, and the norm of the gradient of all ranks before clipping.
 
         At ``progress`` in [0, 1] of the run the task may let the encoder stand still: it then has
         no gradients.
@@ -164,12 +168,19 @@ class Trainer:
         while True:
             tally = self._gradients(micro_batches)
             if tally is None:
+                parts, frames = _halved(self.parts, micro_batches), 0
+            else:
+                parts, frames = 2 * self.parts, tally.frames
+            own = [parameter.grad is not None for parameter in self.parameters]
+            failed, frames, *having = self.ranks.add([tally is None, frames, *own])
+            if failed or tally is None:
                 # for all further steps: what did not fit once costs a failed try each time
-                self.parts = _halved(self.parts, micro_batches)
+                self.parts = parts
                 continue
+            self.ranks.add_gradients(self.parameters, having)
             count = len(tally.losses)
             # the step's one wait
-            norm, *read = fetch([self._finish(tally.frames), *tally.losses, *tally.scalars])
+            norm, *read = fetch([self._finish(frames), *tally.losses, *tally.scalars])
             for loss in read[:count]:
                 if not math.isfinite(loss):
                     raise _not_finite(f"the loss is {loss}")

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fedhubert.clients.data import Site, open_site
 from fedhubert.config import Config
+from fedhubert.config.client import device_names
 from fedhubert.data.corpora import with_absolute_data
 from fedhubert.data.unreadable import check_files
 from fedhubert.errors import ConfigError
@@ -19,7 +21,7 @@ from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.strategies.strategy import client_job
 from fedhubert.files import check_writable, private_folder
 from fedhubert.targets.labels import precomputed_labels
-from fedhubert.training.device import resolve_device
+from fedhubert.training.device import resolve_devices
 
 log = logging.getLogger("fedhubert")
 
@@ -30,6 +32,18 @@ _RAYS_SHARE = 0.95
 """Of a disk, up to which Ray writes to it (``local_fs_capacity_threshold``)."""
 _MOST_CHECKED_H = 100.0
 """Hours of audio up to which the labels of every client are read once before the run."""
+
+
+def with_devices(config: Config) -> Config:
+    """Return ``config`` with the devices that ``simulation.gpus_per_client`` of 2 or more gives to
+    a client, where it says no others; without so many here it is for Ray to say."""
+    count, simulation = int(config.simulation.gpus_per_client), config.simulation
+    there = simulation.ray_address is not None or torch.cuda.device_count() >= count
+    if count < 2 or config.client.device not in ("auto", "cuda") or not there:
+        return config
+    device = f"cuda:{','.join(map(str, range(count)))}"
+    client = config.client.model_copy(update={"device": device})
+    return config.model_copy(update={"client": client})
 
 
 def check_machine(config: Config) -> Site:
@@ -106,9 +120,16 @@ def _warn_of_full_disk(folder: str) -> None:
 
 def check_device(config: Config) -> None:
     """Raise :class:`ConfigError` for a ``client.device`` that the workers of a simulation here will
-    not have."""
-    device, share = resolve_device(config.client.device), config.simulation.gpus_per_client
-    if device.type != "cuda" or config.client.device == "auto":
+    not have, or that its clients could not use."""
+    named, share = device_names(config.client.device), config.simulation.gpus_per_client
+    devices = resolve_devices(named)
+    if share > 1 and share != int(share):
+        raise ConfigError(
+            f"simulation.gpus_per_client={share:g}: a client has a share of one GPU, or whole ones",
+            setting="simulation.gpus_per_client",
+        )
+    _check_accumulate(config.client.accumulate, len(devices))
+    if devices[0].type != "cuda" or config.client.device == "auto":
         return
     if share == 0:
         raise ConfigError(
@@ -119,13 +140,34 @@ def check_device(config: Config) -> None:
             "client.device=auto",
             setting="simulation.gpus_per_client",
         )
-    if (device.index or 0) >= math.ceil(share):
+    if max(device.index or 0 for device in devices) >= math.ceil(share):
         raise ConfigError(
             f"client.device={config.client.device}: a worker sees the GPUs of its own share alone "
             f"(simulation.gpus_per_client={share:g}), "
             "numbered from 0: use client.device=cuda, and CUDA_VISIBLE_DEVICES to choose among "
             "them",
             setting="client.device",
+        )
+
+
+def _check_accumulate(accumulate: int, count: int) -> None:
+    """Raise :class:`ConfigError` where a step has no micro-batch for some of ``count`` devices;
+    warn where it has fewer for some than for others."""
+    even = f"set client.accumulate to a multiple of {count}, and data.batch_seconds to fit"
+    if count > accumulate:
+        raise ConfigError(
+            f"each client has {count} devices, but client.accumulate={accumulate} micro-batches a "
+            f"step leave {count - accumulate} without any: {even}, or name fewer devices",
+            setting="client.accumulate",
+        )
+    if accumulate % count:
+        log.warning(
+            "client.accumulate=%d micro-batches a step keep %d of a client's %d devices waiting "
+            "for the others: %s",
+            accumulate,
+            count - accumulate % count,
+            count,
+            even,
         )
 
 

@@ -18,7 +18,7 @@ from fedhubert import live
 from fedhubert.clients.data import Site
 from fedhubert.config import Config
 from fedhubert.data.corpora import cache_folder, with_absolute_data
-from fedhubert.federation.engine.early import check_machine
+from fedhubert.federation.engine.early import check_machine, with_devices
 from fedhubert.federation.engine.simulation import federation_config, simulate
 from fedhubert.federation.phases.layer_choice import with_layer
 from fedhubert.federation.phases.teacher import with_teacher
@@ -45,7 +45,7 @@ def train_here(config: Config) -> float:
     """
     console = log_to_terminal()
     live.doing("reading the configuration and the manifest")
-    config = with_layer(with_absolute_data(config))
+    config = with_devices(with_layer(with_absolute_data(config)))
     if config.dry_run:
         return _dry_run(config, console)
     if is_finished(config):
@@ -81,7 +81,7 @@ def train_here(config: Config) -> float:
 def check_here(config: Config) -> None:
     """Raise :class:`FedhubertError` for what can be known to be wrong with a run on this host
     before it begins; nothing where it is finished."""
-    config = with_absolute_data(config)
+    config = with_devices(with_absolute_data(config))
     if not is_finished(config):
         check_machine(config)
         check_models(config)

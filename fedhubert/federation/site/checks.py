@@ -161,12 +161,14 @@ def _state_folder(plan: SitePlan) -> Iterator[Finding]:
 def _device(plan: SitePlan) -> Iterator[Finding]:
     import torch
 
-    from fedhubert.training.device import resolve_device
+    from fedhubert.config.client import device_names
+    from fedhubert.training.device import resolve_devices
 
-    device = resolve_device(str(plan.options.node_config["device"]))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU is used"
-    torch.zeros(1, device=device)
-    yield Finding("device", True, f"{device}, {name}; torch {torch.__version__}")
+    devices = resolve_devices(device_names(str(plan.options.node_config["device"])))
+    for device in devices:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU is used"
+        torch.zeros(1, device=device)
+        yield Finding("device", True, f"{device}, {name}; torch {torch.__version__}")
 
 
 def _policy(plan: SitePlan) -> Iterator[Finding]:

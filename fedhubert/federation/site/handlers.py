@@ -25,6 +25,7 @@ from fedhubert.federation.secure.tail import COUNT
 from fedhubert.federation.site.handling import Answered, each_partition
 from fedhubert.federation.site.incoming import cached_model
 from fedhubert.federation.site.masker import Masker
+from fedhubert.federation.site.ranks import check_devices
 from fedhubert.federation.site.secure import run_key_rows
 from fedhubert.federation.wire.messages.characters import CharacterCounts, CountCharacters
 from fedhubert.federation.wire.messages.message import NDArray
@@ -73,6 +74,7 @@ def describe(request: Request[Describe], node_config: NodeConfig) -> Answered:
             "data_fingerprint": site.fingerprint(partition, request.run_key),
         }
 
+    check_devices(request.job.client)
     site = open_site(request.job, node_config)
     site.tidy(request.run_key)
     settings = SiteSettings.read(node_config, request.job)

@@ -64,11 +64,13 @@ class Incoming:
         """
         self.cached.layout.load_vector(self.cached.model, self.vector)
         if self.cached.fresh_head:
-            _load_head(self.cached.model, self.cached.fresh_head if head is None else head)
+            load_head(self.cached.model, self.cached.fresh_head if head is None else head)
         return self.cached
 
 
-def _load_head(model: HubertModel, head: Mapping[str, torch.Tensor]) -> None:
+def load_head(model: HubertModel, head: Mapping[str, torch.Tensor]) -> None:
+    """Write a client's own head into ``model``; raises :class:`FederationError` for one of other
+    sizes."""
     own = {name: tensor for name, tensor in model.state_dict().items() if is_objectives_own(name)}
     if {name: tensor.shape for name, tensor in head.items()} != {
         name: tensor.shape for name, tensor in own.items()

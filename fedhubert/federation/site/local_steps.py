@@ -13,6 +13,7 @@ from fedhubert.federation.site.scoring import batches_at
 from fedhubert.federation.wire.messages.rounds import Train
 from fedhubert.federation.wire.protocol import Request
 from fedhubert.training.local import LocalResult, Progress, train_locally
+from fedhubert.training.ranks import ALONE, Ranks
 from fedhubert.training.schedule import round_progress
 
 
@@ -23,9 +24,11 @@ def train_partition(
     incoming: Incoming,
     state: PartitionState,
     repeated: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> LocalResult:
     """Train from ``incoming`` on, with the optimiser that ``state`` has kept; ``repeated``: the
-    micro-batches of an earlier attempt whose like is asked for."""
+    micro-batches of an earlier attempt whose like is asked for. ``ranks``: who trains the partition
+    beside this process."""
     job, task, number = request.job, request.task, partition.number
     planned = job.client.steps_per_round(partition.train_plan.num_batches)
     # a replayed round takes as many steps as it took then, whatever the clock says
@@ -49,7 +52,9 @@ def train_partition(
             site,
             partition,
             partition.train_plan,
-            range(position, position + planned * job.client.accumulate),
+            ranks.deal(
+                range(position, position + planned * job.client.accumulate), job.client.accumulate
+            ),
             round_progress(task.round, job.num_rounds),
         ),
         client=job.client,
@@ -62,6 +67,7 @@ def train_partition(
         optimizer_state=state.optimizer,
         should_stop=should_stop,
         objective=cached.objective,
+        ranks=ranks,
     )
 
 

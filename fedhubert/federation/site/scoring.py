@@ -1,6 +1,6 @@
 """The server's model, scored at a site."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def batches_at(
     site: Site,
     partition: Partition,
     plan: BatchPlan,
-    positions: range,
+    positions: Sequence[int],
     progress: float = 1.0,
 ) -> Iterator[Batch]:
     """Yield the micro-batches of a partition at ``positions`` of its plan, labelled and masked as

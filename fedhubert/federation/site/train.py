@@ -22,6 +22,7 @@ from fedhubert.federation.site.incoming import Incoming, incoming_model
 from fedhubert.federation.site.local_steps import train_partition, training_metrics
 from fedhubert.federation.site.masker import Masker, of_the_site, subject_of
 from fedhubert.federation.site.outgoing import add_noise, ring_of, sent_update
+from fedhubert.federation.site.ranks import train_on_devices
 from fedhubert.federation.site.scoring import score
 from fedhubert.federation.updates.clipping import clipped
 from fedhubert.federation.updates.codecs import EncodedArrays
@@ -127,7 +128,7 @@ class _RoundHere:
             if job.client.scores_in(task.round)
             else {}
         )
-        result = train_partition(request, site, partition, self.incoming, state, repeated)
+        result = self._trained(site, partition, state, repeated)
         state.optimizer = result.optimizer_state
         if not job.task.shares_head:
             state.head = own_heads(self.incoming.cached.model)
@@ -155,6 +156,17 @@ class _RoundHere:
             self.sketches[number] = sketch_of(update, job.seed, task.round)
         faults.wait_if_drawn(job.faults, job.seed, task.round, task.attempt, number)
         return metrics
+
+    def _trained(
+        self, site: Site, partition: Partition, state: PartitionState, repeated: int | None
+    ) -> LocalResult:
+        """Train a partition here, or on several devices of the site."""
+        devices = self.request.job.client.devices
+        if len(devices) == 1:
+            return train_partition(self.request, site, partition, self.incoming, state, repeated)
+        return train_on_devices(
+            self.request, self.node_config, partition, self.incoming, devices, repeated
+        )
 
     def _enter(self, site: Site, partition: Partition, start: int) -> int | None:
         """Enter a partition into a secure sum; return the micro-batches of an earlier attempt whose

@@ -9,14 +9,14 @@ import contextlib
 import ctypes
 import logging
 import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
+
+from fedhubert.processes import watch_parent
 
 log = logging.getLogger("fedhubert.site")
 
@@ -156,7 +156,7 @@ def _serve(work: Work, connection: Connection) -> None:
     # meant for the parent, which ends this one when it is time
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _end_with_parent()
+    watch_parent()
     work.prepare()
     connection.send(Ready())
     with contextlib.suppress(EOFError, BrokenPipeError):
@@ -169,18 +169,6 @@ def _serve(work: Work, connection: Connection) -> None:
                 connection.send(Raised(type(error).__name__))
             else:
                 connection.send(Done())
-
-
-def _end_with_parent() -> None:
-    """Have this process end as soon as its parent is gone, also in the middle of a job."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_with_parent() -> None:
