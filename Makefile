@@ -66,6 +66,7 @@ test-flower: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.benchmarks.step
+	$(BIN)/python -m tests.benchmarks.ranks
 	$(BIN)/python -m tests.benchmarks.distillation
 	$(BIN)/python -m tests.benchmarks.data
 	$(BIN)/python -m tests.benchmarks.archives

@@ -203,7 +203,8 @@ def _serve(
     number: int, count: int, device: torch.device, meeting: str, limit_s: float, parent: Connection
 ) -> None:
     """A rank's process: one job after another until its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the parent,
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which may not heed this one itself
     watch_parent()
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}

@@ -17,6 +17,7 @@ from tests.benchmarks import (
     corpora,
     data,
     distillation,
+    ranks,
     rounds,
     startup,
     step,
@@ -49,6 +50,14 @@ def test_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert step.flops(config, batch) > 1e8
     for way in ("ours", "lean"):
         step.logits(way, config, batch)()
+
+
+@pytest.mark.slow
+def test_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks.compare("hubert_tiny", rows=1, seconds=0.5, repeats=1)
+    said = {str(line["name"]): line["ours"] for line in lines(capsys.readouterr().out)}
+    assert len(said) == 8 and all(float(str(value)) >= 0 for value in said.values())
+    assert said["hubert_tiny, ranks=2: CPU of adding up"]
 
 
 @pytest.mark.skipif(

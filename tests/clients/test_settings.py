@@ -85,6 +85,19 @@ def test_a_site_with_its_own_manifest_counts_by_a_column_that_it_names_itself(
     assert effective_job(job, {**NODE, **node}).targets.label_column == "phone"
 
 
+def test_a_server_does_not_choose_how_many_devices_a_site_with_its_own_manifest_trains_on() -> None:
+    config = compose(['client.device="cpu:0,1,2,3"', "client.accumulate=2"])
+    job, own = client_job(config), {**NODE, "manifest": "/own.csv"}
+    assert effective_job(job, NODE).client.devices == ("cpu:0", "cpu:1")  # a step has no more
+    assert effective_job(job, own).client.device == "cpu:0"
+    named = effective_job(job, {**own, "device": "cuda:2,3"})
+    assert (
+        named.client.device
+        == "cuda:2,3"
+        == effective_job(named, {**own, "device": "cuda:2,3"}).client.device
+    )
+
+
 def test_a_server_does_not_choose_where_a_site_with_its_own_manifest_keeps_its_state() -> None:
     job = client_job(compose(["client.state_dir=/servers", "data.manifest=m"]))
     assert state_dir_of(NODE, job) == Path("/servers")

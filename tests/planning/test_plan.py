@@ -269,3 +269,24 @@ def test_speed_is_measured_by_training(
     assert data in said["audio_s_per_s"] and "measured here" in said["score_audio_s_per_s"]
     assert inputs.rates.scoring > inputs.rates.audio_s_per_s > 0
     assert torch.get_num_threads() == threads
+
+
+def test_devices_of_a_client_share_its_steps() -> None:
+    """Six micro-batches on four devices take two turns; each device has the whole model, and a bucket of gradients."""
+
+    def planned(*overrides: str, **rates: float) -> Inputs:
+        base = ["experiment=demo_fedavg", "client.accumulate=6", *overrides]
+        config = compose(base)
+        audio = [ClientAudio(60.0, 6.0, 6.0, 6.0, 12, lambda positions: 5.0 * len(positions))]
+        return inputs_of(
+            config, audio * config.federated.num_clients, Rates(audio_s_per_s=10.0, **rates)
+        )
+
+    one, four = planned(), planned("simulation.gpus_per_client=4")
+    assert (one.ranks, one.training, four.ranks, four.training) == (1, 10.0, 4, 30.0)
+    assert (four.device, four.devices) == ("GPU", 4.0)
+    site = planned('client.device="cuda:0,1"', rank_efficiency=0.9, up_mbit_s=50.0)
+    assert (site.ranks, site.devices, site.training) == (2, 2.0, pytest.approx(18.0))
+    assert plan(four).rounds[0].clients_s < plan(one).rounds[0].clients_s
+    bucket = sizes.client_memory(four) - sizes.client_memory(one)
+    assert bucket == 4 * one.numel  # less than a whole bucket

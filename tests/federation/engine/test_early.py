@@ -14,7 +14,7 @@ from fedhubert.cli import main
 from fedhubert.compose import compose
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.engine import run as engine
-from fedhubert.federation.engine.early import check_device, check_ray_surroundings
+from fedhubert.federation.engine.early import check_device, check_ray_surroundings, with_devices
 from fedhubert.federation.engine.hearing import clients_heard
 from fedhubert.federation.server import space
 from fedhubert.files import exclusively
@@ -256,6 +256,30 @@ def test_a_gpu_that_the_workers_do_not_get_is_named(monkeypatch: pytest.MonkeyPa
             check_device(config)
     for device, share in (("cuda", 0.5), ("cuda:0", 1), ("cuda:1", 2), ("cpu", 0), ("auto", 0)):
         check_device(compose([f"client.device={device}", f"simulation.gpus_per_client={share}"]))
+
+
+def test_devices_that_would_have_nothing_to_do_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+
+    def check(*overrides: str) -> str:
+        config = with_devices(compose(overrides))
+        check_device(config)
+        return config.client.device
+
+    four = "simulation.gpus_per_client=4"
+    with pytest.raises(FedhubertError, match=r"4 devices, but client\.accumulate=1") as caught:
+        check(four)
+    assert caught.value.setting == "client.accumulate"
+    with pytest.raises(FedhubertError, match=r"gpus_per_client=1\.5: .* or whole ones"):
+        check("simulation.gpus_per_client=1.5")
+    assert check(four, "client.accumulate=8") == "cuda:0,1,2,3" and not caplog.records
+    assert check(four, "client.device=cuda:1") == "cuda:1"
+    assert check("simulation.gpus_per_client=64") == "auto"  # for Ray to say
+    assert check('client.device="cpu:0,1"', "client.accumulate=3") == "cpu:0,1"
+    assert "client.accumulate=3 micro-batches a step keep 1 of a client's 2" in caplog.text
 
 
 @pytest.mark.parametrize(
