@@ -33,6 +33,7 @@ log = logging.getLogger("fedhubert.site")
 LIMIT_S = 1800.0
 """For so long the ranks may say nothing: loading, and compiling, take minutes."""
 _LOOK_FOR_DEATHS_S = 2.0
+_KILLED_S = 30.0
 _ANEW = "site.log has more; the next message begins new ranks"
 
 GivenT = ParamSpec("GivenT")
@@ -123,8 +124,7 @@ class RankPool:
         for process in self._processes:
             process.kill()
         for process in self._processes:
-            process.join()
-            process.close()
+            process.join(_KILLED_S)  # a driver that hangs may keep it for ever
         self._processes = []
         for connection in self._connections:
             connection.close()

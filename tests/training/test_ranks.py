@@ -24,7 +24,7 @@ from fedhubert.training.ranks import ALONE, Ranks
 
 from .steps import BATCHES, CPU, model_of, train, vector
 
-LIMIT_S = 300.0
+LIMIT_S = 1800.0
 """Of a machine with much else to do, on which torch alone takes a minute to load."""
 DROPPING = {"dropout": 0.1, "layer_drop": 0.5}
 """Of two layers one is often dropped, here in one rank and there in another."""
