@@ -34,6 +34,7 @@ LIMIT_S = 1800.0
 """For so long the ranks may say nothing: loading, and compiling, take minutes."""
 _LOOK_FOR_DEATHS_S = 2.0
 _KILLED_S = 30.0
+_MEMORY = "SIGKILL is mostly the kernel, out of memory: name fewer devices in client.device"
 _ANEW = "site.log has more; the next message begins new ranks"
 
 GivenT = ParamSpec("GivenT")
@@ -163,19 +164,19 @@ class RankPool:
         """Return the error of a rank, or, where another one's death is behind it, that."""
         if not isinstance(error, RankError):
             return error
-        wait([process.sentinel for process in self._processes], _LOOK_FOR_DEATHS_S)
+        ended = wait([process.sentinel for process in self._processes], _LOOK_FOR_DEATHS_S)
         for number, process in enumerate(self._processes):
-            code = process.exitcode
-            if code is not None:
+            if process.sentinel in ended:
+                process.join(_LOOK_FOR_DEATHS_S)  # its files are closed before it is gone
+                code = process.exitcode or 0
                 how = (
-                    f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended ({code})"
-                )
-                out_of_memory = (
-                    ", mostly the kernel, out of memory" if code == -signal.SIGKILL else ""
+                    f"killed by {signal.Signals(-code).name}"
+                    if code < 0
+                    else f"at its end ({code})"
                 )
                 return RankError(
-                    f"rank {number} of {len(self.devices)} ({self.devices[number]}) "
-                    f"{how}{out_of_memory}; {_ANEW}"
+                    f"rank {number} of {len(self.devices)} ({self.devices[number]}) was {how}; "
+                    f"{_MEMORY}; {_ANEW}"
                 )
         return error
 
