@@ -134,8 +134,7 @@ class Trainer:
         objective: Objective | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.model = model.to(device).train()
-        self.ranks = ranks
+        self.model, self.ranks = model.to(device).train(), ranks
         self.client, self.seed, self.partition, self.device = client, seed, partition, device
         self.task, self.objective = task, objective_of(task, objective)
         self.optimizer = build_optimizer(model, client, task.encoder_rate)
@@ -153,8 +152,7 @@ class Trainer:
     def step(
         self, micro_batches: list[Batch], lr: float, progress: float = 1.0
     ) -> tuple[Sums, float]:
-        """Take one step at rate ``lr``; return the sums over ``micro_batches``, which are this
-        rank's, and the norm of the gradient of all ranks before clipping.
+        """Take one step at rate ``lr``; return its sums and the gradient's norm before clipping.
 
         At ``progress`` in [0, 1] of the run the task may let the encoder stand still: it then has
         no gradients.
@@ -167,15 +165,12 @@ class Trainer:
     def _step(self, micro_batches: list[Batch]) -> tuple[Sums, float]:
         while True:
             tally = self._gradients(micro_batches)
-            if tally is None:
-                parts, frames = _halved(self.parts, micro_batches), 0
-            else:
-                parts, frames = 2 * self.parts, tally.frames
-            own = [parameter.grad is not None for parameter in self.parameters]
-            failed, frames, *having = self.ranks.add([tally is None, frames, *own])
+            parts = 2 * self.parts if tally else _halved(self.parts, micro_batches)
+            said = [not tally, tally.frames if tally else 0]
+            said += [parameter.grad is not None for parameter in self.parameters]
+            failed, frames, *having = self.ranks.add(said)
             if failed or tally is None:
-                # for all further steps: what did not fit once costs a failed try each time
-                self.parts = parts
+                self.parts = parts  # for all further steps: each failed try costs a step
                 continue
             self.ranks.add_gradients(self.parameters, having)
             count = len(tally.losses)

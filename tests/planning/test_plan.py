@@ -13,7 +13,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.models.hubert import build_hubert
 from fedhubert.planning import sizes
-from fedhubert.planning.inputs import Inputs, Rates, audio_of, inputs_of, open_data
+from fedhubert.planning.inputs import ClientAudio, Inputs, Rates, audio_of, inputs_of, open_data
 from fedhubert.planning.rounds import plan
 from fedhubert.planning.words import read_words
 from fedhubert.runs.store import RoundStore
