@@ -18,7 +18,8 @@ from fedhubert.training.ranks import Ranks
 from tests.integration.test_kills import run as run_killable
 from tests.integration.test_kills import state_of
 
-from .test_runs import Run, data, model, rounds, run  # noqa: F401  fixtures of the same data
+from .test_personal_heads import TASKS, heads_of, run_of, train, words  # noqa: F401
+from .test_runs import Run, model, rounds, run  # noqa: F401
 
 TWO = ["client.accumulate=2", 'client.device="cpu:0,1"']
 FOUR = ["client.accumulate=4", 'client.device="cpu:0,1,2,3"']
@@ -51,6 +52,19 @@ def test_two_ranks_a_client_make_the_run_of_one_to_the_bit(run: Run) -> None:  #
     assert model(together).equal(model(alone))
     assert losses(together) == pytest.approx(losses(alone), rel=1e-6) and losses(alone)
     assert rank_pool._pool is not None and rank_pool._pool.ready
+
+
+def test_heads_that_stay_are_trained_by_two_ranks_as_by_one(words: Path, tmp_path: Path) -> None:  # noqa: F811
+    one = run_of(words, tmp_path / "one", *TASKS["classify"], KEPT, TWO[0], "client.device=cpu")
+    two = run_of(words, tmp_path / "two", *TASKS["classify"], KEPT, *TWO)
+    alone, together = train(one)[0], train(two)[0]
+    assert model(together).equal(model(alone))
+    last = one.federated.num_rounds
+    heads, same = heads_of(one, last), heads_of(two, last)
+    assert heads.keys() == same.keys() and heads
+    assert all(
+        heads[client][name].equal(same[client][name]) for client in heads for name in heads[client]
+    )
 
 
 @pytest.mark.slow
@@ -90,7 +104,7 @@ def test_a_rank_killed_in_mid_step_fails_its_client_and_new_ones_train_the_next(
 @pytest.mark.slow
 def test_killed_and_resumed_on_other_devices_it_comes_to_the_same_bits(
     tone_folder: Path,
-    data: list[str],  # noqa: F811
+    data: list[str],
     tmp_path: Path,
 ) -> None:
     """FedAdam, int8 with error feedback, kept optimisers; the server, its clients and their ranks die together."""
