@@ -158,4 +158,4 @@ def test_flowers_bundle_holds_code_and_configs_only(tmp_path: Path) -> None:
     )
     allowed = ("fedhubert/", "server_app/", "client_app/", "conf/", ".info/")
     assert all(name.startswith(allowed) or "/" not in name for name in names), names
-    assert bundle.stat().st_size < 2**21  # the code alone is 1.2 MiB, and Flower takes 10 MB
+    assert bundle.stat().st_size < 5 * 2**19  # the code alone is 2.0 MiB, and Flower takes 10 MB
