@@ -26,6 +26,7 @@ from fedhubert.federation.strategies.strategy import strategy_of
 from fedhubert.federation.wire import protocol
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.training.parameters import ParameterLayout
+from tests.finetuning import write_words
 from tests.flower import identify, said_by
 
 from .signed import Keys, make_keys
@@ -56,6 +57,12 @@ def data(tone_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[st
     manifest = tmp_path_factory.mktemp("manifest") / "tones.csv"
     assert main(["prepare", "folder", "--root", str(tone_folder), "--out", str(manifest)]) == 0
     return [f"data.manifest={manifest}", f"data.root={tone_folder}"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of spoken words, with a text and a label each."""
+    return write_words(tmp_path_factory.mktemp("words"))
 
 
 def reply(node: int, update: Any = None, **changes: Any) -> Message:

@@ -20,16 +20,9 @@ from fedhubert.federation.site import incoming
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.runs.metrics import read_events
 from tests.federation.in_process import InProcessGrid, open_policy
-from tests.finetuning import CLASSIFY, CTC, RUN, write_words
-from tests.flower import identify
+from tests.finetuning import CLASSIFY, CTC, RUN
 
 TASKS = {"classify": CLASSIFY, "ctc": CTC}
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    identify()
-    return write_words(tmp_path_factory.mktemp("words"))
 
 
 def run_of(words: Path, out: Path, *overrides: str) -> Config:

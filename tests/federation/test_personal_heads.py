@@ -25,18 +25,11 @@ from fedhubert.models.heads import is_objectives_own, own_heads
 from fedhubert.objectives.spec import build_model
 from fedhubert.runs.metrics import read_events
 from tests.federation.in_process import InProcessGrid
-from tests.finetuning import CLASSIFY, CTC, RUN, write_words
-from tests.flower import identify
+from tests.finetuning import CLASSIFY, CTC, RUN
 
 TASKS = {"classify": CLASSIFY, "ctc": CTC}
 PERSONAL = ["task.head=personal", "federated.strategy=FedAvg", "client.local_steps=2"]
 Heads = dict[int, dict[str, torch.Tensor]]
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    identify()
-    return write_words(tmp_path_factory.mktemp("words"))
 
 
 def run_of(words: Path, out: Path, *overrides: str) -> Config:

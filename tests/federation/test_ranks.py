@@ -18,7 +18,7 @@ from fedhubert.training.ranks import Ranks
 from tests.integration.test_kills import run as run_killable
 from tests.integration.test_kills import state_of
 
-from .test_personal_heads import TASKS, heads_of, run_of, train, words  # noqa: F401
+from .test_personal_heads import TASKS, heads_of, run_of, train
 from .test_runs import Run, model, rounds, run  # noqa: F401
 
 TWO = ["client.accumulate=2", 'client.device="cpu:0,1"']
@@ -54,7 +54,7 @@ def test_two_ranks_a_client_make_the_run_of_one_to_the_bit(run: Run) -> None:  #
     assert rank_pool._pool is not None and rank_pool._pool.ready
 
 
-def test_heads_that_stay_are_trained_by_two_ranks_as_by_one(words: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_heads_that_stay_are_trained_by_two_ranks_as_by_one(words: Path, tmp_path: Path) -> None:
     one = run_of(words, tmp_path / "one", *TASKS["classify"], KEPT, TWO[0], "client.device=cpu")
     two = run_of(words, tmp_path / "two", *TASKS["classify"], KEPT, *TWO)
     alone, together = train(one)[0], train(two)[0]

@@ -9,12 +9,14 @@ from fedhubert.clients import Metrics
 from fedhubert.clients.data import Site, open_site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import NodeConfig
+from fedhubert.clients.state import PartitionState, StateFolder
 from fedhubert.errors import FederationError
 from fedhubert.federation.site.failures import Answered, failure_of
 from fedhubert.federation.wire.messages.message import Failure, Instruction
+from fedhubert.federation.wire.messages.rounds import WithModel
 from fedhubert.federation.wire.protocol import Request
 
-__all__ = ["Answered", "each_partition", "said_of"]
+__all__ = ["Answered", "each_partition", "kept_state", "said_of"]
 
 
 def said_of(partition: int, named: Mapping[int, int], what: str) -> int:
@@ -25,6 +27,20 @@ def said_of(partition: int, named: Mapping[int, int], what: str) -> int:
             f"the request has no {what} of partition {partition}", setting="version"
         )
     return named[partition]
+
+
+def kept_state(request: Request[WithModel], folder: StateFolder, partition: int) -> PartitionState:
+    """Return what a partition has kept of the round that the request names; nothing where the run
+    keeps nothing.
+
+    Raises:
+        FederationError: the request names no round.
+        StateMissing: nothing usable is kept of that round.
+    """
+    if not request.job.keeps_state:
+        return PartitionState()
+    version = said_of(partition, request.task.site_rounds, "site_rounds")
+    return folder.load(version, personal=not request.job.task.shares_head)
 
 
 def each_partition(

@@ -13,12 +13,11 @@ import torch
 from fedhubert.clients.data import open_site
 from fedhubert.clients.partitions import Partition
 from fedhubert.clients.settings import NodeConfig, log_on_site
-from fedhubert.clients.state import PartitionState
 from fedhubert.config import ClientConfig
 from fedhubert.config.catalog import rules_for
 from fedhubert.config.client import device_names
 from fedhubert.errors import DataError
-from fedhubert.federation.site.handling import said_of
+from fedhubert.federation.site.handling import kept_state
 from fedhubert.federation.site.incoming import Incoming, incoming_model, load_head
 from fedhubert.federation.site.local_steps import train_partition
 from fedhubert.federation.wire.messages.rounds import Train
@@ -115,16 +114,8 @@ def train_rank(
     node_config = {**node_config, rules_for("client.device")["site"]: own}
     site = open_site(request.job, node_config)
     log_on_site(site.settings.state_dir)
-    partition, incoming, state = (
-        site.partition(number),
-        incoming_model(request, site),
-        PartitionState(),
-    )
-    personal = not request.job.task.shares_head
-    if request.job.keeps_state:
-        folder = site.state_folder(request.run_key, number)
-        version = said_of(number, request.task.site_rounds, "site_rounds")
-        state = folder.load(version, personal=personal)
+    partition, incoming = site.partition(number), incoming_model(request, site)
+    state = kept_state(request, site.state_folder(request.run_key, number), number)
     local = train_partition(request, site, partition, incoming, state, repeated, ranks)
     kept, cached = local.optimizer_state, incoming.cached
     local = replace(local, optimizer_state=kept and _with_values(kept, torch.Tensor.numpy))
@@ -133,7 +124,7 @@ def train_rank(
         return result
     head = {name: tensor.numpy() for name, tensor in own_heads(cached.model).items()}
     vector = cached.layout.to_vector(cached.model).numpy()
-    return replace(result, vector=vector, head=head if personal else None)
+    return replace(result, vector=vector, head=None if request.job.task.shares_head else head)
 
 
 def _together(ranks: Sequence[LocalResult]) -> LocalResult:

@@ -13,7 +13,7 @@ from fedhubert.data.batching import Batch, BatchPlan
 from fedhubert.data.loading import load_batches, mask_spec
 from fedhubert.federation.secure.bindings import model_digest
 from fedhubert.federation.secure.figures import score_figures, score_names
-from fedhubert.federation.site.handling import Answered, each_partition, said_of
+from fedhubert.federation.site.handling import Answered, each_partition, kept_state
 from fedhubert.federation.site.incoming import Incoming, incoming_model
 from fedhubert.federation.site.masker import Masker, of_the_site, subject_of
 from fedhubert.federation.wire.messages.rounds import Evaluate, Scored, WithModel
@@ -53,8 +53,8 @@ def _own_head(request: Request[Evaluate], site: Site, partition: Partition) -> H
     none yet, or heads are shared."""
     if request.job.task.shares_head:
         return None
-    version = said_of(partition.number, request.task.site_rounds, "site_rounds")
-    return site.state_folder(request.run_key, partition.number).load(version, personal=True).head
+    folder = site.state_folder(request.run_key, partition.number)
+    return kept_state(request, folder, partition.number).head
 
 
 def score(

@@ -17,7 +17,7 @@ from fedhubert.clients.state import PartitionState, StateFolder
 from fedhubert.federation.secure.bindings import model_digest
 from fedhubert.federation.secure.figures import CLEAR, train_figures, train_names
 from fedhubert.federation.site import faults
-from fedhubert.federation.site.handling import Answered, each_partition, said_of
+from fedhubert.federation.site.handling import Answered, each_partition, kept_state, said_of
 from fedhubert.federation.site.incoming import Incoming, incoming_model
 from fedhubert.federation.site.local_steps import train_partition, training_metrics
 from fedhubert.federation.site.masker import Masker, of_the_site, subject_of
@@ -121,7 +121,7 @@ class _RoundHere:
         job, task = request.job, request.task
         start = said_of(number, task.positions, "positions")
         repeated = self._enter(site, partition, start)
-        scored, state = job.client.validation_batches, self._load_state(folder, number)
+        scored, state = job.client.validation_batches, kept_state(request, folder, number)
         # before it trains: what is scored is the model that came
         metrics = (
             score(request, site, partition, self.incoming, state.head, num_batches=scored)
@@ -177,12 +177,6 @@ class _RoundHere:
         subject = subject_of(self.request, self.digest, partition.number, own)
         end = self.masker.enter(partition.number, subject)
         return end - start if end >= 0 else None
-
-    def _load_state(self, folder: StateFolder, number: int) -> PartitionState:
-        if not self.request.job.keeps_state:
-            return PartitionState()
-        version = said_of(number, self.request.task.site_rounds, "site_rounds")
-        return folder.load(version, personal=not self.request.job.task.shares_head)
 
     def _save_state(self, folder: StateFolder, number: int, state: PartitionState) -> None:
         if self.request.job.keeps_state:
