@@ -161,7 +161,10 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _sums_can_be_secure(self) -> Self:
-        if self.secure.enabled and (reasons := list(against_secure(self))):
+        if not self.secure.enabled:
+            return self
+        labelled = self.targets if self.task.needs_labels else None
+        if reasons := list(against_secure(self.federated, self.privacy, labelled)):
             raise ValueError("secure.protocol=pairwise: " + "; ".join(reasons))
         return self
 
@@ -219,7 +222,7 @@ def _against_privacy(config: Config) -> Iterator[str]:
             "federated.weight_by=uniform"
         )
     if not privacy.central:
-        yield from against_distributed(config)
+        yield from against_distributed(config.secure, privacy, federated)
     if federated.sampling != "random" and privacy.central:
         yield (
             f"federated.sampling={federated.sampling} tells from one cohort who is in the next: "

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from fedhubert.config.base import Model, PositiveInt
+from fedhubert.config.federated import FederatedConfig, PrivacyConfig
 from fedhubert.config.keys import key
-
-if TYPE_CHECKING:
-    from fedhubert.config.run import Config
+from fedhubert.config.targets import TargetsConfig
 
 SecureProtocol = Literal["none", "pairwise"]
 
@@ -52,10 +51,11 @@ def least_in_cohort(cohort: int, min_sites: int = 0) -> int:
     return max(LEAST_COHORT, min_sites, least_threshold(cohort))
 
 
-def against_distributed(config: Config) -> Iterator[str]:
+def against_distributed(
+    secure: SecureConfig, privacy: PrivacyConfig, federated: FederatedConfig
+) -> Iterator[str]:
     """Name what does not go with noise that clients add themselves, and what to do about it."""
-    privacy, federated = config.privacy, config.federated
-    if not config.secure.enabled:
+    if not secure.enabled:
         yield (
             "a single client's share of the noise hides little: choose secure=pairwise, so that "
             "the server sees their sum"
@@ -81,9 +81,11 @@ def against_distributed(config: Config) -> Iterator[str]:
         )
 
 
-def against_secure(config: Config) -> Iterator[str]:
-    """Name what does not go with sums that nobody sees the parts of, and what to do about it."""
-    federated, targets = config.federated, config.targets
+def against_secure(
+    federated: FederatedConfig, privacy: PrivacyConfig, targets: TargetsConfig | None
+) -> Iterator[str]:
+    """Name what does not go with sums that nobody sees the parts of, and what to do about it;
+    ``targets``: None where the task needs no labels."""
     if federated.over_commit > 1.0:
         yield (
             f"federated.over_commit={federated.over_commit} has clients mask in vain, whom all "
@@ -107,16 +109,16 @@ def against_secure(config: Config) -> Iterator[str]:
             "federated.early_stopping.over=clients goes by each client's figures: set "
             "federated.early_stopping.over=frames"
         )
-    if config.privacy.central and federated.client_fraction < 1.0:
+    if privacy.central and federated.client_fraction < 1.0:
         yield (
             f"federated.client_fraction={federated.client_fraction} counts on nobody knowing who "
             "was sampled, and the sites of a cohort know "
             "each other: set federated.client_fraction=1"
         )
-    if config.privacy.client_metrics:
+    if privacy.client_metrics:
         yield (
             "privacy.client_metrics=true: there are no figures of single clients: set "
             "privacy.client_metrics=false"
         )
-    if config.task.needs_labels and targets.kind == "kmeans" and targets.seeding == "local":
+    if targets and targets.kind == "kmeans" and targets.seeding == "local":
         yield "targets.seeding=local sends each client's own centroids: set targets.seeding=moments"
