@@ -22,7 +22,7 @@ OF_OUR_TESTS = (
 """What tests touch of Flower's insides; the second runs as another site's process, without the rest of the tests."""
 PUBLIC_FLOWER = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation"}
 FLOORS = (
-    {"errors", "seeding", "registry", "durations", "processes"},
+    {"errors", "seeding", "registry", "durations", "processes", "memory"},
     {"files", "config", "live"},
     {"compose", "models", "disk_cache"},
     {"data"},

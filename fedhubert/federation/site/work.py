@@ -18,6 +18,7 @@ from fedhubert.federation.wire.arrays import put_together_once
 from fedhubert.federation.wire.flower import Message, RecordDict
 from fedhubert.federation.wire.flower.supernode import SuperNodeApi, Task, error_reply
 from fedhubert.federation.wire.flower.waits import shorten_waits
+from fedhubert.memory import keep_freed
 
 LOST = "the site could not answer"
 """All that the coordinator is told of a worker that died or hung."""
@@ -67,6 +68,7 @@ class SiteWork:
         log_on_site(self.options.state_dir)
         site_context(self.options)
         shorten_waits("site")
+        keep_freed()
         put_together_once()
 
     def __call__(self, job: Job, say: Say) -> None:

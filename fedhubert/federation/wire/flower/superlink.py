@@ -17,6 +17,7 @@ from typing import Any
 
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.wire.flower.private import UnsupportedFlower, private
+from fedhubert.memory import keep_freed
 
 log = logging.getLogger("fedhubert")
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     command: Callable[[], None] = private("flwr.superlink.cli", "flower_superlink")
     keep_arrays_in_files()
+    keep_freed()
     sys.argv = ["fedhubert superlink", *arguments]
     command()
 
