@@ -3,12 +3,13 @@
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.terminal import on_terminal
+from tests.terminal import Seen, on_terminal
 
 from .conftest import events
 
@@ -80,3 +81,47 @@ def test_a_sweep_that_is_stopped_starts_no_other_job(
     seen = on_terminal(asked, environment, at="round 1/3", press="^C", timeout_s=300)
     assert seen.code == 75 and "job 1 of 2: seed=0" in seen.text and "job 2 of 2" not in seen.text
     assert "go on with: fedhubert train" in seen.lines[-1] and " -m " in seen.lines[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verb", "at", "more"),
+    [
+        ("central", "loading", []),
+        ("central", r"1/3", ["client.local_steps=3000"]),
+        ("compare", r"1/3", ["client.local_steps=3000", "seeds=1"]),
+        ("plan", "loading", []),
+        ("plan", "measur", ["measure=true", "model=hubert_base"]),
+    ],
+)
+def test_other_commands_stop_at_once_too(
+    command: Command,
+    environment: dict[str, str],
+    tmp_path: Path,
+    verb: str,
+    at: str,
+    more: list[str],
+) -> None:
+    python, m, cli, _, *settings = command(tmp_path / "run", *more)
+    seen = on_terminal(
+        [python, m, cli, verb, *settings], environment, at=at, press="^C", timeout_s=300
+    )
+    assert_stopped(seen, verb)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["loading", "clusters: "])
+def test_evaluate_stops_at_once_too(
+    finished: Path, manifest: Path, tone_folder: Path, environment: dict[str, str], at: str
+) -> None:
+    scored = ["--manifest", str(manifest), "--root", str(tone_folder), "--probe", "speaker"]
+    asked = [sys.executable, "-m", "fedhubert.cli", "evaluate", "--checkpoint", str(finished)]
+    seen = on_terminal([*asked, *scored], environment, at=at, press="^C", timeout_s=300)
+    assert_stopped(seen, "evaluate")
+
+
+def assert_stopped(seen: Seen, verb: str) -> None:
+    assert seen.code in (75, 130), seen.text
+    assert seen.stopped_s < (5 if (os.cpu_count() or 1) > 2 else 15)
+    assert not [dump for dump in DUMPS if dump in seen.text], seen.text
+    assert f"go on with: fedhubert {verb}" in seen.lines[-1], seen.text
