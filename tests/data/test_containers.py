@@ -54,6 +54,7 @@ def bits_24(sound: Samples) -> bytes:
 
 
 _PCM = bytes.fromhex("0100000000001000800000aa00389b71")
+
 WAVS: dict[str, Callable[[Samples], bytes]] = {
     "tags before": lambda x: wav_of(chunk(b"LIST", b"INFOabc"), form(1, 16), chunk(b"data", pcm(x))),
     "large junk": lambda x: wav_of(form(1, 16), chunk(b"JUNK", bytes(70000)), chunk(b"data", pcm(x))),
@@ -137,6 +138,10 @@ def test_every_container_that_counts_too_little_is_refused_and_too_much_is_said(
         read_audio(path)
     soundfile.write(path, sound, 16000, format=kind, subtype="PCM_16")
     path.write_bytes(path.read_bytes()[:-20000])
+    if kind == "CAF":  # libsndfile refuses it
+        with pytest.raises(DataError, match="ffmpeg"):
+            read_audio(path)
+        return
     ((warned, said),) = listen(Recording(path), Settings()).warnings
     assert warned == HEADER and "promises" in said
 
@@ -151,8 +156,17 @@ def test_sphere_is_read_to_its_end_and_said_to_be_short(tmp_path: Path, sound: S
         assert layout_of(tmp_path / "x.wav").remark == remark
 
 
-@pytest.mark.parametrize("tags", [(id3(1_000_000), b""), (id3(300) + id3(50_000), b""), (bytes(3000), b"")]
-                         + [(ape(True) + ape(False), b""), (b"", ape(False)), (b"", b"TAG" + bytes(125))])  # fmt: skip
+@pytest.mark.parametrize(
+    "tags",
+    [
+        (id3(1_000_000), b""),
+        (id3(300) + id3(50_000), b""),
+        (bytes(3000), b""),
+        (ape(True) + ape(False), b""),
+        (b"", ape(False)),
+        (b"", b"TAG" + bytes(125)),
+    ],
+)
 def test_tags_around_an_mp3_are_none_of_it(
     tmp_path: Path, sound: Samples, tags: tuple[bytes, bytes]
 ) -> None:
@@ -217,7 +231,7 @@ def test_what_no_decoder_opens_is_called_what_it_is(
     said = said if name == "x.wav" or "Format" not in said else "x.mp3: "
     with pytest.raises(DataError, match=said) as error:
         listen(Recording(tmp_path / name), Settings())
-    assert "pipe" not in str(error.value) or "ffmpeg" in str(error.value)
+    assert "possibly a pipe" not in str(error.value) or said == "x.mp3: "
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
