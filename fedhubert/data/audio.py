@@ -2,6 +2,7 @@
 torchaudio."""
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def read_audio(
 
 def check_there(recording: Recording) -> None:
     """Raise :class:`DataError` where no file is at ``recording``; it is not opened."""
-    if not recording.path.is_file():
+    if not os.path.isfile(recording.path):
         raise _unreadable(recording, OSError("is no file"))
 
 
@@ -296,11 +297,14 @@ def _go_to(file: soundfile.SoundFile, start: int) -> None:
 
 
 def _unreadable(recording: Recording, error: Exception) -> DataError:
-    if not recording.path.exists():
-        linked = recording.path.is_symlink()
-        reason = "a dangling link" if linked else "no such file"
+    try:
+        os.stat(recording.path)
+    except FileNotFoundError:
+        reason = "a dangling link" if os.path.islink(recording.path) else "no such file"
         if hint := about_path(recording.path):
             reason += f" ({hint})"
+    except OSError as hidden:  # a folder that may not be entered, a name that is too long
+        reason = hidden.strerror or str(hidden)
     else:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         if reason.startswith("Error opening "):

@@ -1,6 +1,7 @@
 """What people give as a manifest that is none, and paths that other systems would understand: each
 called what it is, with the remedy."""
 
+import os
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,8 +90,13 @@ def about_path(path: Path) -> str:
         return "~ is not expanded in a manifest: write the folder's name, or set data.root"
     if name != name.strip():
         return "the path ends in a space"
+    names = {path.name.lower(), path.name.upper(), path.stem + path.suffix.lower()}
+    names |= {path.stem + path.suffix.upper()}
+    for other in sorted(names - {path.name}):
+        if os.path.exists(path.with_name(other)):
+            return f"there is {other}, in other letters: write the manifest again"
     for other in (unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
-        if other != name and Path(other).exists():
+        if other != name and os.path.exists(other):
             return "a file of that name is there, in Unicode's other form: write the manifest again"
     return ""
 
@@ -98,9 +104,12 @@ def about_path(path: Path) -> str:
 def about_audio(path: Path, offset: int = 0) -> str:
     """Return what lies at ``offset`` of a file that no decoder opens, with the remedy; '' where
     that is not known."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        head = file.read(_LOOK_AT)
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            head = file.read(_LOOK_AT)
+    except OSError:
+        return ""
     for place, mark, said in _AUDIO_BEGINNINGS:
         if head[place : place + len(mark)] == mark:
             return f"this is {said}"
