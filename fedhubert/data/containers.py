@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Literal
 
 Read = Callable[[int, int], bytes]
 """Gives (position, count) of a file's bytes; fewer at its end."""
@@ -38,7 +39,7 @@ def _after_chunk(
     position: int,
     wanted: bytes,
     widths: tuple[int, int],
-    order: str,
+    order: Literal["little", "big"],
     *,
     align: int,
     size: int | None = None,
@@ -58,7 +59,7 @@ def _after_chunk(
         head = at(position, name_bytes + size_bytes)
         if len(head) < name_bytes + size_bytes:
             return None
-        stated = int.from_bytes(head[name_bytes:], "little" if order == "little" else "big")
+        stated = int.from_bytes(head[name_bytes:], order)
         begin = position if counts_head else position + len(head)
         if head[:4] == wanted:
             if stated == 2 ** (8 * size_bytes) - 1 and size is None:
