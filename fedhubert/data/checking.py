@@ -2,6 +2,7 @@
 it."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -84,7 +85,7 @@ def listen(recording: Recording, settings: Settings) -> Heard:
             for one piece.
     """
     loose = recording.num_bytes is None
-    if loose and recording.path.is_file() and recording.path.stat().st_size == 0:
+    if loose and os.path.isfile(recording.path) and recording.path.stat().st_size == 0:
         raise DataError(f"{recording}: empty file")
     with open_audio(recording) as file:
         check_rate(recording, file.samplerate, RATE_HZ)

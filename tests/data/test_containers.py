@@ -240,6 +240,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     for name in ("x.wav", "y.wav"):
         with pytest.raises(DataError, match=f"{name}: is no file"):
             listen(Recording(tmp_path / name), Settings())
+    with pytest.raises(DataError, match="File name too long"):
+        listen(Recording(tmp_path / f"{300 * 'x'}.wav"), Settings())
 
 
 def test_a_file_that_was_made_larger_than_its_audio_is_read_at_once(
