@@ -200,6 +200,8 @@ def _choices(args: argparse.Namespace) -> Choices:
 
     if args.num_workers < 1:
         raise DataError("--num-workers must be at least 1", setting="--num-workers")
+    if not args.min_seconds >= 0:
+        raise DataError("--min-seconds must be a number from 0 on", setting="--min-seconds")
     number = args.channel.isascii() and args.channel.isdigit() and int(args.channel) <= MAX_CHANNEL
     if args.channel not in ("mean", "loudest") and not number:
         raise DataError(

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from fedhubert.data.folders import AUDIO_SUFFIXES, Candidate, Found
 from fedhubert.data.parts import ARCHIVE
@@ -58,21 +59,24 @@ def _add(
     found: Found, path: Path, archive: str, name: Callable[[str], tuple[str, dict[str, str]]]
 ) -> None:
     """Add what one archive holds."""
-    if archive.lower().endswith(_COMPRESSED):
+    if archive.lower().endswith(_COMPRESSED) or _is_compressed(path):
         reason = "compressed as a whole, so that nothing in it can be read alone: gunzip it"
         found.rejected.append((archive, reason))
         return
+    if not path.is_file():
+        found.rejected.append((archive, "is no file"))
+        return
     try:
         is_zip = archive.lower().endswith(".zip")
-        members = list(_zipped(path, found, archive) if is_zip else _tarred(path))
+        members = list((_zipped if is_zip else _tarred)(path, found, archive))
     except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, struct.error) as error:
         found.rejected.append((archive, f"cannot be read as an archive: {error}"))
         return
     about = {each.name: each for each in members if each.name.endswith((".json", ".txt"))}
     passed = 0
     for each in members:
-        stem, suffix = os.path.splitext(each.name)
-        if suffix.lower() not in AUDIO_SUFFIXES or os.path.basename(each.name).startswith("."):
+        stem = os.path.splitext(each.name)[0]
+        if not _is_audio(each.name) or os.path.basename(each.name).startswith("."):
             passed += each.name not in about
             continue
         speaker, columns = name(each.name)
@@ -111,11 +115,50 @@ def _said(path: Path, about: dict[str, Member], stem: str) -> dict[str, str]:
     return said
 
 
-def _tarred(path: Path) -> Iterator[Member]:
-    with tarfile.open(path, "r:") as file:
-        for about in file:
-            if about.isreg() and not about.issparse():
-                yield Member(about.name, about.offset_data, about.size)
+def _is_compressed(path: Path) -> bool:
+    """Whether a file that is called .tar is a compressed one."""
+    if not path.is_file() or path.suffix.lower() == ".zip":
+        return False
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd"))
+
+
+def _tarred(path: Path, found: Found, archive: str) -> Iterator[Member]:
+    """Yield the files of a tar file, or of several that were joined."""
+    links, position, size = 0, 0, path.stat().st_size
+    with path.open("rb") as raw:
+        while position < max(1, size):
+            raw.seek(position)
+            with tarfile.open(fileobj=raw, mode="r:") as file:
+                for about in file:
+                    if about.isreg() and not about.issparse():
+                        yield Member(_plain_name(about.name), about.offset_data, about.size)
+                    links += not (about.isreg() or about.isdir()) and _is_audio(about.name)
+                position = _after_zeros(raw, file.offset)
+    if links:
+        reason = f"{links} links to audio (and devices) in it are passed over: `tar -h` packs files"
+        found.rejected.append((archive, reason))
+
+
+def _after_zeros(file: BinaryIO, position: int) -> int:
+    """Return where a tar file goes on behind the empty blocks that end one; its size where it does
+    not."""
+    file.seek(position)
+    while block := file.read(tarfile.RECORDSIZE):
+        if any(block):
+            filled = len(block) - len(block.lstrip(b"\0"))
+            return position + filled // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        position += len(block)
+    return position
+
+
+def _plain_name(name: str) -> str:
+    """Return a member's name without the ``./`` that `tar -C DIR .` puts before all."""
+    return os.path.normpath(name).lstrip("/")
+
+
+def _is_audio(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
 def _zipped(path: Path, found: Found, archive: str) -> Iterator[Member]:
@@ -130,7 +173,7 @@ def _zipped(path: Path, found: Found, archive: str) -> Iterator[Member]:
             raw.seek(about.header_offset)
             name_size, extra_size = struct.unpack("<26xHH", raw.read(30))
             offset = about.header_offset + 30 + name_size + extra_size
-            yield Member(about.filename, offset, about.file_size)
+            yield Member(_plain_name(about.filename), offset, about.file_size)
     if compressed:
         reason = f"{compressed} members are compressed or locked: pack it anew with `zip -0`"
         found.rejected.append((archive, reason))

@@ -2,6 +2,7 @@
 torchaudio."""
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torchaudio.transforms
 
 from fedhubert.data.headers import layout_of
 from fedhubert.data.ranges import Part, file_of
-from fedhubert.data.strangers import about_path
+from fedhubert.data.strangers import REWRITE, about_audio, about_path
 from fedhubert.errors import DataError
 
 MAX_READ_S = 3600.0
@@ -24,6 +25,8 @@ refused."""
 MAX_DECODED = 2**29
 """Most stored numbers, over all channels, that one call decodes (2 GB): compressed silence takes
 next to no space."""
+MAX_SAMPLES = 2**40
+"""Most samples of a file, two years at 16 kHz."""
 MAX_FILTER = 2**24
 """Most coefficients of a resampling filter: the product of both rates over their common divisor,
 squared. 44101 Hz to 16 kHz would take 5 GB."""
@@ -68,7 +71,7 @@ def audio_info(source: Path | Recording) -> tuple[int, int]:
     """Return (samples per channel, sample rate in Hz) of a file, its header held against its
     content; raises :class:`DataError` with path and reason."""
     with open_audio(source) as file:
-        _check_rate(source, file.samplerate, 16000)
+        check_rate(source, file.samplerate, 16000)
         return int(file.frames), int(file.samplerate)
 
 
@@ -99,7 +102,7 @@ def read_audio(
 
 def check_there(recording: Recording) -> None:
     """Raise :class:`DataError` where no file is at ``recording``; it is not opened."""
-    if not recording.path.is_file():
+    if not os.path.isfile(recording.path):
         raise _unreadable(recording, OSError("is no file"))
 
 
@@ -122,12 +125,28 @@ def open_audio(source: Path | Recording) -> Iterator[soundfile.SoundFile]:
             with _opened(path, parts) as file:
                 # a decoder that promises more than there is would be called damaged
                 if found is None or 0 <= found - file.frames <= layout.tolerance:
+                    _check_frames(recording, file)
                     yield file
                     return
+                if not layout.parts:
+                    raise DataError(
+                        f"{recording}: has {found} samples, of which the decoder counts "
+                        f"{file.frames}: {REWRITE}",
+                        setting="data.manifest",
+                    )
         with _opened(path, layout.parts) as file:
+            _check_frames(recording, file)
             yield file
     except (OSError, RuntimeError, ValueError) as error:
         raise _unreadable(recording, error) from None
+
+
+def _check_frames(recording: Recording, file: soundfile.SoundFile) -> None:
+    """Raise where no length is known: libsndfile then counts 2**63 - 1 samples."""
+    if file.frames > MAX_SAMPLES:
+        raise DataError(
+            f"{recording}: does not say how long it is: {REWRITE}", setting="data.manifest"
+        )
 
 
 @contextmanager
@@ -149,7 +168,7 @@ def _read(
     num_samples: int | None,
 ) -> npt.NDArray[np.float32]:
     stored_hz = file.samplerate
-    _check_rate(recording, stored_hz, rate_hz)
+    check_rate(recording, stored_hz, rate_hz)
     _check_stated(file, recording)
     begin = recording.first
     frames = file.frames - begin if recording.num_samples is None else recording.num_samples
@@ -215,7 +234,7 @@ def _resampler(stored_hz: int, rate_hz: int) -> torchaudio.transforms.Resample:
     return torchaudio.transforms.Resample(stored_hz, rate_hz)
 
 
-def _check_rate(source: Path | Recording, stored_hz: int, rate_hz: int) -> None:
+def check_rate(source: Path | Recording, stored_hz: int, rate_hz: int) -> None:
     divisor = np.gcd(stored_hz, rate_hz)
     if (
         not 1000 <= stored_hz <= 400_000
@@ -278,15 +297,20 @@ def _go_to(file: soundfile.SoundFile, start: int) -> None:
 
 
 def _unreadable(recording: Recording, error: Exception) -> DataError:
-    if not recording.path.exists():
-        linked = recording.path.is_symlink()
-        reason = "a dangling link" if linked else "no such file"
+    try:
+        os.stat(recording.path)
+    except FileNotFoundError:
+        reason = "a dangling link" if os.path.islink(recording.path) else "no such file"
         if hint := about_path(recording.path):
             reason += f" ({hint})"
+    except OSError as hidden:  # a folder that may not be entered, a name that is too long
+        reason = hidden.strerror or str(hidden)
     else:
-        reason = str(error)
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
         if reason.startswith("Error opening "):
-            reason = reason.rpartition(": ")[2]
+            reason = reason.rpartition(": ")[2].rstrip(".")
+            known = about_audio(recording.path, recording.offset)
+            reason = known or f"{reason}: {REWRITE}, where ffmpeg reads it"
         if reason.startswith("Error : "):
             reason = f"damaged: {reason.removeprefix('Error : ')}"
     return DataError(f"{recording}: {reason}", setting="data.manifest")

@@ -2,7 +2,8 @@
 it."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import soundfile
 
 from fedhubert.data import flac
-from fedhubert.data.audio import MAX_READ_S, Recording, mixed, open_audio
+from fedhubert.data.audio import MAX_READ_S, Recording, check_rate, mixed, open_audio
 from fedhubert.data.headers import layout_of
 from fedhubert.data.pauses import Pauses
 from fedhubert.errors import DataError
@@ -30,6 +31,8 @@ REMEDIES = {
 }
 """What to do about each kind of warning."""
 
+RATE_HZ = 16000
+"""The rate that audio is trained at."""
 _BLOCK = 2**18
 _QUIET, _FULL_SCALE, _CLIPPED_SHARE, _BEYOND = 1e-3, 0.999, 1e-3, 1.5
 _AS_LOUD = 0.99
@@ -82,9 +85,10 @@ def listen(recording: Recording, settings: Settings) -> Heard:
             for one piece.
     """
     loose = recording.num_bytes is None
-    if loose and recording.path.is_file() and recording.path.stat().st_size == 0:
+    if loose and os.path.isfile(recording.path) and recording.path.stat().st_size == 0:
         raise DataError(f"{recording}: empty file")
     with open_audio(recording) as file:
+        check_rate(recording, file.samplerate, RATE_HZ)
         channel = _wanted(file, recording, settings)
         sums = _Sums(file.channels)
         pauses = Pauses(file.samplerate, settings.cut_s) if settings.cut_s else None
@@ -137,9 +141,9 @@ def _blocks(
     length, edge = file.frames, min(file.frames, file.samplerate // 4)
     if length <= 0:
         raise DataError(f"{recording}: no samples in it")
-    pieces = [(0, edge), (length - edge, edge)]
+    pieces: Iterable[tuple[int, int]] = [(0, edge), (length - edge, edge)]
     if whole or not file.seekable():
-        pieces = [(start, min(_BLOCK, length - start)) for start in range(0, length, _BLOCK)]
+        pieces = ((start, min(_BLOCK, length - start)) for start in range(0, length, _BLOCK))
     position = 0
     for start, count in pieces:
         if start != position:

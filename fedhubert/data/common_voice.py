@@ -1,15 +1,18 @@
 """Mozilla Common Voice: tables of clips, a folder per language."""
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedhubert.data.folders import Candidate, Found
+from fedhubert.data.lists import text_of
 from fedhubert.errors import DataError
 
 _KEPT = {"sentence": "text", "age": "age", "gender": "gender", "accents": "accent"}
 _KEPT |= {"accent": "accent", "variant": "variant"}
+_UNKNOWN = "unknown"
 
 
 def scan_common_voice(root: Path, splits: Sequence[str] = ("validated",)) -> Found:
@@ -42,14 +45,26 @@ def scan_common_voice(root: Path, splits: Sequence[str] = ("validated",)) -> Fou
                 if item.path not in seen:
                     seen.add(item.path)
                     found.candidates.append(item)
+    nameless = sum(item.speaker == _UNKNOWN for item in found.candidates)
+    if nameless:
+        found.remarks.append(
+            f"warning: {nameless} of {len(found.candidates)} clips have no client_id: their "
+            "speaker is `unknown`"
+        )
     return found
+
+
+def _unquoted(cell: str) -> str:
+    """Return a cell without the quotes that some releases put around texts with quotes in them."""
+    whole = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return cell[1:-1].replace('""', '"') if whole else cell
 
 
 def _clips(root: Path, table: Path, split: str) -> Iterator[Candidate]:
     clips = table.parent / "clips"
     folder = clips if clips.is_dir() else table.parent
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(text_of(table), newline="") as file:
             rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
             missing = {"client_id", "path"} - set(rows.fieldnames or ())
             if missing:
@@ -61,11 +76,12 @@ def _clips(root: Path, table: Path, split: str) -> Iterator[Candidate]:
                 if not row["path"]:
                     continue
                 name = row["path"] if "." in row["path"] else f"{row['path']}.mp3"
-                columns = {ours: row[theirs] for theirs, ours in _KEPT.items() if row.get(theirs)}
+                kept_cells = ((ours, row.get(theirs)) for theirs, ours in _KEPT.items())
+                columns = {ours: _unquoted(cell) for ours, cell in kept_cells if cell}
                 columns["language"] = row.get("locale") or table.parent.name
                 columns["split"] = split
                 path = os.path.relpath(folder / name, root)
                 kept = {key: value for key, value in columns.items() if value}
-                yield Candidate(path, row["client_id"] or "unknown", kept)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                yield Candidate(path, row["client_id"] or _UNKNOWN, kept)
+    except csv.Error as error:
         raise DataError(f"cannot read {table}: {error}", setting="--root") from None

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from fedhubert.config import Config
 from fedhubert.data.folders import Candidate, Found, walk
+from fedhubert.data.manifest_files import REQUIRED
+from fedhubert.data.parts import ARCHIVE, CUT
 from fedhubert.errors import ConfigError, DataError
 
 SAMPLE_LANGUAGES = ("en", "es", "fr", "it", "ru")
@@ -104,6 +106,13 @@ def by_pattern(speaker_pattern: str) -> Callable[[str], tuple[str, dict[str, str
         raise DataError(
             f"--speaker-pattern {speaker_pattern!r} needs {{speaker}} once, for example "
             f"'{{speaker}}/' or '{{language}}/{{speaker}}_'",
+            setting="--speaker-pattern",
+        )
+    taken = sorted({*REQUIRED, *CUT, *ARCHIVE}.intersection(names) - {"speaker"})
+    if taken:
+        raise DataError(
+            f"--speaker-pattern {speaker_pattern!r}: {taken[0]} is a column that every manifest "
+            "has: call it something else",
             setting="--speaker-pattern",
         )
     literal = re.split(r"{\w+}", speaker_pattern)

@@ -36,21 +36,38 @@ def stream_info(head: bytes) -> StreamInfo | None:
 
 def true_length(path: Path, offset: int, size: int, info: StreamInfo) -> int | None:
     """Return the samples per channel that end with the last frame of ``size`` bytes from
-    ``offset`` on; None where no whole frame ends there (cut short, or something follows)."""
+    ``offset`` on; None where no whole frame ends there (cut short, or something follows).
+
+    Tags behind the last frame are none of it. Where something else follows, a frame's header that
+    counts more samples than ``info`` is believed: decoding all of them shows whether it is right.
+    """
     with path.open("rb") as file:
         begin = max(0, size - _TAIL_BYTES)
         file.seek(offset + begin)
-        tail = file.read(size - begin)
-    tried = 0
+        tail = _without_tags(file.read(size - begin))
+    tried, most = 0, info.num_samples
     for match in reversed(list(_SYNC.finditer(tail))):
         end = _end_of_frame(tail[match.start() :], info.max_block)
         if end is not None:
             if end == info.num_samples or _crc16(tail[match.start() :]) == 0:
                 return end
+            most = max(most, end)
             tried += 1
             if tried == _CANDIDATES:
                 break
-    return None
+    return most if 0 < info.num_samples < most else None
+
+
+def _without_tags(tail: bytes) -> bytes:
+    """Return a file's end without ID3v1 and APE tags."""
+    while True:
+        if tail[-128:-125] == b"TAG":
+            tail = tail[:-128]
+        elif tail[-32:-24] == b"APETAGEX":
+            size, has_header = int.from_bytes(tail[-20:-16], "little"), tail[-9] >> 7
+            tail = tail[: -max(size, 32) - 32 * has_header]
+        else:
+            return tail
 
 
 def num_streams(path: Path) -> int:

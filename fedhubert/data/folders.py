@@ -100,7 +100,7 @@ class Walk:
             del others[suffix]
         if others:
             listed = ", ".join(f"{count} {name}" for name, count in others.most_common(8))
-            said.append(f"{_files(sum(others.values()))} that are no audio passed over: {listed}")
+            said.append(f"{_files(sum(others.values()))} without audio passed over: {listed}")
         if self.outside:
             said.append(
                 f"{len(self.outside)} links lead out of the folder and were not followed "
@@ -122,6 +122,7 @@ def walk(root: Path, *, follow_links: bool = False) -> Walk:
     """
     if not root.is_dir():
         reason = "a dangling link" if root.is_symlink() else "no such folder"
+        reason = "a file, and no folder" if root.exists() else reason
         raise DataError(f"{reason}: {root}", setting="--root")
     found, real_root = Walk(), os.path.realpath(root)
     _enter(found, root, "", real_root, follow_links, {real_root})
@@ -135,7 +136,7 @@ def _enter(
         path = f"{folder}/{entry.name}" if folder else entry.name
         suffix = os.path.splitext(entry.name)[1].lower()
         if entry.name.startswith("."):
-            found.skipped["hidden (._NAME and the like)"] += entry.is_file()
+            found.skipped["hidden (._NAME and the like)"] += os.path.isfile(entry.path)
             continue
         if entry.is_symlink():
             target = os.path.realpath(entry.path)
@@ -150,7 +151,7 @@ def _enter(
                     )
                 found.outside.append(path)
                 continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # entry.is_dir raises for a link to itself
             real = os.path.realpath(entry.path)
             if real not in seen:
                 seen.add(real)
@@ -173,7 +174,7 @@ def _entries(folder: Path, found: Walk, name: str) -> Iterator[os.DirEntry[str]]
 
 
 def _linked_folder(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and entry.is_dir()
+    return entry.is_symlink() and os.path.isdir(entry.path)
 
 
 def _inside(path: str, folder: str) -> bool:

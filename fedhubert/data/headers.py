@@ -10,8 +10,9 @@ import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
-from fedhubert.data import flac, mpeg
+from fedhubert.data import containers, flac, mpeg
 from fedhubert.data.ranges import Part
 from fedhubert.errors import DataError
 
@@ -23,6 +24,9 @@ _REST_BYTES = 2**20
 """How much of what follows a wav's data is looked at."""
 _MP3 = b"\x55\0"
 """The format of a wav whose data is an mp3."""
+_RIGHT_WAV = "`ffmpeg -ignore_length 1 -i IN OUT.wav` writes one that is right"
+_TAGGED = (b"fLaC", b"RIFF", b"OggS")
+"""What decoders read behind an ID3 tag, too."""
 _UNKNOWN = (0, 0xFFFFFFFF)
 """What writers that cannot go back leave as the size of a wav's data."""
 
@@ -52,7 +56,12 @@ def _known(path: Path, offset: int, size: int, changed_ns: int, name: str) -> La
     with path.open("rb") as file:
         file.seek(offset)
         head = file.read(min(size, _HEAD_BYTES))
-    for form in (_wav, _flac, _mpeg, _ogg):
+        tag = mpeg.after_tag(head, 0)
+        file.seek(offset + tag)
+        behind = file.read(max(0, min(size - tag, _HEAD_BYTES)))
+    if behind[:4] in _TAGGED:
+        offset, size, head = offset + tag, size - tag, behind
+    for form in (_wav, _flac, _mpeg, _ogg, _contained):
         found = form(path, offset, size, head, name)
         if found is not None:
             return found
@@ -81,15 +90,12 @@ def _refused(name: str, reason: str) -> DataError:
 def _wav(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout | None:
     """A wav's data ends where another chunk begins, or with the file."""
     if head[:4] == b"BW64":  # broadcasters' name of RF64
-        return Layout(parts=(b"RF64", (offset + 4, size - 4)))
+        found = _contained(path, offset, size, head, name) or PLAIN
+        return replace(found, parts=(b"RF64", (offset + 4, size - 4)))
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     with path.open("rb") as file:
-
-        def at(position: int, count: int) -> bytes:
-            file.seek(offset + position)
-            return file.read(max(0, min(count, size - position)))
-
+        at = _reader(file, offset, size)
         position, remark, is_mp3 = 12, "", False
         while len(chunk := at(position, 8)) == 8:
             length = int.from_bytes(chunk[4:], "little")
@@ -110,13 +116,46 @@ def _wav(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout |
                     mended = before[:4] + riff + before[8:-4] + sizes
                     parts: tuple[Part, ...] = (mended, (offset + body, left))
                     return Layout(parts=parts if length == 0 else (), remark=remark)
-                end = body + length + length % 2
-                if length > left:
-                    return Layout(remark=f"the header promises {length - left} bytes more")
-                _check_rest(at(end, _REST_BYTES), size - end, name)
-                return Layout(remark=remark)
+                return _ending(at, body + length, size, name, remark)
             position = body + length + length % 2
     return PLAIN
+
+
+def _contained(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout | None:
+    with path.open("rb") as file:
+        at = _reader(file, offset, size)
+        end = containers.end_of_audio(at)
+        is_sphere = head[:4] == b"NIST"  # whose count no decoder asks for
+        return None if end is None else _ending(at, end, size, name, whole=is_sphere)
+
+
+def _reader(file: BinaryIO, offset: int, size: int) -> containers.Read:
+    """Return what reads the ``size`` bytes of ``file`` that begin at ``offset``."""
+
+    def at(position: int, count: int) -> bytes:
+        file.seek(offset + position)
+        return file.read(max(0, min(count, size - position)))
+
+    return at
+
+
+def _ending(
+    at: containers.Read, end: int, size: int, name: str, remark: str = "", *, whole: bool = False
+) -> Layout:
+    """Hold the end of the audio that a header states against the file's.
+
+    Args:
+        whole: What follows the end is read as audio, too.
+    """
+    if end > size:
+        return Layout(remark=f"the header promises {end - size} bytes more")
+    if not whole:
+        if not _is_chunk(at(end, 8)):  # else it is not padded
+            end += end % 2
+        is_wav = at(0, 4) == b"RIFF"
+        remedy = _RIGHT_WAV if is_wav else "write it again from what it was made of"
+        _check_rest(at(end, _REST_BYTES), size - end, name, remedy)
+    return Layout(remark=remark)
 
 
 def _contradiction(fmt: bytes) -> str:
@@ -132,7 +171,7 @@ def _is_chunk(head: bytes) -> bool:
     return len(head) == 8 and all(0x20 <= byte < 0x7F for byte in head[:4])
 
 
-def _check_rest(rest: bytes, left: int, name: str) -> None:
+def _check_rest(rest: bytes, left: int, name: str, remedy: str) -> None:
     """Raise where what follows a wav's data is neither a chunk nor padding nor a tag."""
     head = rest[:8]
     if left < 8 or head[:3] in (b"TAG", b"ID3") or not any(rest):
@@ -142,8 +181,7 @@ def _check_rest(rest: bytes, left: int, name: str) -> None:
     if not _is_chunk(head):
         raise _refused(
             name,
-            f"the header counts {left} bytes too few: what follows its data is no chunk "
-            "(`ffmpeg -ignore_length 1 -i IN OUT.wav` writes one that is right)",
+            f"the header counts {left} bytes too few: what follows its data is no chunk ({remedy})",
         )
 
 
@@ -162,7 +200,7 @@ def _flac(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout 
 
 
 def _mpeg(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout | None:
-    is_frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2  # layer III
+    is_frame = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0
     if not (is_frame or head[:3] == b"ID3") or size > MAX_MPEG_BYTES:
         return None
     with path.open("rb") as file:
@@ -178,6 +216,8 @@ def _mpeg(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout 
     remark = f"the header promises {missing} frames more" if missing > 1 else ""
     if stream.is_cut:
         remark = remark or "cut short in the middle of a frame"
+    if not stream.has_header_frames:
+        return Layout(stream.num_samples, remark=remark)
     if stream.stated is not None and abs(missing) <= 1:
         return Layout(remark=remark)
     shift = [
@@ -202,7 +242,10 @@ def _ogg(path: Path, offset: int, size: int, head: bytes, name: str) -> Layout |
                 raise _refused(name, "several Ogg streams, one after the other; split them")
             begun, ended = begun or not first, bool(page[5] & 4)
             position += 27 + page[26] + sum(page[27 : 27 + page[26]])
-    whole = ended and position <= size
-    return (
-        PLAIN if whole else Layout(remark="no page is marked as the last: cut short, or streamed")
-    )
+    if not ended or position > size:
+        return Layout(remark="no page is marked as the last: cut short, or streamed")
+    if position == size:
+        return PLAIN
+    # decoders look for the last page from the end on, through all that is there
+    remark = f"{size - position} bytes follow the last page"
+    return Layout(parts=((offset, position),), remark=remark)

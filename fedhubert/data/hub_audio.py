@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhubert.data.folders import Candidate, Found, walk
+from fedhubert.data.lists import text_of
 from fedhubert.data.parts import ARCHIVE
+from fedhubert.data.strangers import about_audio
 from fedhubert.errors import DataError
 
 SHARD_BYTES = 2**30
@@ -22,6 +24,7 @@ _SPEAKER = ("speaker_id", "speaker", "client_id", "spk_id", "spk")
 _KEPT = {"language": "language", "locale": "language", "lang": "language"}
 _KEPT |= {"text": "text", "transcription": "text", "sentence": "text"}
 _UNKNOWN = "unknown"
+_FILE = ("file_name", "audio_file_name")
 _TABLES = ("metadata.csv", "metadata.jsonl")
 
 
@@ -40,6 +43,7 @@ def scan_huggingface(root: Path, out: Path, speaker_column: str | None = None) -
     """
     files = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
     if not files:
+        _check_no_arrow(root)
         return _folder(root, speaker_column)
     folder = out.with_name(f"{out.stem}.audio")
     found, shards = Found(folder.parent), _Shards(folder)
@@ -59,6 +63,15 @@ def scan_huggingface(root: Path, out: Path, speaker_column: str | None = None) -
     return _named(found)
 
 
+def _check_no_arrow(root: Path) -> None:
+    if any(root.glob("*.arrow")) or any(root.glob("*/*.arrow")):
+        raise DataError(
+            f"{root} is what save_to_disk of `datasets` writes: "
+            "`load_from_disk(DIR).to_parquet(FILE)` writes what is read (of each split)",
+            setting="--root",
+        )
+
+
 def _named(found: Found) -> Found:
     unknown = sum(item.speaker == _UNKNOWN for item in found.candidates)
     if unknown:
@@ -74,7 +87,7 @@ def _folder(root: Path, speaker_column: str | None) -> Found:
     seen, rows = walk(root), dict[str, Mapping[str, Any]]()
     for table in sorted(path for name in _TABLES for path in root.rglob(name)):
         for row in _table(table):
-            name = row.get("file_name") or row.get("audio_file_name") or ""
+            name = next((row[each] for each in _FILE if row.get(each)), "")
             if name:
                 rows[os.path.relpath(table.parent / str(name), root)] = row
     found = Found(root, rejected=seen.rejected, remarks=seen.remarks())
@@ -86,13 +99,33 @@ def _folder(root: Path, speaker_column: str | None) -> Found:
 
 
 def _table(path: Path) -> list[Mapping[str, Any]]:
+    text, rows = text_of(path), list[Mapping[str, Any]]()
+    if path.suffix == ".csv":
+        try:
+            rows += csv.DictReader(io.StringIO(text, newline=""))
+        except csv.Error as error:
+            raise DataError(f"cannot read {path}: {error}", setting="--root") from None
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        rows += [_object(path, number, line) for number, line in lines if line.strip()]
+    if rows and not any(name in row for row in rows for name in _FILE):
+        raise DataError(
+            f"{path} has no column {_FILE[0]}, which says whose its rows are; it has "
+            f"{', '.join(map(str, rows[0]))}",
+            setting="--root",
+        )
+    return rows
+
+
+def _object(path: Path, number: int, line: str) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(text, newline="")))
-        return [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"cannot read {path}: {error}", setting="--root") from None
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        found = str(error)
+    if not isinstance(found, dict):
+        reason = found if isinstance(found, str) else "no object of names and values"
+        raise DataError(f"{path}, line {number}: {reason}", setting="--root")
+    return found
 
 
 def _rows(file: Path) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -120,7 +153,8 @@ def _rows(file: Path) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
             for row in batch.to_pylist():
                 yield row.pop(audio[0]) or {}, row
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read {file}: {error}", setting="--root") from None
+        reason = about_audio(file) or error
+        raise DataError(f"cannot read {file}: {reason}", setting="--root") from None
 
 
 def _described(row: Mapping[str, Any], speaker_column: str | None) -> tuple[str, dict[str, str]]:

@@ -5,11 +5,13 @@ import re
 from pathlib import Path
 
 from fedhubert.data.folders import Candidate, Found
+from fedhubert.data.lists import text_of
 from fedhubert.data.parts import CHANNEL
 from fedhubert.data.places import Bases, rooted
 from fedhubert.errors import DataError
 
 _CHANNELS = {"A": "0", "B": "1", "1": "0", "2": "1"}
+_CHANNELS_OF_SEGMENTS = {"A": "0", "B": "1"}
 _ARCHIVED = re.compile(r"\.ark(:\d+)?$|:\d+$")
 
 
@@ -46,6 +48,8 @@ def scan_kaldi(folder: Path, audio_root: Path | None = None) -> Found:
         recording = name
         if segments:
             recording, *times = cells.split() or [""]
+            if len(times) > 2:
+                columns[CHANNEL] = _CHANNELS_OF_SEGMENTS.get(times[2], times[2])
             if len(times) < 2:
                 rejected.append((name, f"segments: not `recording start end`: {cells!r}"))
                 continue
@@ -56,12 +60,18 @@ def scan_kaldi(folder: Path, audio_root: Path | None = None) -> Found:
                 rejected.append((name, f"wav.scp has no recording {recording}"))
             continue
         if channels.get(recording):
-            columns[CHANNEL] = channels[recording]
+            columns.setdefault(CHANNEL, channels[recording])
         used = {key: value for key, value in columns.items() if value or key == "utterance"}
         candidates.append(Candidate(recordings[recording], speakers.get(name, "unknown"), used))
     remarks = []
+    nameless = sum(item.columns["utterance"] not in speakers for item in candidates)
     if not speakers:
         remarks.append("warning: no utt2spk or spk2utt: the speaker of all is `unknown`")
+    elif nameless:
+        remarks.append(
+            f"warning: {nameless} of {len(candidates)} utterances are not in utt2spk: their "
+            "speaker is `unknown`"
+        )
     used_by = {item.path for item in candidates}
     unused = len(set(recordings.values()) - used_by)
     if unused:
@@ -90,12 +100,21 @@ def _unusable(place: str) -> str:
 
 
 def _table(path: Path) -> dict[str, str]:
-    """Return key -> rest of the line; nothing where there is no such file."""
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}", setting="--root") from None
-    lines = (line.strip().split(maxsplit=1) for line in content.split("\n"))
-    return {line[0]: line[1] if len(line) > 1 else "" for line in lines if line}
+    """Return key -> rest of the line; nothing where there is no such file.
+
+    Raises:
+        DataError: it cannot be read, or says two things of one key.
+    """
+    found: dict[str, str] = {}
+    if not path.exists():
+        return found
+    for number, line in enumerate(text_of(path).split("\n"), 1):
+        key, *rest = line.strip().split(maxsplit=1) or [""]
+        value = rest[0] if rest else ""
+        if key and found.setdefault(key, value) != value:
+            raise DataError(
+                f"{path}, line {number}: {key} is there already, with something else behind it: "
+                "give one of them another name",
+                setting="--root",
+            )
+    return found

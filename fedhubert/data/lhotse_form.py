@@ -2,6 +2,7 @@
 lhotse itself."""
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +34,29 @@ def scan_lhotse(
         ) from None
     first = cuts or recordings
     assert first is not None
+    bases, rejected = Bases(first.absolute().parent, audio_root), list[tuple[str, str]]()
     try:
         if cuts is not None:
-            items = list(lhotse.CutSet.from_file(cuts))
+            parts = [_of_cut(cut) for cut in lhotse.CutSet.from_file(cuts)]
         else:
-            read = lhotse.RecordingSet.from_file(recordings)
-            said = lhotse.SupervisionSet.from_file(supervisions) if supervisions else None
-            listed = lhotse.CutSet.from_manifests(recordings=read, supervisions=said)
-            items = list(listed.trim_to_supervisions(keep_overlapping=False) if said else listed)
+            read = {each.id: each for each in lhotse.RecordingSet.from_file(recordings)}
+            if supervisions is None:
+                parts = [_Part(name, each) for name, each in read.items()]
+            else:
+                said = lhotse.SupervisionSet.from_file(supervisions)
+                parts = [_of_supervision(each, read.get(each.recording_id)) for each in said]
     except Exception as error:  # whatever lhotse makes of a file that is none of its own
         raise DataError(
             f"lhotse cannot read {first}: {type(error).__name__}: {error}", setting="--cuts"
         ) from None
-    bases = Bases(first.absolute().parent, audio_root)
-    candidates, rejected, without = [], list[tuple[str, str]](), Counter[str]()
-    for item in items:
-        reason = _unusable(item)
+    candidates, without = [], Counter[str]()
+    for part in parts:
+        reason = _unusable(part)
         if reason:
-            rejected.append((str(item.id), reason))
+            rejected.append((part.name, reason))
             continue
-        said = item.supervisions[0] if item.supervisions else None
-        candidates.append(_candidate(item, said, bases))
-        without["speaker"] += said is None or not said.speaker
+        candidates.append(_candidate(part, bases))
+        without["speaker"] += part.said is None or not part.said.speaker
     remarks = [
         f"warning: {count} of {len(candidates)} have no {what}; theirs is `unknown`"
         for what, count in without.items()
@@ -63,11 +65,38 @@ def scan_lhotse(
     return rooted(candidates, rejected, remarks, first.absolute().parent)
 
 
-def _unusable(item: Any) -> str:
-    """Return why a cut is not a part of one file, or ''."""
-    recording = getattr(item, "recording", None)
+@dataclass(frozen=True)
+class _Part:
+    """What is to be an utterance: a recording of lhotse's, or a part of one, and what is said of
+    it."""
+
+    name: str
+    recording: Any
+    start_s: float = 0.0
+    end_s: float | None = None
+    channels: Any = None
+    said: Any = None
+
+
+def _of_cut(cut: Any) -> _Part:
+    said = cut.supervisions[0] if getattr(cut, "supervisions", None) else None
+    recording = getattr(cut, "recording", None)
     if recording is None:
-        return f"a {type(item).__name__}, which is not a part of one recording"
+        return _Part(str(cut.id), None)
+    channels = cut.channel if said is None else said.channel
+    name = str(said.id if said else cut.id)
+    return _Part(name, recording, cut.start, cut.end, channels, said)
+
+
+def _of_supervision(said: Any, recording: Any) -> _Part:
+    return _Part(str(said.id), recording, said.start, said.end, said.channel, said)
+
+
+def _unusable(part: _Part) -> str:
+    """Return why something is not a part of one file, or ''."""
+    recording = part.recording
+    if recording is None:
+        return "not a part of one recording, or of one that is not in the list"
     if recording.transforms:
         return "a transformed recording (speed, volume, ...): save its audio first"
     kinds = {source.type for source in recording.sources}
@@ -76,14 +105,14 @@ def _unusable(item: Any) -> str:
     return ""
 
 
-def _candidate(item: Any, said: Any, bases: Bases) -> Candidate:
-    recording, columns = item.recording, {"utterance": str(said.id if said else item.id)}
-    if item.start > 0 or item.end < recording.duration - 1e-4:
-        columns |= {"start_s": f"{item.start:.6f}", "end_s": f"{item.end:.6f}"}
+def _candidate(part: _Part, bases: Bases) -> Candidate:
+    recording, said, columns = part.recording, part.said, {"utterance": part.name}
+    end_s = recording.duration if part.end_s is None else part.end_s
+    if part.start_s != 0 or abs(end_s - recording.duration) > 1e-4:
+        columns |= {"start_s": f"{part.start_s:.6f}", "end_s": f"{end_s:.6f}"}
     (source,) = recording.sources
-    channel = item.channel if isinstance(item.channel, int) else None
-    if len(source.channels) > 1 and channel is not None:
-        columns[CHANNEL] = str(sorted(source.channels).index(channel))
+    if len(source.channels) > 1 and isinstance(part.channels, int):
+        columns[CHANNEL] = str(sorted(source.channels).index(part.channels))
     if said is not None:
         columns |= {
             name: str(value)

@@ -1,6 +1,7 @@
 """Lists beside a manifest, and whether all of them can be written."""
 
 import csv
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,23 @@ def check_out(out: Path, settings: Settings) -> None:
         probe.unlink()
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}", setting="--out") from None
+
+
+def text_of(path: Path) -> str:
+    """Return a list of another tool's; raises :class:`DataError` where it is no text in UTF-8."""
+    try:
+        if not path.is_file():
+            raise OSError(errno.EINVAL, "is no file")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", setting="--root") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"cannot read {path}: line {line} is not UTF-8: "
+            "`iconv -f LATIN1 -t UTF-8 IN > OUT` (or -f UTF-16) writes a copy that is",
+            setting="--root",
+        ) from None
 
 
 def write_list(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

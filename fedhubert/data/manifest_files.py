@@ -13,14 +13,14 @@ from typing import TextIO
 import numpy as np
 import numpy.typing as npt
 
-from fedhubert.data.audio import audio_info
+from fedhubert.data.audio import MAX_SAMPLES, audio_info
 from fedhubert.data.cells import Cells
 from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT
 from fedhubert.data.strangers import mistaken_for_manifest
 from fedhubert.errors import DataError
 
 REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
-MAX_SAMPLES, MAX_RATE_HZ = 2**40, 2**24
+MAX_RATE_HZ = 2**24
 """What a row may say; more is a damaged or hostile file."""
 TSV_RATE_HZ = 16000
 """The rate that fairseq's form, which names none, is of."""

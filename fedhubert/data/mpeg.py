@@ -1,4 +1,4 @@
-"""MPEG audio (mp3) frame by frame: how much there is, whatever its header says.
+"""MPEG audio (mp3, mp2) frame by frame: how much there is, whatever its header says.
 
 libsndfile believes the first frame's Xing header, and where there is none it guesses from the
 first frame's bit rate. Neither holds for variable bit rates without a header, and for files that
@@ -12,11 +12,16 @@ from itertools import pairwise
 from fedhubert.data.ranges import Part
 
 _RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
-_KBPS = {  # layer III: MPEG 1, and 2 with 2.5
-    1: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    2: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+_LOW = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+_KBPS = {  # by MPEG 1 (or 2 with 2.5) and layer
+    (True, 1): tuple(range(0, 449, 32)),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): _LOW,
+    (False, 3): _LOW,
 }
-_MPEG1, _LAYER3, _MONO = 3, 1, 3
+_MPEG1, _MONO = 3, 3
 _RESYNC_BYTES, _RESYNCS = 2**16, 2**16
 """How far the next frame is looked for, and how often in a file: what is no frame is not searched
 byte by byte."""
@@ -24,13 +29,14 @@ byte by byte."""
 
 @dataclass(frozen=True)
 class Frame:
-    """A layer III frame: its place and length in bytes, rate in Hz, channels and samples."""
+    """A frame: its place and length in bytes, rate in Hz, channels, samples and layer (1 to 3)."""
 
     start: int
     length: int
     rate_hz: int
     channels: int
     num_samples: int
+    layer: int
     header: bytes
 
 
@@ -46,6 +52,11 @@ class Stream:
     frames: tuple[Frame, ...]
     stated: int | None
     is_cut: bool = False
+
+    @property
+    def has_header_frames(self) -> bool:
+        """Whether decoders of this layer ask a Xing header for its length."""
+        return self.frames[0].layer == 3
 
     @property
     def num_samples(self) -> int:
@@ -65,8 +76,7 @@ class Stream:
 
 
 def stream_of(content: bytes) -> Stream | None:
-    """Return the audio frames of a layer III file; None for what is not one (or has a free bit
-    rate)."""
+    """Return the audio frames of a file; None for what is not one (or has a free bit rate)."""
     frames, stated, first, is_cut = [], None, True, False
     for frame in _frames(content):
         if frame.start + frame.length > len(content):
@@ -82,7 +92,7 @@ def stream_of(content: bytes) -> Stream | None:
 
 
 def _frames(content: bytes) -> Iterator[Frame]:
-    position = _after_tag(content, 0)
+    position = after_tag(content, 0)
     known, left = False, _RESYNCS  # whether the last position followed a whole frame
     while position + 4 <= len(content) and left:
         frame = _frame(content, position)
@@ -95,14 +105,14 @@ def _frames(content: bytes) -> Iterator[Frame]:
             position, known = position + frame.length, True
             continue
         left -= 1
-        tag = _after_tag(content, position)
+        tag = after_tag(content, position)
         found = content.find(b"\xff", position + 1, position + _RESYNC_BYTES)
         if tag == position and found < 0:
             return
         position, known = (tag if tag > position else found), False
 
 
-def _after_tag(content: bytes, position: int) -> int:
+def after_tag(content: bytes, position: int) -> int:
     """Return where an ID3v2 tag at ``position`` ends; ``position`` where there is none."""
     head = content[position : position + 10]
     if len(head) < 10 or head[:3] != b"ID3" or max(head[6:10]) > 0x7F:
@@ -115,15 +125,19 @@ def _frame(content: bytes, position: int) -> Frame | None:
     header = content[position : position + 4]
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
-    version, layer = header[1] >> 3 & 3, header[1] >> 1 & 3
+    version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
     kbps_index, rate_index = header[2] >> 4, header[2] >> 2 & 3
-    if version == 1 or layer != _LAYER3 or kbps_index in (0, 15) or rate_index == 3:
+    if version == 1 or layer == 4 or kbps_index in (0, 15) or rate_index == 3:
         return None
     rate_hz = _RATES_HZ[version][rate_index]
-    kbps = _KBPS[1 if version == _MPEG1 else 2][kbps_index]
-    samples = 1152 if version == _MPEG1 else 576
-    length = samples // 8 * kbps * 1000 // rate_hz + (header[2] >> 1 & 1)
-    return Frame(position, length, rate_hz, 1 if header[3] >> 6 == _MONO else 2, samples, header)
+    bits = 1000 * _KBPS[version == _MPEG1, layer][kbps_index]
+    padding = header[2] >> 1 & 1
+    samples = 384 if layer == 1 else 1152 if version == _MPEG1 or layer == 2 else 576
+    length = samples // 8 * bits // rate_hz + padding
+    if layer == 1:
+        length = 4 * (12 * bits // rate_hz + padding)
+    channels = 1 if header[3] >> 6 == _MONO else 2
+    return Frame(position, length, rate_hz, channels, samples, layer, header)
 
 
 def _side_info(frame: Frame) -> int:
@@ -162,6 +176,8 @@ def _xing(like: Frame, count: int) -> bytes:
 def changes(stream: Stream) -> str:
     """Return what changes on the way, which no decoder follows: '44100 Hz, then 16000 Hz'; ''."""
     for before, after in pairwise(stream.frames):
+        if before.layer != after.layer:
+            return f"layer {before.layer}, then {after.layer}"
         if before.rate_hz != after.rate_hz:
             return f"{before.rate_hz} Hz, then {after.rate_hz} Hz"
         if before.channels != after.channels:

@@ -186,7 +186,7 @@ def _hear(root: Path, item: Candidate, choices: Choices, checked: Checked) -> He
         checked.put(file_key(item), stamp, heard)
         return heard
     except DataError as error:
-        return str(error).removeprefix(f"{named}: ")
+        return str(error).removeprefix(f"{named}: ").removeprefix("manifest row 1: ")
     except OSError as error:
         return error.strerror or str(error)
 
@@ -206,7 +206,7 @@ def _add(rows: _Rows, item: Candidate, heard: Heard, choices: Choices) -> None:
     try:
         begin = round(float(given[0] or 0) * rate)
         end = round(float(given[1]) * rate) if given[1] else heard.num_samples
-    except ValueError:
+    except (ValueError, OverflowError):  # infinite ones
         rows.rejected.append((name, f"no times: {given[0]!r} to {given[1]!r}"))
         return
     if heard.num_samples < end <= heard.num_samples + _BEYOND_END_S * rate:

@@ -2,6 +2,7 @@
 mended on the way."""
 
 import io
+import mmap
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,9 @@ MAX_IN_MEMORY = 2**22
 """Parts of at most this many bytes become a file in memory: decoders ask for a few kB at a time,
 and each call of :class:`Ranges` takes as long as decoding them."""
 
-_idle: list[int] = []
-"""Files in memory to be used again: new ones would take their pages from the system."""
+_idle: list[tuple[int, mmap.mmap]] = []
+"""Files in memory (a descriptor, and the same mapped) to be used again: new ones would take their
+pages from the system."""
 os.register_at_fork(after_in_child=_idle.clear)
 
 
@@ -43,32 +45,36 @@ def file_of(path: Path, parts: Sequence[Part]) -> Iterator["Ranges | int"]:
             yield ranges
         return
     try:
-        memory = _idle.pop()
+        file, memory = _idle.pop()
     except IndexError:
-        memory = os.memfd_create("audio")
+        file = os.memfd_create("audio")
+        os.ftruncate(file, MAX_IN_MEMORY)
+        memory = mmap.mmap(file, MAX_IN_MEMORY)
     try:
-        _copy(path, parts, memory)
-        yield memory
+        os.ftruncate(file, size)
+        copied = _copy(path, parts, memoryview(memory))
+        os.ftruncate(file, copied)
+        os.lseek(file, 0, os.SEEK_SET)
+        yield file
     finally:
-        _idle.append(memory)
+        _idle.append((file, memory))
 
 
-def _copy(path: Path, parts: Sequence[Part], target: int) -> None:
-    """Write parts of a file over what ``target`` has, up to where the file ends if it has shrunk;
-    go to its beginning."""
-    os.lseek(target, 0, os.SEEK_SET)
+def _copy(path: Path, parts: Sequence[Part], target: memoryview) -> int:
+    """Read parts of a file to the beginning of ``target``, up to where the file ends if it has
+    shrunk; return their bytes."""
+    filled = 0
     with open(path, "rb", buffering=0) as source:
         for part in parts:
             if isinstance(part, bytes):
-                os.write(target, part)
+                target[filled : filled + len(part)] = part
+                filled += len(part)
                 continue
-            position, left = part
-            # sendfile would spare a copy, and is refused on some shared disks
-            while left and (content := os.pread(source.fileno(), left, position)):
-                copied = os.write(target, content)
-                position, left = position + copied, left - copied
-    os.ftruncate(target, os.lseek(target, 0, os.SEEK_CUR))
-    os.lseek(target, 0, os.SEEK_SET)
+            position, end = part[0], filled + part[1]
+            # into the file's own pages: reading and writing would copy all of it once more
+            while count := os.preadv(source.fileno(), [target[filled:end]], position):
+                position, filled = position + count, filled + count
+    return filled
 
 
 class Ranges(io.RawIOBase):

@@ -1,6 +1,7 @@
 """What people give as a manifest that is none, and paths that other systems would understand: each
 called what it is, with the remedy."""
 
+import os
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +30,24 @@ _BEGINNINGS = (
     (b"ID3", f"audio: {_PREPARE}"),
 )
 _LOOK_AT = 4096
+REWRITE = "`ffmpeg -i IN -ac 1 -ar 16000 OUT.flac` rewrites it"
+"""The remedy for audio that is not read."""
+_PLAIN_WAV = (1, 3, 6, 7, 0xFFFE)
+"""Numbers of codings that libsndfile reads: these failed for another reason."""
+_AUDIO_BEGINNINGS = (
+    (0, b"version https://git-lfs.github.com/spec/", "a git-lfs pointer: `git lfs pull` there"),
+    (0, b"/annex/objects/", "a git-annex pointer: `git annex get` there"),
+    (4, b"ftyp", f"MP4 (m4a): {REWRITE}"),
+    (0, b"\x1a\x45\xdf\xa3", f"Matroska or WebM: {REWRITE}"),
+    (0, b"\x30\x26\xb2\x75", f"Windows Media: {REWRITE}"),
+    (0, b"#!AMR", f"AMR: {REWRITE}"),
+    (0, b"MAC ", f"Monkey's Audio: {REWRITE}"),
+    (0, b"wvpk", f"WavPack: {REWRITE}"),
+    (28, b"Speex", f"Speex: {REWRITE}"),
+    (29, b"FLAC", f"FLAC in Ogg: {REWRITE}"),
+    (0, b"PK\x03\x04", "a zip archive: unpack it, or `fedhubert prepare archive`"),
+    (0, b"\x1f\x8b", "compressed by gzip: `gunzip` it"),
+)
 
 
 def mistaken_for_manifest(path: Path, header: Iterable[str] = ()) -> str:
@@ -71,7 +90,38 @@ def about_path(path: Path) -> str:
         return "~ is not expanded in a manifest: write the folder's name, or set data.root"
     if name != name.strip():
         return "the path ends in a space"
+    names = {path.name.lower(), path.name.upper(), path.stem + path.suffix.lower()}
+    names |= {path.stem + path.suffix.upper()}
+    for other in sorted(names - {path.name}):
+        if os.path.exists(path.with_name(other)):
+            return f"there is {other}, in other letters: write the manifest again"
     for other in (unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
-        if other != name and Path(other).exists():
+        if other != name and os.path.exists(other):
             return "a file of that name is there, in Unicode's other form: write the manifest again"
+    return ""
+
+
+def about_audio(path: Path, offset: int = 0) -> str:
+    """Return what lies at ``offset`` of a file that no decoder opens, with the remedy; '' where
+    that is not known."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            head = file.read(_LOOK_AT)
+    except OSError:
+        return ""
+    for place, mark, said in _AUDIO_BEGINNINGS:
+        if head[place : place + len(mark)] == mark:
+            return f"this is {said}"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        return "this is a web page: download by the link to the file itself"
+    if not any(head):
+        return "it begins with zeros, as copies that were cut off do: copy it again"
+    if head.startswith(b"NIST_1A") and b"shorten" in head:
+        return "this is SPHERE compressed by shorten: `sph2pipe -f wav IN OUT.wav` rewrites it"
+    if head[:4] == b"RIFF" and (place := head.find(b"fmt ")) > 0:
+        coding = int.from_bytes(head[place + 8 : place + 10], "little")
+        if coding not in _PLAIN_WAV:
+            return f"this is a wav of coding {coding:#06x}: {REWRITE}"
     return ""

@@ -83,6 +83,7 @@ def check_files(manifest: Manifest, rows: npt.NDArray[np.int64], share: float) -
         except DataError as error:
             missing.append(error)
     if not missing:
+        _check_read(manifest, sorted({*looked[:1], *looked[len(looked) // 2 :][:1], *looked[-1:]}))
         return
     said = f"{len(missing)} of {len(looked)} files that the manifest names are not there"
     first = f"{said}; the first: {missing[0]}"
@@ -91,3 +92,19 @@ def check_files(manifest: Manifest, rows: npt.NDArray[np.int64], share: float) -
             f"{first}. Paths start from data.root ({manifest.root})", setting="data.root"
         )
     log.warning("%s", first)
+
+
+def _check_read(manifest: Manifest, rows: list[int]) -> None:
+    """Raise where none of ``rows`` is what the manifest says: its rates, lengths or parts are of
+    other files."""
+    errors = []
+    for row in rows:
+        try:
+            manifest.waveform(row, num_samples=1)
+        except DataError as error:
+            errors.append(error)
+    if errors and len(errors) == len(rows):
+        raise DataError(
+            f"none of {len(rows)} files that were looked into can be used; the first: {errors[0]}",
+            setting="data.manifest",
+        )

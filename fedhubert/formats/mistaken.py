@@ -12,6 +12,11 @@ _ARCHIVES = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"(\xb5/\xfd": "zstd",
 }
+_OTHERS = {
+    b"\x89HDF": "TensorFlow's or Keras's",
+    b"\x93NUMPY": "NumPy's",
+    b"GGUF": "llama.cpp's",
+}
 _PROGRAM = (
     "which runs but is no model to train or evaluate: name the checkpoint that it was made of"
 )
@@ -46,6 +51,10 @@ def mistaken_for_weights(path: Path) -> str | None:
         )
     if path.suffix == ".onnx":
         return f"is an ONNX graph, {_PROGRAM}"
+    others = [tool for mark, tool in _OTHERS.items() if head.startswith(mark)]
+    others += ["Flax's"] * (path.suffix == ".msgpack")
+    if others:
+        return f"is a file of {others[0]}: save the model by PyTorch, or download its PyTorch files"
     for mark, kind in _ARCHIVES.items():
         if head.startswith(mark):
             return f"is a {kind} archive: unpack it and name what is in it"

@@ -100,8 +100,11 @@ def test_a_tsv_below_the_home_folder_is_read(
         ("https://example.org/a.wav", "an address"),
         ("file:///data/a.wav", "without file://"),
         ("a.wav ", "ends in a space"),
+        ("A.WAV", "there is a.wav, in other letters"),
         (unicodedata.normalize("NFD", "\xe9.wav"), "Unicode's other form"),
         ("sub", "is no file"),
+        ("a.wav/b.wav", "Not a directory"),
+        (f"{300 * 'x'}.wav", "File name too long"),
         ("../a.wav", "outside the audio root"),
     ],
 )
@@ -118,6 +121,20 @@ def test_files_that_are_not_there_are_said_before_a_run_with_what_is_odd_about_t
     check_files(manifest, np.arange(1, 2), 0.0)
     with pytest.raises(DataError, match="data.root"):
         check_files(manifest, np.zeros(5000, np.int64), 0.01)
+
+
+def test_files_that_are_not_what_the_manifest_says_are_said_before_a_run(tmp_path: Path) -> None:
+    for number in range(4):
+        soundfile.write(tmp_path / f"{number}.wav", speech(1.0, 8000, number), 8000)
+    rows = "".join(f"{number}.wav,ann,{{}},{{}}\n" for number in range(4))
+    check_files(Manifest.read(written(tmp_path, HEAD + rows.format(*[8000] * 8))), np.arange(4), 0)
+    for wrong, said in (((16000, 16000), "at 8000 Hz"), ((7000, 8000), "8000 samples, the mani")):
+        manifest = Manifest.read(written(tmp_path, HEAD + rows.format(*wrong * 4)))
+        with pytest.raises(DataError, match=f"none of 3 files .*0.wav: {said}"):
+            check_files(manifest, np.arange(4), 0.01)
+    cut = HEAD.strip() + ",end_s\n" + "0.wav,ann,8000,8000,5.0\n"
+    with pytest.raises(DataError, match=r"0.wav: 8000 samples, but .* at 40000 \(end_s\)"):
+        check_files(Manifest.read(written(tmp_path, cut)), np.arange(1), 0.01)
 
 
 def test_a_file_or_two_that_are_missing_are_warned_of(

@@ -169,8 +169,11 @@ def test_formats_that_cannot_be_exact_are_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-def test_files_have_the_mode_that_the_umask_says(checkpoint: Path, tmp_path: Path) -> None:
-    before = os.umask(0o027)
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_that_the_umask_says(
+    checkpoint: Path, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
     try:
         for format_name in FORMATS:
             run_export(
@@ -183,8 +186,8 @@ def test_files_have_the_mode_that_the_umask_says(checkpoint: Path, tmp_path: Pat
             modes = {
                 file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "new").iterdir()
             }
-            assert set(modes.values()) == {0o640}, modes
-            assert (tmp_path / "new").stat().st_mode & 0o777 == 0o750
+            assert set(modes.values()) == {0o666 & ~umask}, modes
+            assert (tmp_path / "new").stat().st_mode & 0o777 == 0o777 & ~umask
             shutil.rmtree(tmp_path / "new")
     finally:
         os.umask(before)

@@ -83,6 +83,39 @@ def test_weights_of_huggingface_by_an_older_name(folder: Path, base: HubertModel
     assert import_encoder(folder, like=base.config).assumed
 
 
+@pytest.mark.parametrize("kind", ["HubertModel", "HubertForCTC", "HubertForSequenceClassification"])
+def test_the_encoder_of_transformers_own_models_is_read_whatever_stands_on_it(
+    tmp_path: Path, kind: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 64, "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16}
+    sizes |= {"num_conv_pos_embedding_groups": 4, "use_weighted_layer_sum": True}
+    model = getattr(transformers, kind)(transformers.HubertConfig(**sizes)).eval()
+    model.save_pretrained(tmp_path / "m")
+    imported = import_encoder(tmp_path / "m")
+    ours = HubertModel(imported.config).eval()
+    ours.load_state_dict(imported.state, strict=False)
+    waveform = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    encoder = model if kind == "HubertModel" else model.hubert
+    with torch.no_grad():
+        theirs = encoder(waveform, output_hidden_states=True).hidden_states[1:]
+        for one, other in zip(ours.extract_features(waveform), theirs, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["WavLM", "Wav2Vec2", "Data2VecAudio"])
+def test_other_encoders_are_refused_by_what_they_are(tmp_path: Path, kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 64, "conv_dim": [16] * 7, "num_conv_pos_embedding_groups": 4}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path / "m")
+    for given in (tmp_path / "m", tmp_path / "m" / "model.safetensors"):
+        with pytest.raises(CheckpointError, match=r"model_type is '.*', and only `hubert`"):
+            import_encoder(given)
+
+
 ODD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a length beyond the file": (
         lambda path: path.write_bytes(struct.pack("<Q", 2**40) + b"{}" + bytes(100)),

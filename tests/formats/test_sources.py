@@ -53,6 +53,8 @@ MISTAKEN = {
         r"is text, not weights; it begins with '\{\"error",
     ),
     "gzip": (b"\x1f\x8b\x08\x00" + bytes(100), "is a gzip archive: unpack it"),
+    "tensorflow": (b"\x89HDF\r\n\x1a\n" + bytes(100), "is a file of TensorFlow's or Keras's"),
+    "numpy": (b"\x93NUMPY\x01\x00" + bytes(100), "is a file of NumPy's: save the model by PyTorch"),
     "empty": (b"", "is empty: copy or download it again"),
 }
 
