@@ -79,6 +79,7 @@ bench: $(VENV)/.installed-bench
 	@test -n "$$FEDHUBERT_CORPUS" || { echo "the benchmarks on speech need FEDHUBERT_CORPUS: a folder of speech with a manifest.csv"; exit 1; }
 	$(BIN)/python -m tests.benchmarks.clusters
 	$(BIN)/python -m tests.benchmarks.codecs
+	$(BIN)/python -m tests.benchmarks.overhead
 	$(BIN)/python -m tests.benchmarks.deployment
 	$(BIN)/python -m tests.benchmarks.sites
 	$(BIN)/python -m tests.benchmarks.secure_rounds
