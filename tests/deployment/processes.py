@@ -95,3 +95,20 @@ def marked_processes(mark: str) -> Iterator[tuple[int, str]]:
                 )
         except (OSError, ProcessLookupError):
             continue
+
+
+def children(parent: int) -> dict[int, str]:
+    """Return the command lines of the processes that ``parent`` has started, by their ids."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and _parent(folder) == parent:
+                command = (folder / "cmdline").read_bytes()
+                found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+    return found
+
+
+def _parent(folder: Path) -> int:
+    return int((folder / "stat").read_text().rpartition(")")[2].split()[1])

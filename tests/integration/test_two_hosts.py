@@ -3,16 +3,19 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from fedhubert.compose import compose
+from tests.deployment.processes import LONG_S, children, free_port, wait_until
+from tests.federation.conftest import app_identity  # noqa: F401
+from tests.federation.test_runs import play
 
 from .conftest import events
 from .test_resume import start, wait_for
@@ -32,20 +35,11 @@ class Host:
 
     def workers(self) -> set[int]:
         """Return the process ids of the workers that this host's raylet has started."""
-        return {pid for pid, title in children(self.raylet) if "ClientAppActor" in title}
+        return {pid for pid, title in children(self.raylet).items() if "ClientAppActor" in title}
 
 
-def children(parent: int) -> list[tuple[int, str]]:
-    """Return (process id, title) of a process's children."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True
-    ).stdout.splitlines()
-    pairs = (line.split(maxsplit=1) for line in listed)
-    return [(int(number), title) for number, title in pairs]
-
-
-def started(*arguments: str) -> Host:
-    """Start a host, and wait for its raylet."""
+def started(up: list[subprocess.Popen[bytes]], *arguments: str) -> Host:
+    """Start a host, note it in ``up``, and wait for its raylet."""
     ray = str(Path(sys.executable).with_name("ray"))
     common = ["--block", "--disable-usage-stats", f"--object-store-memory={STORE_BYTES}"]
     process = subprocess.Popen(
@@ -53,38 +47,39 @@ def started(*arguments: str) -> Host:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        for pid, title in children(process.pid):
-            if "raylet/raylet" in title.split(maxsplit=1)[0]:
-                return Host(process, pid)
-        time.sleep(0.5)
-    raise AssertionError("no raylet")
+    up.append(process)
+    found: list[int] = []
+
+    def there() -> bool:
+        found[:] = [
+            pid for pid, title in children(process.pid).items() if "raylet/raylet " in title
+        ]
+        return bool(found)
+
+    wait_until(there, "raylet", LONG_S)
+    return Host(process, found[0])
 
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[str, Host, Host]]:
     """Return the address of a cluster, its head with room for two workers, and a host with room for one."""
     folder = tempfile.mkdtemp(prefix="ray-")  # a test's own is too long for Ray's sockets
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    up: list[Host] = []
+    port = free_port()
+    up: list[subprocess.Popen[bytes]] = []
     try:
-        head = ["--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
-        up.append(started(*head, f"--temp-dir={folder}"))
-        up.append(started(f"--address=127.0.0.1:{port}", "--num-cpus=1"))
-        yield f"127.0.0.1:{port}", up[0], up[1]
+        options = [f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
+        head = started(up, "--head", *options, f"--temp-dir={folder}")
+        other = started(up, f"--address=127.0.0.1:{port}", "--num-cpus=1")
+        yield f"127.0.0.1:{port}", head, other
     finally:
-        for host in reversed(up):
-            os.killpg(host.process.pid, signal.SIGTERM)
-        for host in up:
-            host.process.wait(timeout=60)
+        for process in reversed(up):
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in up:
+            process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_host_that_is_killed_in_the_middle_of_a_round_changes_no_bit(
-    finished: Path,
     hosts: tuple[str, Host, Host],
     command: Callable[..., list[str]],
     environment: dict[str, str],
@@ -92,15 +87,18 @@ def test_a_host_that_is_killed_in_the_middle_of_a_round_changes_no_bit(
 ) -> None:
     address, head, other = hosts
     out, log = tmp_path / "run", tmp_path / "log"
-    options = [f"simulation.ray_address={address}", "simulation.num_workers=2"]
+    steps, state = "client.local_steps=20", f"client.state_dir={tmp_path / 'state'}"
+    options = [f"simulation.ray_address={address}", "simulation.num_workers=2", steps]
     process = start(command(out, *options), environment, log)
-    wait_for(log, "round 1/3", process, timeout_s=400)
+    wait_for(log, "round 1/3", process, timeout_s=LONG_S)
     # the model and the updates of one of them cross from one object store to the other
     assert len(head.workers()) == len(other.workers()) == 1
     os.kill(other.raylet, signal.SIGKILL)
-    assert process.wait(timeout=400) == 0, log.read_text()
+    alone = compose(command(tmp_path / "alone", steps, state)[4:])
+    play(alone)  # meanwhile, in this process
+    assert process.wait(timeout=LONG_S) == 0, log.read_text()
     assert "a worker process has died; a new one takes its place" in log.read_text()
     rounds = [event for event in events(out) if event["event"] == "round"]
     assert [len(event["clients"]) for event in rounds] == [3] * 3
     assert not any(event["failed"] for event in rounds)
-    assert_same_model(finished, out)
+    assert_same_model(tmp_path / "alone", out)

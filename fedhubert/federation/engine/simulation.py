@@ -38,6 +38,14 @@ log = logging.getLogger("fedhubert")
 MANY_CLIENTS = 64
 _LEAST_STORE_BYTES = 512 * 2**20
 _LOOK_FOR_DEATHS_S = 1.0
+_LOST_HOST = {
+    "RAY_task_actor_unavailable_retry_delay_base_ms": "20000",
+    "RAY_task_actor_unavailable_retry_max_delay_ms": "20000",
+}
+_LOST_HOST_RETRIES = 4
+"""Ray finds out that a host of its cluster is gone after 15 s, or 65 where not even its kernel
+answers (five health checks), and only then starts the workers elsewhere. What is tried again before
+that fails, so that each try waits."""
 _STARTS = "ConsolePopen"
 """What Ray starts its processes by."""
 
@@ -99,6 +107,8 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
     with clients_heard() as told, _ray(config, told), _quiet_flower(), most:
         # Flower hands them all to Ray
         workers = {"num_cpus": 1, "num_gpus": config.simulation.gpus_per_client, **MENDING}
+        if config.simulation.ray_address:
+            workers["max_task_retries"] = _LOST_HOST_RETRIES
         backend = {"client_resources": workers}
         try:
             run_simulation(server_app, client_app, num_supernodes(config), backend_config=backend)  # type: ignore[arg-type]
@@ -118,6 +128,8 @@ def simulate(config: Config, serve: Callable[[Grid], None], stop: threading.Even
 def _ray(config: Config, told: Path) -> Iterator[None]:
     """Start Ray ourselves, before Flower does: we choose its size, and what is wrong with it is
     said by name. Workers write what fails to ``told``, too."""
+    if config.simulation.ray_address:
+        os.environ.update(_LOST_HOST | os.environ)
     import ray
 
     simulation = config.simulation
