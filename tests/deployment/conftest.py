@@ -150,7 +150,12 @@ class Deployment:
         return self.start(f"node-{number}", "flower-supernode", *where, *(options or secure), **how)
 
     def start_site(
-        self, number: int, *options: str, superlink: str = "127.0.0.1", **how: Any
+        self,
+        number: int,
+        *options: str,
+        superlink: str = "127.0.0.1",
+        device: str = "auto",
+        **how: Any,
     ) -> Running:
         """Start site ``number`` by `fedhubert site`; ``options`` replace those that make it secure."""
         site = self.folder / f"site-{number}"
@@ -164,7 +169,7 @@ class Deployment:
             f"--of={self.num_sites}",
         ]
         where = [f"--manifest={site / 'manifest.csv'}", f"--state-dir={site / 'state'}"]
-        where.append(f"--policy={open_policy(self.folder)}")
+        where += [f"--policy={open_policy(self.folder)}", f"--device={device}"]
         return self.start(
             f"site-{number}", "fedhubert", "site", *what, *where, *(options or secure), **how
         )

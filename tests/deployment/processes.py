@@ -102,7 +102,7 @@ def children(parent: int) -> dict[int, str]:
     found = {}
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and _parent(folder) == parent:
+            if folder.name.isdigit() and int(_stat(folder)[1]) == parent:
                 command = (folder / "cmdline").read_bytes()
                 found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         except OSError:
@@ -110,5 +110,12 @@ def children(parent: int) -> dict[int, str]:
     return found
 
 
-def _parent(folder: Path) -> int:
-    return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+def cpu_s(pid: int) -> float:
+    """Return the processor's seconds that a process has taken."""
+    taken = _stat(Path(f"/proc/{pid}"))[11:13]
+    return sum(map(int, taken)) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(folder: Path) -> list[str]:
+    """Return what Linux says of a process, from its state on."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()

@@ -11,7 +11,7 @@ import pytest
 from fedhubert.cli import main
 
 from .conftest import NODES, Deployment, write_site
-from .processes import LONG_S, Running, wait_until
+from .processes import LONG_S, Running, children, wait_until
 from .test_federation import assert_same_model, events
 
 pytestmark = pytest.mark.deployment
@@ -43,27 +43,8 @@ def ready(site: Running) -> None:
     site.wait_for("ready: torch and the handlers are loaded")
 
 
-def children(site: Running) -> dict[int, str]:
-    """Return the command lines of the processes that a site has started, by their ids."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            parent = (
-                (folder / "stat").read_text().rpartition(")")[2].split()[1]
-                if folder.name.isdigit()
-                else ""
-            )
-            if parent == str(site.popen.pid):
-                found[int(folder.name)] = (
-                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                )
-        except OSError:
-            continue
-    return found
-
-
 def worker(site: Running) -> int:
-    (pid,) = [pid for pid, command in children(site).items() if "spawn_main" in command]
+    (pid,) = [pid for pid, command in children(site.popen.pid).items() if "spawn_main" in command]
     return pid
 
 
@@ -137,7 +118,7 @@ def test_a_site_ends_when_it_is_told_to_and_its_processes_with_it(sites: Deploym
         (signal.SIGKILL, -signal.SIGKILL),
     ):
         site = sites.node[1]
-        started = children(site)
+        started = children(site.popen.pid)
         assert any("supernode_process" in command for command in started.values())
         site.popen.send_signal(number)
         assert site.wait() == code, site.text()
