@@ -39,6 +39,7 @@ clients: played on this host by simulation.num_workers workers; or, with
   down_mbit_s=N           and receives (default: the same)
 server:
   round_overhead_s=N      of a round beside all that (0.5; on real sites 15)
+  client_ms=N             milliseconds for each client of a round (0.045)
   fold_ns=N, step_ns=N    nanoseconds per parameter for an update (4) and for a round's end (20)
   server_gflop_s=N        1e9 operations a second of its matrix products (50), for federated.strategy=FedMuon
   disk_mb_s=N             checkpoints, written and forced to disk (150)
@@ -104,10 +105,12 @@ def report(inputs: "Inputs", found: "RunPlan", said: dict[str, str]) -> dict[str
         "labels_s": found.labels_s,
         "rounds_s": math.fsum(part.seconds for part in rounds),
         "final_s": found.final_s,
+        "opened_s": inputs.opened_s,
         "seconds": found.seconds,
         "server_s": found.server_s,
         "server_memory_bytes": sizes.server_memory(inputs),
         "client_memory_bytes": sizes.client_memory(inputs),
+        "data_memory_bytes": list(sizes.data_memory(inputs)),
         "checkpoint_bytes": sizes.checkpoint_disk(inputs),
         "per_client": [
             {**asdict(share), "state_bytes": sizes.site_disk(inputs, client)}
@@ -141,7 +144,7 @@ def table(inputs: "Inputs", found: "RunPlan") -> "Table":
         _work(inputs, found),
         _wire(inputs, found),
         _privacy(inputs),
-        _time(found),
+        _time(inputs, found),
         _space(inputs),
     ):
         for row in section:
@@ -224,8 +227,10 @@ def _privacy(inputs: "Inputs") -> Iterator[Row]:
         yield "clients of a sum who have to be honest", str(found.honest_clients)
 
 
-def _time(found: "RunPlan") -> Iterator[Row]:
+def _time(inputs: "Inputs", found: "RunPlan") -> Iterator[Row]:
     rounds = found.rounds
+    if inputs.rows:
+        yield "the manifest, read by each process", "", duration(inputs.opened_s)
     yield (
         "a round (mean, longest)",
         ", ".join(
@@ -257,6 +262,9 @@ def _space(inputs: "Inputs") -> Iterator[Row]:
         "",
         _bytes(sizes.client_memory(inputs)),
     )
+    if inputs.rows:
+        first, later = map(_bytes, sizes.data_memory(inputs))
+        yield "memory of the manifest, first and later processes", "", f"{first}, {later}"
     yield "checkpoints on disk", _bytes(sizes.checkpoint_disk(inputs))
     yield (
         "state folders of sites",

@@ -51,6 +51,9 @@ class Rates(Model):
     """What a round takes beside training, transfer and the server's arithmetic; None: 15 on real
     sites, else 0.5."""
 
+    client_ms: NonNegative = 0.045
+    """The server's milliseconds for each client of a round: what it says is checked and booked."""
+
     fold_ns: NonNegative = 4.0
     """The server's nanoseconds per parameter for each update."""
 
@@ -117,6 +120,9 @@ class Inputs:
         all_parameters: Frozen ones included.
         clients: By partition.
         teacher_bytes: What is sent once to each site that lacks it.
+        rows: Of the manifest; 0 where there is none.
+        opened_s: Seconds in which it was read, cut into clients and counted here, as each process
+            of a run does before its first batch.
     """
 
     config: Config
@@ -125,6 +131,8 @@ class Inputs:
     clients: tuple[ClientAudio, ...]
     rates: Rates
     teacher_bytes: int = 0
+    rows: int = 0
+    opened_s: float = 0.0
 
     @cached_property
     def numel(self) -> int:

@@ -167,6 +167,7 @@ class _Planner:
             self._positions[part] += done.micro_batches
         clients_s = max(finished[node] for node in heard)
         server_s = 1e-9 * self._inputs.numel * (rates.fold_ns * len(heard) + rates.step_ns)
+        server_s += 1e-3 * rates.client_ms * len(asked)
         server_s += 1e-9 * self._step_flop / rates.server_gflop_s
         server_s += 1e-6 * sizes.written(self._inputs, number) / rates.disk_mb_s
         server_s += privacy.server_noise_s(self._inputs)

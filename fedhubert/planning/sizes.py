@@ -14,6 +14,10 @@ from fedhubert.training.ranks import BUCKET_BYTES
 _SERVER_BYTES, _SERVER_BYTES_EACH = 400e6, 19.0
 """Private memory of the server that adds updates up, without a model and per parameter: measured by
 tests/benchmarks/rounds.py."""
+_CLIENT_BYTES = 2000.0
+"""Of each client that there is, and what it has said: measured by tests/benchmarks/cohorts.py."""
+_ROW_BYTES, _MAPPED_ROW_BYTES = 370.0, 195.0
+"""Of each row of the manifest: measured by tests/benchmarks/corpora.py."""
 
 
 def model_bytes(inputs: Inputs) -> int:
@@ -37,22 +41,31 @@ def reply_bytes(inputs: Inputs, clients: int) -> int:
 
 
 def server_memory(inputs: Inputs) -> float:
-    """Return the bytes of the server's process and, in a simulation, of Ray's object store."""
+    """Return the bytes of the server's process and, in a simulation, of Ray's object store, which
+    goes on to fresh memory up to its size before it uses again what was freed."""
     federated = inputs.config.federated
     memory = (
         _SERVER_BYTES
         + _SERVER_BYTES_EACH * inputs.numel
         + 4.0 * inputs.all_parameters
         + space.server_state_bytes(inputs.config, inputs.layout)
+        + _CLIENT_BYTES * len(inputs.clients)
     )
     memory += strategy_of(federated).round_bytes(inputs.numel)
     if not inputs.rates.on_sites:
-        sharded = num_supernodes(inputs.config) < len(inputs.clients)
+        nodes, workers = num_supernodes(inputs.config), inputs.config.simulation.num_workers
+        sharded = nodes < len(inputs.clients)
         sharded |= inputs.config.secure.enabled  # 8 bytes a parameter, too
-        memory += object_store_bytes(
-            inputs.numel, inputs.config.simulation.num_workers, sharded=sharded
-        )
+        replies = min(nodes, federated.clients_per_round)
+        put = inputs.numel * (4 + replies * (8 if sharded else 4)) * federated.num_rounds
+        memory += min(put, object_store_bytes(inputs.numel, workers, sharded=sharded))
     return memory
+
+
+def data_memory(inputs: Inputs) -> tuple[float, float]:
+    """Return the bytes that the manifest and its cut into clients take in the first process of a
+    site, which reads it, and in a later one, which maps what the first has written."""
+    return _ROW_BYTES * inputs.rows, _MAPPED_ROW_BYTES * inputs.rows
 
 
 def client_memory(inputs: Inputs) -> float:

@@ -1,7 +1,9 @@
 """From the words of ``fedhubert plan`` to what is planned, with a line for each assumption that
 says where it is from."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from pydantic import Field, field_validator
 
@@ -45,9 +47,11 @@ class Words(Model):
 _WORDS = {field.alias or name for name, field in Words.model_fields.items()}
 
 
-def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
+def read_words(
+    arguments: Sequence[str], clock: Callable[[], float] = time.monotonic
+) -> tuple[Inputs, dict[str, str], bool]:
     """Return what is planned, its assumptions (name -> value and where it is from), and whether
-    JSON is asked for.
+    JSON is asked for. ``clock`` times the opening of the manifest.
 
     Raises:
         FedhubertError: a word or setting that is wrong or missing, with the remedy; audio or a
@@ -73,10 +77,16 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
     stated = asked.hours is not None or asked.hours_per_client is not None
     if not stated and config.data.manifest is not None:
         config = with_absolute_data(config)
+        started = clock()
         site = open_data(config)
         clients, audio = audio_of(site), f"{config.data.manifest}, to the batch"
+        for number in range(len(clients)):  # as a site does, for the time that it takes
+            part = site.partition(number)
+            site.fingerprint(part, "plan")
+            part.train_plan.audio_s(part.train_plan.first(0))
+        rows, opened_s = len(site.manifest), clock() - started
     else:
-        site = None
+        site, rows, opened_s = None, 0, 0.0
         clients = stated_audio(config, asked.hours, asked.hours_per_client)
         audio = (
             f"given; batches of data.batch_seconds={config.data.batch_seconds:g}, the most they "
@@ -88,7 +98,8 @@ def read_words(arguments: Sequence[str]) -> tuple[Inputs, dict[str, str], bool]:
         found = {"audio_s_per_s": measured.trained, "score_audio_s_per_s": measured.scored}
         given, sources = found | given, dict.fromkeys(found, measured.said) | sources
     rates = validate(Rates, given)
-    inputs, said = inputs_of(config, clients, rates), {"audio": audio, **_said(rates, sources)}
+    inputs = replace(inputs_of(config, clients, rates), rows=rows, opened_s=opened_s)
+    said = {"audio": audio, **_said(rates, sources)}
     if inputs.ranks > 1 and rates.rank_efficiency is None:
         said["rank_efficiency"] = "1: as if the devices of a client cost each other nothing"
     return inputs, said, asked.as_json

@@ -43,6 +43,29 @@ def write_corpus(folder: Path, rows: int) -> None:
             file.write(f"{name},{speaker},en,{samples},16000,{archive_name},{offset},{size}\n")
 
 
+def overrides(folder: Path, state: str, clients: int) -> list[str]:
+    """Return those of the run."""
+    return [
+        f"data.manifest={folder / 'manifest.csv'}",
+        "data.min_seconds=0.5",
+        "data.partition.kind=speaker",
+        f"federated.num_clients={clients}",
+        f"client.state_dir={folder / state}",
+        "model=hubert_tiny",
+    ]
+
+
+def planned(folder: Path, clients: int) -> dict[str, float]:
+    """Return what ``fedhubert plan`` says of a process's start: CPU seconds, and memory, MB."""
+    from fedhubert.planning import sizes
+    from fedhubert.planning.words import read_words
+
+    asked = [*overrides(folder, "planned", clients), "audio_s_per_s=1"]
+    inputs, _, _ = read_words(asked, time.process_time)
+    first, later = sizes.data_memory(inputs)
+    return {"s": inputs.opened_s, "first_mb": first / 2**20, "later_mb": later / 2**20}
+
+
 def start(folder: Path, clients: int) -> dict[str, float]:
     """Do what a process does before its first step; return seconds of each part, and memory."""
     from fedhubert.clients.data import open_site
@@ -53,19 +76,7 @@ def start(folder: Path, clients: int) -> dict[str, float]:
     from fedhubert.federation.wire.messages.nodes import Describe
     from fedhubert.federation.wire.protocol import Request
 
-    manifest, state = folder / "manifest.csv", folder / "state"
-    job = client_job(
-        compose(
-            [
-                f"data.manifest={manifest}",
-                "data.min_seconds=0.5",
-                "data.partition.kind=speaker",
-                f"federated.num_clients={clients}",
-                f"client.state_dir={state}",
-                "model=hubert_tiny",
-            ]
-        )
-    )
+    job = client_job(compose(overrides(folder, "state", clients)))
     node = {"partition-id": 0, "num-partitions": 2}
     before, taken = memory_mb(), dict[str, float]()
 
@@ -96,9 +107,9 @@ def start(folder: Path, clients: int) -> dict[str, float]:
 PARTS, KINDS = ("read", "partition", "describe", "batch"), ("_s", "_cpu_s")
 
 
-def case(folder: str, clients: str) -> dict[str, float]:
-    """The start of one process."""
-    return start(Path(folder), int(clients))
+def case(what: str, folder: str, clients: str) -> dict[str, float]:
+    """The start of one process, or the plan of it."""
+    return {"start": start, "plan": planned}[what](Path(folder), int(clients))
 
 
 def compare(rows: int, clients: int) -> None:
@@ -106,10 +117,13 @@ def compare(rows: int, clients: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_corpus(Path(folder), rows)
         for process in ("first", "later"):
-            found = case_alone(__spec__.name, folder, clients)
+            plan = case_alone(__spec__.name, "plan", folder, clients)
+            found = case_alone(__spec__.name, "start", folder, clients)
             name = f"{rows} utterances, {process} process of a site"
             figure(f"{name}: CPU to the first batch", found["all_cpu_s"], MOST_S, "s", **found)
             figure(f"{name}: memory", found["mb"], MOST_MB, "MB")
+            figure(f"{name}: CPU beside the plan", found["all_cpu_s"], plan["s"], "s")
+            figure(f"{name}: memory beside the plan", found["mb"], plan[f"{process}_mb"], "MB")
 
 
 def main() -> None:

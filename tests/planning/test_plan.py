@@ -257,6 +257,33 @@ def test_what_a_strategy_takes_is_planned() -> None:
     }
 
 
+def test_what_the_server_takes_for_each_client_and_in_the_store_is_planned() -> None:
+    """A model of 1e6 parameters; a node for each of 50 clients, or four for 1 000: two rounds of 0.1 of them, then as many as the store holds."""
+    found = {}
+    for count, rounds in ((50, 2), (1000, 2), (1000, 100)):
+        settings = [
+            f"federated.num_rounds={rounds}",
+            "federated.client_fraction=0.1",
+            "simulation.num_workers=2",
+        ]
+        inputs, _ = planned([audio(1.0)] * count, settings, audio_s_per_s=1.0)
+        sites, _ = planned([audio(1.0)] * count, settings, audio_s_per_s=1.0, up_mbit_s=1.0)
+        store = sizes.server_memory(inputs) - sizes.server_memory(sites)
+        found[count, rounds] = (store, sizes.server_memory(sites))
+    assert found[50, 2][0] == 2 * (4e6 + 5 * 4e6)
+    assert found[1000, 2][0] == 2 * (4e6 + 4 * 8e6) and found[1000, 100][0] == 512 * 2**20
+    assert found[1000, 2][1] - found[50, 2][1] == 950 * sizes._CLIENT_BYTES
+
+
+def test_opening_the_manifest_is_timed_where_there_is_one(settings: list[str]) -> None:
+    inputs, _, _ = read_words([*settings, "audio_s_per_s=1"])
+    assert inputs.rows == 12 and inputs.opened_s > 0
+    first, later = sizes.data_memory(inputs)
+    assert first > later > 0
+    stated, _, _ = read_words([*settings, "audio_s_per_s=1", "hours=1"])
+    assert (stated.rows, stated.opened_s, sizes.data_memory(stated)) == (0, 0.0, (0.0, 0.0))
+
+
 @pytest.mark.parametrize("data", ["audio", "noise"])
 def test_speed_is_measured_by_training(
     settings: list[str], data: str, monkeypatch: pytest.MonkeyPatch

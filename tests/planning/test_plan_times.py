@@ -29,7 +29,8 @@ def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
         "up_mbit_s": 8.0,
         "down_mbit_s": 16.0,
     }
-    server = {"round_overhead_s": 3.0, "fold_ns": 1000.0, "step_ns": 500.0, "disk_mb_s": 4.0}
+    server = {"round_overhead_s": 3.0, "fold_ns": 1000.0, "step_ns": 250.0, "disk_mb_s": 4.0}
+    server["client_ms"] = 125.0
     _, found = planned(
         [audio(4.0, 8.0), audio(2.0, 4.0)], ["checkpoint.every=2"], **times, **server
     )
