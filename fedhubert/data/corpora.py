@@ -11,8 +11,7 @@ from pathlib import Path
 
 from fedhubert.config import Config
 from fedhubert.data.folders import Candidate, Found, walk
-from fedhubert.data.manifest_files import REQUIRED
-from fedhubert.data.parts import ARCHIVE, CUT
+from fedhubert.data.parts import ARCHIVE, CUT, REQUIRED
 from fedhubert.errors import ConfigError, DataError
 
 SAMPLE_LANGUAGES = ("en", "es", "fr", "it", "ru")

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from fedhubert.data.audio import Recording, read_audio
 from fedhubert.data.cells import AT_ONCE, picked
-from fedhubert.data.manifest_files import REQUIRED, TSV_RATE_HZ, Table, csv_lines, read_table
-from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, Parts, parts_of, with_parts
+from fedhubert.data.manifest_files import TSV_RATE_HZ, Table, csv_lines, read_table
+from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, REQUIRED, Parts, parts_of, with_parts
 from fedhubert.errors import DataError, quoted
 
 __all__ = ["REQUIRED", "Manifest"]

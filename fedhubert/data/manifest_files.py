@@ -15,11 +15,10 @@ import numpy.typing as npt
 
 from fedhubert.data.audio import MAX_SAMPLES, audio_info
 from fedhubert.data.cells import Cells
-from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT
+from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, REQUIRED
 from fedhubert.data.strangers import mistaken_for_manifest
 from fedhubert.errors import DataError
 
-REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
 MAX_RATE_HZ = 2**24
 """What a row may say; more is a damaged or hostile file."""
 TSV_RATE_HZ = 16000

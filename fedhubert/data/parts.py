@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fedhubert.data.cells import Cells
 from fedhubert.errors import DataError
 
+REQUIRED = ("path", "speaker", "num_samples", "sample_rate")
 CUT = ("start_s", "end_s")
 CHANNEL = "channel"
 ARCHIVE = ("archive", "byte_offset", "byte_size")
