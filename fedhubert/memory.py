@@ -5,7 +5,7 @@ import ctypes
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """``M_...`` of glibc's malloc.h."""
 
-KEPT_BYTES = 2**30
+KEPT_BYTES, _MOST_IN_A_HEAP = 2**30, 2**25
 
 
 def keep_freed() -> None:
@@ -20,5 +20,6 @@ def keep_freed() -> None:
     except (AttributeError, OSError, TypeError):
         return
     mallopt(_ARENA_MAX, 1)
-    mallopt(_MMAP_THRESHOLD, KEPT_BYTES)
+    # older ones take no more than half of a heap, and would map all pieces once trimming is set
+    _ = mallopt(_MMAP_THRESHOLD, KEPT_BYTES) or mallopt(_MMAP_THRESHOLD, _MOST_IN_A_HEAP)
     mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
