@@ -95,3 +95,8 @@ def picked(values: Sequence[str], rows: npt.NDArray[np.int64]) -> list[str]:
     text = np.ascontiguousarray(values.text).data
     ends = zip(values.offsets[rows].tolist(), values.offsets[rows + 1].tolist(), strict=True)
     return [str(text[begin:end], "utf-8", "replace") for begin, end in ends]
+
+
+def first_middle_last(count: int) -> list[int]:
+    """Return the places of the first, the middle and the last of ``count``; fewer of fewer."""
+    return sorted({0, count // 2, count - 1} & set(range(count)))

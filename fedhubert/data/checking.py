@@ -12,6 +12,7 @@ import soundfile
 
 from fedhubert.data import flac
 from fedhubert.data.audio import MAX_READ_S, Recording, check_rate, mixed, open_audio
+from fedhubert.data.batching import SAMPLE_RATE_HZ
 from fedhubert.data.headers import layout_of
 from fedhubert.data.pauses import Pauses
 from fedhubert.errors import DataError
@@ -31,8 +32,6 @@ REMEDIES = {
 }
 """What to do about each kind of warning."""
 
-RATE_HZ = 16000
-"""The rate that audio is trained at."""
 _BLOCK = 2**18
 _QUIET, _FULL_SCALE, _CLIPPED_SHARE, _BEYOND = 1e-3, 0.999, 1e-3, 1.5
 _AS_LOUD = 0.99
@@ -88,7 +87,7 @@ def listen(recording: Recording, settings: Settings) -> Heard:
     if loose and os.path.isfile(recording.path) and recording.path.stat().st_size == 0:
         raise DataError(f"{recording}: empty file")
     with open_audio(recording) as file:
-        check_rate(recording, file.samplerate, RATE_HZ)
+        check_rate(recording, file.samplerate, SAMPLE_RATE_HZ)
         channel = _wanted(file, recording, settings)
         sums = _Sums(file.channels)
         pauses = Pauses(file.samplerate, settings.cut_s) if settings.cut_s else None

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedhubert.data.folders import Candidate, Found
+from fedhubert.data.folders import UNKNOWN, Candidate, Found
 from fedhubert.data.lists import text_of
 from fedhubert.errors import DataError
 
 _KEPT = {"sentence": "text", "age": "age", "gender": "gender", "accents": "accent"}
 _KEPT |= {"accent": "accent", "variant": "variant"}
-_UNKNOWN = "unknown"
 
 
 def scan_common_voice(root: Path, splits: Sequence[str] = ("validated",)) -> Found:
@@ -45,7 +44,7 @@ def scan_common_voice(root: Path, splits: Sequence[str] = ("validated",)) -> Fou
                 if item.path not in seen:
                     seen.add(item.path)
                     found.candidates.append(item)
-    nameless = sum(item.speaker == _UNKNOWN for item in found.candidates)
+    nameless = sum(item.speaker == UNKNOWN for item in found.candidates)
     if nameless:
         found.remarks.append(
             f"warning: {nameless} of {len(found.candidates)} clips have no client_id: their "
@@ -82,6 +81,6 @@ def _clips(root: Path, table: Path, split: str) -> Iterator[Candidate]:
                 columns["split"] = split
                 path = os.path.relpath(folder / name, root)
                 kept = {key: value for key, value in columns.items() if value}
-                yield Candidate(path, row["client_id"] or _UNKNOWN, kept)
+                yield Candidate(path, row["client_id"] or UNKNOWN, kept)
     except csv.Error as error:
         raise DataError(f"cannot read {table}: {error}", setting="--root") from None

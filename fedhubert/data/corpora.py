@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedhubert.config import Config
-from fedhubert.data.folders import Candidate, Found, walk
+from fedhubert.data.folders import UNKNOWN, Candidate, Found, walk
 from fedhubert.data.parts import ARCHIVE, CUT, REQUIRED
 from fedhubert.errors import ConfigError, DataError
 
 SAMPLE_LANGUAGES = ("en", "es", "fr", "it", "ru")
-UNKNOWN = "unknown"
 DEFAULT_SPEAKER_PATTERN = "{speaker}/"
 
 _APT_TIMEOUT_S = 900

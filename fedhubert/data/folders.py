@@ -34,6 +34,8 @@ FOREIGN_SUFFIXES = (
 """Audio that it does not read."""
 ARCHIVE_SUFFIXES = (".tar", ".zip", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".parquet")
 
+UNKNOWN = "unknown"
+"""The speaker of what nobody says the speaker of."""
 _FFMPEG = "`ffmpeg -i IN{} -ac 1 -ar 16000 OUT.flac`"
 
 

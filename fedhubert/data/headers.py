@@ -56,9 +56,10 @@ def _known(path: Path, offset: int, size: int, changed_ns: int, name: str) -> La
     with path.open("rb") as file:
         file.seek(offset)
         head = file.read(min(size, _HEAD_BYTES))
-        tag = mpeg.after_tag(head, 0)
-        file.seek(offset + tag)
-        behind = file.read(max(0, min(size - tag, _HEAD_BYTES)))
+        behind, tag = b"", mpeg.after_tag(head, 0)
+        if tag:
+            file.seek(offset + tag)
+            behind = file.read(max(0, min(size - tag, _HEAD_BYTES)))
     if behind[:4] in _TAGGED:
         offset, size, head = offset + tag, size - tag, behind
     for form in (_wav, _flac, _mpeg, _ogg, _contained):

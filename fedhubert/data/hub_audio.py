@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedhubert.data.folders import Candidate, Found, walk
+from fedhubert.data.folders import UNKNOWN, Candidate, Found, walk
 from fedhubert.data.lists import text_of
 from fedhubert.data.parts import ARCHIVE
 from fedhubert.data.strangers import about_audio
@@ -23,7 +23,6 @@ SHARD_BYTES = 2**30
 _SPEAKER = ("speaker_id", "speaker", "client_id", "spk_id", "spk")
 _KEPT = {"language": "language", "locale": "language", "lang": "language"}
 _KEPT |= {"text": "text", "transcription": "text", "sentence": "text"}
-_UNKNOWN = "unknown"
 _FILE = ("file_name", "audio_file_name")
 _TABLES = ("metadata.csv", "metadata.jsonl")
 
@@ -73,7 +72,7 @@ def _check_no_arrow(root: Path) -> None:
 
 
 def _named(found: Found) -> Found:
-    unknown = sum(item.speaker == _UNKNOWN for item in found.candidates)
+    unknown = sum(item.speaker == UNKNOWN for item in found.candidates)
     if unknown:
         found.remarks.append(
             f"warning: {unknown} of {len(found.candidates)} rows name no speaker "
@@ -159,7 +158,7 @@ def _rows(file: Path) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
 
 def _described(row: Mapping[str, Any], speaker_column: str | None) -> tuple[str, dict[str, str]]:
     names = (speaker_column,) if speaker_column else _SPEAKER
-    speaker = next((str(row[name]) for name in names if row.get(name) not in (None, "")), _UNKNOWN)
+    speaker = next((str(row[name]) for name in names if row.get(name) not in (None, "")), UNKNOWN)
     kept = {ours: str(row[theirs]) for theirs, ours in _KEPT.items() if row.get(theirs)}
     return speaker, kept
 

@@ -4,7 +4,7 @@
 import re
 from pathlib import Path
 
-from fedhubert.data.folders import Candidate, Found
+from fedhubert.data.folders import UNKNOWN, Candidate, Found
 from fedhubert.data.lists import text_of
 from fedhubert.data.parts import CHANNEL
 from fedhubert.data.places import Bases, rooted
@@ -62,7 +62,7 @@ def scan_kaldi(folder: Path, audio_root: Path | None = None) -> Found:
         if channels.get(recording):
             columns.setdefault(CHANNEL, channels[recording])
         used = {key: value for key, value in columns.items() if value or key == "utterance"}
-        candidates.append(Candidate(recordings[recording], speakers.get(name, "unknown"), used))
+        candidates.append(Candidate(recordings[recording], speakers.get(name, UNKNOWN), used))
     remarks = []
     nameless = sum(item.columns["utterance"] not in speakers for item in candidates)
     if not speakers:

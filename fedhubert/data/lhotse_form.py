@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhubert.data.folders import Candidate, Found
+from fedhubert.data.folders import UNKNOWN, Candidate, Found
 from fedhubert.data.parts import CHANNEL
 from fedhubert.data.places import Bases, rooted
 from fedhubert.errors import DataError
@@ -119,5 +119,5 @@ def _candidate(part: _Part, bases: Bases) -> Candidate:
             for name, value in (("language", said.language), ("text", said.text))
             if value
         }
-    speaker = str(said.speaker) if said is not None and said.speaker else "unknown"
+    speaker = str(said.speaker) if said is not None and said.speaker else UNKNOWN
     return Candidate(bases.find(str(source.source)), speaker, columns)

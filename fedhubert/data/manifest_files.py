@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.audio import MAX_SAMPLES, audio_info
-from fedhubert.data.cells import Cells
+from fedhubert.data.cells import Cells, first_middle_last
 from fedhubert.data.parts import ARCHIVE, CHANNEL, CUT, REQUIRED
 from fedhubert.data.strangers import mistaken_for_manifest
 from fedhubert.errors import DataError
@@ -239,7 +239,7 @@ def _one_rate(path: Path, root: Path, paths: list[str]) -> int:
     """Return the rate of a ``.tsv``'s audio, which its lines do not tell: that of its first, middle
     and last file (each is held against it when it is read)."""
     found = {}
-    for row in sorted({0, len(paths) // 2, len(paths) - 1} & set(range(len(paths)))):
+    for row in first_middle_last(len(paths)):
         try:
             found[audio_info(root / paths[row])[1]] = paths[row]
         except (DataError, ValueError):  # said by name when it is read

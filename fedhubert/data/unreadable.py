@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhubert.data.audio import check_there
+from fedhubert.data.cells import first_middle_last
 from fedhubert.data.manifest import Manifest
 from fedhubert.errors import DataError, FedhubertError
 
@@ -83,7 +84,7 @@ def check_files(manifest: Manifest, rows: npt.NDArray[np.int64], share: float) -
         except DataError as error:
             missing.append(error)
     if not missing:
-        _check_read(manifest, sorted({*looked[:1], *looked[len(looked) // 2 :][:1], *looked[-1:]}))
+        _check_read(manifest, [looked[place] for place in first_middle_last(len(looked))])
         return
     said = f"{len(missing)} of {len(looked)} files that the manifest names are not there"
     first = f"{said}; the first: {missing[0]}"
