@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,11 @@ def left_behind(out: Path) -> list[str]:
         except OSError:  # it has ended, or is somebody else's
             continue
     return found
+
+
+def past_round(number: int) -> str:
+    """Return the pattern of a line about a later round: on a quiet machine a line may stand for several."""
+    return f"round ({'|'.join(map(str, range(number + 1, number + 100)))})/4000"
 
 
 @pytest.mark.slow
@@ -62,15 +66,16 @@ def test_the_command_that_is_said_goes_on(
     command: Command, environment: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    asked = command(out, "federated.num_rounds=40")
-    seen = on_terminal(asked, environment, at="round 2/40: train", press="^C", timeout_s=300)
+    asked = command(out, "federated.num_rounds=4000")
+    seen = on_terminal(asked, environment, at=past_round(1), press="^C", timeout_s=300)
     saved = [event["round"] for event in events(out) if event["event"] == "round"]
     assert seen.code == 75 and saved
     words = shlex.split(seen.lines[-1].partition("go on with: fedhubert ")[2])
-    shorter = [*asked[:3], *words, f"federated.num_rounds={saved[-1] + 1}"]
-    done = subprocess.run(shorter, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert f"resuming after round {saved[-1]}" in done.stderr
+    asked, further = [*asked[:3], *words], past_round(saved[-1] + 1)
+    again = on_terminal(asked, environment, at=further, press="^C", timeout_s=300)
+    assert again.code == 75 and f"resuming after round {saved[-1]}" in again.text
+    more = [event["round"] for event in events(out) if event["event"] == "round"]
+    assert more[: len(saved)] == saved and more[-1] > saved[-1]
 
 
 @pytest.mark.slow
@@ -110,7 +115,7 @@ def test_other_commands_stop_at_once_too(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", ["loading", "clusters: "])
+@pytest.mark.parametrize("at", ["loading", "masked prediction"])
 def test_evaluate_stops_at_once_too(
     finished: Path, manifest: Path, tone_folder: Path, environment: dict[str, str], at: str
 ) -> None:
