@@ -13,7 +13,7 @@ from fedhubert.federation.server.session import run_federation
 from fedhubert.federation.wire.arrays import put_together_once
 from fedhubert.federation.wire.flower import is_simulated
 from fedhubert.federation.wire.flower.waits import shorten_waits
-from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, messages_in_flight
+from fedhubert.federation.wire.grid import SITES_IN_FLIGHT, PackingGrid, messages_in_flight
 from fedhubert.memory import keep_freed
 from fedhubert.reporting.console import log_to_terminal
 from fedhubert.reporting.curves import plot_curves
@@ -35,6 +35,7 @@ def run_app(grid: Grid, context: Context) -> None:
             shorten_waits("grid")
             keep_freed()
             put_together_once()
+            grid = PackingGrid(grid)
         window = messages_in_flight(config.simulation.num_workers) if simulated else SITES_IN_FLIGHT
         result = run_federation(grid, config, window=window)
     except FedhubertError as error:

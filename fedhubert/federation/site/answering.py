@@ -25,6 +25,7 @@ from fedhubert.federation.wire.flower import ClientApp, Context, Message
 from fedhubert.federation.wire.messages import INSTRUCTIONS
 from fedhubert.federation.wire.messages.message import Answer, Failure, Instruction
 from fedhubert.federation.wire.messages.secure import Close, Open
+from fedhubert.federation.wire.packing import is_packed, pack
 from fedhubert.federation.wire.protocol import Request
 
 log = logging.getLogger("fedhubert.site")
@@ -144,11 +145,12 @@ def _handler(kind: type[Instruction]) -> Handler:
 def respond(message: Message, node_config: NodeConfig) -> Message:
     """Return what the node of ``node_config`` replies; where its keys or its policy cannot be used,
     why."""
+    packed = is_packed(message)  # answered as it was asked
     try:
-        site = site_context(node_config)
+        reply = answer(message, site_context(node_config))
     except FedhubertError as error:
-        return protocol.reply(message, None, [failure_of(-1, error)], node=number_of(node_config))
-    return answer(message, site)
+        reply = protocol.reply(message, None, [failure_of(-1, error)], node=number_of(node_config))
+    return pack(reply) if packed else reply
 
 
 def register(app: ClientApp) -> None:

@@ -5,6 +5,7 @@ The place of Flower's ``flwr-clientapp``, which would unpack and run the code th
 run.
 """
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fedhubert.federation.wire.arrays import put_together_once
 from fedhubert.federation.wire.flower import Message, RecordDict
 from fedhubert.federation.wire.flower.supernode import SuperNodeApi, Task, error_reply
 from fedhubert.federation.wire.flower.waits import shorten_waits
+from fedhubert.federation.wire.packing import is_packed, pack, unpack
 from fedhubert.memory import keep_freed
 
 LOST = "the site could not answer"
@@ -84,6 +86,9 @@ class SiteWork:
         node = SuperNodeApi(job.address, b"")
         task = node.pull(job.token)
         message = task.message
+        packed = is_packed(message)
+        with contextlib.suppress(Exception):  # what is no message is refused as it is answered
+            unpack(message)
         about = message.metadata
         fallback = Task(error_reply(message, LOST), task.run_id, task.node_id)
         say(
@@ -97,7 +102,7 @@ class SiteWork:
         )
         reply = answer(message, site_context(self.options))
         say(Pushing(array_bytes(reply), refusals(reply)))
-        node.push(job.token, reply, task)
+        node.push(job.token, pack(reply) if packed else reply, task)
 
 
 def printable(text: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.wire.arrays import free_arrays
 from fedhubert.federation.wire.flower import ForwardingGrid, Grid, Message
+from fedhubert.federation.wire.packing import pack
 
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.5
 
@@ -31,6 +32,14 @@ class RunInterrupted(FedhubertError):
     """The run was asked to stop (Ctrl-C, SIGTERM, a scheduler's warning); it can be resumed."""
 
     code = "interrupted"
+
+
+class PackingGrid(ForwardingGrid):
+    """Wraps the grid of real sites: the small parts of a message travel as one
+    (:mod:`fedhubert.federation.wire.packing`), and those who read replies take them apart."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages([pack(message) for message in messages])
 
 
 class StreamingGrid(ForwardingGrid):

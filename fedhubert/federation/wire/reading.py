@@ -26,6 +26,7 @@ from fedhubert.federation.wire.messages.message import (
     NDArray,
     slot_of,
 )
+from fedhubert.federation.wire.packing import unpack
 from fedhubert.federation.wire.protocol import (
     WORKER_DIED,
     AnswerT,
@@ -49,6 +50,10 @@ def read_request(message: Message) -> Request[Instruction]:
         FederationError: it speaks another protocol, or is none.
         ConfigError: it has a job that is not valid.
     """
+    try:
+        unpack(message)
+    except Exception:  # bytes from outside
+        raise FederationError("the request's records cannot be read", setting="version") from None
     kind = INSTRUCTIONS.get(message.metadata.message_type)
     if kind is None or not message.has_content() or "request" not in message.content.config_records:
         raise FederationError("the message is no request", setting="version")
@@ -98,6 +103,7 @@ def read_reply(message: Message, kind: type[AnswerT], asked: Asked | None = None
         return Reply(node_id, failures=(Failure(-1, WORKER_DIED if died else "node_error"),))
     versions: Versions | None = None
     try:
+        unpack(message)
         versions = _versions(message.content)
         return _parse_reply(node_id, message.content, kind, versions, asked)
     except (

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validat
 
 from fedhubert.clients import Metrics
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 NDArray = npt.NDArray[np.generic]
 Arrays = Mapping[str, NDArray]
