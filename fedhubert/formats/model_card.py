@@ -21,7 +21,7 @@ from fedhubert.files import sha256_of
 from fedhubert.formats.answers import answers_of
 from fedhubert.formats.card_words import LOADING, PADDING, PADDING_CHANGES, SCORES, TUNED
 from fedhubert.formats.hub import HUB
-from fedhubert.formats.huggingface_heads import pipeline_of
+from fedhubert.formats.huggingface_heads import head_of, pipeline_of
 from fedhubert.formats.source import HEADS_STAY, Source
 from fedhubert.formats.sources import BUNDLE
 from fedhubert.models.frames import num_frames
@@ -113,17 +113,21 @@ def write_model_card(
     """Write ``README.md`` to a folder that already holds the export's other files; ``agreement``:
     how far a program is from the model, in words."""
     lines = (
-        *_front_matter(source, format_name, publication),
+        *_front_matter(source, format_name, folder, publication),
         *_lines(source, format_name, folder, agreement),
     )
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _front_matter(source: Source, format_name: str, said: Publication) -> Iterator[str]:
+def _front_matter(
+    source: Source, format_name: str, folder: Path, said: Publication
+) -> Iterator[str]:
     """What huggingface_hub's ``ModelCard.load`` reads; a line for each thing that is known."""
+    head = head_of(source.heads) if _has_scores(source, format_name, folder) else None
+    pipeline = head.pipeline if head else pipeline_of(source.heads, format_name)
     fields = {
         "library_name": _LIBRARY[format_name],
-        "pipeline_tag": pipeline_of(source.heads, format_name) or "feature-extraction",
+        "pipeline_tag": pipeline or "feature-extraction",
         "license": said.license,
         "language": list(said.languages),
         "base_model": said.base_model or _base_model(source.run),
@@ -133,6 +137,12 @@ def _front_matter(source: Source, format_name: str, said: Publication) -> Iterat
     yield "---"
     yield from (f"{name}: {json.dumps(value)}" for name, value in fields.items() if value)
     yield "---"
+
+
+def _has_scores(source: Source, format_name: str, folder: Path) -> bool:
+    """Return whether a program gives labels or characters, not features alone."""
+    answers = answers_of(source)
+    return format_name in SCORES and answers is not None and (folder / answers.file).exists()
 
 
 def _base_model(run: Mapping[str, Any]) -> str | None:
@@ -159,7 +169,7 @@ def _lines(
     yield from () if source.learned.shares_head else ("", HEADS_STAY)
     pipeline = pipeline_of(source.heads, format_name)
     answers = answers_of(source)
-    scores = format_name in SCORES and answers is not None and (folder / answers.file).exists()
+    scores = _has_scores(source, format_name, folder)
     loading = SCORES[format_name] if scores else LOADING[format_name]
     if pipeline:
         loading = TUNED.format(pipeline=pipeline)

@@ -82,8 +82,11 @@ def test_labels_and_tokens_are_in_the_graph_and_beside_it(
         assert (beside["blank"], beside["space"]) == (0, 4)
     card = (out / "README.md").read_text()
     assert "(scores,)" in card and f"`{name}.json` says" in card
+    does = "audio-classification" if task.name == "classify" else "automatic-speech-recognition"
+    assert f'pipeline_tag: "{does}"' in card
     layers = exported(path, tmp_path / "layers", "--layers", "0,2")
     assert list(run_onnx(layers, noise()[None])) == ["layer_0", "layer_2"]
+    assert 'pipeline_tag: "feature-extraction"' in (layers / "README.md").read_text()
     assert (
         not (layers / f"{name}.json").exists() and "scores" not in (layers / "infer.py").read_text()
     )
