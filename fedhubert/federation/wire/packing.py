@@ -26,7 +26,7 @@ from fedhubert.federation.wire.flower.chunks import joined
 
 _PACKED = "packed"
 SMALL_BYTES, MOST_BYTES = 2**16, 2**21
-"""Of an array that becomes part of the record, and of all of them."""
+"""Of an array that becomes part of the record, and of all of them as they are written."""
 _HEADER_BYTES = 2**12
 _RECORDS: dict[str, type[ConfigRecord] | type[MetricRecord]] = {
     "config": ConfigRecord,
@@ -53,12 +53,12 @@ def pack(message: Message) -> Message:
     for name, record in content.array_records.items():
         large = ArrayRecord()
         for key, array in record.items():
-            num_bytes = _num_bytes(array)
-            if num_bytes > min(SMALL_BYTES, room):
+            written = array.data if _num_bytes(array) <= min(SMALL_BYTES, room) else None
+            if written is None or len(written) > room:
                 large[key] = array
                 continue
-            room -= num_bytes
-            packed[f"array {name} {key}"] = array.data
+            room -= len(written)
+            packed[f"array {name} {key}"] = written
         if large or not record:
             kept[name] = large
     kept[_PACKED] = ConfigRecord({**packed})
@@ -74,7 +74,7 @@ def unpack(message: Message) -> bool:
     """
     if not is_packed(message):
         return False
-    there, content = message.content, RecordDict()
+    there, content, room = message.content, RecordDict(), MOST_BYTES
     arrays: dict[str, dict[str, Array]] = {
         name: dict(record) for name, record in there.array_records.items()
     }
@@ -93,8 +93,9 @@ def unpack(message: Message) -> bool:
         name, _, key = name.partition(" ")
         if kind != "array" or key in arrays.setdefault(name, {}):
             raise ValueError("a part of a kind that there is not, or there twice")
-        if len(value) > SMALL_BYTES + _HEADER_BYTES:
-            raise ValueError("an array that is not small")
+        room -= len(value)
+        if len(value) > SMALL_BYTES + _HEADER_BYTES or room < 0:
+            raise ValueError("an array that is not small, or too many")
         arrays[name][key] = HeldArray(joined([memoryview(value)]))
     for name, held in arrays.items():
         if name in content:
