@@ -86,4 +86,6 @@ def on_terminal(
     lines = [line.rstrip() for line in re.split(r"\r?\n|\r", plain)]
     ended = time.monotonic()
     code = os.waitstatus_to_exitcode(status)
+    if pressed:
+        print(f"{press} at {at!r}: ended after {ended - pressed:.1f} s, code {code}")
     return Seen([line for line in lines if line], code, ended - pressed)
