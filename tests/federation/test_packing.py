@@ -1,5 +1,7 @@
 """A message whose small parts travel as one: what arrives is what was sent, in few objects, and nothing else is taken for it."""
 
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,19 @@ from hypothesis.strategies import DataObject
 
 from fedhubert.compose import compose
 from fedhubert.federation.server.session import run_federation
-from fedhubert.federation.wire import reading
+from fedhubert.federation.wire import protocol, reading
 from fedhubert.federation.wire.arrays import HeldArray
 from fedhubert.federation.wire.grid import PackingGrid
 from fedhubert.federation.wire.messages.message import Failure
 from fedhubert.federation.wire.messages.rounds import Trained
-from fedhubert.federation.wire.packing import MOST_BYTES, SMALL_BYTES, is_packed, pack, unpack
+from fedhubert.federation.wire.packing import (
+    MOST_ARRAY_BYTES,
+    MOST_BYTES,
+    is_packed,
+    pack,
+    unpack,
+)
+from fedhubert.federation.wire.protocol import Asked
 from tests.federation.in_process import InProcessGrid
 from tests.flower import deflated, identify, inflated, record_of
 from tests.fuzzing import budget, check, mutated, watchdog  # noqa: F401
@@ -25,7 +34,15 @@ from .signed import Keys, SignedGrid
 from .signed_messages import with_content
 from .test_signed_runs import model_of, run_settings, with_keys
 
-LARGE = np.arange(SMALL_BYTES, dtype=np.float32)
+LARGE = np.arange(MOST_ARRAY_BYTES, dtype=np.float32)
+MALFORMED = Failure(-1, "malformed")
+TRAINED = {
+    "weight": 3,
+    "update_norm": 1.0,
+    "train_micro_batches": 1,
+    "train_steps": 1,
+    "train_audio_s": 8.0,
+}
 SMALL = {
     "tail": np.arange(7),
     "words": np.zeros((3, 2, 16), np.uint8),
@@ -82,41 +99,45 @@ def test_small_parts_are_one_object_and_large_ones_what_they_were() -> None:
 
 
 def test_many_small_arrays_stay_within_a_bound() -> None:
-    many = {f"part_{number}": LARGE[: SMALL_BYTES // 4] for number in range(80)}
+    many = {f"part_{number}": LARGE[: MOST_ARRAY_BYTES // 4] for number in range(5)}
     message = pack(sent(**many))
     within = sum(len(value) for value in message.content.config_records["packed"].values())
-    assert MOST_BYTES - 2**16 < within < MOST_BYTES + 2**12
+    assert MOST_BYTES - MOST_ARRAY_BYTES < within < MOST_BYTES + 2**12
     assert unpack(message)
     assert message.content.array_records["arrays"].keys() == many.keys()
 
 
-def packed_by_hand(beside: RecordDict | None = None, **parts: object) -> Message:
+def packed_by_hand(parts: Mapping[str, object], beside: RecordDict | None = None) -> Message:
     identify()
     content = RecordDict() if beside is None else beside
-    content["packed"] = ConfigRecord(
-        {name.replace("_", " "): value for name, value in parts.items()}  # type: ignore[misc]
-    )
+    content["packed"] = ConfigRecord({**parts})  # type: ignore[dict-item]
     return Message(content, 100, "train.round")
 
 
 INFO, TAIL = ConfigRecord({"protocol": 5}).deflate(), Array(np.arange(7)).data
+NO_RECORDS = {
+    "no bytes": {"config info": "words"},
+    "another kind of record": {"metric info": INFO},
+    "a kind that there is not": {"pickle info": INFO},
+    "half a record": {"config info": INFO[:-2]},
+    "two of one name": {"config info": INFO, "metric info": MetricRecord({}).deflate()},
+    "a record and arrays of one name": {"config info": INFO, "array info tail": TAIL},
+    "packed once more": {"config packed": ConfigRecord({"config info": INFO}).deflate()},
+    "an array of the record's name": {"array packed tail": TAIL},
+    "too many": {f"array arrays {n}": Array(LARGE[: MOST_ARRAY_BYTES // 4]).data for n in range(3)},
+}
+BESIDE = {
+    "a record": RecordDict({"info": ConfigRecord({})}),
+    "an array twice": RecordDict({"arrays": ArrayRecord({"tail": Array(np.arange(7))})}),
+}
 REFUSED = {
-    "no bytes": packed_by_hand(config_info="words"),
-    "another kind of record": packed_by_hand(metric_info=INFO),
-    "a kind that there is not": packed_by_hand(pickle_info=INFO),
-    "no record": packed_by_hand(config_info=INFO[:-2]),
-    "two of one name": packed_by_hand(config_info=INFO, metric_info=MetricRecord({}).deflate()),
-    "a record and arrays of one name": packed_by_hand(config_info=INFO, array_info_tail=TAIL),
-    "an array of no bytes": packed_by_hand(array_arrays_tail=b""),
-    "half of an array": packed_by_hand(array_arrays_tail=TAIL[:-3]),
-    "an array that is large": packed_by_hand(array_arrays_tail=Array(LARGE).data),
-    "too many": packed_by_hand(
-        **{f"array_arrays_{n}": Array(LARGE[: SMALL_BYTES // 4]).data for n in range(33)}
-    ),
-    "a pickle": packed_by_hand(array_arrays_tail=b"\x80\x04K\x01."),
-    "a record beside": packed_by_hand(RecordDict({"info": ConfigRecord({})}), config_more=INFO),
-    "an array twice": packed_by_hand(
-        RecordDict({"arrays": ArrayRecord({"tail": Array(np.arange(7))})}), array_arrays_tail=TAIL
+    **{what: packed_by_hand(parts) for what, parts in NO_RECORDS.items()},
+    **{
+        f"{what} beside": packed_by_hand({"config more": INFO, "array arrays tail": TAIL}, content)
+        for what, content in BESIDE.items()
+    },
+    "not the kind that it is": Message(
+        RecordDict({"packed": MetricRecord({"loss": 1.0})}), 100, "train.round"
     ),
 }
 
@@ -126,13 +147,64 @@ def test_what_nobody_packs_is_refused(what: str, tmp_path: Path) -> None:
     message = over_a_wire(REFUSED[what])
     with pytest.raises(ValueError):
         unpack(message)
-    assert reading.read_reply(message, Trained).failures == (Failure(-1, "malformed"),)
+    assert is_packed(message)  # and what it was
+    assert reading.read_reply(message, Trained).failures == (MALFORMED,)
     identify()
     grid = InProcessGrid([{"partition-id": 0, "num-partitions": 1, "state-dir": str(tmp_path)}])
     (number,) = grid.push_messages([message])
     (reply,) = grid.pull_messages([number])
     assert is_packed(reply)
     assert reading.read_reply(reply, Trained).failures == (Failure(-1, "federation", "version"),)
+
+
+def npy(descr: str, shape: str, values: bytes = b"", order: str = "False") -> bytes:
+    text = f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + values
+
+
+UPDATE = Array(np.arange(7, dtype=np.float32)).data
+NO_ARRAYS = {
+    "of no bytes": b"",
+    "half": UPDATE[:-3],
+    "a pickle": b"\x80\x04K\x01.",
+    "large": Array(LARGE).data,
+    "of no bytes an entry, so of any shape": npy("'<U0'", "(1099511627776,)"),
+    "the same, in columns": npy("'|V0'", "(1048576, 1048576)", order="True"),
+    "of parts of no bytes": npy("'(0,)f4'", "(1099511627776,)"),
+    "of fields": npy("[('a', '<f4')]", "(1,)", b"\0" * 4),
+}
+
+
+@pytest.mark.parametrize("what", [None, *NO_ARRAYS])
+def test_arrays_are_read_when_they_are_known_to_be_asked_for(what: str | None) -> None:
+    reply = protocol.reply_of(
+        sent(),
+        metrics={1: TRAINED},
+        arrays={"update": np.arange(7, dtype=np.float32)},
+        info={"round": 3, "layout": "abc"},
+    )
+    content = pack(reply).content
+    update = UPDATE if what is None else NO_ARRAYS[what]
+    content.config_records["packed"]["array arrays update"] = update
+    message = over_a_wire(with_content(reply, content))
+    started = time.process_time()
+    read = reading.read_reply(message, Trained, Asked([1], {"update": 4 * 7}))
+    assert read.failures == (() if what is None else (MALFORMED,))
+    assert time.process_time() - started < 0.5
+
+
+def test_the_first_message_to_a_site_can_be_read_by_one_of_another_version() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Watched(InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            seen.extend((each.metadata.message_type, is_packed(each)) for each in messages)
+            return []
+
+    grid = PackingGrid(Watched([]))
+    for kind in ("query.describe", "train.round"):
+        grid.push_messages([with_content(sent(), sent().content, kind)])
+    assert seen == [("query.describe", False), ("train.round", True)]
 
 
 @budget(300, 5000)

@@ -144,7 +144,7 @@ def _setting(request: Request[Instruction], key: str) -> Any:
 def _entries(content: RecordDict) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for record, arrays in content.array_records.items():
-        for name, held in arrays.items():
+        for name, held in sorted(arrays.items()):
             array = held.numpy()
             shape = {"shape": list(array.shape), "dtype": str(array.dtype), "bytes": array.nbytes}
             entries.append({"record": record, "name": name, **shape, "sha256": sha256_of(held)})

@@ -7,15 +7,12 @@ run.
 
 import contextlib
 import json
-import math
 from dataclasses import dataclass
-
-import numpy as np
 
 from fedhubert.clients.settings import log_on_site
 from fedhubert.federation.site.context import SiteOptions, site_context
 from fedhubert.federation.site.worker import Event, Job, Say
-from fedhubert.federation.wire.arrays import put_together_once
+from fedhubert.federation.wire.arrays import put_together_once, size_on_wire
 from fedhubert.federation.wire.flower import Message, RecordDict
 from fedhubert.federation.wire.flower.supernode import SuperNodeApi, Task, error_reply
 from fedhubert.federation.wire.flower.waits import shorten_waits
@@ -87,7 +84,7 @@ class SiteWork:
         task = node.pull(job.token)
         message = task.message
         packed = is_packed(message)
-        with contextlib.suppress(Exception):  # what is no message is refused as it is answered
+        with contextlib.suppress(ValueError):  # who reads the request unpacks it again, and refuses
             unpack(message)
         about = message.metadata
         fallback = Task(error_reply(message, LOST), task.run_id, task.node_id)
@@ -101,8 +98,10 @@ class SiteWork:
             )
         )
         reply = answer(message, site_context(self.options))
-        say(Pushing(array_bytes(reply), refusals(reply)))
-        node.push(job.token, pack(reply) if packed else reply, task)
+        pushing = Pushing(array_bytes(reply), refusals(reply))
+        reply = pack(reply) if packed else reply
+        say(pushing)
+        node.push(job.token, reply, task)
 
 
 def printable(text: str) -> str:
@@ -119,10 +118,7 @@ def array_bytes(message: Message) -> int:
     arrays = [
         array for record in message.content.array_records.values() for array in record.values()
     ]
-    try:
-        return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
-    except TypeError:  # types that NumPy does not have; it will be refused
-        return 0
+    return sum(map(size_on_wire, arrays))
 
 
 def limit_s(message: Message) -> float:
@@ -133,7 +129,7 @@ def limit_s(message: Message) -> float:
         budget_s = float(json.loads(str(content.config_records["request"]["task"]))["budget_s"])
         # also where it is no number
         return budget_s if budget_s < message.metadata.ttl else message.metadata.ttl
-    except (KeyError, ValueError, TypeError, RecursionError):
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return message.metadata.ttl
 
 

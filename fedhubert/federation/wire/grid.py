@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from fedhubert.errors import FedhubertError
 from fedhubert.federation.wire.arrays import free_arrays
 from fedhubert.federation.wire.flower import ForwardingGrid, Grid, Message
+from fedhubert.federation.wire.messages.nodes import Describe
 from fedhubert.federation.wire.packing import pack
 
 MIN_POLL_S, MAX_POLL_S = 0.01, 0.5
@@ -39,7 +40,13 @@ class PackingGrid(ForwardingGrid):
     (:mod:`fedhubert.federation.wire.packing`), and those who read replies take them apart."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages([pack(message) for message in messages])
+        return self._grid.push_messages(
+            [
+                # a site of another version has to be able to read it, and to say so
+                message if message.metadata.message_type == Describe.KIND else pack(message)
+                for message in messages
+            ]
+        )
 
 
 class StreamingGrid(ForwardingGrid):

@@ -2,18 +2,19 @@
 
 Flower makes an object of every record, every array and every piece of an array, and hands each over
 by a request of its own at each of the six hops between a ServerApp and a site and back. A message
-without a large array is mostly such requests. Here all records of numbers and words, and arrays of
-a few kilobytes, become one record; what is large stays what it is.
+without a large array is mostly such requests. Here all records of numbers and words, and small
+arrays, become one record; what is large stays what it is.
 
 It is done last before a message leaves and undone first when it has come: signatures, ledgers and
-audit logs are over what is in it.
+audit logs are over what is in it. Nothing of an array is looked at here.
 """
 
 import math
+from collections import defaultdict
 
 import numpy as np
 
-from fedhubert.federation.wire.arrays import HeldArray
+from fedhubert.federation.wire.arrays import ArrivedArray
 from fedhubert.federation.wire.flower import (
     Array,
     ArrayRecord,
@@ -22,12 +23,13 @@ from fedhubert.federation.wire.flower import (
     MetricRecord,
     RecordDict,
 )
-from fedhubert.federation.wire.flower.chunks import joined
 
 _PACKED = "packed"
-SMALL_BYTES, MOST_BYTES = 2**16, 2**21
-"""Of an array that becomes part of the record, and of all of them as they are written."""
-_HEADER_BYTES = 2**12
+MOST_ARRAY_BYTES = 2**16
+"""The most that the values of an array take that becomes part of the record."""
+MOST_BYTES = 2**17
+"""The most that all such arrays take, as ``np.save`` writes them. What many are sent stays one
+object for all of them where it is more."""
 _RECORDS: dict[str, type[ConfigRecord] | type[MetricRecord]] = {
     "config": ConfigRecord,
     "metric": MetricRecord,
@@ -41,27 +43,27 @@ def is_packed(message: Message) -> bool:
 
 def pack(message: Message) -> Message:
     """Make one record of a message's small parts; returns the message. One that is packed, or has
-    no content, stays as it is."""
+    no content, stays as it is. Names of records have no spaces."""
     if is_packed(message) or not message.has_content():
         return message
-    content, packed = message.content, {}
+    content, parts = message.content, ConfigRecord()
     for name, config in content.config_records.items():
-        packed[f"config {name}"] = config.deflate()
+        parts[f"config {name}"] = config.deflate()
     for name, metrics in content.metric_records.items():
-        packed[f"metric {name}"] = metrics.deflate()
-    kept, room = RecordDict(), MOST_BYTES
+        parts[f"metric {name}"] = metrics.deflate()
+    kept, bytes_left = RecordDict(), MOST_BYTES
     for name, record in content.array_records.items():
         large = ArrayRecord()
         for key, array in record.items():
-            written = array.data if _num_bytes(array) <= min(SMALL_BYTES, room) else None
-            if written is None or len(written) > room:
+            data = array.data if _num_bytes(array) <= MOST_ARRAY_BYTES else None
+            if data is None or len(data) > bytes_left:
                 large[key] = array
-                continue
-            room -= len(written)
-            packed[f"array {name} {key}"] = written
+            else:
+                parts[f"array {name} {key}"] = data
+                bytes_left -= len(data)
         if large or not record:
             kept[name] = large
-    kept[_PACKED] = ConfigRecord({**packed})
+    kept[_PACKED] = parts
     message.content = kept
     return message
 
@@ -70,35 +72,34 @@ def unpack(message: Message) -> bool:
     """Give a message back the parts that :func:`pack` made one of; returns whether it was packed.
 
     Raises:
-        ValueError: it says that it is, and is something else.
+        ValueError: it says that it is, and is something else; the message stays as it is.
     """
     if not is_packed(message):
         return False
-    there, content, room = message.content, RecordDict(), MOST_BYTES
-    arrays: dict[str, dict[str, Array]] = {
-        name: dict(record) for name, record in there.array_records.items()
-    }
-    if there.keys() - arrays.keys() != {_PACKED}:
+    packed, content = message.content, RecordDict()
+    arrays: defaultdict[str, dict[str, Array]] = defaultdict(dict)
+    for name, record in packed.array_records.items():
+        arrays[name].update(record)
+    if packed.keys() - arrays.keys() != {_PACKED} or _PACKED not in packed.config_records:
         raise ValueError("records beside the one of all small parts")
-    for said, value in there.config_records[_PACKED].items():
-        kind, _, name = said.partition(" ")
-        if not isinstance(value, bytes) or name in content:
-            raise ValueError("a part that is no bytes, or there twice")
-        if kind in _RECORDS:
+    bytes_left = MOST_BYTES
+    for label, data in packed.config_records[_PACKED].items():
+        kind, _, name = label.partition(" ")
+        if not isinstance(data, bytes) or name == _PACKED:
+            raise ValueError("a part that is no bytes, or packed once more")
+        if kind in _RECORDS and name not in content:
             try:
-                content[name] = _RECORDS[kind].inflate(value)
+                content[name] = _RECORDS[kind].inflate(data)
             except Exception as error:  # of Flower, or of protobuf
                 raise ValueError("a record that cannot be read") from error
             continue
         name, _, key = name.partition(" ")
-        if kind != "array" or key in arrays.setdefault(name, {}):
-            raise ValueError("a part of a kind that there is not, or there twice")
-        room -= len(value)
-        if len(value) > SMALL_BYTES + _HEADER_BYTES or room < 0:
-            raise ValueError("an array that is not small, or too many")
-        arrays[name][key] = HeldArray(joined([memoryview(value)]))
+        bytes_left -= len(data)
+        if kind != "array" or key in arrays[name] or bytes_left < 0:
+            raise ValueError("a part of another kind, there twice, or too large")
+        arrays[name][key] = ArrivedArray("", (), "numpy.ndarray", [memoryview(data)])
     for name, held in arrays.items():
-        if name in content:
+        if name in content or name == _PACKED:
             raise ValueError("a record that is there twice")
         record = ArrayRecord()
         for key, array in held.items():

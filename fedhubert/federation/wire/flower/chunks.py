@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +28,10 @@ the three minutes after which the SuperLink gives it up: 1.2 Mbit/s are enough."
 
 _MOST_HEADER = 2**16
 """What version 1.0 of NumPy's format has before the values, at most."""
+
+_NUMBERS = "biufc"
+"""NumPy's kinds of types that arrays on the wire may have: whole, real and complex numbers, and
+booleans."""
 
 Chunks = list[tuple[str, Any]]
 
@@ -74,18 +78,18 @@ def joined(pieces: Sequence[memoryview]) -> npt.NDArray[Any]:
     """Return the array of which ``np.save`` has written ``pieces``, in memory of its own.
 
     Raises:
-        ValueError: it is another format, an array of objects, or not as long as it says.
+        ValueError: it is another format, no array of numbers, or not as long as it says.
     """
     if not pieces:
         raise ValueError("an array of no bytes")
-    short = len(pieces[0]) < _MOST_HEADER
-    start = io.BytesIO(b"".join(pieces) if short else pieces[0][:_MOST_HEADER])
+    start = io.BytesIO(b"".join(_beginning(pieces)))
     if np.lib.format.read_magic(start) != (1, 0):
         raise ValueError("arrays travel in version 1.0 of NumPy's format")
     shape, columns_first, dtype = np.lib.format.read_array_header_1_0(start)
     offset, total = start.tell(), sum(map(len, pieces))
-    if dtype.hasobject or min(shape, default=0) < 0:
-        raise ValueError("an array of objects, or of a shape that there is not")
+    # others can have no bytes an entry, and so any shape: a copy would take all memory
+    if dtype.kind not in _NUMBERS or min(shape, default=0) < 0:
+        raise ValueError("an array of something else than numbers, or of no shape that there is")
     if math.prod(shape) * dtype.itemsize != total - offset:
         raise ValueError("an array that is shorter or longer than it says")
     whole, place = np.empty(total, np.uint8), 0
@@ -95,6 +99,15 @@ def joined(pieces: Sequence[memoryview]) -> npt.NDArray[Any]:
     order: Literal["F", "C"] = "F" if columns_first else "C"
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, whole, offset, order=order)
     return array if array.flags.aligned else array.copy()
+
+
+def _beginning(pieces: Sequence[memoryview]) -> Iterator[memoryview]:
+    """Return as many bytes as a header has at most."""
+    left = _MOST_HEADER
+    for piece in pieces:
+        if left > 0:
+            yield piece[:left]
+        left -= len(piece)
 
 
 def register_inflated(**kinds: type) -> None:
