@@ -29,7 +29,7 @@ class Pulled(Event):
 
     Attributes:
         kind, group: Of the message; the group is the round's number, where there is one.
-        num_bytes: Of its arrays.
+        num_bytes: Of its arrays, as they travel.
         limit_s: After so long nobody waits for the reply.
         fallback: A reply that says that there is none, should none come.
     """
@@ -46,7 +46,7 @@ class Pushing(Event):
     """The reply is made and written down, and begins to leave.
 
     Attributes:
-        num_bytes: Of its arrays.
+        num_bytes: Of its arrays, as they travel.
         refused: The codes and settings of what failed or was refused.
     """
 
@@ -112,7 +112,7 @@ def printable(text: str) -> str:
 
 
 def array_bytes(message: Message) -> int:
-    """Return the bytes of a message's arrays."""
+    """Return the bytes of a message's arrays, as they travel."""
     if not message.has_content():
         return 0
     arrays = [
