@@ -37,8 +37,10 @@ speed:
 clients: played on this host by simulation.num_workers workers; or, with
   up_mbit_s=N             real sites, each with a device and a line of its own: how fast it sends,
   down_mbit_s=N           and receives (default: the same)
+  message_ns=N            nanoseconds that a byte takes at a site (10)
+  superlink_ns=N          and in the SuperLink (12), while lines are busy
 server:
-  round_overhead_s=N      of a round beside all that (0.5; on real sites 15)
+  round_overhead_s=N      of a round beside all that (0.5; on real sites 2)
   client_ms=N             milliseconds for each client of a round (0.045)
   fold_ns=N, step_ns=N    nanoseconds per parameter for an update (4) and for a round's end (20)
   server_gflop_s=N        1e9 operations a second of its matrix products (50), for federated.strategy=FedMuon

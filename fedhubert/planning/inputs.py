@@ -20,9 +20,9 @@ from fedhubert.training.parameters import ParameterLayout
 _SCORING = 3.0
 """How much faster scoring is than training: a forward pass alone, where a backward pass takes two
 more."""
-_OVERHEAD_HERE_S, _OVERHEAD_ON_SITES_S = 0.5, 15.0
-"""A simulation keeps its workers. A real site starts a process, with torch in it, for each message,
-and looks for messages every 3 s."""
+_OVERHEAD_HERE_S, _OVERHEAD_ON_SITES_S = 0.5, 2.0
+"""Simulations and sites keep their workers; a site (``fedhubert site``) looks for messages several
+times a second."""
 
 
 class Rates(Model):
@@ -47,8 +47,15 @@ class Rates(Model):
     down_mbit_s: Positive | None = None
     """Its line down; None: as up."""
 
+    message_ns: NonNegative = 10.0
+    """A real site's nanoseconds for each byte that it is sent or sends, beside its line."""
+
+    superlink_ns: NonNegative = 12.0
+    """The SuperLink's nanoseconds for each byte to and from real sites, while their lines are
+    busy."""
+
     round_overhead_s: NonNegative | None = None
-    """What a round takes beside training, transfer and the server's arithmetic; None: 15 on real
+    """What a round takes beside training, transfer and the server's arithmetic; None: 2 on real
     sites, else 0.5."""
 
     client_ms: NonNegative = 0.045
@@ -86,9 +93,19 @@ class Rates(Model):
         )
 
     def line_s(self, down_bytes: int, up_bytes: int) -> float:
-        """Return the seconds that a site's line needs; none in a simulation."""
-        up_mbit_s = self.up_mbit_s or math.inf
-        return 8e-6 * (down_bytes / (self.down_mbit_s or up_mbit_s) + up_bytes / up_mbit_s)
+        """Return the seconds that a site and its line need for what it is sent and sends; none in a
+        simulation."""
+        if self.up_mbit_s is None:
+            return 0.0
+        on_line_s = 8e-6 * (
+            down_bytes / (self.down_mbit_s or self.up_mbit_s) + up_bytes / self.up_mbit_s
+        )
+        return on_line_s + 1e-9 * self.message_ns * (down_bytes + up_bytes)
+
+    def passed_on_s(self, num_bytes: int) -> float:
+        """Return the seconds in which the SuperLink passes ``num_bytes`` on; none in a
+        simulation."""
+        return 1e-9 * self.superlink_ns * num_bytes if self.on_sites else 0.0
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,8 @@ class _Planner:
         device_s = {
             node: math.fsum(work[part].device_s for part in parts) for node, parts in shares.items()
         }
-        finished = self._finished(
-            {node: device_s[node] + rates.line_s(down, up[node]) for node in shares}
-        )
+        lines_s = {node: rates.line_s(down, up[node]) for node in shares}
+        finished = self._finished({node: device_s[node] + lines_s[node] for node in shares})
         heard: list[int] = []
         accepted: list[int] = []
         for node in sorted(shares, key=lambda node: finished[node]):
@@ -168,6 +167,8 @@ class _Planner:
         clients_s = max(finished[node] for node in heard)
         server_s = 1e-9 * self._inputs.numel * (rates.fold_ns * len(heard) + rates.step_ns)
         server_s += 1e-3 * rates.client_ms * len(asked)
+        passed_on_s = rates.passed_on_s(down * len(shares) + sum(up[node] for node in heard))
+        server_s += max(0.0, passed_on_s - min(lines_s.values()))
         server_s += 1e-9 * self._step_flop / rates.server_gflop_s
         server_s += 1e-6 * sizes.written(self._inputs, number) / rates.disk_mb_s
         server_s += privacy.server_noise_s(self._inputs)

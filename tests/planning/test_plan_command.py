@@ -42,7 +42,7 @@ def test_the_command_prints_a_table_or_json_and_what_it_assumes(
         "real sites",
         "the run",
         "audio_s_per_s: 20, given",
-        "round_overhead_s: 15, the default on real sites",
+        "round_overhead_s: 2, the default on real sites",
     ):
         assert part in table
     assert main([*words, "json=true"]) == 0

@@ -19,7 +19,8 @@ def test_rounds_that_are_not_scored_take_no_time_for_it() -> None:
 
 
 def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
-    """Two sites: 10 steps of 4 s at 2 s/s, 8 s scored at 8 s/s, 4 MB up at 1 MB/s and down at 2 MB/s; the other half of all but the line.
+    """Two sites: 10 steps of 4 s at 2 s/s, 8 s scored at 8 s/s, 4 MB up at 1 MB/s and down at 2 MB/s, each MB in 0.25 s at the
+    site and, while that goes on, in 0.625 s in the SuperLink; the other half of all but the line.
 
     The end scores twice as much.
     """
@@ -30,21 +31,22 @@ def test_a_round_of_real_sites_lasts_as_long_as_its_slowest() -> None:
         "down_mbit_s": 16.0,
     }
     server = {"round_overhead_s": 3.0, "fold_ns": 1000.0, "step_ns": 250.0, "disk_mb_s": 4.0}
-    server["client_ms"] = 125.0
+    server |= {"client_ms": 125.0, "message_ns": 250.0, "superlink_ns": 625.0}
     _, found = planned(
         [audio(4.0, 8.0), audio(2.0, 4.0)], ["checkpoint.every=2"], **times, **server
     )
-    slowest = 20.0 + 1.0 + 4.0 + 2.0
+    slowest = 20.0 + 1.0 + 4.0 + 2.0 + 2.0
+    server_s = 2.5 + 2.0
     assert [part.clients_s for part in found.rounds] == pytest.approx([slowest, slowest])
     assert [part.seconds for part in found.rounds] == pytest.approx(
-        [slowest + 2.5 + 3.0, slowest + 2.5 + 3.0 + 1.0]
+        [slowest + server_s + 3.0, slowest + server_s + 3.0 + 1.0]
     )
-    assert found.server_s == pytest.approx(2 * 2.5 + 1.0)
+    assert found.server_s == pytest.approx(2 * server_s + 1.0)
     assert [share.device_s for share in found.shares] == pytest.approx(
         [2 * 21.0 + 2.0, 2 * 10.5 + 1.0]
     )  # and the final scores
-    assert found.final_s == pytest.approx(2.0 + 2.0 + 3.0) and found.labels_s == 0.0
-    assert found.seconds == pytest.approx(2 * (slowest + 5.5) + 1.0 + 7.0)
+    assert found.final_s == pytest.approx(2.0 + 2.0 + 1.0 + 3.0) and found.labels_s == 0.0
+    assert found.seconds == pytest.approx(2 * (slowest + server_s + 3.0) + 1.0 + 8.0)
     assert [part.bytes_up for part in found.rounds] == [8_000_000, 8_000_000]
 
 
@@ -65,6 +67,7 @@ def test_who_is_asked_in_excess_is_not_waited_for_but_works_all_the_same() -> No
         ["federated.client_fraction=0.5", "federated.over_commit=1.5"],
         audio_s_per_s=1.0,
         up_mbit_s=1e9,
+        message_ns=0.0,
     )
     assert [part.clients_s for part in found.rounds] == pytest.approx([20.0, 20.0], rel=1e-3)
     assert [share.rounds for share in found.shares] == [2, 2, 0] and found.shares[2].steps == 0
