@@ -12,7 +12,10 @@ from pathlib import Path
 from tests.benchmarks.codecs import WAYS, figures, train
 from tests.benchmarks.figures import figure
 
-ALIKE = ["federated.client_fraction=1", "federated.weight_by=uniform", "targets.seeding=moments"]
+ALIKE = [
+    *("federated.client_fraction=1", "federated.sampling=random"),
+    *("federated.weight_by=uniform", "targets.seeding=moments"),
+]
 SIDES = {
     "central": ["privacy=central"],
     "distributed": ["privacy=distributed", "secure=pairwise"],
