@@ -52,7 +52,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(FAST)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --ignore tests/models/test_compiled.py $(FAST)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/fedhubert prepare sample
