@@ -231,6 +231,7 @@ def test_what_an_experiment_sets_wins_over_the_root() -> None:
     [
         (["data.manifest=gone.csv"], "model=hubert_tiny"),
         (["data.manifest=gone.csv", "model=hubert_small"], "model=hubert_small"),
+        (["data.manifest=gone.csv", "task=ctc"], "experiment=speech_mini_ctc hold"),
         (["data.manifest=gone.csv", "experiment=speech_mini"], ""),
     ],
 )
@@ -241,3 +242,16 @@ def test_training_on_own_audio_says_that_it_takes_the_demos_settings(
     told = capsys.readouterr().err
     assert ("no experiment=... was given" in told) == bool(said) and said in told
     assert "no such file gone.csv" in told.splitlines()[-1]
+
+
+@pytest.mark.parametrize("task", ["ctc", "classify", "distill"])
+def test_a_task_without_an_experiment_has_the_settings_of_one_of_its_own(task: str) -> None:
+    own = [
+        *("data.manifest=own.csv", "out=runs/own"),
+        *(["task.teacher=runs/teacher"] if task == "distill" else []),
+    ]
+    found = compose([f"task={task}", *own])
+    assert found.task.name == task and found.experiment != "demo"
+    assert found == compose([f"experiment={found.experiment}", *own])
+    assert compose(["task=pretrain"]).experiment == "demo"
+    assert compose([f"experiment={found.experiment}", f"task={task}", *own]) == found

@@ -44,6 +44,11 @@ For audio of your own take
   experiment=accelerator_small              model=hubert_small, for one GPU
   experiment=research_standard_pretraining  model=hubert_base, for several"""
 
+TASK_ON_OWN_AUDIO = """\
+fedhubert: no experiment=... was given, so the settings of experiment={experiment} hold:
+model={model}, a toy; take the model=... that init_from or the teacher has.
+`fedhubert train experiment={experiment} --cfg job --explain` lists them all."""
+
 
 def train(arguments: Sequence[str]) -> int:
     """``fedhubert train``: see :data:`TRAIN_HELP`."""
@@ -93,7 +98,9 @@ def train(arguments: Sequence[str]) -> int:
 
     chosen = any(text.startswith("experiment=") for text in overrides)
     if config.data.manifest != "sample" and not chosen:
-        print(DEMO_ON_OWN_AUDIO.format(model=config.model.name), file=sys.stderr)
+        words = DEMO_ON_OWN_AUDIO if config.experiment == "demo" else TASK_ON_OWN_AUDIO
+        said = words.format(model=config.model.name, experiment=config.experiment)
+        print(said, file=sys.stderr)
     config = config.model_copy(update={"out": str(resolve_out(config))})  # named if it is stopped
     with with_command(["train", *arguments], config.out):
         train_here(config)

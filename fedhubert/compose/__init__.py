@@ -65,6 +65,14 @@ def _offer_defaults() -> None:
 _offer_defaults()
 
 
+EXPERIMENT_OF = {
+    "task=ctc": "speech_mini_ctc",
+    "task=classify": "speech_mini_keywords",
+    "task=distill": "demo_distill",
+}
+"""Whose settings hold where a task is named and no experiment: the demo's are of pretraining."""
+
+
 def config_folder() -> Path:
     """Return the folder of the YAML files: inside the installed package, or beside it in a
     checkout."""
@@ -103,9 +111,11 @@ def compose(overrides: Sequence[str]) -> Config:
 
 def composition(overrides: Sequence[str]) -> DictConfig:
     """Return what Hydra makes of ``overrides``, not yet validated; raises :class:`ConfigError`."""
+    asked = [text for text in overrides if text.startswith("experiment=")]
+    named = [EXPERIMENT_OF[text] for text in overrides if text in EXPERIMENT_OF and not asked]
     try:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return hydra.compose("config", list(overrides))
+            return hydra.compose("config", [*(f"experiment={name}" for name in named), *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from None
 
