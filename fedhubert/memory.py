@@ -21,5 +21,6 @@ def keep_freed() -> None:
         return
     mallopt(_ARENA_MAX, 1)
     # older ones take no more than half of a heap, and would map all pieces once trimming is set
-    _ = mallopt(_MMAP_THRESHOLD, KEPT_BYTES) or mallopt(_MMAP_THRESHOLD, _MOST_IN_A_HEAP)
+    if not mallopt(_MMAP_THRESHOLD, KEPT_BYTES):
+        mallopt(_MMAP_THRESHOLD, _MOST_IN_A_HEAP)
     mallopt(_TRIM_THRESHOLD, KEPT_BYTES)

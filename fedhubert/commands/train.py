@@ -71,7 +71,7 @@ def train(arguments: Sequence[str]) -> int:
         )
         print(TRAIN_HELP.format(choices=choices))
         return 0
-    from fedhubert.compose import compose
+    from fedhubert.compose import compose, names_experiment
     from fedhubert.compose.recipes import recipe_names
     from fedhubert.compose.sweeps import describe_sweep
 
@@ -96,8 +96,7 @@ def train(arguments: Sequence[str]) -> int:
     from fedhubert.federation.engine.run import train_here
     from fedhubert.runs.folder import resolve_out
 
-    chosen = any(text.startswith("experiment=") for text in overrides)
-    if config.data.manifest != "sample" and not chosen:
+    if config.data.manifest != "sample" and not names_experiment(overrides):
         words = DEMO_ON_OWN_AUDIO if config.experiment == "demo" else TASK_ON_OWN_AUDIO
         said = words.format(model=config.model.name, experiment=config.experiment)
         print(said, file=sys.stderr)

@@ -65,10 +65,10 @@ def _offer_defaults() -> None:
 _offer_defaults()
 
 
-EXPERIMENT_OF = {
-    "task=ctc": "speech_mini_ctc",
-    "task=classify": "speech_mini_keywords",
-    "task=distill": "demo_distill",
+_EXPERIMENT_OF = {
+    "task=ctc": "experiment=speech_mini_ctc",
+    "task=classify": "experiment=speech_mini_keywords",
+    "task=distill": "experiment=demo_distill",
 }
 """Whose settings hold where a task is named and no experiment: the demo's are of pretraining."""
 
@@ -109,13 +109,21 @@ def compose(overrides: Sequence[str]) -> Config:
     return to_config(composition(overrides))
 
 
+def names_experiment(overrides: Sequence[str]) -> bool:
+    """Return whether ``overrides`` choose an experiment; else one is taken for them."""
+    return any(text.startswith("experiment=") for text in overrides)
+
+
 def composition(overrides: Sequence[str]) -> DictConfig:
     """Return what Hydra makes of ``overrides``, not yet validated; raises :class:`ConfigError`."""
-    asked = [text for text in overrides if text.startswith("experiment=")]
-    named = [EXPERIMENT_OF[text] for text in overrides if text in EXPERIMENT_OF and not asked]
+    if not names_experiment(overrides):
+        overrides = [
+            *(_EXPERIMENT_OF[text] for text in overrides if text in _EXPERIMENT_OF),
+            *overrides,
+        ]
     try:
         with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return hydra.compose("config", [*(f"experiment={name}" for name in named), *overrides])
+            return hydra.compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error)) from None
 

@@ -18,7 +18,7 @@ from typing import Any
 from fedhubert import __version__
 from fedhubert.errors import ConfigError
 from fedhubert.files import sha256_of
-from fedhubert.formats.answers import answers_of
+from fedhubert.formats.answers import Answers, answers_of
 from fedhubert.formats.card_words import LOADING, PADDING, PADDING_CHANGES, SCORES, TUNED
 from fedhubert.formats.hub import HUB
 from fedhubert.formats.huggingface_heads import head_of, pipeline_of
@@ -123,7 +123,7 @@ def _front_matter(
     source: Source, format_name: str, folder: Path, said: Publication
 ) -> Iterator[str]:
     """What huggingface_hub's ``ModelCard.load`` reads; a line for each thing that is known."""
-    head = head_of(source.heads) if _has_scores(source, format_name, folder) else None
+    head = head_of(source.heads) if _answers(source, format_name, folder) else None
     pipeline = head.pipeline if head else pipeline_of(source.heads, format_name)
     fields = {
         "library_name": _LIBRARY[format_name],
@@ -139,10 +139,10 @@ def _front_matter(
     yield "---"
 
 
-def _has_scores(source: Source, format_name: str, folder: Path) -> bool:
-    """Return whether a program gives labels or characters, not features alone."""
-    answers = answers_of(source)
-    return format_name in SCORES and answers is not None and (folder / answers.file).exists()
+def _answers(source: Source, format_name: str, folder: Path) -> Answers | None:
+    """Return what a program's scores stand for; None where it gives features alone."""
+    answers = answers_of(source) if format_name in SCORES else None
+    return answers if answers is not None and (folder / answers.file).exists() else None
 
 
 def _base_model(run: Mapping[str, Any]) -> str | None:
@@ -168,13 +168,12 @@ def _lines(
     yield f"normalisation; one second gives {num_frames(16000, config.conv_layers)} frames."
     yield from () if source.learned.shares_head else ("", HEADS_STAY)
     pipeline = pipeline_of(source.heads, format_name)
-    answers = answers_of(source)
-    scores = _has_scores(source, format_name, folder)
-    loading = SCORES[format_name] if scores else LOADING[format_name]
+    answers = _answers(source, format_name, folder)
+    loading = SCORES[format_name] if answers else LOADING[format_name]
     if pipeline:
         loading = TUNED.format(pipeline=pipeline)
     yield from ("", "## Loading", "", "```python", *loading.splitlines(), "```", "")
-    if scores and answers is not None:
+    if answers:
         yield from (f"`{answers.file}` says what the scores stand for.", "")
     if agreement:
         yield from ("Compared with the model when it was written:", "")

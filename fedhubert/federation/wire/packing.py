@@ -9,12 +9,9 @@ It is done last before a message leaves and undone first when it has come: signa
 audit logs are over what is in it. Nothing of an array is looked at here.
 """
 
-import math
 from collections import defaultdict
 
-import numpy as np
-
-from fedhubert.federation.wire.arrays import ArrivedArray
+from fedhubert.federation.wire.arrays import ArrivedArray, size_on_wire
 from fedhubert.federation.wire.flower import (
     Array,
     ArrayRecord,
@@ -55,7 +52,8 @@ def pack(message: Message) -> Message:
     for name, record in content.array_records.items():
         large = ArrayRecord()
         for key, array in record.items():
-            data = array.data if _num_bytes(array) <= MOST_ARRAY_BYTES else None
+            most = min(MOST_ARRAY_BYTES, bytes_left)
+            data = array.data if size_on_wire(array) <= most else None
             if data is None or len(data) > bytes_left:
                 large[key] = array
             else:
@@ -107,7 +105,3 @@ def unpack(message: Message) -> bool:
         content[name] = record
     message.content = content
     return True
-
-
-def _num_bytes(array: Array) -> int:
-    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
