@@ -46,9 +46,10 @@ class ClientConfig(Model):
     """Local optimiser. muon learns faster where one client is the whole run; sgd for one step a
     round (its step is the gradient, for FedAdam or FedMuon) and for FedNova."""
 
-    optimizer_policy: Literal["reset", "keep"] = "reset"
+    optimizer_policy: Literal["reset", "keep", "shared"] = "reset"
     """keep: the optimiser's state stays on the site between rounds; reset: every round begins
-    without."""
+    without; shared: muon's momentum is averaged like the model and goes out with it, for several
+    local steps a round (nearly twice the bytes)."""
 
     lr: Positive = 5e-4
     """Peak learning rate of the local optimiser. The first key to tune with another model or number
@@ -131,6 +132,11 @@ class ClientConfig(Model):
     def scores_in(self, round_number: int) -> bool:
         """Whether clients score the model that they get in this round, counted from 1."""
         return (round_number - 1) % self.validation_every == 0
+
+    @property
+    def shares_momentum(self) -> bool:
+        """Whether muon's momentum travels with the model."""
+        return self.optimizer_policy == "shared"
 
     @property
     def sgd_momentum(self) -> float:

@@ -160,6 +160,21 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
+    def _momentum_can_be_shared(self) -> Self:
+        client = self.client
+        if client.shares_momentum and client.optimizer != "muon":
+            raise ValueError(
+                "client.optimizer_policy=shared is for client.optimizer=muon, whose momentum it "
+                f"shares: {client.optimizer} takes reset or keep"
+            )
+        if client.shares_momentum and self.privacy.enabled:
+            raise ValueError(
+                f"privacy.mechanism={self.privacy.mechanism} would spend its clipping norm on the "
+                "momentum: set client.optimizer_policy=reset"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sums_can_be_secure(self) -> Self:
         if not self.secure.enabled:
             return self

@@ -53,6 +53,10 @@ class HubertModel(nn.Module):
     Build it with :func:`build_hubert`. A batch holds crops of equal length, so there is never an
     attention mask (with one, torch cannot use flash attention). Dropout and layer drop draw from
     torch's global generator: seed it around a training step.
+
+    Attributes:
+        momenta: By parameter, the momentum that clients share; empty where they do not. It travels
+            with the parameters, and is not part of ``state_dict``.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -65,6 +69,7 @@ class HubertModel(nn.Module):
         self.mask_generator.load_state_dict(reference.mask_generator.state_dict())
         self.logit_generator.load_state_dict(reference.logit_generator.state_dict())
         self.label_heads = nn.ModuleList()
+        self.momenta: dict[str, Tensor] = {}
         self.activation_checkpointing = False
         self._compiled: Parts | None = None
 

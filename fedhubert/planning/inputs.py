@@ -14,8 +14,8 @@ from fedhubert.errors import ConfigError
 from fedhubert.federation.engine.simulation import num_supernodes
 from fedhubert.federation.phases.teacher import with_teacher
 from fedhubert.federation.strategies.strategy import check_strategy, client_job
-from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
+from fedhubert.training.travelling import travelling_model
 
 _SCORING = 3.0
 """How much faster scoring is than training: a forward pass alone, where a backward pass takes two
@@ -207,9 +207,8 @@ def inputs_of(config: Config, clients: Sequence[ClientAudio], rates: Rates) -> I
     settings that do not fit."""
     check_strategy(config)
     config, teacher = with_teacher(config)
-    model = build_model(config.model, config.task, config.seed)
+    model, layout = travelling_model(config.model, config.task, config.client, config.seed)
     every = sum(int(parameter.numel()) for parameter in model.parameters())
-    layout = ParameterLayout.of(model, heads=config.task.shares_head)
     return Inputs(
         config, layout, every, tuple(clients), rates, teacher.teacher.num_bytes if teacher else 0
     )

@@ -20,13 +20,16 @@ _MOMENTUM = {"momentum_buffer"}
 def build_optimizer(
     model: HubertModel, client: ClientConfig, encoder_rate: float = 1.0
 ) -> torch.optim.Optimizer:
-    """AdamW with weight decay on all parameters, as the recipe has it, or Muon, or SGD.
+    """AdamW with weight decay on all parameters, as the recipe has it, or Muon, which goes on with
+    the model's ``momenta``, or SGD.
 
     A group of parameters has its ``factor`` on the learning rate: one group, or, where
     ``encoder_rate`` is not 1, the encoder with this factor, and the objective's own head.
     """
     named = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    optimizer = _optimizer(named, client)
+    for name, momentum in model.momenta.items():
+        model.momenta[name] = momentum.to(named[name].device)
+    optimizer = _optimizer(named, client, model.momenta)
     (group,) = optimizer.param_groups
     group["factor"] = 1.0
     if encoder_rate != 1.0:
@@ -51,14 +54,16 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _optimizer(named: Mapping[str, Parameter], client: ClientConfig) -> torch.optim.Optimizer:
+def _optimizer(
+    named: Mapping[str, Parameter], client: ClientConfig, momenta: Mapping[str, Tensor]
+) -> torch.optim.Optimizer:
     parameters = list(named.values())
     if client.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, lr=client.lr, momentum=client.momentum, weight_decay=client.weight_decay
         )
     if client.optimizer == "muon":
-        return Muon(named, client)
+        return Muon(named, client, momenta)
     return torch.optim.AdamW(
         parameters,
         lr=client.lr,

@@ -1,7 +1,9 @@
-"""A model's trainable parameters as one flat vector: what travels, is folded and is stepped."""
+"""A model's trainable parameters, and the momentum that clients share, as one flat vector: what
+travels, is folded and is stepped."""
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,13 @@ from torch import nn
 from fedhubert.errors import TrainingError
 from fedhubert.models.heads import is_objectives_own
 
+_MOMENTUM = "momentum."
+
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """Names and shapes of trainable parameters, in the model's order."""
+    """Names and shapes of trainable parameters, in the model's order, and then of momenta (see
+    :class:`~fedhubert.models.hubert.HubertModel`)."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -28,7 +33,14 @@ class ParameterLayout:
             for name, parameter in model.named_parameters()
             if parameter.requires_grad and (heads or not is_objectives_own(name))
         ]
+        trainable += [(name, tuple(momentum.shape)) for name, momentum in _momenta(model).items()]
         return cls(tuple(name for name, _ in trainable), tuple(shape for _, shape in trainable))
+
+    @property
+    def without_momenta(self) -> "ParameterLayout":
+        """Names and shapes of the parameters alone."""
+        count = sum(not name.startswith(_MOMENTUM) for name in self.names)
+        return ParameterLayout(self.names[:count], self.shapes[:count])
 
     @property
     def numel(self) -> int:
@@ -94,8 +106,8 @@ class ParameterLayout:
             for name, shape, view in zip(self.names, self.shapes, views, strict=True)
         }
 
-    def _parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        named = dict(model.named_parameters())
+    def _parameters(self, model: nn.Module) -> list[torch.Tensor]:
+        named = {**dict(model.named_parameters()), **_momenta(model)}
         for name, shape in zip(self.names, self.shapes, strict=True):
             found = named.get(name)
             if found is None or tuple(found.shape) != shape:
@@ -106,6 +118,11 @@ class ParameterLayout:
                     setting="model",
                 )
         return [named[name] for name in self.names]
+
+
+def _momenta(model: nn.Module) -> Mapping[str, torch.Tensor]:
+    momenta: Mapping[str, torch.Tensor] = getattr(model, "momenta", {})
+    return {_MOMENTUM + name: momentum for name, momentum in momenta.items()}
 
 
 def tensor_of(ndarray: npt.NDArray[Any]) -> torch.Tensor:

@@ -49,6 +49,7 @@ ROWS = {
         *("client.lr=1000", "client.grad_clip_norm=0", "client.weight_decay=0"),
     ],
     "int8": ["federated.update_codec=int8", "client.optimizer_policy=keep"],
+    "momentum": ["client.optimizer=muon", "client.optimizer_policy=shared"],
     "ring32": ["federated.update_codec=ring32", "federated.strategy=FedNova"],
     "ring24": ["federated.update_codec=ring24", "federated.ring_clip=0.02"],
     "ring16": ["federated.update_codec=ring16", "federated.weight_by=uniform"],

@@ -21,7 +21,7 @@ from fedhubert.federation.rounds.limits import asked_for, limits_of
 from fedhubert.federation.rounds.outcome import RoundOutcome
 from fedhubert.federation.rounds.ring import ring_of, terms_of, warn_of_clipping
 from fedhubert.federation.rounds.shared import RoundResult, Rounds, StepNotFinite
-from fedhubert.federation.strategies.strategy import server_share
+from fedhubert.federation.strategies.strategy import server_share, stepped
 from fedhubert.federation.updates.exact_sum import magnitude_of
 from fedhubert.federation.wire.flower import Message
 from fedhubert.federation.wire.messages.message import Arrays, Failure
@@ -121,9 +121,8 @@ class Round:
         if self._ring is not None:
             warn_of_clipping(outcome, self._federated.ring_clip, self._federation.layout.numel)
         mean = release.mean if release else self._mean()
-        updated = self.rounds.optimizer.step(
-            self._model, mean, server_share(self._federated, outcome.number)
-        )
+        share = server_share(self._federated, outcome.number)
+        updated = stepped(self.rounds.optimizer, self._model, mean, share)
         if not math.isfinite(magnitude_of(updated).peak):
             raise StepNotFinite(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower "

@@ -21,9 +21,9 @@ from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.wire.flower import Grid
 from fedhubert.federation.wire.grid import StreamingGrid
 from fedhubert.formats.starting import start_from
-from fedhubert.objectives.spec import build_model
 from fedhubert.targets.extractor import Extractor
 from fedhubert.training.parameters import ParameterLayout
+from fedhubert.training.travelling import travelling_model
 
 log = logging.getLogger("fedhubert")
 
@@ -44,12 +44,12 @@ def check_models(config: Config) -> CheckedModels:
         FedhubertError: one that cannot be used.
     """
     config, _ = with_teacher(with_layer(config))
-    model = build_model(config.model, config.task, config.seed)
+    model, layout = travelling_model(config.model, config.task, config.client, config.seed)
     if config.init_from is not None:
         start_from(model, config.init_from)
     if config.task.needs_labels:
         Extractor.of(config.targets)
-    return CheckedModels(config, ParameterLayout.of(model, heads=config.task.shares_head))
+    return CheckedModels(config, layout)
 
 
 def describe_federation(

@@ -16,10 +16,10 @@ from fedhubert.federation.strategies.strategy import ServerStrategy, strategy_of
 from fedhubert.formats.starting import start_from
 from fedhubert.models.heads import is_objectives_own, own_heads
 from fedhubert.models.hubert import HubertModel
-from fedhubert.objectives.spec import build_model
 from fedhubert.targets.kmeans import Centroids
 from fedhubert.targets.solving import centroids_in, plain_centroids
 from fedhubert.training.parameters import ParameterLayout
+from fedhubert.training.travelling import travelling_model
 
 
 @dataclass
@@ -51,10 +51,9 @@ class RunState:
     @classmethod
     def initial(cls, config: Config) -> "RunState":
         """Return the state of a run under ``config`` before anything is read or trained."""
-        model = build_model(config.model, config.task, config.seed)
-        shared = config.task.shares_head
-        layout = ParameterLayout.of(model, heads=shared)
-        return cls(model, layout, strategy_of(config.federated, layout), shares_head=shared)
+        model, layout = travelling_model(config.model, config.task, config.client, config.seed)
+        strategy = strategy_of(config.federated, layout.without_momenta)
+        return cls(model, layout, strategy, shares_head=config.task.shares_head)
 
     def restore(self, record: RunRecord, teacher: ServerTeacher | None) -> None:
         """Go on from the newest whole checkpoint of ``record``; where there is none, begin, from
@@ -79,6 +78,9 @@ class RunState:
         values = resumed.resume
         kept = {} if self.shares_head else own_heads(self.model)
         self.model.load_state_dict({**kept, **resumed.checkpoint["model"]})
+        for name, momentum in values.get("momenta", {}).items():
+            if name in self.model.momenta:  # a forked run may share none
+                self.model.momenta[name].copy_(momentum)
         # a forked run with another strategy begins with a fresh one
         if values["server_optimizer"] is not None:
             self.strategy.load_state(values["server_optimizer"])
@@ -99,6 +101,7 @@ class RunState:
         """Return what a checkpoint holds beside the model: the inverse of :meth:`restore`."""
         return {
             "server_optimizer": self.strategy.state,
+            "momenta": dict(self.model.momenta),
             "targets_key": self.targets_key,
             "rounds": self.rounds.to_plain(),
             "fingerprints": {str(key): value for key, value in self.fingerprints.items()},

@@ -148,10 +148,11 @@ def _phases(
         announce(state.privacy, config, state.first_round)
     for line in [*expiring(key_folders(config.federated)), *state.strategy.warnings(config)]:
         log.warning("%s", line)
-    heads = (
-        "" if state.shares_head else ", and a head of each client's own, which stays at its site"
-    )
-    log.info("model %s: %.2f M parameters%s", config.model.name, state.layout.numel / 1e6, heads)
+    also = "" if state.shares_head else ", and a head of each client's own, which stays at its site"
+    parameters = state.layout.without_momenta.numel
+    if momenta := state.layout.numel - parameters:
+        also += f", and {momenta / 1e6:.2f} M of the clients' momentum"
+    log.info("model %s: %.2f M parameters%s", config.model.name, parameters / 1e6, also)
 
     connect(federation)
     _book_data(federation, record)

@@ -43,8 +43,10 @@ def saved_model_bytes(config: Config, parameters: int) -> int:
 
 
 def server_state_bytes(config: Config, layout: ParameterLayout) -> int:
-    """Return the bytes of what the strategy keeps between rounds."""
-    return 4 * strategy_of(config.federated).state_numel(layout)
+    """Return the bytes of what the strategy keeps between rounds, and of clients' momenta."""
+    trained = layout.without_momenta
+    momenta = layout.numel - trained.numel
+    return 4 * (strategy_of(config.federated).state_numel(trained) + momenta)
 
 
 def checkpoints_disk(config: Config, layout: ParameterLayout, parameters: int) -> int:
@@ -86,6 +88,7 @@ def state_disk(config: Config, layout: ParameterLayout) -> int:
 
 def optimizer_bytes(settings: ClientConfig, layout: ParameterLayout) -> int:
     """Return the bytes of a local optimiser's state."""
+    layout = layout.without_momenta
     if settings.optimizer == "muon":
         return 8 * layout.numel - 4 * numel_of_matrices(layout)
     return layout.numel * (8 if settings.optimizer == "adamw" else 4 if settings.momentum else 0)

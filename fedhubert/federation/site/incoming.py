@@ -17,9 +17,10 @@ from fedhubert.federation.wire.protocol import Request
 from fedhubert.models.heads import is_objectives_own, own_heads
 from fedhubert.models.hubert import HubertModel
 from fedhubert.objectives.objective import Objective
-from fedhubert.objectives.spec import build_model, spec_of
+from fedhubert.objectives.spec import spec_of
 from fedhubert.training.device import resolve_device
 from fedhubert.training.parameters import ParameterLayout
+from fedhubert.training.travelling import travelling_model
 
 log = logging.getLogger("fedhubert.site")
 
@@ -90,7 +91,7 @@ def cached_model(job: ClientJob) -> CachedModel:
     global _cached
     key = (
         f"{job.model.model_dump_json()}{job.client.activation_checkpointing}{job.client.compile}"
-        f"{job.task.model_dump_json()}"
+        f"{job.task.model_dump_json()}{job.client.shares_momentum}"
     )
     if _cached is None or _cached.key != key:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -100,12 +101,11 @@ def cached_model(job: ClientJob) -> CachedModel:
             job.model.name,
             "(not set)" if seen is None else seen,
         )
-        model = build_model(job.model, job.task, job.seed)
+        model, layout = travelling_model(job.model, job.task, job.client, job.seed)
         model.set_activation_checkpointing(job.client.activation_checkpointing)
         model.set_compiled(job.client.compile)
-        shared = job.task.shares_head
-        layout = ParameterLayout.of(model, heads=shared)
-        _cached = CachedModel(key, model, layout, {} if shared else own_heads(model))
+        own = {} if job.task.shares_head else own_heads(model)
+        _cached = CachedModel(key, model, layout, own)
     return _cached
 
 

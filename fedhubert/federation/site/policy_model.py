@@ -85,6 +85,10 @@ class UpdatePolicy(_Part):
     max_steps: PositiveInt = 20_000
     """The most optimiser steps of an update (`client.local_steps`, `client.local_epochs`)."""
 
+    min_momentum: NonNegative = 0.9
+    """Of muon (`client.muon.momentum`), where its momentum leaves with the update
+    (`client.optimizer_policy=shared`): the less, the fewer of the last steps it tells of alone."""
+
     max_accumulate: PositiveInt = 1024
     """Micro-batches of a step (`client.accumulate`)."""
 

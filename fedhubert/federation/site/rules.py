@@ -196,6 +196,12 @@ def _steps(policy: Policy, job: ClientJob) -> Iterator[Refusal]:
             "client.local_steps", f"{steps} is less than update.min_steps={update.min_steps}"
         )
     yield from _beyond("client.local_steps", steps or 0, "update.max_steps", update.max_steps)
+    momentum = job.client.muon.momentum
+    if job.client.shares_momentum and momentum < update.min_momentum:
+        yield Refusal(
+            "client.muon.momentum",
+            f"{momentum} is less than update.min_momentum={update.min_momentum}, and it is shared",
+        )
     yield from _beyond(
         "client.accumulate", job.client.accumulate, "update.max_accumulate", update.max_accumulate
     )

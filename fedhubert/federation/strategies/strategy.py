@@ -150,6 +150,17 @@ def strategy_of(config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> 
     return _STRATEGIES[config.strategy](config, layout)
 
 
+def stepped(
+    strategy: ServerStrategy, model: torch.Tensor, mean_update: torch.Tensor, share: float
+) -> torch.Tensor:
+    """Return the new model [P] as :meth:`ServerStrategy.step`; the clients' momenta, which stand
+    behind the parameters that the strategy steps, are their mean."""
+    count = strategy.layout.numel
+    mean_update[count:].add_(model[count:])
+    mean_update[:count] = strategy.step(model[:count], mean_update[:count], share)
+    return mean_update
+
+
 def check_strategy(config: Config) -> ServerStrategy:
     """Return the run's strategy, to be asked questions only.
 

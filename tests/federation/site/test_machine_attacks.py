@@ -75,7 +75,7 @@ def test_a_server_has_no_giant_model_built(
         built.append(model.num_layers)  # type: ignore[attr-defined]
         raise MemoryError
 
-    monkeypatch.setattr(incoming, "build_model", build)
+    monkeypatch.setattr(incoming, "travelling_model", build)
     deep = ["model.num_layers=10000000"]
     server.without_policy(tmp_path).ask(Describe(), *deep)
     assert built == [10**7]

@@ -156,6 +156,12 @@ CASES: dict[str, Case] = {
     "update.min_validation_utterances": (40, _describe, [], "data.partition.validation_fraction"),
     "update.min_steps": (11, _describe, [], "client.local_steps"),
     "update.max_steps": (9, _describe, [], "client.local_steps"),
+    "update.min_momentum": (
+        0.96,
+        _describe,
+        ["client.optimizer=muon", "client.optimizer_policy=shared"],
+        "client.muon.momentum",
+    ),
     "update.max_accumulate": (1, _describe, ["client.accumulate=2"], "client.accumulate"),
     "update.max_outputs": (2, _describe, [*CLASSIFY, "task.labels=[a,b,c]"], "task.labels"),
     "update.min_noise_multiplier": (1.0, _describe, [], "privacy.noise_multiplier"),
