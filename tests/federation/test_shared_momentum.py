@@ -54,7 +54,7 @@ def test_the_server_takes_the_mean_of_momenta_and_its_own_step_of_the_model() ->
     strategy = strategy_of(config, layout.without_momenta)
     before = torch.arange(8.0)
     for _ in range(2):
-        after = stepped(strategy, before, torch.ones(8), 1.0)
+        after = stepped(strategy, layout, before, torch.ones(8), 1.0)
     assert after.tolist() == [0.75, 1.75, 2.75, 3.75, 5.0, 6.0, 7.0, 8.0]
     assert before.tolist() == list(range(8))
 

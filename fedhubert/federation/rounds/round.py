@@ -122,7 +122,8 @@ class Round:
             warn_of_clipping(outcome, self._federated.ring_clip, self._federation.layout.numel)
         mean = release.mean if release else self._mean()
         share = server_share(self._federated, outcome.number)
-        updated = stepped(self.rounds.optimizer, self._model, mean, share)
+        layout = self._federation.layout
+        updated = stepped(self.rounds.optimizer, layout, self._model, mean, share)
         if not math.isfinite(magnitude_of(updated).peak):
             raise StepNotFinite(
                 f"round {outcome.number}: the server optimiser's step is not finite; lower "

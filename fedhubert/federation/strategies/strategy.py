@@ -120,6 +120,12 @@ class ServerStrategy:
                 "audio differs, and need not converge (arXiv 2509.26337); "
                 "federated.strategy=FedMuon with client.optimizer=sgd client.local_steps=1 "
                 "orthogonalises the mean instead"
+                + (
+                    ""
+                    if config.client.shares_momentum
+                    else ", and client.optimizer_policy=shared brings several local steps close "
+                    "to that"
+                )
             )
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -151,14 +157,19 @@ def strategy_of(config: FederatedConfig, layout: ParameterLayout = NO_MODEL) -> 
 
 
 def stepped(
-    strategy: ServerStrategy, model: torch.Tensor, mean_update: torch.Tensor, share: float
+    strategy: ServerStrategy,
+    layout: ParameterLayout,
+    model: torch.Tensor,
+    mean_update: torch.Tensor,
+    share: float,
 ) -> torch.Tensor:
-    """Return the new model [P] as :meth:`ServerStrategy.step`; the clients' momenta, which stand
-    behind the parameters that the strategy steps, are their mean."""
-    count = strategy.layout.numel
-    mean_update[count:].add_(model[count:])
-    mean_update[:count] = strategy.step(model[:count], mean_update[:count], share)
-    return mean_update
+    """Return the new model [P] of ``layout`` as :meth:`ServerStrategy.step`; the clients' momenta,
+    which stand behind the parameters that the strategy steps, are their mean."""
+    count = layout.without_momenta.numel
+    if count == layout.numel:
+        return strategy.step(model, mean_update, share)
+    momenta = model[count:] + mean_update[count:]
+    return torch.cat([strategy.step(model[:count], mean_update[:count], share), momenta])
 
 
 def check_strategy(config: Config) -> ServerStrategy:
