@@ -12,8 +12,7 @@ from fedhubert.federation.roster.nodes import Federation
 from fedhubert.federation.site.answering import register
 from fedhubert.federation.site.policy import default_policy, explain
 from fedhubert.federation.wire.grid import StreamingGrid
-from fedhubert.models.hubert import build_hubert
-from fedhubert.training.parameters import ParameterLayout
+from fedhubert.training.travelling import travelling_model
 from tests.flower import HandMadeGrid, crashed, said_by
 
 
@@ -84,5 +83,5 @@ def federation(
 ) -> tuple[Federation, InProcessGrid]:
     """Return a federation that is not yet connected, and the grid below it."""
     config, grid = compose(overrides), InProcessGrid(node_configs)
-    layout = ParameterLayout.of(build_hubert(config.model, config.seed))
+    _, layout = travelling_model(config.model, config.task, config.client, config.seed)
     return Federation(StreamingGrid(grid), config, "run", layout), grid

@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "speech_mini": [MANIFEST],
     "speech_mini_distill": [MANIFEST],
     "speech_mini_long": [MANIFEST],
+    "speech_mini_steps": [MANIFEST],
     "librispeech_2gpu": [MANIFEST],
     "research_standard_pretraining": [MANIFEST],
     "research_standard_iteration2": [MANIFEST, "targets.checkpoint=c"],
