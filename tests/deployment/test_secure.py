@@ -91,6 +91,8 @@ def test_of_five_sites_one_dies_in_the_middle_of_a_round_and_the_bits_are_those_
 ) -> None:
     deployed, roster = federation
     settings = ["federated.num_clients=5", "federated.num_rounds=3"]
+    # the momentum that they share is masked, too
+    settings += ["client.optimizer=muon", "client.optimizer_policy=shared"]
     secure = ["secure=pairwise", f"secure.roster={roster}", "federated.round_timeout_s=45"]
     run = deployed.run(tmp_path / "run", *settings, *secure)
     lost = deployed.node[4]
