@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -46,7 +47,7 @@ class ClientConfig(Model):
     """Local optimiser. muon learns faster where one client is the whole run; sgd for one step a
     round (its step is the gradient, for FedAdam or FedMuon) and for FedNova."""
 
-    optimizer_policy: Literal["reset", "keep", "shared"] = "reset"
+    optimizer_policy: Literal["reset", "keep", "shared"] = key("reset", fork=["momenta"])
     """keep: the optimiser's state stays on the site between rounds; reset: every round begins
     without; shared: muon's momentum is averaged like the model and goes out with it, for several
     local steps a round (nearly twice the bytes)."""
@@ -137,6 +138,14 @@ class ClientConfig(Model):
     def shares_momentum(self) -> bool:
         """Whether muon's momentum travels with the model."""
         return self.optimizer_policy == "shared"
+
+    @property
+    def remembered_steps(self) -> int:
+        """The last steps that most of a shared momentum is of; a number beyond all steps where none
+        is shared."""
+        if not self.shares_momentum:
+            return 2**53
+        return math.ceil(1.0 / (1.0 - self.muon.momentum))
 
     @property
     def sgd_momentum(self) -> float:

@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue
 from pydantic.fields import FieldInfo
 
 Resume = Literal["match", "free"]
-Anew = Literal["batches", "labels", "server_optimizer"]
+Anew = Literal["batches", "labels", "momenta", "server_optimizer"]
 
 INHERITED = ("resume", "fork")
 """What a group says of these holds for its keys, unless they say otherwise."""

@@ -167,6 +167,11 @@ class Config(Model):
                 "client.optimizer_policy=shared is for client.optimizer=muon, whose momentum it "
                 f"shares: {client.optimizer} takes reset or keep"
             )
+        if client.shares_momentum and self.federated.update_codec == "ring16":
+            raise ValueError(
+                "federated.update_codec=ring16 has too few digits for the momentum of "
+                "client.optimizer_policy=shared: take int8, ring24 or ring32"
+            )
         if client.shares_momentum and self.privacy.enabled:
             raise ValueError(
                 f"privacy.mechanism={self.privacy.mechanism} would spend its clipping norm on the "

@@ -1,6 +1,7 @@
 """client.optimizer_policy=shared: clients' Muon goes on with the mean of the momenta of the round before."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from fedhubert.errors import ConfigError
 from fedhubert.federation.server.fork import fork
 from fedhubert.federation.server.session import RunResult
 from fedhubert.federation.server.space import optimizer_bytes, server_state_bytes
-from fedhubert.federation.strategies.strategy import stepped, strategy_of
+from fedhubert.federation.site import train
+from fedhubert.federation.strategies.strategy import check_strategy, stepped, strategy_of
 from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.training.muon import numel_of_matrices
 from fedhubert.training.parameters import ParameterLayout
 from fedhubert.training.travelling import travelling_model
 
-from .test_runs import Run, model, play, run  # noqa: F401
+from .test_runs import Run, model, play, rounds, run  # noqa: F401
 
 SHARED = [
     "client.optimizer=muon",
@@ -104,8 +106,38 @@ def test_a_fork_shares_none_or_goes_on(run: Run, tmp_path: Path) -> None:  # noq
     for policy in ("shared", "reset"):
         out = f"out={tmp_path / policy}"
         config = fork(whole.folder.path, [out, f"client.optimizer_policy={policy}"], 2)
+        begun = torch.load(tmp_path / policy / "checkpoints/round_002_resume.pt", weights_only=True)
+        # and what an update was as long as, of which half is gone
+        for kept in (begun["momenta"], begun["rounds"]["norms"]):
+            assert bool(kept) == (policy == "shared")
         forked = play(config)
         assert torch.equal(model(forked), model(whole)) == (policy == "shared")
+
+
+def test_who_spoils_the_momentum_alone_is_left_out(
+    run: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Client 0 sends, from round 4 on, a momentum forty times too long: beside the parameters that is little."""
+    sent = train.sent_update
+
+    def lying(request: Any, number: int, *rest: Any) -> Any:
+        outgoing = sent(request, number, *rest)
+        if number == 0 and request.task.round >= 4:
+            count = rest[0].cached.layout.without_momenta.numel
+            outgoing.update[count:] *= 40.0
+        return outgoing
+
+    monkeypatch.setattr(train, "sent_update", lying)
+    more = ["federated.client_fraction=1", "federated.num_rounds=5", "client.lr=0.1"]
+    played = rounds(run("run", *SHARED, *more, "client.schedule=constant"))
+    assert [len(event["clients"]) for event in played] == [3, 3, 3, 2, 2]
+    failed = [failure for event in played[3:] for failure in event["failed"]]
+    assert [(each["partition"], each["code"]) for each in failed] == [(0, "update_norm")] * 2
+    usual = [client for event in played for client in event["clients"]]
+    longest = max(client["momentum_norm"] for client in usual)
+    # the limit of whole updates would not have told
+    assert 40.0 * longest < 10.0 * min(client["update_norm"] for client in usual)
 
 
 def test_its_bytes_are_planned() -> None:
@@ -125,8 +157,13 @@ def test_its_bytes_are_planned() -> None:
             [*SHARED, "privacy=central", "federated.weight_by=uniform"],
             "spend its clipping norm on the momentum",
         ),
+        ([*SHARED, "federated.update_codec=ring16"], "too few digits for the momentum"),
+        ([*SHARED, "federated.strategy=FedNova"], "divides updates by their steps"),
+        ([*SHARED, "model.trainable=head", "init_from=x"], "trains no hidden matrix"),
     ],
 )
 def test_what_it_does_not_go_with_is_said_by_key(settings: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        compose(["experiment=demo_fedavg", *settings])
+        config = compose(["experiment=demo_fedavg", *settings])
+        check_strategy(config)
+        travelling_model(config.model, config.task, config.client, 0)

@@ -58,6 +58,7 @@ class RoundLimits:
         weight: The most that an update weighs; None: what its client's data allows.
         norm: Updates longer than this are dropped as they arrive; None: earlier rounds do not tell
             yet.
+        momentum: The same of what they do to the momentum that clients share.
         norms: Norms accepted in earlier rounds.
         most_held: Updates that may be held back in a round that has no ``norm``.
     """
@@ -66,6 +67,7 @@ class RoundLimits:
     partitions: Mapping[int, Metrics]
     weight: int | None = None
     norm: float | None = None
+    momentum: float | None = None
     norms: tuple[float, ...] = ()
     most_held: int = HELD_BACK
 
@@ -145,6 +147,7 @@ def limits_of(federation: Federation, state: RoundState, replayed: Entry | None)
         federation.partitions,
         weight_limit(config, state.median_client),
         state.norm_limit(config.federated.max_norm_ratio),
+        state.momentum_limit(config.federated.max_norm_ratio),
         tuple(state.norms),
         HELD_BACK - len(dropped),  # those of the round as it went, which are not asked any more
     )

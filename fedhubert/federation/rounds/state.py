@@ -21,6 +21,8 @@ class RoundState:
         site_rounds: Partition -> the last round whose update of it was accepted: the version of its
             site's state to go on from.
         norms: Norms of the updates accepted last, oldest first.
+        momentum_norms: The same of what they did to the momentum that clients share, where each
+            came by itself.
         median_client: Medians of what the clients of the first round were described to have: what
             weights are limited by for the rest of the run, whoever comes and goes.
         largest_weight: The most that one of them can weigh, which a ring codec counts on; 0: not
@@ -33,6 +35,7 @@ class RoundState:
     positions: dict[int, int] = field(default_factory=dict)
     site_rounds: dict[int, int] = field(default_factory=dict)
     norms: list[float] = field(default_factory=list)
+    momentum_norms: list[float] = field(default_factory=list)
     median_client: dict[str, float] = field(default_factory=dict)
     largest_weight: int = 0
     secure_cohort: tuple[int, ...] = ()
@@ -45,6 +48,7 @@ class RoundState:
             "positions": positions,
             "site_rounds": {str(p): r for p, r in self.site_rounds.items()},
             "norms": list(self.norms),
+            **({"momentum_norms": list(self.momentum_norms)} if self.momentum_norms else {}),
             "median_client": dict(self.median_client),
             **({"largest_weight": self.largest_weight} if self.largest_weight else {}),
             **({"secure_cohort": list(self.secure_cohort)} if self.secure_cohort else {}),
@@ -59,7 +63,10 @@ class RoundState:
             positions,
             {int(p): int(r) for p, r in values["site_rounds"].items()},
             [float(norm) for norm in values["norms"]],
-            {str(name): float(value) for name, value in values.get("median_client", {}).items()},
+            median_client={
+                str(name): float(value) for name, value in values.get("median_client", {}).items()
+            },
+            momentum_norms=[float(norm) for norm in values.get("momentum_norms", ())],
             largest_weight=int(values.get("largest_weight", 0)),
             secure_cohort=tuple(int(partition) for partition in values.get("secure_cohort", ())),
             secure_included=tuple(
@@ -77,6 +84,8 @@ class RoundState:
             self.site_rounds[partition] = outcome.number
             if not outcome.pooled:
                 self.norms.append(float(metrics["update_norm"]))
+            if "momentum_norm" in metrics:
+                self.momentum_norms.append(float(metrics["momentum_norm"]))
         if outcome.pooled:  # one norm a round: the mean
             self.norms.append(outcome.pooled["weighted_norm"] / outcome.pooled["weight"])
         self.secure_cohort = self.secure_included = ()
@@ -84,7 +93,7 @@ class RoundState:
             if failure.code == STATE_MISSING:
                 # it has lost its state: next time it begins afresh
                 self.site_rounds[failure.partition] = 0
-        del self.norms[:-_NORMS_KEPT]
+        del self.norms[:-_NORMS_KEPT], self.momentum_norms[:-_NORMS_KEPT]
 
     def versions(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return which version of its state each of ``partitions`` goes on from; 0: none."""
@@ -101,8 +110,13 @@ class RoundState:
     def norm_limit(self, ratio: float) -> float | None:
         """Return the longest update to accept: ``ratio`` times the median of those accepted before;
         None without enough of them."""
-        return (
-            ratio * statistics.median(self.norms)
-            if ratio and len(self.norms) >= _NORMS_NEEDED
-            else None
-        )
+        return _limit(self.norms, ratio)
+
+    def momentum_limit(self, ratio: float) -> float | None:
+        """Return the same of what an update does to the shared momentum."""
+        return _limit(self.momentum_norms, ratio)
+
+
+def _limit(norms: Sequence[float], ratio: float) -> float | None:
+    enough = ratio and len(norms) >= _NORMS_NEEDED
+    return ratio * statistics.median(norms) if enough else None

@@ -150,8 +150,14 @@ def _resume(resume: dict[str, Any], changed: dict[str, Any], config: Config) -> 
     """Return what of the old run's state still means something in the new one."""
     anew = begins_anew(changed)
     state = RoundState.from_plain(resume["rounds"])
-    rounds = RoundState({} if "batches" in anew else state.positions, {}, state.norms)
-    fresh = {"server_optimizer": None} if "server_optimizer" in anew else {}
+    positions = {} if "batches" in anew else state.positions
+    # an update of other parts has another length
+    rounds = RoundState(positions, {}, [] if "momenta" in anew else state.norms)
+    fresh: dict[str, object] = {"server_optimizer": None} if "server_optimizer" in anew else {}
+    if anew & {"labels", "momenta"}:
+        fresh["momenta"] = {}
+    else:
+        rounds.momentum_norms = state.momentum_norms
     kept = {name: value for name, value in resume.items() if name != "other_centroids"}
     old = resume if "labels" not in anew else {**kept, "centroids": None}
     return {**old, "rounds": rounds.to_plain(), "fingerprints": {}, **fresh}

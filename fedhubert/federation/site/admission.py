@@ -147,7 +147,8 @@ class Guard:
             for number, numbers in answer.metrics.items():
                 plan, start = site.partition(number).train_plan, request.task.positions[number]
                 length = int(numbers["train_micro_batches"])
-                raise_first(self._too_little(plan, start, length, "client.max_seconds"), number)
+                found = self._too_little(plan, start, length, "client.max_seconds", request.job)
+                raise_first(found, number)
         if isinstance(answer, Description):
             rounded = {number: self._rounded(numbers) for number, numbers in answer.metrics.items()}
             return answer.model_copy(update={"metrics": rounded})
@@ -207,7 +208,9 @@ class Guard:
                 return
             start = task.positions.get(partition.number, 0) if isinstance(task, Train) else 0
             length = steps * job.client.accumulate
-            yield from self._too_little(partition.train_plan, start, length, "client.local_steps")
+            yield from self._too_little(
+                partition.train_plan, start, length, "client.local_steps", job
+            )
         plan, least = partition.validation_plan, update.min_validation_utterances
         if len(plan.rows) < least:
             yield Refusal(
@@ -223,10 +226,16 @@ class Guard:
                 )
 
     def _too_little(
-        self, plan: BatchPlan, start: int, length: int, setting: str
+        self, plan: BatchPlan, start: int, length: int, setting: str, job: ClientJob
     ) -> Iterator[Refusal]:
         """Yield a refusal if ``length`` micro-batches from ``start`` on are too little for an
-        update."""
+        update, or the last of them for a momentum that leaves with it."""
+        yield from self._too_few(plan, start, length, setting)
+        last = job.client.remembered_steps * job.client.accumulate
+        if last < length:
+            yield from self._too_few(plan, start + length - last, last, "client.muon.momentum")
+
+    def _too_few(self, plan: BatchPlan, start: int, length: int, setting: str) -> Iterator[Refusal]:
         update = self.policy.update
         if len(plan.rows) < update.min_utterances:
             yield Refusal(

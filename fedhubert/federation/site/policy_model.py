@@ -87,7 +87,8 @@ class UpdatePolicy(_Part):
 
     min_momentum: NonNegative = 0.9
     """Of muon (`client.muon.momentum`), where its momentum leaves with the update
-    (`client.optimizer_policy=shared`): the less, the fewer of the last steps it tells of alone."""
+    (`client.optimizer_policy=shared`): the less, the fewer of the last steps it tells of alone.
+    Of the last 1 / (1 - momentum) steps are asked as much audio and utterances as of an update."""
 
     max_accumulate: PositiveInt = 1024
     """Micro-batches of a step (`client.accumulate`)."""

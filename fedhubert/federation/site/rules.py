@@ -62,6 +62,14 @@ def job_refusals(policy: Policy, job: ClientJob, node_config: NodeConfig) -> Ite
     yield from _task(policy, job.task)
     yield from _audio(policy, job)
     yield from _steps(policy, job)
+    if job.client.shares_momentum:
+        yield from _beyond(
+            "client.optimizer_policy",
+            8 * num_parameters(job.model),
+            "model.max_bytes",
+            policy.model.max_bytes,
+            "bytes of parameters and momenta",
+        )
     if job.noise_multiplier < policy.update.min_noise_multiplier:
         yield Refusal(
             "privacy.noise_multiplier",

@@ -122,8 +122,8 @@ class ServerStrategy:
                 "orthogonalises the mean instead"
                 + (
                     ""
-                    if config.client.shares_momentum
-                    else ", and client.optimizer_policy=shared brings several local steps close "
+                    if config.client.shares_momentum or config.privacy.enabled
+                    else ", and client.optimizer_policy=shared brings a few local steps closer "
                     "to that"
                 )
             )
@@ -163,13 +163,15 @@ def stepped(
     mean_update: torch.Tensor,
     share: float,
 ) -> torch.Tensor:
-    """Return the new model [P] of ``layout`` as :meth:`ServerStrategy.step`; the clients' momenta,
-    which stand behind the parameters that the strategy steps, are their mean."""
+    """Return the new model [P] of ``layout`` as :meth:`ServerStrategy.step`, in the memory of
+    ``mean_update``; the clients' momenta, which stand behind the parameters that the strategy
+    steps, are their mean."""
     count = layout.without_momenta.numel
     if count == layout.numel:
         return strategy.step(model, mean_update, share)
-    momenta = model[count:] + mean_update[count:]
-    return torch.cat([strategy.step(model[:count], mean_update[:count], share), momenta])
+    mean_update[count:].add_(model[count:])
+    mean_update[:count].copy_(strategy.step(model[:count], mean_update[:count], share))
+    return mean_update
 
 
 def check_strategy(config: Config) -> ServerStrategy:
@@ -193,6 +195,12 @@ def check_strategy(config: Config) -> ServerStrategy:
             f"privacy.mechanism={config.privacy.mechanism}: federated.strategy={name} does more "
             "with updates than "
             "add them up: choose FedAvg, FedAvgM, FedAdam, ...",
+            setting="federated.strategy",
+        )
+    if config.client.shares_momentum and strategy.client_terms().normalise_by_steps:
+        raise ConfigError(
+            f"client.optimizer_policy=shared: federated.strategy={name} divides updates by their "
+            "steps, and momenta are not made of steps: choose FedAvg, FedAvgM, ...",
             setting="federated.strategy",
         )
     if config.secure.enabled and strategy.needs_every_update:

@@ -117,3 +117,14 @@ def test_one_step_on_eight_seconds_is_too_little_and_on_more_of_them_is_enough(
     one_step = ["client.local_steps=1", "client.optimizer=sgd"]
     assert server.refusal(Describe(), *one_step) == "client.local_steps"
     assert server.refusal(Describe(), *one_step, "client.accumulate=8") == ""
+
+
+def test_a_shared_momentum_is_of_as_much_audio_as_an_update(server: Server) -> None:
+    """Sixty steps of half a second are an update; the ten that most of the momentum is of are five seconds."""
+    small = ["data.min_seconds=0.5", "data.max_seconds=0.5", "data.batch_seconds=1.0"]
+    steps = [*small, "client.optimizer=muon", "client.local_steps=60"]
+    shared = [*steps, "client.optimizer_policy=shared"]
+    assert server.refusal(Describe(), *steps) == ""
+    assert server.refusal(Describe(), *shared) == "client.muon.momentum"
+    assert server.refusal(Describe(), *shared, "client.muon.momentum=0.99") == ""
+    assert server.refusal(Describe(), *shared, "client.muon.momentum=0.5") == "client.muon.momentum"
