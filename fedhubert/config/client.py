@@ -141,10 +141,7 @@ class ClientConfig(Model):
 
     @property
     def remembered_steps(self) -> int:
-        """The last steps that most of a shared momentum is of; a number beyond all steps where none
-        is shared."""
-        if not self.shares_momentum:
-            return 2**53
+        """The last steps that most of muon's momentum is of."""
         return math.ceil(1.0 / (1.0 - self.muon.momentum))
 
     @property

@@ -10,7 +10,6 @@ stepped by AdamW: norms, biases, embeddings, heads, and the first and the positi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -28,7 +27,6 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 _EPS = 1e-7
 _RMS = 0.2
-NO_MOMENTA: Mapping[str, Tensor] = MappingProxyType({})
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -126,16 +124,9 @@ class Muon(torch.optim.Optimizer):
     Args:
         parameters: By name, in the model's order.
         client: Rate and weight decay of both, AdamW's ``betas`` and ``eps``, and ``muon``.
-        momenta: By name, the momentum to go on with, which steps change in place: on the
-            parameters' device. What is not there begins at zero.
     """
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Parameter],
-        client: ClientConfig,
-        momenta: Mapping[str, Tensor] = NO_MOMENTA,
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, Parameter], client: ClientConfig) -> None:
         # "fused": loading keeps numbers of steps on their parameters' device
         defaults = {"lr": client.lr, "weight_decay": client.weight_decay, "fused": True}
         super().__init__(list(parameters.values()), defaults)
@@ -145,8 +136,6 @@ class Muon(torch.optim.Optimizer):
             for name, parameter in parameters.items()
             if is_hidden_matrix(name, parameter.shape)
         }
-        for name, momentum in momenta.items():
-            self.state[parameters[name]]["momentum_buffer"] = momentum
 
     def is_matrix(self, parameter: Tensor) -> bool:
         """Whether Muon steps this parameter of the model."""

@@ -27,9 +27,10 @@ def build_optimizer(
     ``encoder_rate`` is not 1, the encoder with this factor, and the objective's own head.
     """
     named = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    for name, momentum in model.momenta.items():
+    optimizer = _optimizer(named, client)
+    for name, momentum in model.momenta.items():  # steps change them in place
         model.momenta[name] = momentum.to(named[name].device)
-    optimizer = _optimizer(named, client, model.momenta)
+        optimizer.state[named[name]]["momentum_buffer"] = model.momenta[name]
     (group,) = optimizer.param_groups
     group["factor"] = 1.0
     if encoder_rate != 1.0:
@@ -54,16 +55,14 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _optimizer(
-    named: Mapping[str, Parameter], client: ClientConfig, momenta: Mapping[str, Tensor]
-) -> torch.optim.Optimizer:
+def _optimizer(named: Mapping[str, Parameter], client: ClientConfig) -> torch.optim.Optimizer:
     parameters = list(named.values())
     if client.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, lr=client.lr, momentum=client.momentum, weight_decay=client.weight_decay
         )
     if client.optimizer == "muon":
-        return Muon(named, client, momenta)
+        return Muon(named, client)
     return torch.optim.AdamW(
         parameters,
         lr=client.lr,

@@ -43,6 +43,11 @@ class ParameterLayout:
         return ParameterLayout(self.names[:count], self.shapes[:count])
 
     @property
+    def num_momenta(self) -> int:
+        """How many of the vector's entries, its last ones, are momenta."""
+        return self.numel - self.without_momenta.numel
+
+    @property
     def numel(self) -> int:
         return sum(self.sizes)
 

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Message, RecordDict
 
 from fedhubert.cli import main
-from fedhubert.compose import compose
+from fedhubert.compose import compose, names_experiment
 from fedhubert.federation.privacy.accounting import Ledger
 from fedhubert.federation.privacy.mechanism import CentralPrivacy
 from fedhubert.federation.privacy.secret import Secret
@@ -140,8 +140,7 @@ class Played:
         journal: Journal | None = None,
         secret: bytes = bytes(32),
     ) -> None:
-        chosen = any(text.startswith("experiment=") for text in overrides)
-        start = [] if chosen else ["experiment=demo_fedavg"]
+        start = [] if names_experiment(overrides) else ["experiment=demo_fedavg"]
         self.config = compose([*start, "client.local_steps=8", *overrides])
         count = self.config.federated.num_clients
         played: Answer = answer or (lambda node, task: reply(node, round=task["round"]))

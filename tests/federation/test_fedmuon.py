@@ -13,7 +13,7 @@ from fedhubert.formats.round_file import load_checkpoint
 from fedhubert.objectives.spec import build_model
 from fedhubert.training.parameters import ParameterLayout
 
-from .test_runs import Run, model, run  # noqa: F401
+from .test_runs import Run, gone_on, model, run  # noqa: F401
 
 LAYOUT = ParameterLayout(
     (
@@ -93,10 +93,7 @@ def test_it_goes_on_to_the_same_bits_under_every_codec(
     # AdamW's second moments of the others alone
     assert sum(value.numel() for value in state.values()) == planned < 1.7 * layout.numel
     assert state["steps"] == 3 and float(state["momentum"].norm()) > 0
-    stopped = run("stopped", *settings)
-    for number in (2, 3):
-        (stopped.folder.checkpoints / f"round_{number:03d}_checkpoint.pt").unlink()
-    again = run("stopped", *settings, "resume=auto")
+    again = gone_on(run, *settings)
     assert "resuming after round 1" in caplog.text
     assert torch.equal(model(again), model(whole))
 
@@ -135,8 +132,5 @@ def test_local_muon_with_kept_optimisers_goes_on_to_the_same_bits(
 ) -> None:
     settings = ["client.optimizer=muon", "client.optimizer_policy=keep", "client.lr=1e-2"]
     whole = run("whole", *settings, f"client.state_dir={tmp_path / 'whole-state'}")
-    stopped = run("stopped", *settings)
-    for number in (2, 3):
-        (stopped.folder.checkpoints / f"round_{number:03d}_checkpoint.pt").unlink()
-    again = run("stopped", *settings, "resume=auto")
+    again = gone_on(run, *settings)
     assert torch.equal(model(again), model(whole))

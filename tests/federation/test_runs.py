@@ -62,6 +62,14 @@ def model(result: RunResult) -> torch.Tensor:
     )
 
 
+def gone_on(run: Run, *settings: str) -> RunResult:
+    """A run of three rounds that has lost the checkpoints of the last two, and is resumed."""
+    stopped = run("stopped", *settings)
+    for number in (2, 3):
+        (stopped.folder.checkpoints / f"round_{number:03d}_checkpoint.pt").unlink()
+    return run("stopped", *settings, "resume=auto")
+
+
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 def test_order_of_arrival_and_shards_change_no_bit(run: Run, codec: str) -> None:
     settings = [

@@ -19,7 +19,7 @@ from fedhubert.training.muon import numel_of_matrices
 from fedhubert.training.parameters import ParameterLayout
 from fedhubert.training.travelling import travelling_model
 
-from .test_runs import Run, model, play, rounds, run  # noqa: F401
+from .test_runs import Run, gone_on, model, play, rounds, run  # noqa: F401
 
 SHARED = [
     "client.optimizer=muon",
@@ -76,10 +76,7 @@ def test_it_is_resumed_to_the_same_bits_and_checkpoints_have_it_beside_the_model
     assert sum(tensor.numel() for tensor in found.values()) == matrices > 0.6 * layout.numel / 2
     assert set(load_checkpoint(whole.checkpoint)["model"]) == set(built.state_dict())
     assert f", and {matrices / 1e6:.2f} M of the clients' momentum" in caplog.text
-    stopped = run("stopped", *SHARED)
-    for number in (2, 3):
-        (stopped.folder.checkpoints / f"round_{number:03d}_checkpoint.pt").unlink()
-    again = run("stopped", *SHARED, "resume=auto")
+    again = gone_on(run, *SHARED)
     assert "resuming after round 1" in caplog.text
     assert torch.equal(model(again), model(whole))
     assert all(torch.equal(momenta(again)[name], found[name]) for name in found)

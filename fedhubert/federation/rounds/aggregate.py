@@ -73,7 +73,6 @@ class RoundFold:
     ) -> None:
         self._config, self._momentum, self._layout, self._model = config, momentum, layout, model
         self._strategy = strategy_of(config)
-        self._num_momenta = layout.numel - layout.without_momenta.numel
         self._outcome, self._limits, self._clip_norm = outcome, limits, clip_norm
         self._held = HeldBack(limits.most_held)
         self._ring, self._unit = ring, GRID if ring is None else ring.unit
@@ -273,18 +272,8 @@ class RoundFold:
             raise UpdateRejected("not_finite")
         if self._limits.norm is not None and magnitude.norm > self._limits.norm:
             raise UpdateRejected("norm")
-        self._look_at_momenta(update, metrics)
+        metrics.update(self._limits.check_momenta(update, self._layout))
         return Contribution(magnitude.norm, (partition,), values, weight, magnitude)
-
-    def _look_at_momenta(self, update: torch.Tensor, metrics: Metrics) -> None:
-        """Hold what an update does to the clients' momenta against a limit of its own: beside the
-        parameters they are short, and Muon makes directions of them however long they are."""
-        if not self._num_momenta:
-            return
-        norm = magnitude_of(update[-self._num_momenta :]).norm
-        if self._limits.momentum is not None and norm > self._limits.momentum:
-            raise UpdateRejected("norm")
-        metrics["momentum_norm"] = norm
 
     def _integers(self, array: npt.NDArray[Any] | None, updates: int) -> torch.Tensor:
         """Return the integers [P] of the sum of so many updates on the ring."""

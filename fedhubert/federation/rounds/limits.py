@@ -32,7 +32,7 @@ from fedhubert.federation.rounds.journal import Entry
 from fedhubert.federation.rounds.metrics import check_metrics
 from fedhubert.federation.rounds.state import RoundState
 from fedhubert.federation.updates.codecs import num_bytes
-from fedhubert.federation.updates.exact_sum import Magnitude, UpdateRejected
+from fedhubert.federation.updates.exact_sum import Magnitude, UpdateRejected, magnitude_of
 from fedhubert.federation.updates.ring import RING_BITS
 from fedhubert.federation.updates.sketches import sketch_width
 from fedhubert.federation.wire.messages.message import Failure
@@ -111,6 +111,20 @@ class RoundLimits:
             raise UpdateRejected("metrics") from None
         if self.norm is not None and metrics["update_norm"] > self.norm:
             raise UpdateRejected("norm")
+
+    def check_momenta(self, update: torch.Tensor, layout: ParameterLayout) -> Metrics:
+        """Return the norm of what an ``update`` [P] does to the momenta that clients share, if they
+        do; raises :class:`UpdateRejected` where it is too long.
+
+        A limit of its own: beside the parameters they are short, and Muon makes directions of them
+        however long they are.
+        """
+        if not layout.num_momenta:
+            return {}
+        norm = magnitude_of(update[-layout.num_momenta :]).norm
+        if self.momentum is not None and norm > self.momentum:
+            raise UpdateRejected("norm")
+        return {"momentum_norm": norm}
 
     def check_scores(self, partition: int, metrics: Metrics) -> None:
         """Raise ``ValueError`` where a client's validation figures are out of range, or over more

@@ -79,7 +79,7 @@ class RunState:
         kept = {} if self.shares_head else own_heads(self.model)
         self.model.load_state_dict({**kept, **resumed.checkpoint["model"]})
         for name, momentum in values.get("momenta", {}).items():
-            if name in self.model.momenta:  # a forked run may share none
+            if name in self.model.momenta:  # a forked run may train less
                 self.model.momenta[name].copy_(momentum)
         # a forked run with another strategy begins with a fresh one
         if values["server_optimizer"] is not None:

@@ -149,9 +149,10 @@ def _phases(
     for line in [*expiring(key_folders(config.federated)), *state.strategy.warnings(config)]:
         log.warning("%s", line)
     also = "" if state.shares_head else ", and a head of each client's own, which stays at its site"
-    parameters = state.layout.without_momenta.numel
-    if momenta := state.layout.numel - parameters:
+    momenta = state.layout.num_momenta
+    if momenta:
         also += f", and {momenta / 1e6:.2f} M of the clients' momentum"
+    parameters = state.layout.numel - momenta
     log.info("model %s: %.2f M parameters%s", config.model.name, parameters / 1e6, also)
 
     connect(federation)

@@ -44,9 +44,8 @@ def saved_model_bytes(config: Config, parameters: int) -> int:
 
 def server_state_bytes(config: Config, layout: ParameterLayout) -> int:
     """Return the bytes of what the strategy keeps between rounds, and of clients' momenta."""
-    trained = layout.without_momenta
-    momenta = layout.numel - trained.numel
-    return 4 * (strategy_of(config.federated).state_numel(trained) + momenta)
+    kept = strategy_of(config.federated).state_numel(layout.without_momenta)
+    return 4 * (kept + layout.num_momenta)
 
 
 def checkpoints_disk(config: Config, layout: ParameterLayout, parameters: int) -> int:

@@ -232,7 +232,7 @@ class Guard:
         update, or the last of them for a momentum that leaves with it."""
         yield from self._too_few(plan, start, length, setting)
         last = job.client.remembered_steps * job.client.accumulate
-        if last < length:
+        if job.client.shares_momentum and last < length:
             yield from self._too_few(plan, start + length - last, last, "client.muon.momentum")
 
     def _too_few(self, plan: BatchPlan, start: int, length: int, setting: str) -> Iterator[Refusal]:

@@ -166,7 +166,7 @@ def stepped(
     """Return the new model [P] of ``layout`` as :meth:`ServerStrategy.step`, in the memory of
     ``mean_update``; the clients' momenta, which stand behind the parameters that the strategy
     steps, are their mean."""
-    count = layout.without_momenta.numel
+    count = layout.numel - layout.num_momenta
     if count == layout.numel:
         return strategy.step(model, mean_update, share)
     mean_update[count:].add_(model[count:])
